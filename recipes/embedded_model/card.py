@@ -1,0 +1,92 @@
+"""Write the model card of a trained folder from its `training_log.json`.
+
+python recipes/embedded_model/card.py MODEL
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+SOURCES = {
+    "wiki_en": "English Wikipedia articles (CC BY-SA, the Wikipedia contributors)",
+    "novels_en": "97 English novels of 1839-1937 (public domain)",
+    "utterances": "short quoted speeches of those novels and dolly questions, lower-cased",
+    "dolly": "databricks-dolly-15k instructions and responses in ChatML (CC BY-SA 3.0, Databricks)",
+    "dolly_lower": "the same, lower-cased",
+}
+CARD = """\
+---
+license: cc-by-sa-4.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# shadowpeft embedded model
+
+A {millions:.2f} M parameter English language model ({layers} Qwen3 layers, width {width}, a byte-level
+BPE of {vocabulary:,} tokens, tied embeddings, bf16), trained from scratch. It is real but very small:
+it is there so that examples and tests can adapt a pretrained model offline in seconds.
+
+## Training
+
+{tokens:,} tokens ({sources:,} distinct) in {minutes:.1f} minutes on one {device}, packed windows of
+{length} tokens, AdamW; `recipes/embedded_model` in the source repository has the code. Held-out
+texts are whole articles, whole novels and 2 % of dolly (a random share, fixed seed):
+
+| source | share of training | held-out perplexity | bits per byte | held-out tokens |
+| --- | --- | --- | --- | --- |
+{rows}
+
+Command: `{command}` with {versions}, seed {seed}. Training ended `{status}`.
+
+## Sources and licence
+
+The weights are offered under CC BY-SA 4.0, since parts of the training text are CC BY-SA:
+
+{credits}
+
+CLINC150, or any other intent-classification set, was not among the training text.
+
+## Limits
+
+The model writes locally fluent English and little more. It knows few facts, states wrong ones, does
+not reason, follows instructions poorly, and has seen no code and hardly any language but English.
+Its training context was {length} tokens. The novels carry the views and prejudices of
+their time; nothing was filtered and nothing was aligned. Adapt it, measure with it, do not serve it.
+"""
+
+
+def card(log: dict[str, Any], config: dict[str, Any]) -> str:
+    """Fill the card in from the training log and the model's configuration."""
+    train = [row for row in log["sources"] if row["split"] == "train"]
+    row = "| {} | {:.0%} | {perplexity:.1f} | {bits_per_byte:.3f} | {tokens:,} |".format
+    return CARD.format(
+        millions=log["parameters"] / 1e6,
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        vocabulary=config["vocab_size"],
+        tokens=log["tokens_seen"],
+        sources=sum(row["tokens"] for row in train),
+        minutes=log["train_seconds"] / 60,
+        device=log["device"],
+        length=log["length"],
+        rows="\n".join(row(name, log["source_weights"][name], **score) for name, score in log["validation"].items()),
+        command=log["command"],
+        versions=", ".join(f"{name} {version}" for name, version in log["versions"].items()),
+        seed=log["seed"],
+        status=log["status"],
+        credits="\n".join(f"- `{row['source']}`: {SOURCES[row['source']]}, {row['tokens']:,} tokens" for row in train),
+    )
+
+
+def main() -> None:
+    """Write `README.md` beside the weights."""
+    folder = Path(sys.argv[1])
+    log, config = (json.loads((folder / name).read_text()) for name in ("training_log.json", "config.json"))
+    (folder / "README.md").write_text(card(log, config))
+
+
+if __name__ == "__main__":
+    main()

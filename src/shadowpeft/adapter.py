@@ -1,0 +1,75 @@
+"""One adapter: a shadow, the boundary weights, and for classification its two heads. All that is trained, and all that is saved."""
+
+import copy
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shadowpeft import arch
+from shadowpeft.boundary import Injection, Update
+from shadowpeft.config import ShadowConfig
+from shadowpeft.errors import ConfigError
+from shadowpeft.ops import boundary, inject
+from shadowpeft.shadow import Shadow
+
+
+class Adapter(nn.Module):
+    """Hold what is trained beside one base model.
+
+    Args:
+        base: the frozen base model; read, never kept.
+        config: the settings.
+        shadow: the shadow network, implicit or explicit.
+
+    Raises:
+        ConfigError: `inject_from` leaves no block to adapt.
+    """
+
+    def __init__(self, base: PreTrainedModel, config: ShadowConfig, shadow: Shadow) -> None:
+        super().__init__()
+        self.config = config
+        self.settings = config.resolved()
+        self.task = arch.task_of(base)
+        depth, width = len(arch.blocks_of(base)), base.config.hidden_size
+        adapted = depth - self.settings.inject_from
+        if adapted < 1:
+            raise ConfigError(
+                f"inject_from must be below the base's {depth} blocks, got {self.settings.inject_from}: no block would be adapted"
+            )
+        self.shadow = shadow
+        self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and adapted > 1 else None
+        self.injections = nn.ModuleList([Injection(width, self.settings) for _ in range(adapted)])
+        # No update after the last block: nobody reads its result, so its weights would never receive a gradient.
+        self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(adapted - 1)])
+        classifies = self.task == "sequence-classification"
+        self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
+        self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Let everything train, or nothing; the embeddings of an explicit shadow stay frozen either way."""
+        self.requires_grad_(trainable)
+        if not self.shadow.borrows:
+            self.shadow.embeddings().requires_grad_(False)
+
+    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)).
+
+        Args:
+            block: index of the block about to run, from 0.
+            h_BTD: what the previous block put out (the embeddings for block 0).
+            s_BTD: the shadow state before the previous block.
+
+        Returns:
+            The block's input and the shadow state beside it.
+        """
+        i = block - self.settings.inject_from
+        if i < 0:
+            return h_BTD, s_BTD
+        paper = self.settings.variant == "paper"
+        dropout = self.settings.dropout if self.training else 0.0
+        site = "bottleneck" if paper else "delta"
+        injection = self.injections[i].weights()
+        if i == 0:
+            return inject(h_BTD, s_BTD, injection, self.settings.alpha, dropout, site), s_BTD
+        update = self.updates[i - 1].weights(self.norm)
+        return boundary(h_BTD, s_BTD, update, injection, self.settings.alpha, dropout, dropout if paper else 0.0, site)

@@ -1,0 +1,214 @@
+"""The one table that knows how each supported model family is laid out. Nothing else looks inside a transformers model.
+
+To add a family, add a row and a tiny configuration to `tests/families.py`; `docs/families.md` walks through it.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import transformers
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shadowpeft.config import ResolvedConfig
+from shadowpeft.errors import ConfigError, UnsupportedModelError
+
+Task = Literal["causal-lm", "sequence-classification"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family keeps what we need.
+
+    Args:
+        name: what people call it.
+        model_type: `config.model_type` in transformers.
+        causal: class name of the causal language model (its head is `lm_head`).
+        classifier: class name of the sequence classifier (its head is `score`).
+        decoder: path from either class to the module that loops over the blocks.
+        blocks: the decoder's attribute that holds the blocks.
+        embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow borrows them.
+        mlp: config field of the MLP width, `None` where it follows from the hidden width.
+        kv_heads: config field of the number of key and value heads, `None` where there is none.
+        head_dim: config field of the width of an attention head, `None` where it follows from the hidden width.
+        passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can travel as one.
+        takes_positions: the decoder accepts `position_ids`.
+        softcaps: the logits pass through `cap * tanh(logits / cap)` when the config sets a cap.
+    """
+
+    name: str
+    model_type: str
+    causal: str
+    classifier: str
+    decoder: str = "model"
+    blocks: str = "layers"
+    embeddings: tuple[str, ...] = ("embed_tokens",)
+    mlp: str | None = "intermediate_size"
+    kv_heads: str | None = "num_key_value_heads"
+    head_dim: str | None = "head_dim"
+    passes_kwargs: bool = True
+    takes_positions: bool = True
+    softcaps: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("Llama", "llama", "LlamaForCausalLM", "LlamaForSequenceClassification"),
+        Family("Mistral", "mistral", "MistralForCausalLM", "MistralForSequenceClassification"),
+        Family("Qwen2", "qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", head_dim=None),
+        Family("Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
+        Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification"),
+        Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", softcaps=True),
+        Family("Gemma 3", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True),
+        Family("Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None),
+        Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None),
+        Family(
+            "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder",
+            embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None,
+        ),
+        Family(
+            "GPT-2", "gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification", decoder="transformer", blocks="h",
+            embeddings=("wte", "wpe"), mlp="n_inner", kv_heads=None, head_dim=None,
+        ),
+        Family(
+            "GPT-NeoX", "gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification", decoder="gpt_neox",
+            embeddings=("embed_in",), kv_heads=None, head_dim=None,
+        ),
+        Family(
+            "Falcon", "falcon", "FalconForCausalLM", "FalconForSequenceClassification", decoder="transformer", blocks="h",
+            embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads", head_dim=None, passes_kwargs=False,
+        ),
+        Family(
+            "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer", blocks="h",
+            embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None, head_dim=None,
+            passes_kwargs=False, takes_positions=False,
+        ),
+        Family(
+            "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer", blocks="h",
+            embeddings=("wte",), mlp="n_inner", kv_heads=None, head_dim=None, passes_kwargs=False,
+        ),
+    )
+}  # fmt: skip
+
+
+def supported() -> str:
+    """Name the supported families in one line."""
+    return ", ".join(family.name for family in FAMILIES.values())
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """Find the row of a model.
+
+    Raises:
+        UnsupportedModelError: the model's family or class is not in the table, or it is an OPT with projected embeddings.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model_type {model.config.model_type!r}) is not supported; supported: {supported()}"
+        )
+    classes = (getattr(transformers, family.causal), getattr(transformers, family.classifier))
+    if not isinstance(model, classes):
+        raise UnsupportedModelError(f"expected a {family.causal} or {family.classifier}, got {type(model).__name__}")
+    if family.model_type == "opt" and model.config.word_embed_proj_dim != model.config.hidden_size:
+        raise UnsupportedModelError(
+            "OPT with word_embed_proj_dim != hidden_size (opt-350m) is not supported: its head is narrower than its blocks"
+        )
+    return family
+
+
+def family_of_config(config: PretrainedConfig) -> Family:
+    """Find the row of a configuration read from a file.
+
+    Raises:
+        UnsupportedModelError: the family is not in the table.
+    """
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(f"model_type {config.model_type!r} is not supported; supported: {supported()}")
+    return FAMILIES[config.model_type]
+
+
+def task_of(model: PreTrainedModel) -> Task:
+    """Tell a causal language model from a sequence classifier."""
+    return "causal-lm" if isinstance(model, getattr(transformers, family_of(model).causal)) else "sequence-classification"
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the module that loops over the blocks."""
+    decoder = model.get_submodule(family_of(model).decoder)
+    assert isinstance(decoder, PreTrainedModel)
+    return decoder
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the blocks in order."""
+    blocks = decoder_of(model).get_submodule(family_of(model).blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """Return the linear head: `lm_head` of a causal language model, `score` of a classifier."""
+    head = model.get_submodule("lm_head" if task_of(model) == "causal-lm" else "score")
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    """Return the table of token embeddings."""
+    table = decoder_of(model).get_submodule(family_of(model).embeddings[0])
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
+def logits(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
+    """Apply the language-model head as the family does: linear, then the soft cap where there is one."""
+    logits_BTV = head_of(model)(hidden_BTD)
+    cap = model.config.final_logit_softcapping if family_of(model).softcaps else None
+    return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
+
+
+def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:
+    """Derive the configuration of an implicit shadow: the base's, with fewer and smaller blocks.
+
+    A mixture-of-experts base gets dense shadow blocks: experts that no token chose would receive no gradient.
+
+    Raises:
+        ConfigError: a size is set that the family does not have.
+    """
+    family = family_of(model)
+    sizes = {
+        "shadow_intermediate_size": (family.mlp, config.shadow_intermediate_size),
+        "shadow_attention_heads": ("num_attention_heads", config.shadow_attention_heads),
+        "shadow_key_value_heads": (family.kv_heads, config.shadow_key_value_heads),
+        "shadow_head_dim": (family.head_dim, config.shadow_head_dim),
+    }
+    values = copy.deepcopy(model.config)
+    for setting, (field, value) in sizes.items():
+        if value is None:
+            continue
+        if field is None:
+            raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
+        setattr(values, field, value)
+    set_depth(values, config.shadow_layers)
+    values.tie_word_embeddings = model.config.tie_word_embeddings
+    return values
+
+
+def set_depth(config: PretrainedConfig, layers: int) -> None:
+    """Set the number of blocks, and the per-block lists that some configurations keep beside it."""
+    if "layer_types" in config.to_dict() and config.layer_types is not None:
+        if layers > len(config.layer_types):
+            raise ConfigError(f"shadow_layers must be at most the base's {len(config.layer_types)}, got {layers}")
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers
+    if config.model_type == "qwen3_moe":
+        config.mlp_only_layers = list(range(layers))
+
+
+def build(config: PretrainedConfig, task: Task) -> PreTrainedModel:
+    """Build an untrained stock model of a supported family from its configuration."""
+    family = family_of_config(config)
+    return getattr(transformers, family.causal if task == "causal-lm" else family.classifier)(config)

@@ -1,0 +1,52 @@
+"""The trainable weights at the block boundaries: one injection per adapted block, one update between two of them."""
+
+from typing import Literal
+
+from torch import nn
+
+from shadowpeft.config import ResolvedConfig
+from shadowpeft.ops import InjectionWeights, UpdateWeights
+
+
+class Injection(nn.Module):
+    """W_down and W_up of eq. 3 for one block; W_up starts at zero, so that a fresh shadow changes nothing."""
+
+    def __init__(self, width: int, config: ResolvedConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, config.r, bias=False)
+        self.up = nn.Linear(config.r, width, bias=False)
+        if config.variant == "paper":
+            nn.init.normal_(self.down.weight, std=0.02)
+        nn.init.zeros_(self.up.weight)
+
+    def weights(self) -> InjectionWeights:
+        """Return the tensors in the form the operations take."""
+        return InjectionWeights(self.down.weight, self.up.weight)
+
+
+class Update(nn.Module):
+    """T and G of eq. 5 and 6 for one block: two-layer networks with SiLU (`paper`) or GELU and biases (`peft`)."""
+
+    def __init__(self, width: int, config: ResolvedConfig) -> None:
+        super().__init__()
+        bias = config.variant == "peft"
+        self.activation: Literal["silu", "gelu"] = "gelu" if config.variant == "peft" else "silu"
+        self.transform_in = nn.Linear(width, config.update_width, bias=bias)
+        self.transform_out = nn.Linear(config.update_width, width, bias=bias)
+        self.gate_in = nn.Linear(width, config.update_width, bias=bias)
+        self.gate_out = nn.Linear(config.update_width, width, bias=bias)
+
+    def weights(self, norm: nn.LayerNorm | None) -> UpdateWeights:
+        """Return the tensors in the form the operations take; `norm` is the LayerNorm that the variant `paper` shares over depth."""
+        return UpdateWeights(
+            self.transform_in.weight,
+            self.transform_in.bias,
+            self.transform_out.weight,
+            self.transform_out.bias,
+            self.gate_in.weight,
+            self.gate_in.bias,
+            self.gate_out.weight,
+            self.gate_out.bias,
+            None if norm is None else (norm.weight, norm.bias, norm.eps),
+            self.activation,
+        )

@@ -1,0 +1,30 @@
+"""One key-value cache for base and shadow: the base's layers followed by the shadow's, so that every operation acts on both."""
+
+from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
+
+
+class ShadowCache(Cache):
+    """Hold the cached keys and values of L base layers and k shadow layers in one list.
+
+    Cropping, reordering, repeating and resetting are transformers' own loops over `layers`, so the halves cannot part.
+    `base` and `shadow` are the two halves as the decoders expect them: numbered from 0, sharing the same layer objects.
+
+    Args:
+        base: an empty cache for the base's configuration.
+        shadow: an empty cache for the shadow's configuration.
+    """
+
+    def __init__(self, base: Cache, shadow: Cache) -> None:
+        super().__init__(layers=[*base.layers, *shadow.layers])
+        self.base = Cache(layers=base.layers)
+        self.shadow = Cache(layers=shadow.layers)
+
+
+def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCache:
+    """Make a cache that grows with the sequence."""
+    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow))
+
+
+def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
+    """Make a cache with room for `max_length` tokens, allocated once."""
+    return ShadowCache(StaticCache(config=base, max_cache_len=max_length), StaticCache(config=shadow, max_cache_len=max_length))

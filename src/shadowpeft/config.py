@@ -1,0 +1,115 @@
+"""The one dataclass of settings: what a shadow is made of and how strongly it acts."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shadowpeft.errors import ConfigError
+
+Variant = Literal["paper", "peft"]
+
+# The published defaults that differ between the two variants (reference: the paper's table 7 and PEFT's ShadowConfig).
+_DEFAULTS: dict[str, dict[str, int]] = {
+    "paper": {"r": 16, "update_width": 10, "inject_from": 1},
+    "peft": {"r": 8, "update_width": 8, "inject_from": 0},
+}
+
+
+@dataclass(frozen=True)
+class ShadowConfig:
+    """Settings of one adapter. `None` stands for the variant's (`r`, `update_width`, `inject_from`) or the base model's value.
+
+    Args:
+        variant: `paper` computes figure 2 of arXiv 2604.19254 as the authors' package does; `peft` computes what Hugging Face PEFT does.
+        r: rank of the injection, `W_down` and `W_up` of eq. 3.
+        update_width: hidden width of the update's networks T and G (eq. 5 and 6).
+        alpha: strength of the injection (eq. 4).
+        dropout: probability, in training, of dropping values of the injection (and of T in the variant `paper`).
+        shadow_loss_weight: lambda of eq. 9, the weight of the loss on `head(s^(0))`.
+        inject_from: index (from 0) of the first block whose input is corrected; blocks before it need no backward pass.
+        shadow_layers: number of blocks of an implicit shadow.
+        shadow_intermediate_size: MLP width of the shadow's blocks.
+        shadow_attention_heads: attention heads of the shadow's blocks.
+        shadow_key_value_heads: key and value heads of the shadow's blocks.
+        shadow_head_dim: width of one attention head of the shadow's blocks.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    variant: Variant = "paper"
+    r: int | None = None
+    update_width: int | None = None
+    alpha: float = 0.1
+    dropout: float = 0.2
+    shadow_loss_weight: float = 0.05
+    inject_from: int | None = None
+    shadow_layers: int = 1
+    shadow_intermediate_size: int | None = None
+    shadow_attention_heads: int | None = None
+    shadow_key_value_heads: int | None = None
+    shadow_head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in _DEFAULTS:
+            raise ConfigError(f"variant must be 'paper' or 'peft', got {self.variant!r}{_nearest(self.variant, _DEFAULTS)}")
+        for name, value in dataclasses.asdict(self).items():
+            _check(name, value)
+
+    def resolved(self) -> "ResolvedConfig":
+        """Return the settings with the variant's defaults filled in."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        r = {"update_width": given["r"]} if self.variant == "peft" and "r" in given else {}
+        return ResolvedConfig(**{**_DEFAULTS[self.variant], **r, **given})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values for JSON or YAML."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ShadowConfig":
+        """Build the settings from a mapping such as a parsed file.
+
+        Raises:
+            ConfigError: a key is not a setting (the message names the nearest one) or a value is out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown setting {key!r}{_nearest(key, known)}; known settings: {', '.join(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(ShadowConfig):
+    """A `ShadowConfig` whose variant-dependent settings are numbers."""
+
+    r: int = 0
+    update_width: int = 0
+    inject_from: int = 0
+
+
+def _nearest(word: object, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _check(name: str, value: object) -> None:
+    """Refuse a value of the wrong type or range before anything is built from it."""
+    if value is None or name == "variant":
+        return
+    if name in ("alpha", "dropout", "shadow_loss_weight"):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name} must be a number, got {value!r}")
+        if name == "dropout" and not 0 <= value < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {value!r}")
+        if name == "shadow_loss_weight" and value < 0:
+            raise ConfigError(f"shadow_loss_weight must be 0 or more, got {value!r}")
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    least = 0 if name == "inject_from" else 1
+    if value < least:
+        raise ConfigError(f"{name} must be {least} or more, got {value!r}")

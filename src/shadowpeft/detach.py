@@ -1,0 +1,61 @@
+"""The detached model: what was trained, folded into a stock transformers checkpoint that needs neither the base nor this library."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shadowpeft import arch
+from shadowpeft.adapter import Adapter
+
+
+@torch.no_grad()
+def detached(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """Build the model `head(P(f_shadow(x)))` as a stock model of the shadow's family, with weights of its own.
+
+    Nothing stands between P and the head, so both fold into one matrix: W_head P. Where there is no P and the base ties its
+    head to its embeddings, the detached model ties them too.
+
+    Args:
+        base: the model whose embeddings (implicit shadow) and head are copied.
+        adapter: the trained adapter.
+
+    Returns:
+        A complete model on the base's device and of the adapter's dtype, in evaluation mode.
+    """
+    shadow = adapter.shadow
+    head = arch.head_of(base) if adapter.shadow_score is None else adapter.shadow_score
+    config = copy.deepcopy(shadow.backbone.config)
+    table = arch.token_embedding_of(base).weight
+    config.tie_word_embeddings = shadow.borrows and shadow.projection is None and head.weight is table
+    if not shadow.borrows:
+        config.id2label, config.label2id, config.problem_type = base.config.id2label, base.config.label2id, base.config.problem_type
+        config.pad_token_id, config.bos_token_id, config.eos_token_id = (
+            base.config.pad_token_id,
+            base.config.bos_token_id,
+            base.config.eos_token_id,
+        )
+    model = arch.build(config, adapter.task)
+    model.to(device=table.device, dtype=adapter.injections[0].up.weight.dtype)
+    arch.decoder_of(model).load_state_dict(_decoder_state(base, adapter), strict=True)
+    _fold_head(head, shadow.projection, arch.head_of(model))
+    if adapter.task == "causal-lm":
+        model.generation_config = copy.deepcopy(base.generation_config)
+    return model.eval()
+
+
+def _decoder_state(base: PreTrainedModel, adapter: Adapter) -> dict[str, Tensor]:
+    state = dict(adapter.shadow.backbone.state_dict())
+    if adapter.shadow.borrows:
+        for name in adapter.shadow.family.embeddings:
+            module = arch.decoder_of(base).get_submodule(name)
+            state.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
+    return state
+
+
+def _fold_head(head: nn.Linear, projection: nn.Linear | None, target: nn.Linear) -> None:
+    folded_VS = head.weight if projection is None else head.weight.float() @ projection.weight.float()
+    target.weight.copy_(folded_VS)
+    if head.bias is not None:
+        target.bias.copy_(head.bias)

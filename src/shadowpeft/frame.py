@@ -1,0 +1,66 @@
+"""The state of one forward pass, and the blocks that hand it on. The frame travels as an argument; no module keeps it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from shadowpeft.adapter import Adapter
+
+
+@dataclass
+class ShadowFrame:
+    """One forward pass: the adapter it runs under and the shadow state s, shape (B, T, D), at the boundary reached so far."""
+
+    adapter: Adapter
+    state_BTD: Tensor
+
+    def enter(self, block: int, h_BTD: Tensor) -> Tensor:
+        """Advance the state to the boundary before `block` and return the block's corrected input."""
+        h_BTD, self.state_BTD = self.adapter.enter(block, h_BTD, self.state_BTD)
+        return h_BTD
+
+
+# For the families whose decoder drops unknown keyword arguments (`Family.passes_kwargs`). A context variable is safe
+# from threads; the price is that torch.compile(fullgraph=True) cannot trace it.
+_travelling: ContextVar[ShadowFrame] = ContextVar("shadow_frame")
+
+
+@contextmanager
+def travelling(frame: ShadowFrame) -> Iterator[None]:
+    """Let the blocks of a decoder that drops keyword arguments find the frame while the context lasts."""
+    token = _travelling.set(frame)
+    try:
+        yield
+    finally:
+        _travelling.reset(token)
+
+
+class ShadowedBlock:
+    """Stand in a view of the decoder for one of its blocks: cross the boundary, then run the block as it is.
+
+    The boundary is crossed outside the block's own call, so gradient checkpointing recomputes the frozen block alone.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, index: int) -> None:
+        self.blocks, self.index = blocks, index
+
+    def __call__(self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any) -> Any:
+        """Run the block on the corrected input; everything else is handed through untouched."""
+        frame = shadow_frame if shadow_frame is not None else _travelling.get()
+        return self.blocks[self.index](frame.enter(self.index, h_BTD), *args, **kwargs)
+
+
+class ShadowedBlocks:
+    """Give the list of shadowed blocks of a decoder, in order."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        self.blocks = blocks
+        self.shadowed = [ShadowedBlock(blocks, index) for index in range(len(blocks))]
+
+    def __call__(self) -> list[ShadowedBlock]:
+        """Return the list."""
+        return self.shadowed

@@ -1,0 +1,350 @@
+"""`ShadowedModel`: a base and its adapters as one transformers model. Attach, forward, generate, save, detach, unload."""
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
+
+from shadowpeft import arch, checkpoint, heads, shadow
+from shadowpeft.adapter import Adapter
+from shadowpeft.cache import ShadowCache, dynamic_cache, static_cache
+from shadowpeft.config import ShadowConfig
+from shadowpeft.detach import detached
+from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.frame import ShadowedBlocks, ShadowFrame, travelling
+from shadowpeft.generate import ShadowGeneration, require_shadow_cache
+from shadowpeft.lent import Lent
+from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
+from shadowpeft.views import View
+
+
+def attach(
+    base: PreTrainedModel,
+    config: ShadowConfig | None = None,
+    shadow_model: PreTrainedModel | None = None,
+    adapter: str = "default",
+    dtype: torch.dtype | None = None,
+) -> "ShadowedModel":
+    """Freeze a base and put a fresh shadow beside it; until it is trained, the result computes what the base computes.
+
+    Args:
+        base: a causal language model or sequence classifier of a supported family. It is lent: nothing on it changes but
+            its `requires_grad` flags, and `unload()` gives it back as it was.
+        config: the settings; `ShadowConfig()` by default.
+        shadow_model: a pretrained model whose decoder becomes an explicit shadow and is trained in place; `None` builds a
+            small random shadow of the base's own architecture.
+        adapter: the name of the adapter.
+        dtype: type of the trained weights; the base's by default. Another type than the base's needs autocast.
+
+    Returns:
+        The shadowed model, its first adapter ready to train.
+
+    Raises:
+        UnsupportedModelError: base or shadow is not of a supported family, or the two do not fit.
+        ConfigError: a setting does not fit the base.
+    """
+    model = ShadowedModel(base)
+    model.add_adapter(adapter, config, shadow_model, dtype)
+    return model
+
+
+class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
+    """A frozen base with its adapters, as a transformers model. Made by `attach` or `from_pretrained`.
+
+    Each call may name its adapter; otherwise the active one is used. A call keeps its state in arguments and locals alone,
+    so calls from several threads do not meet.
+    """
+
+    config: PretrainedConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self.task = arch.task_of(base)
+        super().__init__(copy.deepcopy(base.config))
+        self.config.keys_to_ignore_at_inference = ["past_key_values", "shadow_loss", "shadow_logits"]
+        if self.task == "causal-lm":
+            self.generation_config = copy.deepcopy(base.generation_config)
+        self.all_tied_weights_keys: dict[str, str] = {}
+        self._lent = Lent.freeze(base)
+        self.base: PreTrainedModel | None = base
+        self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: ShadowedBlocks(arch.blocks_of(base))})
+        self.adapters = nn.ModuleDict()
+        self.active_adapter = ""
+        self._bare_threads: dict[int, int] = {}
+        self.training = base.training
+
+    # Adapters
+
+    def add_adapter(
+        self,
+        name: str,
+        config: ShadowConfig | None = None,
+        shadow_model: PreTrainedModel | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
+        base, config = self._base(), config or ShadowConfig()
+        network = shadow.implicit(base, config.resolved()) if shadow_model is None else shadow.explicit(base, shadow_model)
+        self._own(name, Adapter(base, config, network), dtype)
+
+    def load_adapter(self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None) -> None:
+        """Read an adapter from its folder and make it the active one.
+
+        Raises:
+            CheckpointError: the folder is damaged or was written for another base.
+        """
+        self._own(name, checkpoint.load(self._base(), folder), dtype)
+
+    def set_adapter(self, name: str) -> None:
+        """Make an adapter the one that calls use by default, and the only one that trains.
+
+        Raises:
+            ConfigError: there is no adapter of that name.
+        """
+        self._adapter(name)
+        self.active_adapter = name
+        for other in self.adapters:
+            self._adapter(other).set_trainable(other == name)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let this thread's calls run the bare base, bit for bit, while the context lasts."""
+        thread = threading.get_ident()
+        self._bare_threads[thread] = self._bare_threads.get(thread, 0) + 1
+        try:
+            yield
+        finally:
+            self._bare_threads[thread] -= 1
+            if not self._bare_threads[thread]:
+                del self._bare_threads[thread]
+
+    # Forward
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        adapter: str | None = None,
+        output_shadow_logits: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run base and shadow together (eq. 1 to 9).
+
+        Args:
+            input_ids: token ids, (B, T).
+            attention_mask: 1 for tokens, 0 for padding, (B, cached + T).
+            position_ids: positions of the tokens, (B, T).
+            past_key_values: a cache made by `new_cache()`; written to.
+            inputs_embeds: embeddings in place of ids, (B, T, D).
+            labels: for a language model token ids, (B, T), -100 where no loss is wanted; for a classifier its targets.
+            use_cache: give back a cache; by default the config's `use_cache` when evaluating without labels.
+            logits_to_keep: compute only the last so many logits (or those at the given positions), as transformers does.
+            adapter: the adapter to run under; the active one by default.
+            output_shadow_logits: give back `head(s^(0))` too.
+            num_items_in_batch: labelled items in the whole accumulated batch, as the Trainer passes it.
+            shift_labels: labels already shifted, in place of `labels`.
+            return_dict: `False` for a plain tuple.
+            **kwargs: handed to the base's decoder (`output_hidden_states` and the like).
+
+        Returns:
+            `ShadowedCausalLMOutput` or `ShadowedClassifierOutput`; the bare base's own output inside `disabled()`.
+
+        Raises:
+            UserError: there is no such adapter, the cache has no room for the shadow, or the model was unloaded.
+        """
+        base = self._base()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        if self._is_bare():
+            bare = {"past_key_values": past_key_values, "labels": labels, "use_cache": use_cache, "return_dict": return_dict, **kwargs}
+            keep = {"logits_to_keep": logits_to_keep} if self.task == "causal-lm" else {}
+            return base(**_given(inputs), **bare, **keep)
+        chosen = self._adapter(adapter)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        if past_key_values is None and use_cache:
+            past_key_values = self.new_cache(adapter)
+        cache = None if past_key_values is None else require_shadow_cache(past_key_values)
+        out, first_state_BTD = self._run(chosen, inputs, cache, kwargs)
+        targets = heads.Targets(labels, shift_labels, num_items_in_batch)
+        result: ShadowedCausalLMOutput | ShadowedClassifierOutput
+        if self.task == "causal-lm":
+            result = heads.language_output(
+                base, chosen, out.last_hidden_state, first_state_BTD, targets, logits_to_keep, output_shadow_logits
+            )
+        else:
+            mask_BT = self._padding_mask(input_ids, attention_mask)
+            result = heads.classifier_output(
+                self.config, chosen, out.last_hidden_state, first_state_BTD, targets, mask_BT, output_shadow_logits
+            )
+        result.past_key_values = cache if use_cache else None
+        result.hidden_states, result.attentions = out.hidden_states, out.attentions
+        return result if return_dict is not False else result.to_tuple()
+
+    def _padding_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+        """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do."""
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            return input_ids != self.config.pad_token_id
+        return attention_mask
+
+    def _run(
+        self, adapter: Adapter, inputs: dict[str, Tensor | None], cache: ShadowCache | None, kwargs: dict[str, Any]
+    ) -> tuple[Any, Tensor]:
+        """Run the shadow, then the base's decoder through its view; return the decoder's output and s^(0)."""
+        family = arch.family_of(self._base())
+        state_BTD = adapter.shadow(
+            inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow
+        )
+        frame = ShadowFrame(adapter, state_BTD)
+        if not family.takes_positions:
+            inputs = {**inputs, "position_ids": None}
+        travel = nullcontext() if family.passes_kwargs else travelling(frame)
+        carried = {"shadow_frame": frame} if family.passes_kwargs else {}
+        with travel:
+            out = self._decoder(
+                **_given(inputs), past_key_values=cache and cache.base, use_cache=cache is not None, return_dict=True, **carried, **kwargs
+            )
+        return out, state_BTD
+
+    # Generation
+
+    def new_cache(self, adapter: str | None = None, max_length: int | None = None) -> ShadowCache:
+        """Make an empty cache for base and shadow; with `max_length` (tokens) a static one, else it grows."""
+        chosen = self._adapter(adapter)
+        configs = self._base().config, chosen.shadow.backbone.config
+        return dynamic_cache(*configs) if max_length is None else static_cache(*configs, max_length)
+
+    def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
+        """Return the configurations a cache is made for, or `None` inside `disabled()`."""
+        return None if self._is_bare() else (self._base().config, self._adapter(adapter).shadow.backbone.config)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter.
+
+        Raises:
+            UserError: the model is a classifier, or the kind of cache asked for has no room for the shadow.
+        """
+        if self.task != "causal-lm":
+            raise UserError("a sequence classifier cannot generate; attach to a causal language model")
+        return super().generate(*args, **kwargs)
+
+    # Saving, detaching, unloading
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        adapter: str | None = None,
+        run: Mapping[str, Any] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **_: Any,
+    ) -> None:
+        """Write one adapter (never the base) to a folder: safetensors, JSON and a model card.
+
+        Args:
+            save_directory: the folder; files of an earlier save are replaced only once the new ones are complete.
+            adapter: which one; the active one by default.
+            run: what the model card tells of the training, by name.
+            state_dict: this model's tensors gathered elsewhere, as sharded training passes them.
+            is_main_process: write only if true, as distributed training passes it.
+
+        Raises:
+            CheckpointError: the files could not be written; those already there are unchanged.
+        """
+        if not is_main_process:
+            return
+        name = adapter or self.active_adapter
+        prefix = f"adapters.{name}."
+        gathered = {key[len(prefix) :]: value for key, value in (state_dict or {}).items() if key.startswith(prefix)}
+        checkpoint.save(self._adapter(name), self._base(), save_directory, run or {}, gathered or None)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, base: PreTrainedModel, folder: str | Path, adapter: str = "default", dtype: torch.dtype | None = None
+    ) -> "ShadowedModel":
+        """Put a saved adapter beside the base it was trained on.
+
+        Raises:
+            CheckpointError: the folder is damaged or was written for another base; the base is left as it was.
+        """
+        saved = checkpoint.load(base, folder)
+        model = cls(base)
+        model._own(adapter, saved, dtype)
+        return model.eval()
+
+    def detached(self, adapter: str | None = None) -> PreTrainedModel:
+        """Return the shadow alone as a complete stock model, with weights of its own; it needs neither base nor this library."""
+        return detached(self._base(), self._adapter(adapter))
+
+    def unload(self) -> PreTrainedModel:
+        """Give the base back as it was lent; this model cannot be used afterwards."""
+        base = self._base()
+        self._lent.restore(base)
+        self.base = None
+        del self._decoder, self.adapters
+        return base
+
+    # What transformers asks of a model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the base's token embeddings."""
+        return arch.token_embedding_of(self._base())
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the base's language-model head, `None` for a classifier."""
+        return arch.head_of(self._base()) if self.task == "causal-lm" else None
+
+    # Helpers
+
+    def _base(self) -> PreTrainedModel:
+        if self.base is None:
+            raise UserError("this model was unloaded; attach again to the base that unload() returned")
+        return self.base
+
+    def _is_bare(self) -> bool:
+        return bool(self._bare_threads) and threading.get_ident() in self._bare_threads
+
+    def _adapter(self, name: str | None) -> Adapter:
+        chosen = name or self.active_adapter
+        if chosen not in self.adapters:
+            raise ConfigError(f"no adapter named {chosen!r}; there are: {', '.join(self.adapters) or 'none'}")
+        adapter = self.adapters[chosen]
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None) -> None:
+        """Register an adapter on the base's device, in the wanted type, and make it the active one."""
+        if not name or "." in name or name in self.adapters:
+            raise ConfigError(
+                f"adapter names must be new, not empty and without dots, got {name!r}; there are: {', '.join(self.adapters) or 'none'}"
+            )
+        table = arch.token_embedding_of(self._base()).weight
+        adapter.to(device=table.device, dtype=dtype or table.dtype)
+        adapter.train(self.training)
+        self.adapters[name] = adapter
+        self.set_adapter(name)
+
+
+def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if value is not None}

@@ -1,0 +1,110 @@
+"""The method's equations as pure functions: the spec that every other implementation is held against.
+
+Shape legend: B batch, T tokens, D width of the base, R rank of the injection, U width of the update's two MLPs.
+Equation numbers are those of ShadowPEFT (arXiv 2604.19254, section 3). Weights are stored as `nn.Linear` stores them,
+(out, in), so `W_down` of the paper (D x R) is `down_RD` here.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+DropoutSite = Literal["bottleneck", "delta"]
+
+
+class InjectionWeights(NamedTuple):
+    """`W_down` and `W_up` of eq. 3 for one block."""
+
+    down_RD: Tensor
+    up_DR: Tensor
+
+
+class UpdateWeights(NamedTuple):
+    """The two-layer networks `T` (eq. 5) and `G` (eq. 6) of one block, and the LayerNorm before them, if the variant has one.
+
+    `norm` is `(weight_D, bias_D, eps)` or `None`; the biases are `None` in the variant `paper`.
+    """
+
+    transform_in_UD: Tensor
+    transform_in_U: Tensor | None
+    transform_out_DU: Tensor
+    transform_out_D: Tensor | None
+    gate_in_UD: Tensor
+    gate_in_U: Tensor | None
+    gate_out_DU: Tensor
+    gate_out_D: Tensor | None
+    norm: tuple[Tensor, Tensor, float] | None
+    activation: Literal["silu", "gelu"]
+
+
+def inject(
+    h_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0, site: DropoutSite = "bottleneck"
+) -> Tensor:
+    """Correct a block's input by the low-rank image of its distance to the shadow state (eq. 2 to 4).
+
+    delta = h - s;  h' = h + alpha * Dropout(delta W_down) W_up
+
+    Args:
+        h_BTD: what the previous block put out.
+        s_BTD: the shadow state after the previous block.
+        w: the two low-rank matrices.
+        alpha: the strength of the correction.
+        dropout: the probability of dropping a value; 0 outside training.
+        site: what is dropped: the rank-R bottleneck (variant `paper`) or delta itself (variant `peft`).
+
+    Returns:
+        The corrected block input, shaped and typed as `h_BTD`.
+    """
+    delta_BTD = h_BTD - s_BTD
+    if site == "delta":
+        delta_BTD = F.dropout(delta_BTD, dropout, training=dropout > 0)
+    low_BTR = F.linear(delta_BTD, w.down_RD)
+    if site == "bottleneck":
+        low_BTR = F.dropout(low_BTR, dropout, training=dropout > 0)
+    return (h_BTD + alpha * F.linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
+
+
+def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0) -> Tensor:
+    """Move the shadow state towards what the block put out, as far as a learned gate lets it (eq. 5 to 7).
+
+    t = T(norm(h));  g = sigmoid(G(norm(h)));  s' = (1 - g) * s + g * t
+
+    Args:
+        h_BTD: what the block put out.
+        s_BTD: the shadow state before the block.
+        w: the weights of T and G.
+        dropout: the probability of dropping a hidden value of T; 0 outside training and in the variant `peft`.
+
+    Returns:
+        The shadow state after the block, shaped and typed as `s_BTD`.
+    """
+    x_BTD = h_BTD if w.norm is None else F.layer_norm(h_BTD, h_BTD.shape[-1:], *w.norm)
+    act = F.silu if w.activation == "silu" else F.gelu
+    hidden_BTU = F.dropout(act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U)), dropout, training=dropout > 0)
+    t_BTD = F.linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
+    g_BTD = F.linear(act(F.linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D).sigmoid()
+    return ((1 - g_BTD) * s_BTD + g_BTD * t_BTD).to(s_BTD.dtype)
+
+
+def boundary(
+    h_BTD: Tensor,
+    s_BTD: Tensor,
+    update_w: UpdateWeights,
+    inject_w: InjectionWeights,
+    alpha: float,
+    inject_dropout: float = 0.0,
+    update_dropout: float = 0.0,
+    site: DropoutSite = "bottleneck",
+) -> tuple[Tensor, Tensor]:
+    """Cross from block l to block l+1 in one step: update after block l, then inject before block l+1 (eq. 2 to 7).
+
+    (h_out^(l), s^(l-1)) -> (h^(l+1), s^(l))
+
+    Both halves read the same two tensors, which is why a fast implementation fuses them. There is no boundary after the
+    last block, so its update, whose result nobody reads, does not exist here.
+
+    Args and returns: as `update` and `inject`; returns the next block's input and the new shadow state.
+    """
+    s_next_BTD = update(h_BTD, s_BTD, update_w, update_dropout)
+    return inject(h_BTD, s_next_BTD, inject_w, alpha, inject_dropout, site), s_next_BTD

@@ -1,0 +1,22 @@
+"""What a forward pass gives back: transformers' outputs with the shadow's loss and logits beside them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+
+
+@dataclass
+class ShadowedCausalLMOutput(CausalLMOutputWithPast):
+    """Output of a shadowed language model; `loss` is L of eq. 9, `shadow_loss` the unweighted L_shadow of eq. 8."""
+
+    shadow_loss: Tensor | None = None
+    shadow_logits: Tensor | None = None
+
+
+@dataclass
+class ShadowedClassifierOutput(SequenceClassifierOutputWithPast):
+    """Output of a shadowed classifier; `loss` is L of eq. 9, `shadow_loss` the unweighted L_shadow of eq. 8."""
+
+    shadow_loss: Tensor | None = None
+    shadow_logits: Tensor | None = None

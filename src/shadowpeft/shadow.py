@@ -1,0 +1,92 @@
+"""The shadow network: a small backbone beside the base, and the projection to the base's width."""
+
+from torch import Tensor, nn
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+
+from shadowpeft import arch
+from shadowpeft.config import ResolvedConfig
+from shadowpeft.errors import UnsupportedModelError
+from shadowpeft.views import Borrow, View
+
+
+class Shadow(nn.Module):
+    """Compute the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
+
+    An implicit shadow is a shallow copy of the base's architecture that borrows the base's embeddings. An explicit shadow
+    is another model's decoder with embeddings of its own, which stay frozen.
+
+    Args:
+        base: the frozen base model.
+        backbone: f_shadow, a decoder without head.
+        borrows: whether the backbone reads the base's embeddings (implicit) or its own (explicit).
+    """
+
+    def __init__(self, base: PreTrainedModel, backbone: PreTrainedModel, borrows: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.borrows = borrows
+        self.family = arch.family_of_config(backbone.config)
+        width, shadow_width = base.config.hidden_size, backbone.config.hidden_size
+        self.projection = nn.Linear(shadow_width, width, bias=False) if shadow_width != width else None
+        answers: dict[str, Borrow] = {}
+        if borrows:
+            decoder = arch.decoder_of(base)
+            for name in self.family.embeddings:
+                delattr(backbone, name)
+                answers[name] = Borrow(decoder, name)
+        self._run = View(backbone, answers)
+
+    def embeddings(self) -> nn.Module:
+        """Return the token embeddings of an explicit shadow."""
+        return self.backbone.get_submodule(self.family.embeddings[0])
+
+    def forward(
+        self,
+        input_ids_BT: Tensor | None,
+        inputs_embeds_BTD: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Return s^(0), shape (B, T, D), for ids or embeddings; `cache` is the shadow's own half and is written to.
+
+        Raises:
+            UnsupportedModelError: embeddings were given to a shadow that has a table of its own.
+        """
+        if input_ids_BT is None and not self.borrows:
+            raise UnsupportedModelError("an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only")
+        inputs = {"input_ids": input_ids_BT} if input_ids_BT is not None else {"inputs_embeds": inputs_embeds_BTD}
+        positions = {"position_ids": position_ids} if position_ids is not None and self.family.takes_positions else {}
+        out = self._run(**inputs, **positions, attention_mask=attention_mask, past_key_values=cache, use_cache=cache is not None)
+        state_BTS = out.last_hidden_state
+        return state_BTS if self.projection is None else self.projection(state_BTS)
+
+
+def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
+    """Build a random shadow of the base's own architecture (section 3.1, implicit)."""
+    backbone = type(arch.decoder_of(base))(arch.shadow_model_config(base, config))
+    return Shadow(base, backbone, borrows=True)
+
+
+def explicit(base: PreTrainedModel, shadow_model: PreTrainedModel) -> Shadow:
+    """Take another pretrained model's decoder as the shadow (section 3.1, explicit).
+
+    Raises:
+        UnsupportedModelError: the two do not share a vocabulary, or the shadow's family cannot carry the base's head.
+    """
+    family = arch.family_of(shadow_model)
+    if shadow_model.config.vocab_size != base.config.vocab_size:
+        raise UnsupportedModelError(
+            f"base and shadow must share one vocabulary: the base has {base.config.vocab_size} tokens, the shadow "
+            f"{shadow_model.config.vocab_size}; choose a shadow trained with the base's tokenizer"
+        )
+    base_family = arch.family_of(base)
+    special_head = base_family.softcaps or (arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None)
+    if special_head and family is not base_family:
+        raise UnsupportedModelError(f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of head")
+    return Shadow(base, arch.decoder_of(shadow_model), borrows=False)
+
+
+def explicit_from_config(base: PreTrainedModel, config: PretrainedConfig) -> Shadow:
+    """Rebuild an explicit shadow, untrained, from the configuration of its backbone."""
+    return Shadow(base, arch.decoder_of(arch.build(config, "causal-lm")), borrows=False)
