@@ -203,7 +203,7 @@ def test_a_split_parts_the_rows_and_depends_on_the_seed_alone():
     assert data.split_rows(rows, 0.25, seed=1) == (train, held_out)
     assert data.split_rows(rows, 0.25, seed=2) != (train, held_out)
     # The same on every machine and Python.
-    assert [r.where for r in held_out] == ["4", "7", "8", "15", "16", "24", "28", "30", "31", "36"]
+    assert [r.where for r in held_out] == ["4", "7", "8", "16", "24", "25", "28", "30", "31", "36"]
 
 
 @pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.001, 1), (2, 0.999, 1), (5, 0.001, 1), (5, 0.999, 4)])
@@ -336,6 +336,13 @@ def test_each_assistant_turn_and_its_end_is_learned(tokenizer):
     assert example["labels"][len(prompt)] != -100
 
 
+def test_a_template_without_generation_prompt_teaches_the_header_of_answers_but_no_user_turn():
+    tokenizer = build_tokenizer(CHATML.partition("{% if")[0])
+    example = data.encode(row(messages=TURNS), tokenizer, 500)
+    header = "<|im_start|>assistant\n"
+    assert learned_text(tokenizer, example) == [header + "what?<|im_end|>", header + "two is four<|im_end|>"]
+
+
 def test_where_the_template_rewrites_earlier_turns_only_the_last_is_learned():
     tokenizer = build_tokenizer(THINKING)
     example = data.encode(row(messages=TURNS), tokenizer, 500)
@@ -351,15 +358,14 @@ def test_a_token_across_the_start_of_the_answer_is_learned():
 
 @pytest.mark.parametrize("trim", [False, True])
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
-def test_line_breaks_and_split_characters_are_learned(template, trim):
-    # With trim_offsets (Llama 3) a line break's offsets are empty; an emoji is several tokens with the same offsets.
-    post = processors.ByteLevel(trim_offsets=trim)
-    tokenizer = build_tokenizer(template, post)
-    content = "🙂\n\ntwo\n\nfour 🙂"
+def test_white_space_and_split_characters_are_learned(template, trim):
+    # With trim_offsets (Llama 3) the offsets of spaces are empty; an emoji is several tokens with the same offsets.
+    tokenizer = build_tokenizer(template, processors.ByteLevel(trim_offsets=trim))
+    content = "🙂\n\ntwo   \n four 🙂"
     messages = [USER, {"role": "assistant", "content": content}, USER, {"role": "assistant", "content": content}]
     example = data.encode(row(messages=messages), tokenizer, 500)
     assert example["input_ids"] == template_ids(tokenizer, messages)
-    expected = content + "<|im_end|>" if template == CHATML else f" {content}\n\n"
+    expected = content + "<|im_end|>" if template == CHATML else content + "\n\n"
     assert learned_text(tokenizer, example) == [expected, expected]
 
 
@@ -481,7 +487,7 @@ def test_a_long_answer_is_cut_and_counted_once(tokenizer):
     long, short = row("long", prompt="what", completion="two plus two"), row("short", prompt="what", completion="t")
     whole = data.encode(long, tokenizer, 100)
     length = len(whole["input_ids"])
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="longer than max_length") as caught:
         examples = data.encode_all([short, long, long], tokenizer, length - 1)
     (warning,) = caught
     assert f"2 of 3 rows are longer than max_length={length - 1} tokens" in str(warning.message)
@@ -504,7 +510,7 @@ def test_a_prompt_that_fills_the_length_is_refused(tokenizer, fields):
 
 
 def test_lengths_that_leave_nothing_to_learn_are_refused(tokenizer):
-    with pytest.raises(ConfigError, match="max_length must be at least 2 .* got 1"):
+    with pytest.raises(ConfigError, match=r"max_length must be at least 2 .* got 1"):
         data.encode(row(text="two plus two"), tokenizer, 1)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -9,7 +10,7 @@ from shadowpeft import arch
 from shadowpeft.boundary import Injection, Update
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
-from shadowpeft.ops import boundary, inject
+from shadowpeft.ops import DropoutSite, boundary, inject
 from shadowpeft.shadow import Shadow
 
 
@@ -45,6 +46,11 @@ class Adapter(nn.Module):
         self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
         self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the trained weights."""
+        return self._injection(0).up.weight.dtype
+
     def set_trainable(self, trainable: bool) -> None:
         """Let everything train, or nothing; the embeddings of an explicit shadow stay frozen either way."""
         self.requires_grad_(trainable)
@@ -67,9 +73,19 @@ class Adapter(nn.Module):
             return h_BTD, s_BTD
         paper = self.settings.variant == "paper"
         dropout = self.settings.dropout if self.training else 0.0
-        site = "bottleneck" if paper else "delta"
-        injection = self.injections[i].weights()
+        site: DropoutSite = "bottleneck" if paper else "delta"
+        injection = self._injection(i).weights()
         if i == 0:
             return inject(h_BTD, s_BTD, injection, self.settings.alpha, dropout, site), s_BTD
-        update = self.updates[i - 1].weights(self.norm)
+        update = self._update(i - 1).weights(self.norm)
         return boundary(h_BTD, s_BTD, update, injection, self.settings.alpha, dropout, dropout if paper else 0.0, site)
+
+    def _injection(self, i: int) -> Injection:
+        module = self.injections[i]
+        assert isinstance(module, Injection)
+        return module
+
+    def _update(self, i: int) -> Update:
+        module = self.updates[i]
+        assert isinstance(module, Update)
+        return module

@@ -186,6 +186,7 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
         "shadow_head_dim": (family.head_dim, config.shadow_head_dim),
     }
     values = copy.deepcopy(model.config)
+    vars(values).pop("quantization_config", None)  # a quantised base gets a plain shadow
     for setting, (field, value) in sizes.items():
         if value is None:
             continue

@@ -135,7 +135,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         wanted = {name: tuple(tensor.shape) for name, tensor in _build(base, config, explicit).state_dict().items()}
     state = _read_tensors(folder / WEIGHTS, wanted)
     adapter = _build(base, config, explicit)
-    adapter.load_state_dict(state, strict=True)
+    adapter.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
     return adapter
 
 

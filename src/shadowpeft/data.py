@@ -307,13 +307,11 @@ def _encode_chat(chat: _Chat, tokenizer: PreTrainedTokenizerBase, where: str) ->
         raise _template_refusal(where, error) from error
     spans = _learned_spans(chat, text, tokenizer, where)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    labels, previous_stop = [], 0
+    labels = []
     for token, (start, stop) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        # Some byte-level tokenizers (Llama 3) trim white space from offsets: a line break is then empty, at its end.
-        begin = min(start, previous_stop)
-        learned = any(stop > span_start and begin < span_stop for span_start, span_stop in spans)
+        # Overlap, not inclusion: a template's last space may be one token with the first word of the answer.
+        learned = any(stop > span_start and start < span_stop for span_start, span_stop in spans)
         labels.append(token if learned else NO_LOSS)
-        previous_stop = stop
     return Example(input_ids=tokens["input_ids"], labels=labels)
 
 

@@ -37,7 +37,7 @@ def detached(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             base.config.eos_token_id,
         )
     model = arch.build(config, adapter.task)
-    model.to(device=table.device, dtype=adapter.injections[0].up.weight.dtype)
+    model.to(device=table.device, dtype=adapter.dtype)  # type: ignore[call-arg]
     arch.decoder_of(model).load_state_dict(_decoder_state(base, adapter), strict=True)
     _fold_head(head, shadow.projection, arch.head_of(model))
     if adapter.task == "causal-lm":

@@ -15,7 +15,7 @@ class Targets(NamedTuple):
 
     labels: Tensor | None
     shift_labels: Tensor | None
-    num_items: Tensor | int | None
+    num_items: Tensor | None
 
 
 def language_output(
@@ -62,7 +62,7 @@ def classifier_output(
     """Pool both states at the last real token and apply the adapter's two heads, both trained (eq. 8 and 9).
 
     Args:
-        config: gives `num_labels` and `problem_type`.
+        config: gives `problem_type`.
         adapter: gives the heads and lambda.
         h_BTD: the base's last hidden state.
         s_BTD: the first shadow state s^(0).

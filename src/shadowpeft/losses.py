@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.loss.loss_utils import ForCausalLMLoss, fixed_cross_entropy
 
-Count = Tensor | int | None
+Count = Tensor | None
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor | None, num_items: Count, shift_labels: Tensor | None = None) -> Tensor:
@@ -30,15 +30,15 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, config: PretrainedCon
     Args:
         logits_BC: the logits of either head, C labels.
         labels: (B,) class numbers, (B,) or (B, C) numbers for regression, (B, C) zeros and ones for several labels.
-        config: gives `num_labels` and `problem_type`.
+        config: gives `problem_type`.
         num_items: labels in the whole accumulated batch, or `None` for a plain mean.
     """
     labels = labels.to(logits_BC.device)
     if config.problem_type == "single_label_classification" or (
-        config.problem_type is None and config.num_labels > 1 and labels.dtype in (torch.int32, torch.int64)
+        config.problem_type is None and logits_BC.shape[-1] > 1 and labels.dtype in (torch.int32, torch.int64)
     ):
         return fixed_cross_entropy(logits_BC.float(), labels.view(-1), num_items)
-    regression = config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
+    regression = config.problem_type == "regression" or (config.problem_type is None and logits_BC.shape[-1] == 1)
     loss = F.mse_loss if regression else F.binary_cross_entropy_with_logits
     targets_BC = labels.view(logits_BC.shape).float()
     if num_items is None:

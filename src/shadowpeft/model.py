@@ -54,7 +54,7 @@ def attach(
     return model
 
 
-class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
+class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A frozen base with its adapters, as a transformers model. Made by `attach` or `from_pretrained`.
 
     Each call may name its adapter; otherwise the active one is used. A call keeps its state in arguments and locals alone,
@@ -69,7 +69,11 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' own form
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # as with attention above: the base has checked its configuration, and this model only copies it
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.task = arch.task_of(base)
@@ -88,7 +92,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
 
     # Adapters
 
-    def add_adapter(
+    def add_adapter(  # type: ignore[override]
         self,
         name: str,
         config: ShadowConfig | None = None,
@@ -100,7 +104,9 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
         network = shadow.implicit(base, config.resolved()) if shadow_model is None else shadow.explicit(base, shadow_model)
         self._own(name, Adapter(base, config, network), dtype)
 
-    def load_adapter(self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None) -> None:
+    def load_adapter(  # type: ignore[override]
+        self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None
+    ) -> None:
         """Read an adapter from its folder and make it the active one.
 
         Raises:
@@ -108,7 +114,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
         """
         self._own(name, checkpoint.load(self._base(), folder), dtype)
 
-    def set_adapter(self, name: str) -> None:
+    def set_adapter(self, name: str) -> None:  # type: ignore[override]
         """Make an adapter the one that calls use by default, and the only one that trains.
 
         Raises:
@@ -145,7 +151,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         adapter: str | None = None,
         output_shadow_logits: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | None = None,
         shift_labels: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -212,7 +218,9 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
         self, adapter: Adapter, inputs: dict[str, Tensor | None], cache: ShadowCache | None, kwargs: dict[str, Any]
     ) -> tuple[Any, Tensor]:
         """Run the shadow, then the base's decoder through its view; return the decoder's output and s^(0)."""
-        family = arch.family_of(self._base())
+        base = self._base()
+        family = arch.family_of(base)
+        refuse_mixed_types(arch.token_embedding_of(base).weight, adapter)
         state_BTD = adapter.shadow(
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow
         )
@@ -247,7 +255,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     # Saving, detaching, unloading
 
@@ -315,6 +323,14 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
         """Return the base's language-model head, `None` for a classifier."""
         return arch.head_of(self._base()) if self.task == "causal-lm" else None
 
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Embedding:
+        """Refuse: the vocabulary belongs to the base.
+
+        Raises:
+            UserError: always; resize the base before attaching.
+        """
+        raise UserError("the embeddings belong to the base: call resize_token_embeddings on the base before attach()")
+
     # Helpers
 
     def _base(self) -> PreTrainedModel:
@@ -348,3 +364,16 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if value is not None}
+
+
+def refuse_mixed_types(table: Tensor, adapter: Adapter) -> None:
+    """Raise if base and adapter differ in type and nothing casts between them.
+
+    Raises:
+        UserError: say, a float32 adapter on a bfloat16 base outside autocast.
+    """
+    if adapter.dtype != table.dtype and not torch.is_autocast_enabled(table.device.type):
+        raise UserError(
+            f"the base is {table.dtype} and the adapter {adapter.dtype}: run inside torch.autocast, or load the adapter in the "
+            "base's type (the default)"
+        )

@@ -31,7 +31,7 @@ class View:
 
     def __init__(self, module: nn.Module, answers: Mapping[str, Callable[[], Any]]) -> None:
         self.module, self.answers = module, dict(answers)
-        face_type = _face_type(type(module), tuple(sorted(answers)))
+        face_type = _face_type(type(module), tuple(sorted(answers)))  # type: ignore[arg-type]
         self._face = object.__new__(face_type)
         object.__setattr__(self._face, "__dict__", module.__dict__)
         face_type._answers.__set__(self._face, self.answers)  # type: ignore[attr-defined]

@@ -1,0 +1,130 @@
+"""One tiny model per supported family, small enough for every test and awkward enough to catch what goes wrong in large ones.
+
+Grouped-query attention where the family has it, sliding windows shorter than the test sequences, a soft cap that bends the
+logits, and weights (norms and biases too) large enough that no comparison holds by accident.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from shadowpeft import ShadowedModel, arch
+
+VOCAB, WIDTH, BLOCKS, WINDOW, LABELS = 97, 32, 3, 5, 3
+
+_TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "tie_word_embeddings": False}
+_SIZES = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "initializer_range": 0.2, **_TOKENS}
+_GATED = {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **_SIZES}
+
+TINY: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_GATED),
+    "mistral": lambda: MistralConfig(**_GATED, sliding_window=WINDOW),
+    # The base mixes full and sliding blocks; its shadow, one block, is full.
+    "qwen2": lambda: Qwen2Config(**_GATED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": lambda: Qwen3Config(**{**_GATED, "tie_word_embeddings": True}, head_dim=8),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**_GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "gemma2": lambda: Gemma2Config(
+        **{**_GATED, "tie_word_embeddings": True}, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW, final_logit_softcapping=3.0
+    ),
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **{**_GATED, "tie_word_embeddings": True},
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi3": lambda: Phi3Config(**_GATED),
+    "olmo2": lambda: Olmo2Config(**_GATED),
+    "opt": lambda: OPTConfig(
+        **_TOKENS, hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=WIDTH,
+        max_position_embeddings=64, dropout=0.0, init_std=0.2,
+    ),
+    "gpt2": lambda: GPT2Config(
+        **{**_TOKENS, "tie_word_embeddings": True}, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=64, initializer_range=0.2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, intermediate_size=48, max_position_embeddings=64),
+    "falcon": lambda: FalconConfig(**_SIZES, num_kv_heads=2, new_decoder_architecture=True, max_position_embeddings=64),
+    "bloom": lambda: BloomConfig(
+        **_TOKENS, hidden_size=WIDTH, n_layer=BLOCKS, n_head=4, initializer_range=0.2, hidden_dropout=0.0, attention_dropout=0.0
+    ),
+    "gptj": lambda: GPTJConfig(
+        **_TOKENS, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=64, rotary_dim=4, initializer_range=0.2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+}  # fmt: skip
+
+
+def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
+    """Make the tiny configuration of a family, with some fields changed."""
+    config = TINY[model_type]()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def tiny_model(
+    model_type: str,
+    task: arch.Task = "causal-lm",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    config: PretrainedConfig | None = None,
+) -> PreTrainedModel:
+    """Build the base: random but reproducible, in evaluation mode; `config` in place of the family's tiny one."""
+    config = config or tiny_config(model_type)
+    if task == "sequence-classification":
+        config.num_labels = LABELS
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = arch.build(config, task)
+    _jolt(model, seed, 0.05, all_of_it=True)
+    return model.to(dtype).eval()
+
+
+def perturb(model: ShadowedModel, seed: int = 1) -> ShadowedModel:
+    """Move every trainable tensor (W_up too, which starts at zero) far enough that the shadow visibly acts; in place."""
+    _jolt(model, seed, 0.15)
+    return model
+
+
+@torch.no_grad()
+def _jolt(model: PreTrainedModel, seed: int, std: float, all_of_it: bool = False) -> None:
+    generator = torch.Generator().manual_seed(seed + 1000)
+    for parameter in model.parameters():
+        if all_of_it or parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((std * noise).to(parameter.dtype))
+
+
+def token_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Draw ids that are neither padding nor any other special token."""
+    return torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Stack rows of different lengths: ids, mask and the positions that count tokens only, each (B, T)."""
+    length = max(len(row) for row in rows)
+    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,52 @@
+"""Settings: defaults per variant, and one clear sentence for everything that is wrong."""
+
+import pytest
+
+from shadowpeft import ConfigError, ShadowConfig, UserError, attach
+
+
+def test_defaults_follow_the_variant():
+    """Catches one variant's published defaults leaking into the other."""
+    paper, peft = ShadowConfig().resolved(), ShadowConfig(variant="peft").resolved()
+    assert (paper.r, paper.update_width, paper.inject_from) == (16, 10, 1)
+    assert (peft.r, peft.update_width, peft.inject_from) == (8, 8, 0)
+    assert ShadowConfig(variant="peft", r=4).resolved().update_width == 4, "PEFT's update width follows r"
+
+
+def test_round_trip_through_a_mapping():
+    config = ShadowConfig(r=3, alpha=0.4, shadow_layers=2)
+    assert ShadowConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("shadow_layer", "shadow_layers"), ("droput", "dropout"), ("lora_r", None)])
+def test_an_unknown_key_is_named_with_its_nearest(key, nearest):
+    with pytest.raises(ConfigError, match=f"unknown setting '{key}'") as caught:
+        ShadowConfig.from_dict({key: 1})
+    assert nearest is None or f"did you mean '{nearest}'" in str(caught.value)
+
+
+WRONG = [
+    {"r": 0},
+    {"r": 1.5},
+    {"r": True},
+    {"dropout": 1.0},
+    {"dropout": -0.1},
+    {"variant": "papr"},
+    {"alpha": "x"},
+    {"shadow_loss_weight": -1},
+    {"inject_from": -1},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ShadowConfig(**wrong)
+
+
+def test_settings_that_do_not_fit_the_base_are_refused(base):
+    """Catches a setting that is accepted and not applied."""
+    with pytest.raises(ConfigError, match="no block would be adapted"):
+        attach(base, ShadowConfig(inject_from=4))
+    with pytest.raises(UserError, match="at most the base's 4"):
+        attach(base, ShadowConfig(shadow_layers=5))

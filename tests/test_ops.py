@@ -1,0 +1,110 @@
+"""The reference operations against the equations written out value by value, and their gradients against finite differences."""
+
+import math
+
+import pytest
+import torch
+
+from shadowpeft.ops import InjectionWeights, UpdateWeights, boundary, inject, update
+
+# Odd sizes: a transposed or broadcast matrix cannot pass by accident.
+B, T, D, R, U = 2, 3, 5, 4, 7
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def injection() -> InjectionWeights:
+    torch.manual_seed(0)
+    return InjectionWeights(draw(R, D), draw(D, R))
+
+
+@pytest.fixture(params=["paper", "peft"])
+def update_weights(request) -> UpdateWeights:
+    torch.manual_seed(1)
+    if request.param == "paper":
+        return UpdateWeights(draw(U, D), None, draw(D, U), None, draw(U, D), None, draw(D, U), None, (draw(D), draw(D), 1e-5), "silu")
+    return UpdateWeights(draw(U, D), draw(U), draw(D, U), draw(D), draw(U, D), draw(U), draw(D, U), draw(D), None, "gelu")
+
+
+def test_inject_is_equation_4(injection):
+    """Catches a wrong sign of delta, a transposed matrix, alpha in the wrong place."""
+    h, s = draw(B, T, D), draw(B, T, D)
+    got = inject(h, s, injection, alpha=0.3)
+    for b in range(B):
+        for t in range(T):
+            low = [sum((h[b, t, d] - s[b, t, d]) * injection.down_RD[r, d] for d in range(D)) for r in range(R)]
+            for d in range(D):
+                want = h[b, t, d] + 0.3 * sum(low[r] * injection.up_DR[d, r] for r in range(R))
+                assert got[b, t, d].item() == pytest.approx(want.item(), rel=1e-12)
+
+
+def scalar_mlp(x, w_in, b_in, w_out, b_out, activation):
+    hidden = [sum(x[d] * w_in[u, d].item() for d in range(D)) + (b_in[u].item() if b_in is not None else 0) for u in range(U)]
+    if activation == "silu":
+        hidden = [value / (1 + math.exp(-value)) for value in hidden]
+    else:
+        hidden = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in hidden]
+    return [sum(hidden[u] * w_out[d, u].item() for u in range(U)) + (b_out[d].item() if b_out is not None else 0) for d in range(D)]
+
+
+def test_update_is_equations_5_to_7(update_weights):
+    """Catches T and G swapped, 1 - g on the wrong side, a missing norm or bias, the wrong activation."""
+    w = update_weights
+    h, s = draw(B, T, D), draw(B, T, D)
+    got = update(h, s, w)
+    for b in range(B):
+        for t in range(T):
+            x = [value.item() for value in h[b, t]]
+            if w.norm is not None:
+                mean = sum(x) / D
+                spread = math.sqrt(sum((value - mean) ** 2 for value in x) / D + w.norm[2])
+                x = [(value - mean) / spread * w.norm[0][d].item() + w.norm[1][d].item() for d, value in enumerate(x)]
+            candidate = scalar_mlp(x, w.transform_in_UD, w.transform_in_U, w.transform_out_DU, w.transform_out_D, w.activation)
+            gate = scalar_mlp(x, w.gate_in_UD, w.gate_in_U, w.gate_out_DU, w.gate_out_D, w.activation)
+            for d in range(D):
+                g = 1 / (1 + math.exp(-gate[d]))
+                assert got[b, t, d].item() == pytest.approx((1 - g) * s[b, t, d].item() + g * candidate[d], rel=1e-10)
+
+
+def test_boundary_is_update_then_inject(update_weights, injection):
+    """Catches an injection that reads the old shadow state."""
+    h, s = draw(B, T, D), draw(B, T, D)
+    h_next, s_next = boundary(h, s, update_weights, injection, alpha=0.7)
+    assert torch.equal(s_next, update(h, s, update_weights))
+    assert torch.equal(h_next, inject(h, s_next, injection, 0.7))
+    assert not torch.equal(h_next, inject(h, s, injection, 0.7))
+
+
+def test_gradients_match_finite_differences(update_weights, injection):
+    """Catches a detached or doubled path: every input and weight is checked."""
+    tensors = [value for value in (*update_weights[:8], *injection) if value is not None]
+    tensors += list(update_weights.norm[:2]) if update_weights.norm else []
+
+    def run(h, s, *_):
+        return boundary(h, s, update_weights, injection, 0.7)
+
+    assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))
+
+
+@pytest.mark.parametrize("site", ["bottleneck", "delta"])
+def test_dropout_is_unbiased_and_off_by_default(injection, site):
+    """Catches dropout left on in evaluation, and a missing rescaling."""
+    h, s = draw(1, 1, D), draw(1, 1, D)
+    clean = inject(h, s, injection, 1.0, site=site)
+    assert torch.equal(clean, inject(h, s, injection, 1.0, 0.0, site))
+    torch.manual_seed(0)
+    noisy = inject(h.expand(20000, 1, D), s.expand(20000, 1, D), injection, 1.0, 0.4, site)
+    assert not torch.equal(noisy[0], clean[0])
+    spread = noisy.std(0) / math.sqrt(20000)
+    assert ((noisy.mean(0) - clean[0]).abs() < 5 * spread).all()
+
+
+def test_types_are_kept():
+    """Catches a silent promotion: a bf16 stream stays bf16 beside float32 weights."""
+    h, s = torch.randn(1, 2, D, dtype=torch.bfloat16), torch.randn(1, 2, D)
+    w = InjectionWeights(torch.randn(R, D), torch.randn(D, R))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert inject(h, s, w, 0.1).dtype == torch.bfloat16
