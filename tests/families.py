@@ -102,7 +102,7 @@ def tiny_model(
 
 def perturb(model: ShadowedModel, seed: int = 1) -> ShadowedModel:
     """Move every trainable tensor (W_up too, which starts at zero) far enough that the shadow visibly acts; in place."""
-    _jolt(model, seed, 0.15)
+    _jolt(model, seed, 0.3)
     return model
 
 

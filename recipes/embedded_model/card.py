@@ -31,12 +31,13 @@ it is there so that examples and tests can adapt a pretrained model offline in s
 
 ## Training
 
-{tokens:,} tokens ({sources:,} distinct) in {minutes:.1f} minutes on one {device}, packed windows of
-{length} tokens, AdamW; `recipes/embedded_model` in the source repository has the code. Held-out
-texts are whole articles, whole novels and 2 % of dolly (a random share, fixed seed):
+{tokens:,} tokens drawn from {sources:,} in {minutes:.1f} minutes on one {device}, packed
+windows of {length} tokens, AdamW; `recipes/embedded_model` in the source repository has the code.
+Held-out texts are whole articles, whole novels and 2 % of dolly (a random share, fixed seed), scored
+on the stated number of tokens at their start:
 
-| source | share of training | held-out perplexity | bits per byte | held-out tokens |
-| --- | --- | --- | --- | --- |
+| source | share of training | passes | held-out perplexity | bits per byte | held-out tokens |
+| --- | --- | --- | --- | --- | --- |
 {rows}
 
 Command: `{command}` with {versions}, seed {seed}. Training ended `{status}`.
@@ -52,16 +53,25 @@ CLINC150, or any other intent-classification set, was not among the training tex
 ## Limits
 
 The model writes locally fluent English and little more. It knows few facts, states wrong ones, does
-not reason, follows instructions poorly, and has seen no code and hardly any language but English.
-Its training context was {length} tokens. The novels carry the views and prejudices of
+not reason, follows instructions poorly, and has seen next to no code and hardly any language but English.
+It read each source many times over (`passes`) and can repeat training text.
+{risen}Its training context was {length} tokens. The novels carry the views and prejudices of
 their time; nothing was filtered and nothing was aligned. Adapt it, measure with it, do not serve it.
 """
+
+
+def risen(history: list[dict[str, float]], names: list[str]) -> str:
+    """Name the sources whose held-out loss, on the windows scored while training, rose again."""
+    best = {name: min(row[name] for row in history) for name in names}
+    rises = [f"`{name}` {best[name]:.2f} to {history[-1][name]:.2f}" for name in names if history[-1][name] > best[name] + 0.05]
+    return f"Held-out loss rose again after its lowest point: {', '.join(rises)}.\n" if rises else ""
 
 
 def card(log: dict[str, Any], config: dict[str, Any]) -> str:
     """Fill the card in from the training log and the model's configuration."""
     train = [row for row in log["sources"] if row["split"] == "train"]
-    row = "| {} | {:.0%} | {perplexity:.1f} | {bits_per_byte:.3f} | {tokens:,} |".format
+    sizes, shares = {row["source"]: row["tokens"] for row in train}, log["source_weights"]
+    row = "| {} | {:.0%} | {:.0f} | {perplexity:.1f} | {bits_per_byte:.3f} | {tokens:,} |".format
     return CARD.format(
         millions=log["parameters"] / 1e6,
         layers=config["num_hidden_layers"],
@@ -72,11 +82,14 @@ def card(log: dict[str, Any], config: dict[str, Any]) -> str:
         minutes=log["train_seconds"] / 60,
         device=log["device"],
         length=log["length"],
-        rows="\n".join(row(name, log["source_weights"][name], **score) for name, score in log["validation"].items()),
+        rows="\n".join(
+            row(name, shares[name], shares[name] * log["tokens_seen"] / sizes[name], **score) for name, score in log["validation"].items()
+        ),
         command=log["command"],
         versions=", ".join(f"{name} {version}" for name, version in log["versions"].items()),
         seed=log["seed"],
         status=log["status"],
+        risen=risen(log["history"], list(sizes)),
         credits="\n".join(f"- `{row['source']}`: {SOURCES[row['source']]}, {row['tokens']:,} tokens" for row in train),
     )
 

@@ -1,12 +1,72 @@
-"""Writing files so that nothing already saved is lost: aside first, then renamed."""
+"""Reading stock models with one sentence for what is wrong, and writing files so that nothing already saved is lost."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from shadowpeft.errors import CheckpointError
+from shadowpeft.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_config(source: str) -> "PretrainedConfig":
+    """Read the configuration of a model folder or hub id.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read or reached.
+    """
+    from transformers import AutoConfig
+
+    with _reading("model", source):
+        return AutoConfig.from_pretrained(source)
+
+
+def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
+    """Read the tokenizer of a model folder or hub id.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be read or reached.
+    """
+    from transformers import AutoTokenizer
+
+    with _reading("tokenizer", source):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def load_model(source: str, dtype: "torch.dtype | str" = "auto", attn_implementation: str | None = None) -> "PreTrainedModel":
+    """Read the causal language model of a folder or hub id, whole: transformers alone would make up weights that are missing.
+
+    Raises:
+        UserError: there is no such model, it cannot be read or reached, or a weight is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with _reading("model", source):
+        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **chosen)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal language model")
+    return model
+
+
+@contextmanager
+def _reading(what: str, source: str) -> Iterator[None]:
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        # Ids without an owner, such as gpt2, are hub ids too.
+        if "/" in source or Path(source).exists():
+            raise UserError(f"no model folder at {source}; give a folder with config.json, or a hub id such as Qwen/Qwen3-0.6B")
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        where = "folder" if Path(source).is_dir() else "hub id"
+        raise UserError(f"the {what} of the {where} {source} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:

@@ -7,19 +7,20 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Lent:
-    """The names of what was trainable and in training mode, and whether gradient checkpointing was on."""
+    """The names of what was trainable, of what was in training mode, and of what was set to gradient checkpointing."""
 
     trainable: frozenset[str]
     training: frozenset[str]
-    checkpointing: bool
+    checkpointing: frozenset[str]
 
     @classmethod
     def freeze(cls, base: PreTrainedModel) -> "Lent":
         """Note the base's flags, then freeze its weights."""
         trainable = frozenset(name for name, parameter in base.named_parameters() if parameter.requires_grad)
         training = frozenset(name for name, module in base.named_modules() if module.training)
+        checkpointing = frozenset(name for name, module in base.named_modules() if vars(module).get("gradient_checkpointing"))
         base.requires_grad_(False)
-        return cls(trainable, training, _checkpoints(base))
+        return cls(trainable, training, checkpointing)
 
     def restore(self, base: PreTrainedModel) -> None:
         """Set every flag back to what was noted."""
@@ -27,10 +28,6 @@ class Lent:
             parameter.requires_grad_(name in self.trainable)
         for name, module in base.named_modules():
             module.training = name in self.training
-        if _checkpoints(base) and not self.checkpointing:
-            base.gradient_checkpointing_disable()
-
-
-def _checkpoints(base: PreTrainedModel) -> bool:
-    # transformers keeps the flag on each block and renamed the property that sums them up between 5.17 and 5.23.
-    return any(vars(module).get("gradient_checkpointing", False) for module in base.modules())
+            # transformers keeps this flag on each module that can checkpoint; its switch was renamed between 5.17 and 5.23.
+            if "gradient_checkpointing" in vars(module):
+                vars(module)["gradient_checkpointing"] = name in self.checkpointing

@@ -4,6 +4,7 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,14 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         return base
 
     # What transformers asks of a model
+
+    def enable_input_require_grads(self) -> None:
+        """Do nothing: only reentrant checkpointing needs inputs with a gradient, and no hook goes onto the lent base."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any) -> None:
+        if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get("use_reentrant"):
+            raise UserError("a shadowed model needs gradient checkpointing with use_reentrant=False: reentrant, its shadow gets no gradient")
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the base's token embeddings."""

@@ -1,0 +1,79 @@
+"""Choose the demo's settings on the validation split: train each candidate, score it, print a line and a JSON record.
+
+    python recipes/demo_settings/search.py --output DIR --epochs 1 2 3 [--part K N]
+
+The test split is not opened. Made for a GPU, where one candidate takes seconds; runs anywhere.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from shadowpeft.data import encode_all, read_rows
+from shadowpeft.demo.labels import label_scores
+from shadowpeft.demo.methods import fit, with_lora, with_shadow
+from shadowpeft.demo.run import MAX_LENGTH, count, load_base
+from shadowpeft.demo.settings import Lora, Settings, Shadow
+from shadowpeft.embedded import CLINC150, MODEL
+
+
+def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:
+    """List what is tried: a grid over the settings that matter most."""
+    loras = [Lora(rank, rate) for rank in (8, 32) for rate in (1e-3, 2e-3, 4e-3, 8e-3)]
+    shadows = [
+        Shadow(rank, alpha, weight, dropout, rate)
+        for rank, alpha, weight, dropout, rate in itertools.product((16, 64), (0.1, 1.0, 4.0), (0.05, 0.5), (0.05,), (1e-3, 3e-3, 6e-3))
+    ]
+    return [(epoch, method) for epoch in epochs for method in [*loras, *shadows]]
+
+
+def accuracy(model: torch.nn.Module, tokenizer: object, rows: list, labels: list[str]) -> float:
+    """Score by the most likely label, as the demo does."""
+    scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in rows], labels, batch=100)
+    return sum(labels[best] == row.fields["completion"] for best, row in zip(scores.argmax(1).tolist(), rows, strict=True)) / len(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", choices=["lora", "shadow"])
+    parser.add_argument("--epochs", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--limit", type=int, default=10**6)
+    parser.add_argument("--rows", type=int, default=10**6)
+    parser.add_argument("--minutes", type=float, default=1000)
+    parser.add_argument("--part", type=int, nargs=2, default=[0, 1], metavar=("K", "N"), help="take every N-th candidate from the K-th")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    train = encode_all(read_rows(str(CLINC150 / "train.jsonl"))[: args.rows], tokenizer, MAX_LENGTH)
+    held = read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
+    labels = json.loads((CLINC150 / "labels.json").read_text())
+    wanted = {"lora": Lora, "shadow": Shadow, None: object}[args.only]
+    for epochs, method in [(e, m) for e, m in candidates(args.epochs) if isinstance(m, wanted)][args.part[0] :: args.part[1]][: args.limit]:
+        if time.monotonic() - began > 60 * args.minutes:
+            break
+        settings = Settings(epochs=epochs, batch=args.batch)
+        torch.manual_seed(settings.seed)
+        model = with_lora(load_base(), method) if isinstance(method, Lora) else with_shadow(load_base(), method)
+        with tempfile.TemporaryDirectory() as folder:
+            run = fit(model, train, tokenizer.pad_token_id, settings, method.learning_rate, folder, lambda done, total: None)
+        record = {"method": type(method).__name__, "epochs": epochs, "batch": args.batch, **vars(method), "trainable": count(model)}
+        record |= {"seconds": round(run.seconds, 1), "loss": run.losses[-1] if run.losses else None}
+        record["accuracy"] = round(accuracy(model, tokenizer, held, labels), 4)
+        if isinstance(method, Shadow):
+            record["detached"] = round(accuracy(model.detached(), tokenizer, held, labels), 4)
+        print(json.dumps(record), flush=True)
+        with open(args.output / f"search-{args.part[0]}.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()

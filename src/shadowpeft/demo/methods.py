@@ -1,0 +1,76 @@
+"""The two ways of adapting that the demo compares, trained by one Trainer on the same rows in the same order."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from shadowpeft.config import ShadowConfig
+from shadowpeft.data import Collator
+from shadowpeft.demo.settings import LORA, SHADOW, Lora, Settings, Shadow
+from shadowpeft.model import attach
+
+
+@dataclass
+class Fit:
+    """One training run: its losses by step, and how long it took."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Watch(TrainerCallback):
+    """Note the losses and move a progress bar."""
+
+    def __init__(self, fit: Fit, progress: Any) -> None:
+        self.fit, self.progress = fit, progress
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.fit.steps.append(state.global_step)
+            self.fit.losses.append(float(logs["loss"]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
+
+def with_lora(base: PreTrainedModel, lora: Lora = LORA) -> Any:
+    """Wrap a base with LoRA on all its linear layers."""
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return get_peft_model(base, LoraConfig(r=lora.rank, lora_alpha=2 * lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
+
+
+def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW) -> Any:
+    """Put a shadow beside a base."""
+    return attach(base, ShadowConfig(r=shadow.rank, alpha=shadow.alpha, shadow_loss_weight=shadow.loss_weight, dropout=shadow.dropout))
+
+
+def fit(model: Any, rows: Dataset[Any], pad_token_id: int, settings: Settings, learning_rate: float, folder: str, progress: Any) -> Fit:
+    """Train with transformers' Trainer; a shadowed model needs nothing special."""
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=settings.batch,
+        num_train_epochs=settings.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        logging_steps=5,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=settings.seed,
+        train_sampling_strategy="group_by_length",
+    )
+    result = Fit()
+    trainer = Trainer(model, arguments, data_collator=Collator(pad_token_id), train_dataset=rows, callbacks=[_Watch(result, progress)])
+    trainer.remove_callback(PrinterCallback)
+    began = time.perf_counter()
+    trainer.train()
+    result.seconds = time.perf_counter() - began
+    model.eval()
+    return result

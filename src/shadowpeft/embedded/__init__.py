@@ -1,0 +1,7 @@
+"""What ships in the package: a small language model of our own and a subset of CLINC150, each with its credit."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+MODEL = FOLDER / "model"
+CLINC150 = FOLDER / "clinc150"

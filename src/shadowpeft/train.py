@@ -1,0 +1,369 @@
+"""Train a shadow on rows of text: one dataclass of settings, checked before anything heavy is loaded, and one function.
+
+torch and transformers are imported inside functions, so that the settings (and with them `shadowpeft train --help`) come at once.
+"""
+
+import dataclasses
+import importlib.util
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from shadowpeft.config import ShadowConfig
+from shadowpeft.errors import CheckpointError, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+
+    from shadowpeft.data import Example
+    from shadowpeft.model import ShadowedModel
+    from shadowpeft.trainer import ShadowTrainer, StopOnSignal
+
+RUN, ADAPTER, CHECKPOINTS, METRICS = "run.yaml", "adapter", "checkpoints", "metrics.jsonl"
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+# What may differ between a run and its continuation; everything else would make it another run.
+_FREE_ON_RESUME = ("resume", "epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "device")
+_LEAST: dict[str, float] = {
+    "epochs": 0, "max_steps": 1, "batch_size": 1, "eval_batch_size": 1, "gradient_accumulation": 1, "learning_rate": 0, "warmup": 0,
+    "weight_decay": 0, "max_grad_norm": 0, "max_length": 2, "eval_fraction": 0, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1,
+    "logging_steps": 1, "seed": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    Args:
+        model: the base: a folder or hub id of a causal language model; it stays frozen.
+        data: what to train on: a .jsonl or .jsonl.gz file, a data set folder or a hub id.
+        output: folder of the run; gets adapter/, checkpoints/, run.yaml and metrics.jsonl.
+        eval_data: rows to evaluate on; by default a part of `data` is held out.
+        eval_fraction: share of `data` held out where there is no `eval_data`; 0 for no evaluation.
+        shadow: the adapter's settings.
+        shadow_model: folder or hub id of a pretrained model to be the shadow; by default a small random one is built.
+        epochs: passes over the data.
+        max_steps: optimizer steps, in place of `epochs`.
+        batch_size: rows per forward pass.
+        eval_batch_size: rows per forward pass of the evaluation.
+        gradient_accumulation: forward passes per optimizer step; 1 x 8 gives the same result as 8 x 1.
+        learning_rate: peak learning rate (AdamW).
+        scheduler: how the learning rate goes on after the warm-up.
+        warmup: steps of linear warm-up, or a share of all steps if below 1.
+        weight_decay: weight decay of AdamW.
+        max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
+        max_length: tokens a row may have before it is cut; by default what the model takes.
+        bf16: load the base in bfloat16 and compute in it; the adapter itself is trained in float32 either way.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        attn_implementation: attention code of transformers, such as sdpa or flash_attention_2; by default its own choice.
+        device: auto for the first GPU if there is one, or cpu.
+        seed: decides the shadow's initial weights, the order of rows, the held-out rows and dropout.
+        eval_steps: evaluate every so many steps, and at the end.
+        save_steps: save a checkpoint every so many steps, and at the end.
+        save_total_limit: how many checkpoints to keep.
+        logging_steps: log the losses every so many steps.
+        report_to: where transformers reports to, such as tensorboard or wandb; none for nowhere but metrics.jsonl.
+        resume: true to continue the run in `output` from its newest complete checkpoint, or the folder of a checkpoint.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    model: str
+    data: str
+    output: str
+    eval_data: str | None = None
+    eval_fraction: float = 0.05
+    shadow: ShadowConfig = field(default_factory=ShadowConfig)
+    shadow_model: str | None = None
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    eval_batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-3
+    scheduler: Scheduler = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    device: Literal["auto", "cpu"] = "auto"
+    seed: int = 0
+    eval_steps: int = 500
+    save_steps: int = 500
+    save_total_limit: int = 2
+    logging_steps: int = 10
+    report_to: str = "none"
+    resume: bool | str = False
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = vars(self)[name]
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} must be {least} or more, got {value!r}")
+        for name in ("learning_rate", "epochs"):
+            if vars(self)[name] == 0:
+                raise ConfigError(f"{name} must be above 0, got 0")
+        if self.eval_fraction >= 1:
+            raise ConfigError(f"eval_fraction must be below 1, got {self.eval_fraction}")
+
+    def to_yaml(self) -> str:
+        """Write every field as YAML that `shadowpeft train --config` reads."""
+        values = {**dataclasses.asdict(self), "resume": False}
+        return "# A run of shadowpeft; to continue it: shadowpeft train --config THIS_FILE --resume\n" + yaml.safe_dump(
+            values, sort_keys=False, allow_unicode=True
+        )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        output: the run's folder.
+        adapter: the folder of the trained adapter; `None` if the run was stopped.
+        checkpoint: the newest complete checkpoint.
+        stopped: whether a signal stopped the run before its end; it can be resumed.
+        steps: optimizer steps, those of earlier sessions included.
+        epochs: passes over the data.
+        train_loss: last logged loss (eq. 9).
+        shadow_loss: last logged loss of the shadow's head.
+        eval_loss: cross-entropy per token of the attached model on the evaluation rows, at the end.
+        eval_shadow_loss: the same of the shadow's head.
+        seconds: how long this session trained.
+    """
+
+    output: str
+    adapter: str | None
+    checkpoint: str | None
+    stopped: bool
+    steps: int
+    epochs: float
+    train_loss: float | None
+    shadow_loss: float | None
+    eval_loss: float | None
+    eval_shadow_loss: float | None
+    seconds: float
+
+
+def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> TrainResult:
+    """Train an adapter and save it.
+
+    Everything that can be checked without the model's weights is checked before they are loaded. On Ctrl-C or SIGTERM the step is
+    finished and saved, and the result says `stopped`.
+
+    Args:
+        config: the settings.
+        command: how the run was started, for the model card.
+
+    Raises:
+        UserError: settings, data, model or output folder cannot be used; its type and message say which.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError("training needs the accelerate library; pip install 'shadowpeft[train]'")
+    output = Path(config.output)
+    start = _check_output(config, output)
+    tokenizer, examples, held_out = _read_data(config)
+    args = _training_arguments(config, output)
+    model = _build_model(config)
+
+    from shadowpeft import files
+
+    files.write_together(output, {RUN: files.text(config.to_yaml())})
+    trainer, stop = _build_trainer(model, args, tokenizer, examples, held_out, output)
+    began = time.perf_counter()
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    result = _summarise(config, trainer, stop, time.perf_counter() - began)
+    if result.adapter is not None:
+        facts = {"command": command, **_facts(config, result, len(examples), len(held_out), start, str(trainer.args.device))}
+        model.save_pretrained(result.adapter, run={name: str(value).replace("|", "\\|") for name, value in facts.items()})
+    return result
+
+
+def _check_output(config: TrainConfig, output: Path) -> Path | None:
+    """Refuse a folder that is not ours to write to; return the checkpoint to resume from, if any."""
+    from shadowpeft import trainer
+
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output must be a folder, {output} is a file; choose another")
+    is_run = (output / RUN).is_file()
+    if not is_run and output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"the output folder {output} holds something other than a run (it has no {RUN}); choose another or empty it")
+    if is_run and not config.resume:
+        raise ConfigError(f"the output folder {output} holds a run already; continue it with resume, or choose another")
+    if not config.resume:
+        return None
+    if is_run:
+        _check_same_run(config, output / RUN)
+    if isinstance(config.resume, str):
+        start = Path(config.resume)
+        if not trainer.is_complete(start):
+            raise CheckpointError(f"{start} is not a complete checkpoint; resume true takes the newest complete one")
+        return start
+    return trainer.latest_checkpoint(output / CHECKPOINTS)
+
+
+def _check_same_run(config: TrainConfig, path: Path) -> None:
+    """Refuse to continue a run under settings that would have made it another run."""
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML, so the run cannot be continued: {error}") from error
+    now = yaml.safe_load(config.to_yaml())
+    changed = [name for name in now if name not in _FREE_ON_RESUME and (not isinstance(before, dict) or before.get(name) != now[name])]
+    if changed:
+        raise ConfigError(f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run")
+
+
+def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
+    """Read and encode all rows, so that a bad one is found before the model is loaded."""
+    from shadowpeft import arch, data, files
+
+    rows = data.read_rows(config.data)
+    held_out: Sequence[data.Row] = []
+    if config.eval_data is not None:
+        held_out = data.read_rows(config.eval_data, split="test")
+    elif config.eval_fraction:
+        rows, held_out = data.split_rows(rows, config.eval_fraction, config.seed)
+    base: PretrainedConfig = files.load_config(config.model)
+    arch.family_of_config(base)
+    tokenizer = files.load_tokenizer(config.model)
+    limit = data.context_length(base.max_position_embeddings, tokenizer, config.max_length)
+    examples = data.encode_all(rows, tokenizer, limit)
+    eval_examples = data.encode_all(held_out, tokenizer, limit) if held_out else []
+    largest = max(max(example["input_ids"]) for example in [*examples, *eval_examples])
+    if largest >= base.vocab_size:
+        raise ConfigError(f"the tokenizer of {config.model} gives the id {largest}, but the model knows only {base.vocab_size} tokens")
+    return tokenizer, examples, eval_examples
+
+
+def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments":
+    import torch
+    from transformers import TrainingArguments
+
+    # transformers renamed the setting between 5.17 and 5.23.
+    known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    try:
+        return TrainingArguments(
+            output_dir=str(output / CHECKPOINTS),
+            num_train_epochs=config.epochs,
+            max_steps=config.max_steps or -1,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.eval_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.scheduler,
+            warmup_steps=config.warmup,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            use_cpu=config.device == "cpu",
+            seed=config.seed,
+            eval_strategy="steps" if config.eval_data is not None or config.eval_fraction else "no",
+            eval_steps=config.eval_steps,
+            save_strategy="steps",
+            save_steps=config.save_steps,
+            save_total_limit=config.save_total_limit,
+            logging_steps=config.logging_steps,
+            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+            report_to=config.report_to,
+            disable_tqdm=True,  # its bar writes to stdout; `Progress` takes its place
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
+            **{checkpointing: config.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
+        )
+    except ValueError as error:
+        raise ConfigError(f"the training settings do not fit this machine or each other: {error}") from error
+
+
+def _build_model(config: TrainConfig) -> "ShadowedModel":
+    import torch
+    import transformers
+
+    from shadowpeft import files
+    from shadowpeft.model import attach
+
+    base = files.load_model(config.model, torch.bfloat16 if config.bf16 else torch.float32, config.attn_implementation)
+    explicit = None
+    if config.shadow_model is not None:
+        explicit = files.load_model(config.shadow_model, torch.float32, config.attn_implementation)
+    transformers.set_seed(config.seed)
+    return attach(base, config.shadow, explicit, dtype=torch.float32)
+
+
+def _build_trainer(
+    model: "ShadowedModel",
+    args: "TrainingArguments",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: "list[Example]",
+    held_out: "list[Example]",
+    output: Path,
+) -> "tuple[ShadowTrainer, StopOnSignal]":
+    from shadowpeft import trainer
+    from shadowpeft.data import Collator
+    from shadowpeft.evaluate import padding_id
+
+    stop = trainer.StopOnSignal()
+    callbacks = [stop, trainer.MetricsFile(output / METRICS), trainer.Progress()]
+    return trainer.ShadowTrainer(model, args, Collator(padding_id(tokenizer)), examples, held_out or None, callbacks), stop
+
+
+def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSignal", seconds: float) -> TrainResult:
+    from shadowpeft.trainer import latest_checkpoint
+
+    state, output = trainer.state, Path(config.output)
+    stopped = stop.requested and state.global_step < state.max_steps
+    if trainer.eval_dataset is not None and not stopped and not any("eval_loss" in entry for entry in state.log_history[-3:]):
+        trainer.evaluate()
+    last: dict[str, Any] = {}
+    for entry in state.log_history:
+        last.update(entry)
+    newest = latest_checkpoint(output / CHECKPOINTS)
+    return TrainResult(
+        output=str(output),
+        adapter=None if stopped else str(output / ADAPTER),
+        checkpoint=None if newest is None else str(newest),
+        stopped=stopped,
+        steps=state.global_step,
+        epochs=round(state.epoch or 0.0, 4),
+        train_loss=last.get("loss"),
+        shadow_loss=last.get("shadow_loss"),
+        eval_loss=last.get("eval_loss"),
+        eval_shadow_loss=last.get("eval_shadow_loss"),
+        seconds=round(seconds, 3),
+    )
+
+
+def _facts(config: TrainConfig, result: TrainResult, rows: int, eval_rows: int, start: Path | None, device: str) -> dict[str, Any]:
+    """Collect what the model card tells of the run."""
+    import accelerate
+    import torch
+    import transformers
+
+    resumed = {} if start is None else {"resumed from": start.name}
+    losses = {"train loss": result.train_loss, "shadow loss": result.shadow_loss, "eval loss": result.eval_loss}
+    return {
+        "data": config.data,
+        "rows": rows,
+        "eval rows": eval_rows,
+        "steps": result.steps,
+        "epochs": result.epochs,
+        **{name: f"{value:.4g}" for name, value in losses.items() if value is not None},
+        "seconds": result.seconds,
+        **resumed,
+        "device": torch.cuda.get_device_name(0) if device.startswith("cuda") else device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }

@@ -1,0 +1,225 @@
+"""transformers' Trainer, taught what an adapter's checkpoint is: strict loading, complete or not at all, stopped without loss."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from shadowpeft import checkpoint
+from shadowpeft.data import Collator, Example
+from shadowpeft.errors import CheckpointError
+from shadowpeft.evaluate import token_losses
+from shadowpeft.model import ShadowedModel
+
+
+class ShadowTrainer(Trainer):
+    """The Trainer for a shadowed language model: adapter-only checkpoints, token-weighted evaluation, the shadow's loss logged.
+
+    The logged `loss` is L of eq. 9, `shadow_loss` the unweighted loss of the shadow's head; `eval_loss` is the cross-entropy
+    of the attached model alone, to be compared with that of other models.
+
+    Args:
+        model: the shadowed model; its active adapter is trained.
+        args: the Trainer's own settings; of several GPUs one is used unless the process is one of a distributed run.
+        collator: turns examples into batches.
+        train_examples: what to train on.
+        eval_examples: what to evaluate on, `None` for no evaluation.
+        callbacks: called beside the Trainer's own.
+    """
+
+    def __init__(
+        self,
+        model: ShadowedModel,
+        args: TrainingArguments,
+        collator: Collator,
+        train_examples: Sequence[Example],
+        eval_examples: Sequence[Example] | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        # The Trainer counts the labels of a batch by this name: without it, the never predicted first token of a row counts too.
+        model.loss_type = "ForCausalLM"
+        # With several GPUs in one process the Trainer would copy the model to each, which the lent base does not allow.
+        args._n_gpu = min(args.n_gpu, 1)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_examples,  # type: ignore[arg-type]
+            eval_dataset=eval_examples,  # type: ignore[arg-type]
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
+        self._shadow_sum = torch.zeros((), device=args.device)
+        self._shadow_steps: set[int] = set()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """Compute the loss as the Trainer does, and keep the shadow's part for the log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        self._shadow_sum += outputs["shadow_loss"].detach()
+        self._shadow_steps.add(self.state.global_step)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the shadow's loss averaged over the same steps as the loss."""
+        if "loss" in logs and self._shadow_steps:
+            total = self.accelerator.reduce(self._shadow_sum, "sum")
+            logs["shadow_loss"] = total.item() / len(self._shadow_steps)
+            self._shadow_sum.zero_()
+            self._shadow_steps.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Measure the losses per token, whatever the batch size (the Trainer's own average is over batches)."""
+        assert isinstance(self.model, ShadowedModel)
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        measured = token_losses(self.model, examples, self.data_collator, self.args.per_device_eval_batch_size)
+        assert measured.shadow_loss is not None
+        metrics = {f"{metric_key_prefix}_loss": measured.loss, f"{metric_key_prefix}_shadow_loss": measured.shadow_loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # What marks a checkpoint as complete goes first, so that one being overwritten never looks complete.
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, CheckpointError) as error:
+            # torch reports a full disk as a RuntimeError of its own file writer; any other is not ours to translate.
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise CheckpointError(
+                f"could not save {folder}: {_first_line(error)}; earlier checkpoints are unchanged: make room, then continue with resume"
+            ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        shadowed = self.model
+        assert isinstance(shadowed, ShadowedModel)
+        assert shadowed.base is not None
+        saved = checkpoint.load(shadowed.base, resume_from_checkpoint)
+        own = shadowed.adapters[shadowed.active_adapter]
+        if saved.config != own.config:
+            raise CheckpointError(f"{resume_from_checkpoint} has other shadow settings than this run: {saved.config}, here {own.config}")
+        own.load_state_dict(saved.state_dict(), strict=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a checkpoint was written to its end: the Trainer writes its state last."""
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return True
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Find the newest complete checkpoint; warn of a newer one whose saving was cut short."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if is_complete(path):
+            return path
+        warnings.warn(f"{path} is incomplete (its saving was cut short) and is skipped", stacklevel=2)
+    return None
+
+
+class StopOnSignal(TrainerCallback):
+    """On the first Ctrl-C or SIGTERM finish the step, save and stop; the second one acts at once.
+
+    Attributes:
+        requested: whether a signal came.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the context lasts; outside the main thread Python does not allow it, so nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of another write to the same buffer.
+        os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the Trainer to save and stop, unless it is at its end anyway."""
+        if self.requested and state.global_step < state.max_steps:
+            control.should_save, control.should_training_stop, control.should_evaluate = True, True, False
+
+
+class Progress(TrainerCallback):
+    """A bar on stderr while someone watches, else one line per log entry."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar at the step that training starts from."""
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None, file=sys.stderr)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Show the losses."""
+        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss") and name != "train_loss"}
+        if not losses:
+            return
+        self._bar.set_postfix(losses)
+        if self._bar.disable:
+            shown = "  ".join(f"{name} {value}" for name, value in losses.items())
+            print(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the finished bar."""
+        self._bar.close()
+
+
+class MetricsFile(TrainerCallback):
+    """Write every log entry as one line of JSON; a resumed run drops what came after the checkpoint it resumes from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the file from the entries of the checkpoint, if any."""
+        self._path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the newest entry."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
