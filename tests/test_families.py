@@ -348,7 +348,7 @@ def test_a_classifier_does_not_see_the_side_of_the_padding(classifier: ShadowedM
 def test_both_classification_heads_learn(model_type: str) -> None:
     """Catches a head that is shared, frozen or left out of the loss."""
     model = perturb(attach(tiny_model(model_type, "sequence-classification"), CONFIG)).train()
-    loss, found = loss_and_gradients(model, token_ids(2, 9), torch.tensor([0, 2]))
+    _, found = loss_and_gradients(model, token_ids(2, 9), torch.tensor([0, 2]))
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
     assert {name.split(".")[2] for name in found} >= {"score", "shadow_score"}
     assert not torch.equal(found["adapters.default.score.weight"], found["adapters.default.shadow_score.weight"])

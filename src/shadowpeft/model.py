@@ -321,7 +321,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any) -> None:
         if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get("use_reentrant"):
-            raise UserError("a shadowed model needs gradient checkpointing with use_reentrant=False: reentrant, its shadow gets no gradient")
+            raise UserError("gradient checkpointing must be set to use_reentrant=False, or the shadow gets no gradient")
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -1,0 +1,42 @@
+# Two commands for users: `make demo` and `make test`. Both make and reuse .venv. `make check` is what CI does.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a worker: the models in the tests are too small to gain from more.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint types check clean
+
+demo: .venv/.demo
+	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft demo --report report.html
+
+test: .venv/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --cov=shadowpeft --cov-report=term:skip-covered
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+check: lint types test
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "shadowpeft needs Python 3.10 or later; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch goes first, so that a torch already in .venv (say, a CPU build) is kept.
+.venv/.torch: constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	touch $@
+
+.venv/.demo: pyproject.toml .venv/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+.venv/.dev: pyproject.toml .venv/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@ .venv/.demo
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache report.html
