@@ -4,7 +4,7 @@ Grouped-query attention where the family has it, sliding windows shorter than th
 logits, and weights (norms and biases too) large enough that no comparison holds by accident.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import (
@@ -128,3 +128,46 @@ def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Ten
         place = slice(length - len(row), None) if side == "left" else slice(0, len(row))
         ids[i, place], mask[i, place] = row, 1
     return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+# Comparing with another implementation of the method
+
+Counterpart = Callable[[str, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+@torch.no_grad()
+def copy_weights(ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart, seed: int = 5) -> set[str]:
+    """Give another implementation our weights and return the names of its tensors that have no place in ours.
+
+    Those get random values, so that they would show wherever they act.
+
+    Args:
+        ours: the shadowed model whose adapter is copied.
+        theirs: every trainable tensor of the other, by its name.
+        counterpart: finds, for one of our names, the (view of the) tensor among theirs.
+        seed: of the random values.
+    """
+    for tensor in theirs.values():
+        tensor.fill_(torch.nan)
+    for name, tensor in ours.adapters["default"].named_parameters():
+        if tensor.requires_grad:
+            counterpart(name, theirs).copy_(tensor)
+    generator, left = torch.Generator().manual_seed(seed), set()
+    for name, tensor in theirs.items():
+        if tensor.isnan().any():
+            left.add(name)
+            fresh = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            tensor.copy_(torch.where(tensor.isnan(), fresh, tensor))
+    return left
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return ||a - b|| / ||b||."""
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def gradient_errors(ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart) -> dict[str, float]:
+    """Return, for each of our trained tensors, how far its gradient is from its counterpart's."""
+    gradients = {name: tensor.grad for name, tensor in theirs.items() if tensor.grad is not None}
+    trained = {name: tensor for name, tensor in ours.adapters["default"].named_parameters() if tensor.requires_grad}
+    return {name: relative_error(tensor.grad, counterpart(name, gradients)) for name, tensor in trained.items()}

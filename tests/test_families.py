@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from families import LABELS, TINY, VOCAB, padded, perturb, tiny_config, tiny_model, token_ids
+from packaging.version import Version
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -17,7 +19,6 @@ from transformers import (
     MptConfig,
     MptForCausalLM,
     PreTrainedModel,
-    StaticCache,
 )
 
 from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, arch, attach
@@ -26,8 +27,10 @@ FAMILIES = sorted(arch.FAMILIES)
 CONFIG = ShadowConfig(dropout=0.0, r=4, update_width=5, shadow_loss_weight=0.5)
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
-# What transformers itself cannot do. The tests below prove it on the bare base instead of skipping.
-STATIC_CACHE_FAILS = {"bloom"}  # alibi is as long as the mask, the static cache as long as its room
+# What transformers itself cannot do; the test that meets it proves it on the bare base. Up to some version between 5.17 and 5.23
+# a stock assistant whose every block slides gets a mask shorter than its keys once its window is full.
+OLD = Version(transformers.__version__) < Version("5.23")
+SLIDING_ASSISTANT_FAILS = {"mistral", "gemma2", "gemma3_text"} if OLD else set()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -189,7 +192,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
 @pytest.mark.parametrize("side", ["left", "right", "none"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @torch.no_grad()
-def test_cached_equals_uncached_token_by_token(shadowed: ShadowedModel, model_type: str, kind: str, side: str) -> None:
+def test_cached_equals_uncached_token_by_token(shadowed: ShadowedModel, kind: str, side: str) -> None:
     """Catches halves of the cache that part, masks of the wrong length, and positions that ignore padding."""
     if side == "none":
         ids, mask, positions, first = token_ids(2, 12), None, None, 1
@@ -198,12 +201,6 @@ def test_cached_equals_uncached_token_by_token(shadowed: ShadowedModel, model_ty
         first = 6
     expected = shadowed(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     cache = shadowed.new_cache(max_length=12 if kind == "static" else None)
-    if kind == "static" and model_type in STATIC_CACHE_FAILS:
-        bare_cache = StaticCache(config=shadowed.base.config, max_cache_len=12)
-        for model, empty in ((shadowed.base, bare_cache), (shadowed, cache)):
-            with pytest.raises(RuntimeError, match="must match the existing size"):
-                step_by_step(model, empty, ids, mask, first=first)
-        return
     found = step_by_step(shadowed, cache, ids, mask, positions, first)
     real = torch.ones_like(ids) if mask is None else mask
     close(found[real.bool()], expected[real.bool()])
@@ -211,7 +208,7 @@ def test_cached_equals_uncached_token_by_token(shadowed: ShadowedModel, model_ty
 
 @pytest.mark.parametrize("beams", [1, 3])
 @torch.no_grad()
-def test_generation_is_the_same_with_every_cache(shadowed: ShadowedModel, model_type: str, beams: int) -> None:
+def test_generation_is_the_same_with_every_cache(shadowed: ShadowedModel, beams: int) -> None:
     """Catches a cache that `generate` fills, reorders or masks otherwise than the model's own."""
     ids, mask, _ = padded(rows(), "left")
     settings = {**GREEDY, "attention_mask": mask, "num_beams": beams}
@@ -220,24 +217,25 @@ def test_generation_is_the_same_with_every_cache(shadowed: ShadowedModel, model_
         bare = shadowed.generate(ids, **settings)
     assert (bare.logits[0] - expected.logits[0]).abs().mean() > 0.05
     for kind in ("dynamic", "static"):
-        if kind == "static" and model_type in STATIC_CACHE_FAILS:
-            for model in (shadowed, shadowed.base):
-                with pytest.raises(RuntimeError, match="must match the existing size"):
-                    model.generate(ids, **settings, cache_implementation=kind)
-            continue
         found = shadowed.generate(ids, **settings, cache_implementation=kind)
         assert torch.equal(found.sequences, expected.sequences)
         close(torch.stack(found.logits), torch.stack(expected.logits))
 
 
 @torch.no_grad()
-def test_assisted_by_its_own_shadow_it_writes_the_same(shadowed: ShadowedModel) -> None:
+def test_assisted_by_its_own_shadow_it_writes_the_same(shadowed: ShadowedModel, model_type: str) -> None:
     """Catches a rejected draft that is rolled back in one half of the cache only."""
-    ids, assistant = token_ids(1, 9), shadowed.detached()
-    expected = shadowed.generate(ids, **GREEDY)
-    found = shadowed.generate(ids, **GREEDY, assistant_model=assistant)
+    ids, assistant, settings = token_ids(1, 9), shadowed.detached(), {**GREEDY, "max_new_tokens": 12}
+    assistant.generation_config.update(num_assistant_tokens=3, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0)
+    if model_type in SLIDING_ASSISTANT_FAILS:
+        for model in (shadowed.base, shadowed):
+            with pytest.raises(RuntimeError, match="must match the size of tensor"):
+                model.generate(ids, **settings, assistant_model=assistant)
+        return
+    expected = shadowed.generate(ids, **settings)
+    found = shadowed.generate(ids, **settings, assistant_model=assistant)
     assert torch.equal(found.sequences, expected.sequences)
-    assert not torch.equal(assistant.generate(ids, **GREEDY).sequences, expected.sequences), "no draft was ever rejected"
+    assert not torch.equal(assistant.generate(ids, **settings).sequences, expected.sequences), "no draft was ever rejected"
 
 
 # Detach, save, unload

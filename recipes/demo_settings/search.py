@@ -25,11 +25,12 @@ from shadowpeft.embedded import CLINC150, MODEL
 
 def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:
     """List what is tried: a grid over the settings that matter most."""
-    loras = [Lora(rank, rate) for rank in (8, 32) for rate in (1e-3, 2e-3, 4e-3, 8e-3)]
+    loras = [Lora(rank, rate) for rank in (8, 32) for rate in (1e-3, 2e-3, 4e-3)]
     shadows = [
-        Shadow(rank, alpha, weight, dropout, rate)
-        for rank, alpha, weight, dropout, rate in itertools.product((16, 64), (0.1, 1.0, 4.0), (0.05, 0.5), (0.05,), (1e-3, 3e-3, 6e-3))
+        Shadow(rank, alpha, weight, 0.05, rate)
+        for rank, alpha, weight, rate in itertools.product((64,), (1.0, 4.0), (0.5, 1.0), (1e-3, 2e-3, 3e-3))
     ]
+    shadows += [Shadow(16, 4.0, 0.5, 0.05, rate) for rate in (1e-3, 3e-3)]
     return [(epoch, method) for epoch in epochs for method in [*loras, *shadows]]
 
 

@@ -34,6 +34,7 @@ class Family:
         head_dim: config field of the width of an attention head, `None` where it follows from the hidden width.
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can travel as one.
         takes_positions: the decoder accepts `position_ids`.
+        mask_fills_cache: its position bias is as long as the attention mask, so with a static cache the mask must be as long as its room.
         softcaps: the logits pass through `cap * tanh(logits / cap)` when the config sets a cap.
     """
 
@@ -49,6 +50,7 @@ class Family:
     head_dim: str | None = "head_dim"
     passes_kwargs: bool = True
     takes_positions: bool = True
+    mask_fills_cache: bool = False
     softcaps: bool = False
 
 
@@ -83,7 +85,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer", blocks="h",
             embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None, head_dim=None,
-            passes_kwargs=False, takes_positions=False,
+            passes_kwargs=False, takes_positions=False, mask_fills_cache=True,
         ),
         Family(
             "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer", blocks="h",

@@ -1,5 +1,7 @@
 """One key-value cache for base and shadow: the base's layers followed by the shadow's, so that every operation acts on both."""
 
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
 
 
@@ -28,3 +30,11 @@ def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCac
 def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
     """Make a cache with room for `max_length` tokens, allocated once."""
     return ShadowCache(StaticCache(config=base, max_cache_len=max_length), StaticCache(config=shadow, max_cache_len=max_length))
+
+
+def filling_mask(mask_BT: Tensor | None, cache: Cache | None, tokens: int) -> Tensor | None:
+    """Lengthen a mask to the keys that `cache` will hold out for the next `tokens` tokens: all its room where it is static."""
+    if mask_BT is None or cache is None or mask_BT.ndim != 2:
+        return mask_BT
+    keys, _ = cache.get_mask_sizes(tokens, 0)
+    return F.pad(mask_BT, (0, keys - mask_BT.shape[1]))

@@ -98,9 +98,7 @@ def evaluate(
 
 
 @torch.inference_mode()
-def token_losses(
-    model: PreTrainedModel, examples: Sequence[Example], collator: Collator, batch_size: int, progress: bool = True
-) -> Losses:
+def token_losses(model: PreTrainedModel, examples: Sequence[Example], collator: Collator, batch_size: int, progress: bool = True) -> Losses:
     """Measure the cross-entropy per token over all examples, whatever the batches.
 
     Raises:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -49,7 +49,8 @@ def load_model(source: str, dtype: "torch.dtype | str" = "auto", attn_implementa
 
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with _reading("model", source):
-        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **chosen)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **chosen)
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal language model")
@@ -58,10 +59,9 @@ def load_model(source: str, dtype: "torch.dtype | str" = "auto", attn_implementa
 
 @contextmanager
 def _reading(what: str, source: str) -> Iterator[None]:
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        # Ids without an owner, such as gpt2, are hub ids too.
-        if "/" in source or Path(source).exists():
-            raise UserError(f"no model folder at {source}; give a folder with config.json, or a hub id such as Qwen/Qwen3-0.6B")
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
+    if is_path and not Path(source).is_dir():
+        raise UserError(f"there is no model folder {source}; give a folder with config.json, or a hub id such as Qwen/Qwen3-0.6B")
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:

@@ -14,7 +14,7 @@ from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedMod
 
 from shadowpeft import arch, checkpoint, heads, shadow
 from shadowpeft.adapter import Adapter
-from shadowpeft.cache import ShadowCache, dynamic_cache, static_cache
+from shadowpeft.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
 from shadowpeft.config import ShadowConfig
 from shadowpeft.detach import detached
 from shadowpeft.errors import ConfigError, UserError
@@ -82,6 +82,8 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         self.config.keys_to_ignore_at_inference = ["past_key_values", "shadow_loss", "shadow_logits"]
         if self.task == "causal-lm":
             self.generation_config = copy.deepcopy(base.generation_config)
+            # The Trainer counts labels by this name: without it, the never predicted first token of a row counts too.
+            self.loss_type = "ForCausalLM"
         self.all_tied_weights_keys: dict[str, str] = {}
         self._lent = Lent.freeze(base)
         self.base: PreTrainedModel | None = base
@@ -228,6 +230,9 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         frame = ShadowFrame(adapter, state_BTD)
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}
+        if family.mask_fills_cache:
+            mask = filling_mask(inputs["attention_mask"], cache and cache.base, state_BTD.shape[1])
+            inputs = {**inputs, "attention_mask": mask}
         travel = nullcontext() if family.passes_kwargs else travelling(frame)
         carried = {"shadow_frame": frame} if family.passes_kwargs else {}
         with travel:
@@ -319,7 +324,9 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
     def enable_input_require_grads(self) -> None:
         """Do nothing: only reentrant checkpointing needs inputs with a gradient, and no hook goes onto the lent base."""
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any) -> None:
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
+    ) -> None:
         if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get("use_reentrant"):
             raise UserError("gradient checkpointing must be set to use_reentrant=False, or the shadow gets no gradient")
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)

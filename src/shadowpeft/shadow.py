@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
+from shadowpeft.cache import filling_mask
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import UnsupportedModelError
 from shadowpeft.views import Borrow, View
@@ -57,6 +58,10 @@ class Shadow(nn.Module):
             raise UnsupportedModelError("an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only")
         inputs = {"input_ids": input_ids_BT} if input_ids_BT is not None else {"inputs_embeds": inputs_embeds_BTD}
         positions = {"position_ids": position_ids} if position_ids is not None and self.family.takes_positions else {}
+        if self.family.mask_fills_cache:
+            (given,) = inputs.values()
+            assert given is not None
+            attention_mask = filling_mask(attention_mask, cache, given.shape[1])
         out = self._run(**inputs, **positions, attention_mask=attention_mask, past_key_values=cache, use_cache=cache is not None)
         state_BTS = out.last_hidden_state
         return state_BTS if self.projection is None else self.projection(state_BTS)

@@ -221,7 +221,9 @@ def _check_same_run(config: TrainConfig, path: Path) -> None:
     now = yaml.safe_load(config.to_yaml())
     changed = [name for name in now if name not in _FREE_ON_RESUME and (not isinstance(before, dict) or before.get(name) != now[name])]
     if changed:
-        raise ConfigError(f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run")
+        raise ConfigError(
+            f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run"
+        )
 
 
 def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
@@ -252,7 +254,8 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
 
     # transformers renamed the setting between 5.17 and 5.23.
     known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    checkpointing: dict[str, Any] = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
     try:
         return TrainingArguments(
             output_dir=str(output / CHECKPOINTS),
@@ -280,7 +283,7 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
             disable_tqdm=True,  # its bar writes to stdout; `Progress` takes its place
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
-            **{checkpointing: config.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
+            **checkpointing,
         )
     except ValueError as error:
         raise ConfigError(f"the training settings do not fit this machine or each other: {error}") from error

@@ -51,16 +51,14 @@ class ShadowTrainer(Trainer):
         eval_examples: Sequence[Example] | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        # The Trainer counts the labels of a batch by this name: without it, the never predicted first token of a row counts too.
-        model.loss_type = "ForCausalLM"
         # With several GPUs in one process the Trainer would copy the model to each, which the lent base does not allow.
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=train_examples,  # type: ignore[arg-type]
-            eval_dataset=eval_examples,  # type: ignore[arg-type]
+            train_dataset=train_examples,
+            eval_dataset=eval_examples,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
@@ -87,8 +85,9 @@ class ShadowTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Measure the losses per token, whatever the batch size (the Trainer's own average is over batches)."""
+        examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(self.model, ShadowedModel)
-        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(self.data_collator, Collator)
         measured = token_losses(self.model, examples, self.data_collator, self.args.per_device_eval_batch_size)
         assert measured.shadow_loss is not None
         metrics = {f"{metric_key_prefix}_loss": measured.loss, f"{metric_key_prefix}_shadow_loss": measured.shadow_loss}
@@ -96,8 +95,15 @@ class ShadowTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed at its end, the Trainer would go one step too far before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # What marks a checkpoint as complete goes first, so that one being overwritten never looks complete.
         (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         try:

@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from shadowpeft.config import ShadowConfig
-from shadowpeft.data import Collator
+from shadowpeft.data import Collator, Example
 from shadowpeft.demo.settings import LORA, SHADOW, Lora, Settings, Shadow
 from shadowpeft.model import attach
 
@@ -50,7 +50,7 @@ def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW) -> Any:
     return attach(base, ShadowConfig(r=shadow.rank, alpha=shadow.alpha, shadow_loss_weight=shadow.loss_weight, dropout=shadow.dropout))
 
 
-def fit(model: Any, rows: Dataset[Any], pad_token_id: int, settings: Settings, learning_rate: float, folder: str, progress: Any) -> Fit:
+def fit(model: Any, rows: list[Example], pad_token_id: int, settings: Settings, learning_rate: float, folder: str, progress: Any) -> Fit:
     """Train with transformers' Trainer; a shadowed model needs nothing special."""
     arguments = TrainingArguments(
         output_dir=folder,
@@ -63,11 +63,13 @@ def fit(model: Any, rows: Dataset[Any], pad_token_id: int, settings: Settings, l
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
         train_sampling_strategy="group_by_length",
     )
     result = Fit()
-    trainer = Trainer(model, arguments, data_collator=Collator(pad_token_id), train_dataset=rows, callbacks=[_Watch(result, progress)])
+    dataset: Any = rows  # a list is all the data loader needs
+    trainer = Trainer(model, arguments, data_collator=Collator(pad_token_id), train_dataset=dataset, callbacks=[_Watch(result, progress)])
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     trainer.train()

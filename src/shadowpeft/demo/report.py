@@ -104,7 +104,7 @@ footer {{ color: #666; font-size: .85rem; margin-top: 2rem; }}
 <p>The embedded language model learns to name the intent of a request, and to hand over what is out of scope by answering
 <code>[REMOTE]</code>. <b>LoRA</b> changes the model's own layers. The <b>shadow</b> is a small network beside the untouched model:
 <b>attached</b> it corrects the model, <b>detached</b> it answers alone. All answer by the most likely of the {labels} labels, on {rows}
-held-out requests.</p>
+held-out requests; the untaught base gets its likelihoods calibrated by an empty request, which suits it best.</p>
 <div class="wide">{table}</div>
 <h2>Training</h2>
 <div class="pictures"><img src="{curves}" alt="training loss by step"><img src="{bars}" alt="accuracy by method"></div>
@@ -112,6 +112,7 @@ held-out requests.</p>
 <h2>Some requests</h2>
 <div class="wide">{examples}</div>
 <footer>Made by <code>shadowpeft demo</code> in {seconds} s. ± is a 95 % interval over the requests; ms per answer is the median (and the
-quartiles) of single greedy answers of four tokens, the models taking turns. {versions}. Requests: CLINC150 (Larson et al. 2019, CC BY 3.0).</footer>
+quartiles) of single greedy answers of four tokens, the models taking turns. {versions}. Requests: CLINC150 (Larson et al. 2019,
+CC BY 3.0).</footer>
 </body></html>
 """

@@ -6,18 +6,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.data import Row, encode_all, read_rows
-from shadowpeft.demo.labels import label_scores
+from shadowpeft.demo.labels import calibrated_scores, label_scores
 from shadowpeft.demo.methods import Fit, fit, with_lora, with_shadow
 from shadowpeft.demo.settings import LORA, SHADOW, Settings
 from shadowpeft.embedded import CLINC150, MODEL
 
 MAX_LENGTH = 128
+EMPTY = "Request: \nIntent:"
 
 
 @dataclass
@@ -69,7 +71,12 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     chosen = {}
     for name, model in models.items():
         with ui.task(f"answering {len(rows)} held-out requests: {name}", len(rows)) as progress:
-            chosen[name] = best_labels(model, tokenizer, rows, labels, lambda done: progress(done, len(rows)))
+            scores = label_scores(
+                model, tokenizer, [row.fields["prompt"] for row in rows], labels, progress=partial(progress, total=len(rows))
+            )
+        if name == "base":
+            scores = calibrated_scores(model, tokenizer, scores, labels, empty=EMPTY)
+        chosen[name] = [labels[best] for best in scores.argmax(1).tolist()]
     with ui.task("timing single answers", settings.timed_answers) as progress:
         timings = time_answers(models, tokenizer, rows[: settings.timed_answers], progress)
     methods = []
@@ -103,12 +110,6 @@ def count(model: Any) -> int:
 def count_shadow(model: Any) -> int:
     """Count the trained parameters that the detached model keeps: the shadow's, without the boundaries'."""
     return sum(parameter.numel() for parameter in model.adapters["default"].shadow.parameters())
-
-
-def best_labels(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], labels: list[str], progress: Any) -> list[str]:
-    """Answer each request with the most likely label."""
-    scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in rows], labels, progress=progress)
-    return [labels[best] for best in scores.argmax(1).tolist()]
 
 
 @torch.inference_mode()

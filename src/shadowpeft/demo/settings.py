@@ -18,19 +18,19 @@ class Settings:
 class Lora:
     """LoRA on all linear layers."""
 
-    rank: int = 32
-    learning_rate: float = 2e-3
+    rank: int = 8
+    learning_rate: float = 4e-3
 
 
 @dataclass(frozen=True)
 class Shadow:
     """A shadow of one block."""
 
-    rank: int = 16
-    alpha: float = 1.0
-    loss_weight: float = 0.5
+    rank: int = 64
+    alpha: float = 4.0
+    loss_weight: float = 1.0
     dropout: float = 0.05
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
 
 
 LORA, SHADOW = Lora(), Shadow()

@@ -1,0 +1,104 @@
+"""Train on GSM8K through the command line, kill a second run half-way, resume it, and compare every bit; then generate.
+
+    python recipes/gsm8k/verify.py --model GEMMA --data gsm8k.jsonl --work DIR [--steps 200] [--flags ...]
+
+Prints one JSON record: the losses, whether they went down, whether straight and resumed runs are equal, answers attached and
+detached, versions and device. `--flags` go to `shadowpeft train` unchanged.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+SHADOWPEFT = [sys.executable, "-m", "shadowpeft"]
+PROMPT = "Question: A baker makes 12 loaves in the morning and twice as many in the afternoon. She sells 30. How many are left?\nAnswer:"
+
+
+def train(args: argparse.Namespace, output: Path, *more: str) -> list[str]:
+    """The command of one run."""
+    fixed = ["--max-steps", str(args.steps), "--save-steps", str(args.steps // 4), "--logging-steps", "5", "--seed", "1"]
+    return [*SHADOWPEFT, "train", "--model", args.model, "--data", args.data, "--output", str(output), *fixed, *args.flags, *more]
+
+
+def run_and_kill(command: list[str], checkpoint: Path) -> int:
+    """Start a run, wait for a checkpoint to be complete and a little more, and kill it; return its exit code."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
+        time.sleep(0.05)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    """Read (step, loss) of a run."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def answer(*flags: str) -> str:
+    """Generate greedily through the command line."""
+    out = subprocess.run(
+        [*SHADOWPEFT, "generate", "--prompt", PROMPT, "--max-new-tokens", "80", "--json", "--raw", *flags],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return json.loads(out.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--model", "--data"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[])
+    args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    straight, killed, small = args.work / "straight", args.work / "killed", args.work / "small"
+    began = time.perf_counter()
+    subprocess.run(train(args, straight), check=True)
+    seconds = time.perf_counter() - began
+    half = killed / "checkpoints" / f"checkpoint-{args.steps // 2}"
+    code = run_and_kill(train(args, killed), half)
+    subprocess.run(train(args, killed, "--resume"), check=True)
+    one, two = (load_file(run / "adapter" / "shadow.safetensors") for run in (straight, killed))
+    curve = losses(straight)
+    part = max(1, len(curve) // 5)
+    record: dict[str, Any] = {
+        "command": shlex.join(train(args, Path("RUN"))[2:]),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "seconds": round(seconds, 1),
+        "losses": curve,
+        "first_and_last_mean_loss": [sum(loss for _, loss in rows) / part for rows in (curve[:part], curve[-part:])],
+        "killed_with": code,
+        "tensors": len(one),
+        "equal_bits": one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one),
+        "largest_difference": max((one[name] - two[name]).abs().max().item() for name in one),
+    }
+    print(json.dumps(record), flush=True)
+    adapter = ["--model", args.model, "--adapter", str(straight / "adapter")]
+    subprocess.run([*SHADOWPEFT, "export", *adapter, "--output", str(small)], check=True)
+    record["answers"] = {
+        "attached": answer(*adapter), "detached": answer(*adapter, "--detached"), "exported": answer("--model", str(small)),
+    }  # fmt: skip
+    print(json.dumps(record["answers"], indent=1), flush=True)
+    (args.work / "verify.json").write_text(json.dumps(record, indent=1) + "\n")
+    assert record["first_and_last_mean_loss"][0] > record["first_and_last_mean_loss"][1], "the loss did not go down"
+    assert record["equal_bits"], "the resumed run differs"
+
+
+if __name__ == "__main__":
+    main()

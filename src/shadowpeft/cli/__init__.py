@@ -1,0 +1,99 @@
+"""The command line: `shadowpeft VERB`. Nothing heavy is imported here; each verb imports what it needs when it runs.
+
+A verb is a module of its name with one typed function `run`: its parameters and docstring become flags and help, and every
+flag may also come from `--config FILE`. `run` returns the exit code, or `None` for success.
+"""
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import shadowpeft
+from shadowpeft.config import _nearest
+from shadowpeft.errors import ConfigError, UserError
+
+VERBS = {
+    "demo": "train a shadow on a small data set and compare what it can do, offline and in minutes",
+    "train": "train a shadow beside a frozen base on rows of text",
+    "generate": "answer prompts, attached or with the shadow alone",
+    "eval": "measure loss, perplexity and exact match on rows of text",
+    "export": "write the shadow alone as a stock model folder",
+    "doctor": "show versions, devices, extras and supported models",
+}
+_MISTAKE, _FAILURE, INTERRUPTED = 2, 1, 130
+# What the operating system refuses for reasons outside this program: one sentence is all there is to say.
+_OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else _MISTAKE
+    if words[0] == "--version":
+        print(f"shadowpeft {shadowpeft.__version__}")
+        return 0
+    name = f"shadowpeft {words[0]}" if words[0] in VERBS else "shadowpeft"
+    try:
+        return _run(words[0], words[1:])
+    except UserError as error:
+        return _say(name, error, _MISTAKE)
+    except OSError as error:
+        if error.errno not in _OUTSIDE:
+            raise
+        return _say(name, error, _FAILURE)
+    except KeyboardInterrupt:
+        return _say(name, "interrupted; what was saved before is kept", INTERRUPTED)
+
+
+def _run(verb: str, words: list[str]) -> int:
+    if verb not in VERBS:
+        raise ConfigError(f"there is no verb {verb!r}{_nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}")
+    try:
+        from shadowpeft.cli import _parser
+    except ModuleNotFoundError as error:
+        raise UserError(f"the command line needs {error.name}; pip install 'shadowpeft[cli]'") from error
+    run = importlib.import_module(f"shadowpeft.cli.{verb}").run
+    values = _parser.parse(verb, run, words)
+    if values is None:
+        return 0
+    with _quiet():
+        return run(**values) or 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Show this package's own warnings as one line each; other libraries' only where Python was asked for them (`-W`)."""
+    for library in ("TRANSFORMERS", "DATASETS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", module=r"shadowpeft(\.|$)")
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _say(name: str, message: Any, code: int) -> int:
+    print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def _overview() -> str:
+    lines = ["usage: shadowpeft VERB [flags]", "", "Adapt a frozen language model with a shadow network, and use what was trained.", ""]
+    lines += [f"  {verb:<10}{summary}" for verb, summary in VERBS.items()]
+    return "\n".join([*lines, "", "shadowpeft VERB --help tells of a verb's flags; each may also come from --config FILE.yaml."])

@@ -1,0 +1,63 @@
+"""What `generate` and `eval` share: loading a model the way the flags say, and printing results."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shadowpeft import files
+from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.model import ShadowedModel
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load(
+    model: str, adapter: str | None, detached: bool, base: bool, dtype: str, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load base and adapter: attached, the shadow alone (`detached`), or the base alone (`base`, or no adapter).
+
+    Raises:
+        UserError: the flags contradict each other, or something cannot be loaded.
+    """
+    if detached and base:
+        raise ConfigError("--detached and --base exclude each other: the shadow alone, or the base alone")
+    if detached and adapter is None:
+        raise ConfigError("--detached needs --adapter; to run an exported model, give its folder as --model")
+    if adapter is not None and not Path(adapter).is_dir():
+        raise CheckpointError(f"no adapter folder at {adapter}")
+    target = pick_device(device)
+    files.load_config(model)  # a model that cannot be reached is found out with one request
+    tokenizer = files.load_tokenizer(model)
+    loaded = files.load_model(model, dtype).to(target).eval()  # type: ignore[arg-type]
+    if adapter is None or base:
+        return loaded, tokenizer
+    shadowed = ShadowedModel.from_pretrained(loaded, adapter)
+    return (shadowed.detached() if detached else shadowed), tokenizer
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn `auto` into the best device there is, and refuse one there is not.
+
+    Raises:
+        ConfigError: the name is not a device, or not one of this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"there is no device {name!r} here ({str(error).partition(chr(10))[0]})") from error
+
+
+def print_result(values: dict[str, Any], as_json: bool) -> None:
+    """Print a result to stdout, as JSON or as aligned lines."""
+    if as_json:
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        print(f"{name.replace('_', ' '):<{width}}  {shown}")

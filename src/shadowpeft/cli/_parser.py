@@ -1,0 +1,147 @@
+"""From a verb's typed function to its flags, help and config file, through jsonargparse; a misspelt name gets the nearest one."""
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from shadowpeft.config import _nearest
+from shadowpeft.errors import ConfigError
+
+
+def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
+    """Make the parser of a verb.
+
+    Args:
+        verb: its name.
+        run: its function. The fields of a dataclass parameter named `settings` become flags of their own.
+    """
+    hints = _hints(run)
+    summary = inspect.getdoc(run) or ""
+    parser = ArgumentParser(
+        prog=f"shadowpeft {verb}",
+        usage=f"shadowpeft {verb} [flags]",
+        description=summary.partition("\n\n")[0],
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it")
+    settings = typing.get_type_hints(run).get("settings")
+    if settings is not None:
+        parser.add_class_arguments(settings)
+    parser.add_function_arguments(run, skip={"settings"})
+    for action in parser._actions:
+        _as_users_write(parser, action, hints.get(action.dest))
+    return parser
+
+
+def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | None:
+    """Turn a command line into the arguments of a verb's function; `None` if it only asked for help.
+
+    Raises:
+        ConfigError: a flag, key or value is not known, or a required one is missing.
+    """
+    parser = build(verb, run)
+    known = flags(parser)
+    try:
+        _refuse_unknown(words, known, verb)
+        found = parser.parse_args(_repeated(words, _hints(run)))
+        values = dict(vars(parser.instantiate(found)))
+    except ArgumentError as error:
+        raise ConfigError(_plain(str(error))) from error
+    except SystemExit:  # --help was printed
+        return None
+    values.pop("config")
+    settings = typing.get_type_hints(run).get("settings")
+    if settings is None:
+        return values
+    names = {entry.name for entry in dataclasses.fields(settings)}
+    own = {name: value for name, value in values.items() if name not in names}
+    return {"settings": settings(**{name: values[name] for name in names}), **own}
+
+
+def flags(parser: ArgumentParser) -> list[str]:
+    """List the settings of a parser by name, those of a group with its name and a dot before theirs."""
+    return [name for name in parser.get_defaults().keys(branches=False) if name != "config"]
+
+
+def _hints(run: Callable[..., Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(run)
+    settings = hints.pop("settings", None)
+    hints.pop("return", None)
+    return hints if settings is None else {**typing.get_type_hints(settings), **hints}
+
+
+def _as_users_write(parser: ArgumentParser, action: Any, hint: Any) -> None:
+    """Accept dashes for underscores, show dashes, and let a switch stand without `true`."""
+    dashed = [option.replace("_", "-") for option in action.option_strings]
+    for option in dashed:
+        parser._option_string_actions[option] = action
+    action.option_strings = dashed
+    if hint is bool or bool in typing.get_args(hint):
+        action.nargs, action.const = "?", True
+
+
+def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:
+    """Let the flag of a list of strings be repeated, its text taken as it is: jsonargparse would read YAML out of it."""
+    lists = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *typing.get_args(hint))}
+    result, rest = [], iter(words)
+    for word in rest:
+        flag, equals, text = word.partition("=")
+        if flag in lists:
+            word = f"{flag}+={json.dumps([text if equals else next(rest, '')])}"
+        result.append(word)
+    return result
+
+
+def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> None:
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    for position, word in enumerate(words):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or word == "--help":
+            continue
+        if name == "config":
+            path = value if equals else next(iter(words[position + 1 :]), "")
+            _refuse_unknown_keys(Path(path), known)
+        elif name.replace("-", "_") not in (*known, *groups):
+            raise ConfigError(f"unknown flag --{name}{_nearest_flag(name, known)}; see shadowpeft {verb} --help")
+
+
+def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"--config needs a YAML file, there is none at {str(path)!r}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold settings as 'name: value' lines, got {type(content).__name__}")
+    for key in _flat_keys(content):
+        if key not in known and not any(name.startswith(f"{key}.") for name in known):
+            raise ConfigError(f"{path}: unknown setting {key!r}{_nearest(key, known)}")
+
+
+def _flat_keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _flat_keys(value, f"{name}.")
+        else:
+            yield name
+
+
+def _nearest_flag(name: str, known: Sequence[str]) -> str:
+    return _nearest("--" + name.replace("_", "-"), ["--" + other.replace("_", "-") for other in known])
+
+
+def _plain(message: str) -> str:
+    """Say jsonargparse's message in one line, in the words of the command line."""
+    for old, new in (("Parser key ", ""), (":\n  Expected a <class '", ": expected "), ("'>. Got value:", ", got"), ("typing.", "")):
+        message = message.replace(old, new)
+    return " ".join(message.replace("\n  Expected a ", " expected ").replace(". Got value:", ", got").split())

@@ -1,0 +1,58 @@
+"""`shadowpeft generate`."""
+
+import sys
+from typing import Literal
+
+from shadowpeft.errors import ConfigError
+
+
+def run(
+    model: str,
+    adapter: str | None = None,
+    prompt: list[str] | None = None,
+    detached: bool = False,
+    raw: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Answer prompts with a base and its adapter, with the shadow alone, or (without an adapter) with the base.
+
+    Args:
+        model: folder or hub id of the base, or of an exported model.
+        adapter: folder of the adapter.
+        prompt: a prompt; may be given several times; by default one is read from standard input.
+        detached: answer with the shadow alone.
+        raw: continue the prompt as it is, without the tokenizer's chat template.
+        max_new_tokens: the most tokens of an answer.
+        temperature: 0 for the likeliest token at every step, above it to sample.
+        top_p: sample among the likeliest tokens of this total probability.
+        top_k: sample among so many of the likeliest tokens; 0 for all.
+        seed: decides what is sampled.
+        dtype: type of the weights; auto for the one they are stored in.
+        device: auto, cpu, cuda, cuda:1, mps.
+        json: print the answers as JSON.
+    """
+    prompts = prompt or [_read_stdin()]
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise ConfigError("max_new_tokens must be 1 or more, temperature and top_k 0 or more, and top_p above 0 and at most 1")
+
+    from shadowpeft.cli import _answers, _models
+
+    loaded, tokenizer = _models.load(model, adapter, detached, False, dtype, device)
+    sampling = _answers.Sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    _answers.answer(loaded, tokenizer, prompts, raw, sampling, json)
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        raise ConfigError("no prompt: give --prompt, or pipe one in")
+    text = sys.stdin.read().removesuffix("\n")
+    if not text:
+        raise ConfigError("no prompt: standard input is empty")
+    return text

@@ -1,0 +1,26 @@
+"""`shadowpeft train`."""
+
+import shlex
+import sys
+from dataclasses import asdict
+
+from shadowpeft.cli import INTERRUPTED
+from shadowpeft.train import RUN, TrainConfig, train
+
+
+def run(settings: TrainConfig, json: bool = False) -> int:
+    """Train a shadow beside a frozen base on rows of text.
+
+    Args:
+        settings: the run.
+        json: print the summary as JSON.
+    """
+    result = train(settings, command=shlex.join(["shadowpeft", *sys.argv[1:]]))
+    from shadowpeft.cli._models import print_result
+
+    print_result(asdict(result), json)
+    if not result.stopped:
+        return 0
+    again = f"shadowpeft train --config {shlex.quote(f'{result.output}/{RUN}')} --resume"
+    print(f"shadowpeft train: stopped after step {result.steps} and saved; continue with: {again}", file=sys.stderr)
+    return INTERRUPTED

@@ -1,0 +1,73 @@
+"""What this machine has: versions, devices, extras and the model families that are supported."""
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+import shadowpeft
+from shadowpeft import arch
+
+_LIBRARIES = ("torch", "transformers", "safetensors", "accelerate", "datasets", "peft", "triton", "jsonargparse")
+
+
+def examine() -> dict[str, Any]:
+    """Collect the facts as plain values.
+
+    Returns:
+        `shadowpeft`, `python` and `platform`; `versions` by library, `None` where it is not installed; `devices`; `extras`, each
+        with what it lacks; `families`, the supported ones.
+    """
+    return {
+        "shadowpeft": shadowpeft.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "devices": _devices(),
+        "extras": {extra: _missing(extra) for extra in _extras()},
+        "families": [family.name for family in arch.FAMILIES.values()],
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    devices: list[dict[str, Any]] = [
+        {"device": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    ]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        devices.append({"device": f"cuda:{index}", "name": facts.name, "memory_gib": round(facts.total_memory / 2**30, 1)})
+    if torch.backends.mps.is_available():
+        devices.append({"device": "mps", "name": "Apple GPU", "memory_gib": round(torch.mps.recommended_max_memory() / 2**30, 1)})
+    return devices
+
+
+def _extras() -> list[str]:
+    try:
+        return metadata.metadata("shadowpeft").get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return []
+
+
+def _missing(extra: str) -> list[str]:
+    """List what an extra asks for and is not installed, in the version it asks for."""
+    missing = []
+    for line in metadata.requires("shadowpeft") or []:
+        wanted = Requirement(line)
+        if wanted.marker is None or not wanted.marker.evaluate({"extra": extra}) or wanted.marker.evaluate({"extra": ""}):
+            continue
+        if wanted.name == "shadowpeft":
+            missing += [name for other in sorted(wanted.extras) for name in _missing(other)]
+            continue
+        version = _version(wanted.name)
+        if version is None or not wanted.specifier.contains(version, prereleases=True):
+            missing.append(f"{wanted.name}{wanted.specifier}")
+    return list(dict.fromkeys(missing))

@@ -1,0 +1,108 @@
+"""Measures against the slow way of computing them, for attached, bare, detached and base models."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import perturb, qwen3_config
+from test_data import build_tokenizer
+from test_train import one_thread  # noqa: F401 - a fixture
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from shadowpeft import ShadowConfig, ShadowedModel, attach
+from shadowpeft.data import Row, encode
+from shadowpeft.errors import ConfigError, DataError
+from shadowpeft.evaluate import evaluate, greedy_answers
+
+PROMPTS = ["what", "what is two plus", "hello think", "the city you are system what is"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def shadowed(tokenizer) -> ShadowedModel:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(
+        qwen3_config(vocab_size=len(tokenizer), pad_token_id=2, eos_token_id=1, tie_word_embeddings=False)
+    )
+    return perturb(attach(base.eval(), ShadowConfig(alpha=0.5)))
+
+
+def rows_with(answers) -> list[Row]:
+    return [Row({"prompt": text, "completion": answer}, f"rows:{i}") for i, (text, answer) in enumerate(zip(PROMPTS, answers, strict=True))]
+
+
+@torch.no_grad()
+def slow_loss(model, tokenizer, rows) -> float:
+    """One row at a time, one label at a time."""
+    losses = []
+    for row in rows:
+        example = encode(row, tokenizer, 128)
+        logits_TV = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
+        losses += [F.cross_entropy(logits_TV[t - 1], torch.tensor(y)).item() for t, y in enumerate(example["labels"]) if t and y != -100]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("kind", ["attached", "bare", "detached"])
+def test_losses_equal_the_slow_way(kind, shadowed, tokenizer):
+    """Catches averages over batches, padding that counts, labels off by one, and the wrong model measured."""
+    rows = rows_with([" is", " four", " two plus two is four", " hello"])
+    model = shadowed.detached() if kind == "detached" else shadowed.base if kind == "bare" else shadowed
+    result = evaluate(model, tokenizer, rows, batch_size=3, exact_match=False, progress=False)
+    assert result.loss == pytest.approx(slow_loss(model, tokenizer, rows), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert (result.rows, result.answered_rows, result.exact_match) == (4, 4, None)
+    if kind == "attached":
+        assert result.shadow_loss == pytest.approx(slow_loss(shadowed.detached(), tokenizer, rows), rel=1e-4)
+        with shadowed.disabled():
+            bare = evaluate(shadowed, tokenizer, rows, exact_match=False, progress=False)
+        assert bare.loss == pytest.approx(slow_loss(shadowed.base, tokenizer, rows), rel=1e-5)
+        assert bare.shadow_loss is None
+        assert bare.loss != pytest.approx(result.loss, rel=1e-2)
+    else:
+        assert result.shadow_loss is None
+
+
+def test_exact_match_counts_what_is_right(shadowed, tokenizer):
+    """Catches answers in the order of length instead of the rows', white space that counts, and padding that changes answers."""
+    width = 4
+    said = []
+    for text in PROMPTS:  # one at a time, so no padding
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        out = shadowed.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=width, do_sample=False, pad_token_id=2)
+        said.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    assert len(set(said)) == len(PROMPTS)
+    result = evaluate(shadowed, tokenizer, rows_with([f" {text}\n" for text in said]), batch_size=3, max_new_tokens=width, progress=False)
+    assert result.exact_match == 1.0
+    assert evaluate(shadowed, tokenizer, rows_with([*said[:3], "no"]), max_new_tokens=width, progress=False).exact_match == 0.75
+    assert evaluate(shadowed.base, tokenizer, rows_with(said), max_new_tokens=width, progress=False).exact_match < 0.75
+
+
+def test_answers_do_not_depend_on_the_batch_and_modes_are_restored(shadowed, tokenizer):
+    prompts = [tokenizer(text).input_ids for text in PROMPTS]
+    shadowed.train()
+    one = greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=1, progress=False)
+    assert one == greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=4, progress=False)
+    assert shadowed.training
+    shadowed.eval()
+
+
+def test_rows_without_answers_have_losses_only(shadowed, tokenizer):
+    result = evaluate(shadowed, tokenizer, [Row({"text": "hello what is"}, "rows:1")], progress=False)
+    assert result.exact_match is None
+    assert (result.answered_rows, result.rows) == (0, 1)
+    assert result.tokens > 0
+
+
+def test_what_cannot_be_measured(shadowed, tokenizer):
+    rows = rows_with([" is", " four", " two", " hello"])
+    with pytest.raises(DataError, match="rows:0: the prompt has 1 tokens, which leaves no room for 128 new ones within 128"):
+        evaluate(shadowed, tokenizer, rows, max_new_tokens=128, progress=False)
+    with pytest.raises(ConfigError, match="at most the model's 128"):
+        evaluate(shadowed, tokenizer, rows, max_length=129, progress=False)
+    with pytest.raises(DataError, match="no row has a token to predict"):
+        evaluate(shadowed, tokenizer, [Row({"text": "<|im_end|>"}, "rows:1")], progress=False)

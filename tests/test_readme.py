@@ -1,0 +1,130 @@
+"""What README shows is run as it stands, on the embedded model; so is every recipe."""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shadowpeft.cli import main
+from shadowpeft.embedded import CLINC150, MODEL
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+HUB_ID = "Qwen/Qwen3-0.6B"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def run(script: str, *words: object, timeout: int = 240) -> str:
+    """Run a recipe as its README says and return what it printed."""
+    command = [sys.executable, str(ROOT / "recipes" / script), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """Catches a README whose code was never run."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    names = {"ids": ids, "labels": ids, "base": AutoModelForCausalLM.from_pretrained(MODEL)}
+    exec(compile(code.replace(f'"{HUB_ID}"', repr(str(MODEL))), "README.md", "exec"), names)
+    assert names["out"].shadow_loss > 0
+    assert (tmp_path / "run" / "adapter" / "shadow.safetensors").exists()
+
+
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    """Catches a flag in the README that does not exist."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "test"):
+        rows = (CLINC150 / f"{name}.jsonl").read_text().splitlines()[:8]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")]
+    assert [command.split()[1] for command in commands] == ["train", "generate", "eval", "export", "doctor"]
+    for command in commands:
+        words = shlex.split(command.replace(HUB_ID, str(MODEL)))[1:]
+        words += {"train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"]}.get(words[0], [])
+        assert main(words) == 0, capsys.readouterr().err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 1
+
+
+def test_make_knows_the_commands_of_the_readme():
+    """Catches a target that README names and the Makefile lacks."""
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = "\n".join(json.dumps(row) for row in rows).encode()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+@pytest.mark.slow
+def test_recipe_of_the_embedded_model(tmp_path):
+    """Catches a recipe that no longer runs: tokenizer, shards, training, card."""
+    text = 'The river runs past the old town, and people said that it never sleeps. "Where are you going?" asked Ann. '
+    for source in ("wiki", "novels"):
+        rows = [{"id": i, "title": f"Title {i}", "author": "A", "year": 1900, "text": text * 60} for i in range(12)]
+        write_rows(tmp_path / source / "train.jsonl.gz", rows)
+        write_rows(tmp_path / source / "validation.jsonl", rows[:4])
+    dolly = [
+        {"instruction": f"Where is river {i}?", "context": "", "response": text, "category": "open_qa", "part": "x"} for i in range(200)
+    ]
+    write_rows(tmp_path / "dolly" / "train.jsonl.gz", dolly)
+    folders = [word for name in ("wiki", "novels", "dolly") for word in (f"--{name}", tmp_path / name)]
+    run("embedded_model/prepare.py", *folders, "--output", tmp_path / "tokens")
+    small = ("--batch", 2, "--length", 64, "--no-compile", "--minutes", 0.08, "--report-seconds", 0.5)
+    run("embedded_model/train.py", "--data", tmp_path / "tokens", "--output", tmp_path / "model", *small)
+    run("embedded_model/card.py", tmp_path / "model")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.model_type == "qwen3"
+    assert "perplexity" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_recipe_of_the_demo_settings(tmp_path):
+    run("demo_settings/search.py", "--output", tmp_path, "--rows", 16, "--limit", 1, "--epochs", 1)
+    (record,) = map(json.loads, (tmp_path / "search-0.jsonl").read_text().splitlines())
+    assert 0 <= record["accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_recipe_of_gsm8k(tmp_path):
+    """Trains, kills with SIGKILL, resumes and compares every bit, then generates attached, detached and exported."""
+    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}", "final": str(2 * i)} for i in range(40)]
+    write_rows(tmp_path / "gsm8k.jsonl", rows)
+    run("gsm8k/prepare.py", tmp_path / "gsm8k.jsonl", tmp_path / "rows.jsonl")
+    flags = ("--flags", "--batch-size", 2, "--learning-rate", "3e-3")
+    run("gsm8k/verify.py", "--model", MODEL, "--data", tmp_path / "rows.jsonl", "--work", tmp_path / "work", "--steps", 24, *flags)
+    record = json.loads((tmp_path / "work" / "verify.json").read_text())
+    assert record["equal_bits"]
+    assert record["killed_with"] != 0
+
+
+def test_recipe_of_the_clinc150_subset(tmp_path):
+    """Rebuilds nothing from the network: the recipe refuses an empty folder in one line, and its output is what ships."""
+    labels = json.loads((CLINC150 / "labels.json").read_text())
+    for split, rows in (("train", 3251), ("validation", 700), ("test", 1000)):
+        read = [json.loads(line) for line in (CLINC150 / f"{split}.jsonl").read_text().splitlines()]
+        assert len(read) == rows
+        assert {row["completion"] for row in read} == set(labels)
+        assert all((row["completion"] == " [REMOTE]") == (row["intent"] == "oos") for row in read)

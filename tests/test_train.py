@@ -1,0 +1,399 @@
+"""Training through the real command line: accumulation, resuming, stopping, full disks, and what is refused before it starts."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import qwen3_config
+from safetensors.torch import load_file
+from test_data import CHATML, build_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
+
+from shadowpeft import ShadowConfig, ShadowedModel, UserError, attach, checkpoint, files, trainer
+from shadowpeft.cli import main
+from shadowpeft.data import Collator, encode_all, read_rows
+from shadowpeft.errors import ConfigError, DataError, UnsupportedModelError
+from shadowpeft.train import TrainConfig, train
+
+WORDS = ["what", "is", "two", "plus", "the city", "hello", "think", "four", "system", "you are"]
+
+# Dropout, evaluation and shuffling; 20 rows in batches of 2 x 2 are 5 steps an epoch.
+FLAGS = ["--eval-fraction=0.17", "--epochs=2", "--batch-size=2", "--gradient-accumulation=2", "--logging-steps=1", "--save-steps=4"]
+FLAGS += ["--eval-steps=4", "--learning-rate=0.01", "--device=cpu"]
+
+
+def save_base(folder: Path, template: str | None = CHATML, seed: int = 0, **changes) -> Path:
+    tokenizer = build_tokenizer(template)
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "pad_token_id": 2, "eos_token_id": 1, **changes}
+    AutoModelForCausalLM.from_config(qwen3_config(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def text_rows(count: int) -> list[dict]:
+    """Texts of very different lengths: averaging per batch instead of per token would show."""
+    return [{"text": " ".join(WORDS[(index * step) % 10] for step in range(1, 2 + index % 7 * 2))} for index in range(count)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models lose more by sharing work between threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", text_rows(24))
+
+
+@pytest.fixture
+def command(base_folder, rows_file, tmp_path) -> list[str]:
+    return ["train", "--model", str(base_folder), "--data", str(rows_file), "--output", str(tmp_path / "run"), *FLAGS]
+
+
+@pytest.fixture(scope="module")
+def straight(base_folder, rows_file, tmp_path_factory) -> Path:
+    """The ten steps of `command` in one go."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    assert main(["train", "--model", str(base_folder), "--data", str(rows_file), "--output", str(output), *FLAGS]) == 0
+    return output
+
+
+def adapter_of(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter" / "shadow.safetensors")
+
+
+def logged(output: Path, name: str = "loss") -> list[float]:
+    return [entry[name] for line in (output / "metrics.jsonl").read_text().splitlines() if name in (entry := json.loads(line))]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    left, right = adapter_of(one), adapter_of(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+# The result
+
+
+def test_run_leaves_what_it_promises(straight, base_folder):
+    """Catches a missing file, a card without the run's facts, and an adapter that cannot be loaded or did not learn."""
+    assert sorted(path.name for path in straight.iterdir()) == ["adapter", "checkpoints", "metrics.jsonl", "run.yaml"]
+    assert {path.name for path in straight.glob("checkpoints/*")} == {"checkpoint-10", "checkpoint-8"}
+    assert not list(straight.rglob("model.safetensors")), "a checkpoint holds the adapter only"
+    card = (straight / "adapter" / "README.md").read_text()
+    for fact in ("rows.jsonl", "| rows | 20 |", "| eval rows | 4 |", "| steps | 10 |", "| epochs | 2.0 |", "eval loss", "device | cpu"):
+        assert fact in card, fact
+    losses = logged(straight)
+    assert len(losses) == len(logged(straight, "shadow_loss")) == 10
+    assert losses[-1] < losses[0]
+    assert len(logged(straight, "eval_loss")) == 3, "steps 4, 8 and 10"
+    ShadowedModel.from_pretrained(files.load_model(str(base_folder)), straight / "adapter")
+
+
+def test_run_file_repeats_the_run(straight, tmp_path):
+    """Catches a field missing from run.yaml and a random choice that the seed does not decide."""
+    assert main(["train", "--config", str(straight / "run.yaml"), "--output", str(tmp_path / "again"), "--logging-steps", "5"]) == 0
+    assert_same_bits(straight, tmp_path / "again")
+    for name in ("loss", "shadow_loss"):  # each entry is the mean over its own steps
+        each = logged(straight, name)
+        assert logged(tmp_path / "again", name) == pytest.approx([sum(each[:5]) / 5, sum(each[5:]) / 5])
+    changes = ["--output", str(tmp_path / "other"), "--seed", "5", "--max-steps", "1"]
+    assert main(["train", "--config", str(straight / "run.yaml"), *changes]) == 0
+    name = "shadow.backbone.layers.0.self_attn.q_proj.weight"
+    assert (adapter_of(straight)[name] - adapter_of(tmp_path / "other")[name]).abs().max() > 0.1
+
+
+def test_first_loss_is_the_models_own(base_folder, rows_file, tmp_path):
+    """Catches labels counted unshifted, which scales the loss of rows that are learned from their first token."""
+    folders = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
+    result = train(TrainConfig(**folders, eval_fraction=0, batch_size=24, max_steps=1, logging_steps=1, shadow=ShadowConfig(dropout=0.0)))
+    torch.manual_seed(0)
+    model = attach(files.load_model(str(base_folder), torch.float32), ShadowConfig(dropout=0.0))
+    examples = encode_all(read_rows(str(rows_file)), AutoTokenizer.from_pretrained(base_folder), 128)
+    out = model(**Collator(2)(examples))
+    assert result.train_loss == pytest.approx(out.loss.item(), rel=1e-5)
+    assert result.shadow_loss == pytest.approx(out.shadow_loss.item(), rel=1e-5)
+    assert result.eval_loss is None
+
+
+def test_accumulation_1x8_equals_8x1(command, tmp_path):
+    """Catches a loss averaged per micro-batch instead of per token of the whole batch."""
+    for batch, accumulation in ((8, 1), (1, 8)):
+        changes = ["--batch-size", str(batch), "--gradient-accumulation", str(accumulation), "--shadow.dropout", "0"]
+        assert main([*command, *changes, "--output", str(tmp_path / f"{batch}x{accumulation}"), "--max-steps", "4"]) == 0
+    one, other = tmp_path / "8x1", tmp_path / "1x8"
+    assert logged(one) == pytest.approx(logged(other), rel=1e-5)
+    for name, tensor in adapter_of(one).items():
+        torch.testing.assert_close(adapter_of(other)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("flag", ["--gradient-checkpointing", "--bf16", "--shadow-model"])
+def test_other_ways_to_train(flag, command, straight, base_folder, tmp_path):
+    """Catches a switch that does not reach the Trainer, and an adapter trained in bfloat16."""
+    words = [flag, str(base_folder)] if flag == "--shadow-model" else [flag]
+    assert main([*command, *words, "--max-steps", "2", "--shadow.dropout", "0"]) == 0
+    saved = adapter_of(tmp_path / "run")
+    assert all(tensor.dtype == torch.float32 for tensor in saved.values())
+    assert (saved.keys() == adapter_of(straight).keys()) == (flag != "--shadow-model")
+    if flag != "--shadow-model":
+        changes = ["--output", str(tmp_path / "plain"), "--max-steps", "2", "--shadow.dropout", "0"]
+        assert main([*command, *changes]) == 0
+        tolerance = 1e-5 if flag == "--gradient-checkpointing" else 0.02
+        assert logged(tmp_path / "run") == pytest.approx(logged(tmp_path / "plain"), rel=tolerance)
+        assert flag != "--bf16" or logged(tmp_path / "run") != logged(tmp_path / "plain")
+
+
+# Stopping and resuming
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Send signals to this process at the end of a step."""
+
+    def install(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(trainer.Progress, "on_step_end", on_step_end)
+
+    return install
+
+
+@pytest.mark.parametrize(("step", "number"), [(2, signal.SIGINT), (4, signal.SIGTERM)], ids=["SIGINT mid-epoch", "SIGTERM at epoch end"])
+def test_interrupted_run_resumes_bit_for_bit(step, number, command, straight, signal_at, monkeypatch, tmp_path, capsys):
+    """Catches lost random states, a wrong place in the data, a stale optimizer, and a Ctrl-C that loses the step."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal_at(step, number)
+    assert main(command) == 130
+    monkeypatch.undo()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    output = tmp_path / "run"
+    assert not (output / "adapter").exists()
+    assert trainer.is_complete(output / "checkpoints" / f"checkpoint-{step + 1}")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"shadowpeft train: stopped after step {step + 1} and saved; continue with: shadowpeft train --config ")
+    assert main(said.partition("continue with: shadowpeft ")[2].split()) == 0
+    assert_same_bits(straight, output)
+    assert logged(output) == logged(straight)
+
+
+def test_second_interrupt_acts_at_once(command, signal_at, tmp_path, capsys):
+    """Catches a run that cannot be stopped while its last step hangs."""
+    signal_at(5, times=2)
+    assert main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "shadowpeft train: interrupted; what was saved before is kept"
+    assert trainer.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
+
+
+def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
+    """Catches state that only an orderly end would write."""
+    slow = "import time, sys; from shadowpeft import trainer\n"
+    slow += "trainer.Progress.on_step_end = lambda *_, **__: time.sleep(0.3)\n"
+    slow += "from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums in another order have other bits
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", slow, *command], env=one_thread, **quiet)
+    while not trainer.is_complete(tmp_path / "run" / "checkpoints" / "checkpoint-4"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main([*command, "--resume"]) == 0
+    assert_same_bits(straight, tmp_path / "run")
+
+
+def test_incomplete_checkpoint_is_skipped(command, straight, tmp_path, capsys):
+    """Catches resuming from files that were cut short."""
+    assert main([*command, "--save-steps", "2", "--max-steps", "10"]) == 0
+    output = tmp_path / "run"
+    state = output / "checkpoints" / "checkpoint-10" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    assert main([*command, "--save-steps", "2", "--max-steps", "10", "--resume"]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warned) == 1
+    assert "checkpoint-10 is incomplete" in warned[0]
+    assert_same_bits(straight, output)
+
+
+def test_checkpoint_being_overwritten_is_not_complete(command, monkeypatch, tmp_path):
+    """Catches a checkpoint that a kill leaves half old, half new, and marked as complete."""
+    seen = []
+    save = trainer.ShadowTrainer._save_rng_state
+    monkeypatch.setattr(
+        trainer.ShadowTrainer, "_save_rng_state", lambda self, folder: (seen.append(trainer.is_complete(Path(folder))), save(self, folder))
+    )
+    assert main([*command, "--max-steps", "2", "--save-steps", "1"]) == 0
+    first = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    assert main([*command, "--max-steps", "2", "--save-steps", "1", "--resume", str(first)]) == 0
+    assert seen == [False] * 3
+
+
+def test_resume_checks_the_adapter(command, base_folder, tmp_path, capsys):
+    """Catches a checkpoint of a damaged or other adapter that is taken without a word."""
+    assert main([*command, "--max-steps", "1"]) == 0
+    weights = tmp_path / "run" / "checkpoints" / "checkpoint-1" / "shadow.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert main([*command, "--resume"]) == 2
+    assert "shadow.safetensors is damaged or cut short" in capsys.readouterr().err
+
+
+def test_resume_needs_the_same_settings(command, tmp_path, capsys):
+    """Catches a continuation that silently becomes another run."""
+    assert main([*command, "--max-steps", "1"]) == 0
+    assert main([*command, "--max-steps", "2", "--resume", "--seed", "3", "--shadow.r", "4"]) == 2
+    assert "to resume, shadow, seed must be as in" in capsys.readouterr().err
+    assert main([*command, "--max-steps", "2", "--resume", str(tmp_path)]) == 2
+    assert "is not a complete checkpoint" in capsys.readouterr().err
+    assert main([*command, "--max-steps", "2", "--resume", str(tmp_path / "run" / "checkpoints" / "checkpoint-1")]) == 0
+    assert main([*command, "--output", str(tmp_path / "new"), "--max-steps", "1", "--resume"]) == 0
+
+
+# A disk that fills
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the operating system refuse to write beyond so many bytes of a file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_disk_full_keeps_earlier_checkpoints(command, straight, tmp_path, capsys):
+    """Catches a failed save that takes a good checkpoint along, or that is later taken for a good one."""
+    output = tmp_path / "run"
+    assert main([*command, "--max-steps", "4"]) == 0
+    kept = {path: path.read_bytes() for path in (output / "checkpoints" / "checkpoint-4").iterdir()}
+    adapter = (output / "adapter" / "shadow.safetensors").stat().st_size
+    for size, what in ((adapter // 2, "the adapter"), (adapter + 4000, "the optimizer")):
+        with largest_file(size):
+            code = main([*command, "--max-steps", "10", "--resume"])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert code == 2, what
+        assert said.startswith(f"shadowpeft train: could not save {output}/checkpoints/checkpoint-8: "), said
+        assert "earlier checkpoints are unchanged" in said
+        assert {path: path.read_bytes() for path in kept} == kept
+        assert trainer.latest_checkpoint(output / "checkpoints").name == "checkpoint-4"
+
+
+def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_path, capsys):
+    """Catches a final save that loses the trained adapter."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save = checkpoint.save_file
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda state, path, **rest: (full if "adapter/" in str(path) else save)(state, path, **rest)
+    )
+    assert main([*command, "--max-steps", "2"]) == 2
+    assert f"could not save to {tmp_path}/run/adapter: [Errno 28] No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*command, "--max-steps", "2", "--resume"]) == 0
+    assert len(logged(tmp_path / "run")) == 2, "there was nothing left to train"
+    trained = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-2" / "shadow.safetensors")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in adapter_of(tmp_path / "run").items())
+
+
+# Refused before the model is loaded
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fail if a check comes only after the weights were loaded."""
+    monkeypatch.setattr(files, "load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "message"),
+    [
+        ('{"prompt": "what", "completion": ', DataError, "rows.jsonl:2: expected one JSON object"),
+        ('{"question": "what"}', DataError, "rows.jsonl:2: expected a row like"),
+        (json.dumps({"prompt": "what " * 200, "completion": "is"}), DataError, "rows.jsonl:2: the prompt has"),
+        (json.dumps({"prompt": "what", "completion": ""}), DataError, "rows.jsonl:2: expected an answer"),
+    ],
+    ids=["broken JSON", "no known field", "too long", "no label"],
+)
+def test_bad_rows_are_refused_first(row, kind, message, base_folder, tmp_path, no_weights):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "hello"}\n' + row + "\n")
+    with pytest.raises(kind, match=message):
+        train(TrainConfig(model=str(base_folder), data=str(path), output=str(tmp_path / "run"), eval_fraction=0))
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_bases_are_refused_first(rows_file, tmp_path, no_weights):
+    common = {"data": str(rows_file), "output": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="there is no model folder"):
+        train(TrainConfig(model=str(tmp_path / "nowhere"), **common))
+    StableLmConfig().save_pretrained(tmp_path / "other")
+    with pytest.raises(UnsupportedModelError, match="stablelm"):
+        train(TrainConfig(model=str(tmp_path / "other"), **common))
+    small = save_base(tmp_path / "small", vocab_size=50)
+    with pytest.raises(ConfigError, match="but the model knows only 50 tokens"):
+        train(TrainConfig(model=str(small), **common))
+
+
+def test_output_folders_that_are_refused(base_folder, rows_file, tmp_path, no_weights):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    common = {"model": str(base_folder), "data": str(rows_file)}
+    with pytest.raises(ConfigError, match="holds something other than a run"):
+        train(TrainConfig(output=str(tmp_path / "thesis"), resume=True, **common))
+    with pytest.raises(ConfigError, match="is a file"):
+        train(TrainConfig(output=str(rows_file), **common))
+    config = TrainConfig(output=str(tmp_path / "run"), **common)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text(config.to_yaml())
+    with pytest.raises(ConfigError, match="holds a run already; continue it with resume"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 0}, {"learning_rate": 0.0}, {"eval_fraction": 1.0}, {"max_length": 1}, {"warmup": -1.0}, {"epochs": 0.0}],
+    ids=str,
+)
+def test_settings_out_of_range(changes):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        TrainConfig(model="m", data="d", output="o", **changes)
+
+
+def test_latest_checkpoint_counts_as_numbers(tmp_path):
+    """Catches the order of names, in which 9 comes after 10."""
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()
+    assert trainer.latest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert trainer.latest_checkpoint(tmp_path / "nowhere") is None
