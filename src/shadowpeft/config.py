@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class ShadowConfig:
 
     def __post_init__(self) -> None:
         if self.variant not in _DEFAULTS:
-            raise ConfigError(f"variant must be 'paper' or 'peft', got {self.variant!r}{_nearest(self.variant, _DEFAULTS)}")
+            raise ConfigError(f"variant must be 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
 
@@ -78,7 +78,7 @@ class ShadowConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"unknown setting {key!r}{_nearest(key, known)}; known settings: {', '.join(known)}")
+                raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}; known settings: {', '.join(known)}")
         return cls(**values)
 
 
@@ -91,7 +91,8 @@ class ResolvedConfig(ShadowConfig):
     inject_from: int = 0
 
 
-def _nearest(word: object, known: Any) -> str:
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Suggest the known name nearest to a misspelt one, ready to append to a message; empty if none is near."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

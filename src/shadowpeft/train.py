@@ -62,6 +62,8 @@ class TrainConfig:
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attn_implementation: attention code of transformers, such as sdpa or flash_attention_2; by default its own choice.
         device: auto for the first GPU if there is one, or cpu.
+        deterministic: choose only GPU operations that give the same bits every time, so that a resumed run ends as an
+            uninterrupted one to the last bit; slower. On a CPU it is so anyway.
         seed: decides the shadow's initial weights, the order of rows, the held-out rows and dropout.
         eval_steps: evaluate every so many steps, and at the end.
         save_steps: save a checkpoint every so many steps, and at the end.
@@ -96,6 +98,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     device: Literal["auto", "cpu"] = "auto"
+    deterministic: bool = False
     seed: int = 0
     eval_steps: int = 500
     save_steps: int = 500
@@ -272,6 +275,7 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
             bf16=config.bf16,
             use_cpu=config.device == "cpu",
             seed=config.seed,
+            full_determinism=config.deterministic,
             eval_strategy="steps" if config.eval_data is not None or config.eval_fraction else "no",
             eval_steps=config.eval_steps,
             save_strategy="steps",

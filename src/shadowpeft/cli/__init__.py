@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import shadowpeft
-from shadowpeft.config import _nearest
+from shadowpeft.config import nearest
 from shadowpeft.errors import ConfigError, UserError
 
 VERBS = {
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
-        raise ConfigError(f"there is no verb {verb!r}{_nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}")
+        raise ConfigError(f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}")
     try:
         from shadowpeft.cli import _parser
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from shadowpeft.config import _nearest
+from shadowpeft.config import nearest
 from shadowpeft.errors import ConfigError
 
 
@@ -124,7 +124,7 @@ def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
         raise ConfigError(f"{path} must hold settings as 'name: value' lines, got {type(content).__name__}")
     for key in _flat_keys(content):
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
-            raise ConfigError(f"{path}: unknown setting {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"{path}: unknown setting {key!r}{nearest(key, known)}")
 
 
 def _flat_keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -137,7 +137,7 @@ def _flat_keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _nearest_flag(name: str, known: Sequence[str]) -> str:
-    return _nearest("--" + name.replace("_", "-"), ["--" + other.replace("_", "-") for other in known])
+    return nearest("--" + name.replace("_", "-"), ["--" + other.replace("_", "-") for other in known])
 
 
 def _plain(message: str) -> str:
