@@ -27,9 +27,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from shadowpeft import ShadowedModel, arch
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 
-VOCAB, WIDTH, BLOCKS, WINDOW, LABELS = 97, 32, 3, 5, 3
+# Four blocks: the variant `paper` then crosses two updates, the least that shows a state which is not handed on.
+VOCAB, WIDTH, BLOCKS, WINDOW, LABELS = 97, 32, 4, 5, 3
 
 _TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "tie_word_embeddings": False}
 _SIZES = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "initializer_range": 0.2, **_TOKENS}
@@ -43,14 +44,14 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3": lambda: Qwen3Config(**{**_GATED, "tie_word_embeddings": True}, head_dim=8),
     "qwen3_moe": lambda: Qwen3MoeConfig(**_GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
     "gemma2": lambda: Gemma2Config(
-        **{**_GATED, "tie_word_embeddings": True}, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW, final_logit_softcapping=3.0
+        **_GATED, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW, final_logit_softcapping=3.0
     ),
     "gemma3_text": lambda: Gemma3TextConfig(
         **{**_GATED, "tie_word_embeddings": True},
         head_dim=8,
         query_pre_attn_scalar=8,
         sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        layer_types=["sliding_attention", "full_attention"] * 2,
     ),
     "phi3": lambda: Phi3Config(**_GATED),
     "olmo2": lambda: Olmo2Config(**_GATED),
@@ -98,6 +99,13 @@ def tiny_model(
         model = arch.build(config, task)
     _jolt(model, seed, 0.05, all_of_it=True)
     return model.to(dtype).eval()
+
+
+def attached(base: PreTrainedModel, config: ShadowConfig | None = None, shadow_model: PreTrainedModel | None = None) -> ShadowedModel:
+    """Attach a shadow whose random start is always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return attach(base, config, shadow_model)
 
 
 def perturb(model: ShadowedModel, seed: int = 1) -> ShadowedModel:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import LABELS, TINY, VOCAB, padded, perturb, tiny_config, tiny_model, token_ids
+from families import LABELS, TINY, VOCAB, attached, padded, perturb, tiny_config, tiny_model, token_ids
 from packaging.version import Version
 from torch import Tensor
 from transformers import (
@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, arch, attach
+from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, arch
 
 FAMILIES = sorted(arch.FAMILIES)
 CONFIG = ShadowConfig(dropout=0.0, r=4, update_width=5, shadow_loss_weight=0.5)
@@ -41,13 +41,13 @@ def model_type(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def shadowed(model_type: str) -> ShadowedModel:
     """A perturbed language model in evaluation mode; tests that share it only read it."""
-    return perturb(attach(tiny_model(model_type), CONFIG))
+    return perturb(attached(tiny_model(model_type), CONFIG))
 
 
 @pytest.fixture(scope="module")
 def classifier(model_type: str) -> ShadowedModel:
     """A perturbed classifier in evaluation mode; tests that share it only read it."""
-    return perturb(attach(tiny_model(model_type, "sequence-classification"), CONFIG))
+    return perturb(attached(tiny_model(model_type, "sequence-classification"), CONFIG))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -104,20 +104,20 @@ def test_an_unknown_family_is_refused_by_a_list_of_the_known() -> None:
     """Catches a late, obscure failure inside a layout the table does not describe."""
     model = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=VOCAB))
     with pytest.raises(UnsupportedModelError) as error:
-        attach(model)
+        attached(model)
     assert all(family.name in str(error.value) for family in arch.FAMILIES.values())
 
 
 def test_a_headless_class_of_a_known_family_is_refused() -> None:
     """Catches attaching to a decoder without head, whose logits nobody could compute."""
     with pytest.raises(UnsupportedModelError, match="expected a LlamaForCausalLM or LlamaForSequenceClassification, got LlamaModel"):
-        attach(LlamaModel(tiny_config("llama")))
+        attached(LlamaModel(tiny_config("llama")))
 
 
 def test_opt_with_projected_embeddings_is_refused() -> None:
     """Catches opt-350m, whose head is narrower than its blocks."""
     with pytest.raises(UnsupportedModelError, match="word_embed_proj_dim"):
-        attach(tiny_model("opt", config=tiny_config("opt", word_embed_proj_dim=16)))
+        attached(tiny_model("opt", config=tiny_config("opt", word_embed_proj_dim=16)))
 
 
 # Attach
@@ -129,7 +129,7 @@ def test_a_fresh_shadow_changes_nothing_and_a_moved_one_does(model_type: str, va
     """Catches a shadow that disturbs the base before training, and one that is not wired in at all."""
     base, ids = tiny_model(model_type), token_ids(2, 9)
     expected = base(ids).logits
-    model = attach(base, ShadowConfig(variant=variant, dropout=0.0))
+    model = attached(base, ShadowConfig(variant=variant, dropout=0.0))
     assert torch.equal(model(ids).logits, expected)
     assert (perturb(model)(ids).logits - expected).abs().mean() > 0.01
 
@@ -149,7 +149,7 @@ def test_the_bare_base_is_reachable(shadowed: ShadowedModel, model_type: str) ->
 @pytest.mark.parametrize("variant", ["paper", "peft"])
 def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, variant: Any) -> None:
     """Catches a trainable tensor that gets no gradient (dead, or an error under DDP), a base that trains, a loss that stays."""
-    model = attach(tiny_model(model_type), ShadowConfig(variant=variant, dropout=0.0, shadow_loss_weight=0.5)).train()
+    model = attached(tiny_model(model_type), ShadowConfig(variant=variant, dropout=0.0, shadow_loss_weight=0.5)).train()
     ids, base_before = token_ids(2, 10), copy.deepcopy(model.base.state_dict())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
@@ -165,9 +165,16 @@ def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, varia
     assert all(torch.equal(value, base_before[name]) for name, value in model.base.state_dict().items())
 
 
+def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
+    """Catches shadow experts that no token chose, and so no gradient reached."""
+    model = attached(tiny_model("qwen3_moe"), CONFIG)
+    assert any("experts" in name for name, _ in model.base.named_parameters())
+    assert not any("experts" in name for name, _ in model.adapters.named_parameters())
+
+
 def test_gradient_checkpointing_changes_no_gradient(model_type: str) -> None:
     """Catches a recomputed block that sees another shadow state, and checkpointing that is silently off."""
-    model, ids, runs = perturb(attach(tiny_model(model_type), CONFIG)).train(), token_ids(2, 9), []
+    model, ids, runs = perturb(attached(tiny_model(model_type), CONFIG)).train(), token_ids(2, 9), []
     leaf = next(module for module in arch.blocks_of(model.base)[1].modules() if not [*module.children()])
     hook = leaf.register_forward_pre_hook(lambda *_: runs.append(1))
     loss, expected = loss_and_gradients(model, ids, ids)
@@ -183,7 +190,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_type: str) -> None:
 def test_reentrant_checkpointing_is_refused() -> None:
     """Catches a shadow that silently gets no gradient, because nothing that enters its first block has one."""
     with pytest.raises(UserError, match="use_reentrant=False"):
-        checkpoint(attach(tiny_model("llama")), reentrant=True)
+        checkpoint(attached(tiny_model("llama")), reentrant=True)
 
 
 # The cache
@@ -268,7 +275,7 @@ def test_detached_shares_no_storage(shadowed: ShadowedModel) -> None:
 @torch.no_grad()
 def test_a_saved_adapter_comes_back_whole(model_type: str, task: arch.Task, tmp_path: Path) -> None:
     """Catches a tensor or setting that saving or loading drops: both sides are perturbed, so neither is trivially the base."""
-    model, ids = perturb(attach(tiny_model(model_type, task), CONFIG)), token_ids(2, 9)
+    model, ids = perturb(attached(tiny_model(model_type, task), CONFIG)), token_ids(2, 9)
     model.save_pretrained(tmp_path)
     again = ShadowedModel.from_pretrained(tiny_model(model_type, task), tmp_path)
     found, expected = (m(ids, output_shadow_logits=True) for m in (again, model))
@@ -304,7 +311,7 @@ def test_unload_gives_the_base_back_as_it_was_lent(model_type: str, checkpoints:
         parameter.requires_grad_(i % 2 == 0)
     arch.blocks_of(base)[1].train()
     before, weights = facts(base), copy.deepcopy(base.state_dict())
-    model = perturb(attach(base, CONFIG)).train()
+    model = perturb(attached(base, CONFIG)).train()
     for _ in range(checkpoints):
         checkpoint(model)
     loss_and_gradients(model, ids, ids)
@@ -324,7 +331,7 @@ def test_a_fresh_classifier_is_the_base(model_type: str) -> None:
     base = tiny_model(model_type, "sequence-classification")
     ids, mask, _ = padded(rows(), "right")
     expected = base(ids, attention_mask=mask).logits
-    model = attach(base, CONFIG)
+    model = attached(base, CONFIG)
     assert expected.shape == (2, LABELS)
     assert torch.equal(model(ids, attention_mask=mask).logits, expected)
     assert torch.equal(model(ids).logits, base(ids).logits)
@@ -345,7 +352,7 @@ def test_a_classifier_does_not_see_the_side_of_the_padding(classifier: ShadowedM
 
 def test_both_classification_heads_learn(model_type: str) -> None:
     """Catches a head that is shared, frozen or left out of the loss."""
-    model = perturb(attach(tiny_model(model_type, "sequence-classification"), CONFIG)).train()
+    model = perturb(attached(tiny_model(model_type, "sequence-classification"), CONFIG)).train()
     _, found = loss_and_gradients(model, token_ids(2, 9), torch.tensor([0, 2]))
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
     assert {name.split(".")[2] for name in found} >= {"score", "shadow_score"}
@@ -383,7 +390,7 @@ def explicit(pair: str, task: arch.Task = "causal-lm") -> ShadowedModel:
     base_config, shadow_config = (make() for make in PAIRS[pair])
     base = tiny_model(base_config.model_type, task, config=base_config)
     shadow = tiny_model(shadow_config.model_type, seed=7, config=shadow_config)
-    return attach(base, CONFIG, shadow_model=shadow)
+    return attached(base, CONFIG, shadow_model=shadow)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -438,7 +445,7 @@ def test_an_explicit_shadow_classifies_alone(pair: str) -> None:
 
 def test_a_compiled_model_computes_and_trains_the_same() -> None:
     """Catches a graph break: the frame must travel as an argument that torch.compile can trace."""
-    model, ids = perturb(attach(tiny_model("llama"), CONFIG)).train(), token_ids(2, 9)
+    model, ids = perturb(attached(tiny_model("llama"), CONFIG)).train(), token_ids(2, 9)
     loss, expected = loss_and_gradients(model, ids, ids)
     model.zero_grad()
     compiled_loss = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, labels=ids).loss

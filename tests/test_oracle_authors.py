@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import shadow_peft
 import torch
-from families import BLOCKS, copy_weights, gradient_errors, padded, perturb, relative_error, tiny_config, tiny_model, token_ids
+from families import BLOCKS, attached, copy_weights, gradient_errors, padded, perturb, relative_error, tiny_config, tiny_model, token_ids
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
+from shadowpeft import ShadowConfig, ShadowedModel, arch
 
 OURS = ShadowConfig(
     variant="paper", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2, shadow_intermediate_size=24,
@@ -65,7 +65,7 @@ def both(model_type: str, task: str = "causal-lm", narrow: bool = False) -> tupl
     bases = [tiny_model(model_type, task, dtype=torch.float64) for _ in range(2)]
     config = tiny_config(model_type, hidden_size=16)
     explicit = [tiny_model(model_type, seed=3, dtype=torch.float64, config=config) if narrow else None for _ in range(2)]
-    ours = perturb(attach(bases[0], OURS, shadow_model=explicit[0]))
+    ours = perturb(attached(bases[0], OURS, shadow_model=explicit[0]))
     if explicit[1] is not None:  # the authors leave it to their scripts to freeze the embeddings; ours are frozen
         explicit[1].get_input_embeddings().requires_grad_(False)
     wrap = {"causal-lm": shadow_peft.ShadowForCausalLM, "sequence-classification": shadow_peft.ShadowForSequenceClassification}[task]
@@ -132,7 +132,7 @@ def test_the_published_parameter_count_is_ours_and_the_dead_update() -> None:
         head_dim=128, tie_word_embeddings=True,
     )  # fmt: skip
     with torch.device("meta"):
-        ours = attach(Qwen3ForCausalLM(shape), ShadowConfig(shadow_intermediate_size=256))
+        ours = attached(Qwen3ForCausalLM(shape), ShadowConfig(shadow_intermediate_size=256))
         theirs = shadow_peft.get_shadow_model(Qwen3ForCausalLM(shape), shadow_peft.ShadowConfig(shadow_intermediate_size=256))
     count, their_count = (sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs))
     dead = 4 * 10 * 1024  # T and G after the last block: four matrices between the width and u

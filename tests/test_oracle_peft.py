@@ -12,11 +12,11 @@ from typing import Any
 import peft
 import pytest
 import torch
-from families import BLOCKS, copy_weights, gradient_errors, padded, perturb, relative_error, tiny_config, tiny_model, token_ids
+from families import BLOCKS, attached, copy_weights, gradient_errors, padded, perturb, relative_error, tiny_config, tiny_model, token_ids
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach
+from shadowpeft import ShadowConfig, ShadowedModel
 
 # PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -57,7 +57,7 @@ def both(model_type: str, task: str = "causal-lm", shadow: Path | None = None) -
     """Build the same shadowed model twice, in float64, with every weight random; `shadow` is the folder of an explicit one."""
     ours_base, theirs_base = (tiny_model(model_type, task, dtype=torch.float64) for _ in range(2))
     explicit = None if shadow is None else AutoModelForCausalLM.from_pretrained(shadow, dtype=torch.float64)
-    ours = perturb(attach(ours_base, OURS, shadow_model=explicit))
+    ours = perturb(attached(ours_base, OURS, shadow_model=explicit))
     kind = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}[task]
     settings = peft.ShadowConfig(task_type=kind, shadow_model="mirror" if shadow is None else str(shadow), **THEIRS)
     theirs = peft.get_peft_model(theirs_base, settings).double().eval()
