@@ -20,6 +20,7 @@ from transformers.utils import logging
 from shadowpeft import ShadowConfig, ShadowedModel, attach, doctor
 from shadowpeft import cli as command_line
 from shadowpeft.cli import _parser, main
+from shadowpeft.cli import demo as demo_verb
 from shadowpeft.cli import eval as eval_verb
 from shadowpeft.cli import export as export_verb
 from shadowpeft.cli import generate as generate_verb
@@ -33,7 +34,9 @@ SHADOW = (
 FLAGS = {
     train_verb: "model data output eval_data eval_fraction shadow_model epochs max_steps batch_size eval_batch_size gradient_accumulation "
     "learning_rate scheduler warmup weight_decay max_grad_norm max_length bf16 gradient_checkpointing attn_implementation device "
-    "deterministic seed eval_steps save_steps save_total_limit logging_steps report_to resume json " + " ".join(f"shadow.{name}" for name in SHADOW.split()),
+    "deterministic seed eval_steps save_steps save_total_limit logging_steps report_to resume json "
+    + " ".join(f"shadow.{name}" for name in SHADOW.split()),
+    demo_verb: "report json seed",
     generate_verb: "model adapter prompt detached raw max_new_tokens temperature top_p top_k seed dtype device json",
     eval_verb: "model data adapter split detached base batch_size max_length max_new_tokens exact_match dtype device json",
     export_verb: "model adapter output dtype json",
