@@ -32,6 +32,7 @@ class Family:
         mlp: config field of the MLP width, `None` where it follows from the hidden width.
         kv_heads: config field of the number of key and value heads, `None` where there is none.
         head_dim: config field of the width of an attention head, `None` where it follows from the hidden width.
+        context: config field of the most positions, `None` where there is no limit.
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can travel as one.
         takes_positions: the decoder accepts `position_ids`.
         mask_fills_cache: its position bias is as long as the attention mask, so with a static cache the mask must be as long as its room.
@@ -48,6 +49,7 @@ class Family:
     mlp: str | None = "intermediate_size"
     kv_heads: str | None = "num_key_value_heads"
     head_dim: str | None = "head_dim"
+    context: str | None = "max_position_embeddings"
     passes_kwargs: bool = True
     takes_positions: bool = True
     mask_fills_cache: bool = False
@@ -84,7 +86,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer", blocks="h",
-            embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None, head_dim=None,
+            embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None, head_dim=None, context=None,
             passes_kwargs=False, takes_positions=False, mask_fills_cache=True,
         ),
         Family(
@@ -130,6 +132,12 @@ def family_of_config(config: PretrainedConfig) -> Family:
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(f"model_type {config.model_type!r} is not supported; supported: {supported()}")
     return FAMILIES[config.model_type]
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return how many positions a model takes, `None` for no limit of its own."""
+    field = family_of_config(config).context
+    return None if field is None else int(getattr(config, field))
 
 
 def task_of(model: PreTrainedModel) -> Task:

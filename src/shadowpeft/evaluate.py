@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shadowpeft import arch
 from shadowpeft.data import NO_LOSS, Collator, Example, Row, context_length, encode_all, encode_prompt, reference_answer
 from shadowpeft.errors import DataError
 from shadowpeft.model import ShadowedModel
@@ -80,7 +81,7 @@ def evaluate(
         DataError: a row cannot be encoded, or its prompt leaves no room for an answer.
         ConfigError: `max_length` is beyond the model.
     """
-    limit = context_length(model.config.max_position_embeddings, tokenizer, max_length)
+    limit = context_length(arch.context_of(model.config), tokenizer, max_length)
     pad = padding_id(tokenizer)
     losses = token_losses(model, encode_all(rows, tokenizer, limit), Collator(pad), batch_size, progress)
     referenced = [(row, answer) for row in rows if (answer := reference_answer(row)) is not None]

@@ -240,9 +240,9 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     elif config.eval_fraction:
         rows, held_out = data.split_rows(rows, config.eval_fraction, config.seed)
     base: PretrainedConfig = files.load_config(config.model)
-    arch.family_of_config(base)
+    positions = arch.context_of(base)
     tokenizer = files.load_tokenizer(config.model)
-    limit = data.context_length(base.max_position_embeddings, tokenizer, config.max_length)
+    limit = data.context_length(positions, tokenizer, config.max_length)
     examples = data.encode_all(rows, tokenizer, limit)
     eval_examples = data.encode_all(held_out, tokenizer, limit) if held_out else []
     largest = max(max(example["input_ids"]) for example in [*examples, *eval_examples])

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from shadowpeft import arch
 from shadowpeft.data import Row, context_length
 from shadowpeft.evaluate import encode_prompts, padding_id
 
@@ -35,7 +36,7 @@ def answer(
         Row({"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}, f"prompt {number}")
         for number, text in enumerate(prompts, start=1)
     ]
-    limit = context_length(model.config.max_position_embeddings, tokenizer, None)
+    limit = context_length(arch.context_of(model.config), tokenizer, None)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     choice = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k} if sampling.temperature else {}
     transformers.set_seed(sampling.seed)
