@@ -17,7 +17,7 @@ from shadowpeft.demo.run import DemoResult, MethodResult
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-HEADINGS = ("method", "accuracy", "trained parameters", "training seconds", "ms per answer")
+HEADINGS = ("method", "accuracy", "trainable parameters", "training seconds", "ms per answer")
 COLOURS = {"base": "#9aa0a6", "LoRA": "#c77c2e", "shadow attached": "#2f6fb3", "shadow detached": "#7fb0dc"}
 
 
@@ -27,10 +27,10 @@ def cells(method: MethodResult) -> tuple[str, ...]:
     low, high = method.ms_spread
     return (
         method.name,
-        f"{100 * method.accuracy:.1f} % ± {100 * margin:.1f}",
+        f"{100 * method.accuracy:.1f} ± {100 * margin:.1f} %",
         f"{method.trainable:,}" if method.trainable else "-",
         f"{method.train_seconds:.0f}" if method.train_seconds else "-",
-        f"{method.ms_per_answer:.1f} ({low:.1f} to {high:.1f})",
+        f"{method.ms_per_answer:.0f} ({low:.0f} to {high:.0f})",
     )
 
 

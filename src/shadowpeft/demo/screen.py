@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from shadowpeft.demo.report import HEADINGS, cells, write_report
 from shadowpeft.demo.run import DemoResult, run
@@ -32,6 +33,7 @@ class Screen:
 
 def show(report: Path, seed: int, as_json: bool) -> None:
     """Run the demo, write the report and print the table (or JSON)."""
+    transformers_logging.disable_progress_bar()  # one bar at a time
     screen = Screen()
     result = run(Settings(seed=seed), screen)
     write_report(result, report)
@@ -46,7 +48,7 @@ def table(result: DemoResult) -> Table:
     """Lay out the results."""
     made = Table(title=f"{result.labels} answers, {result.test_rows} held-out requests, scored by the most likely answer")
     for number, heading in enumerate(HEADINGS):
-        made.add_column(heading, justify="left" if number == 0 else "right")
+        made.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number in (0, 1, 4))
     for method in result.methods:
         made.add_row(*cells(method))
     return made
