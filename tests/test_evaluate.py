@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import perturb, qwen3_config
-from test_data import build_tokenizer
+from test_encode import build_tokenizer
 from test_train import one_thread  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shadowpeft import ShadowConfig, ShadowedModel, attach
-from shadowpeft.data import Row, encode
+from shadowpeft.encode import encode
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluate import evaluate, greedy_answers
+from shadowpeft.rows import Row
 
 PROMPTS = ["what", "what is two plus", "hello think", "the city you are system what is"]
 

@@ -92,10 +92,36 @@ def test_each_call_chooses_its_adapter(base, ids):
     assert not tokens["a"].equal(tokens["b"])
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "default"])
+@pytest.mark.parametrize("name", ["", "a.b", "default", "keys"])
 def test_bad_adapter_names_are_refused(model, name):
     with pytest.raises(ConfigError, match="adapter names"):
         model.add_adapter(name)
+
+
+def test_a_deleted_adapter_is_gone_and_the_active_one_stays(model, ids):
+    want = model(ids).logits
+    model.add_adapter("other")
+    with pytest.raises(ConfigError, match="is the active one"):
+        model.delete_adapter("other")
+    model.set_adapter("default")
+    model.delete_adapter("other")
+    assert list(model.adapters) == ["default"]
+    assert torch.equal(model(ids).logits, want)
+
+
+def test_a_refused_attach_leaves_the_base_as_it_was(base):
+    """Catches a base that stays frozen after an error."""
+    for wrong in ({"config": ShadowConfig(inject_from=9)}, {"adapter": "a.b"}):
+        with pytest.raises(ConfigError):
+            attach(base, **wrong)
+        assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_disabled_keeps_the_accumulation_count(model, base, ids):
+    """Catches a bare loss that ignores what the Trainer counted."""
+    with model.disabled():
+        out = model(ids, labels=ids, num_items_in_batch=torch.tensor(40))
+    torch.testing.assert_close(out.loss, base(ids, labels=ids).loss * 20 / 40)
 
 
 def test_a_missing_adapter_is_named(model, ids):

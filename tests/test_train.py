@@ -16,13 +16,14 @@ import pytest
 import torch
 from conftest import qwen3_config
 from safetensors.torch import load_file
-from test_data import CHATML, build_tokenizer
+from test_encode import CHATML, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, attach, checkpoint, files, trainer
 from shadowpeft.cli import main
-from shadowpeft.data import Collator, encode_all, read_rows
+from shadowpeft.encode import Collator, encode_all
 from shadowpeft.errors import ConfigError, DataError, UnsupportedModelError
+from shadowpeft.rows import read_rows
 from shadowpeft.train import TrainConfig, train
 
 WORDS = ["what", "is", "two", "plus", "the city", "hello", "think", "four", "system", "you are"]

@@ -36,6 +36,7 @@ class Family:
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can travel as one.
         takes_positions: the decoder accepts `position_ids`.
         mask_fills_cache: its position bias is as long as the attention mask, so with a static cache the mask must be as long as its room.
+        rope_switch: config field of the length at which the rotary factors change, so that what was cached before is void.
         softcaps: the logits pass through `cap * tanh(logits / cap)` when the config sets a cap.
     """
 
@@ -53,6 +54,7 @@ class Family:
     passes_kwargs: bool = True
     takes_positions: bool = True
     mask_fills_cache: bool = False
+    rope_switch: str | None = None
     softcaps: bool = False
 
 
@@ -66,7 +68,7 @@ FAMILIES: dict[str, Family] = {
         Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification"),
         Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", softcaps=True),
         Family("Gemma 3", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True),
-        Family("Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None),
+        Family("Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None, rope_switch="original_max_position_embeddings"),
         Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None),
         Family(
             "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder",
@@ -140,6 +142,12 @@ def context_of(config: PretrainedConfig) -> int | None:
     return None if field is None else int(getattr(config, field))
 
 
+def rope_switch_of(config: PretrainedConfig) -> int | None:
+    """Return the length from which on a model computes other positions, `None` if it never does."""
+    field = family_of_config(config).rope_switch
+    return None if field is None else getattr(config, field, None)
+
+
 def task_of(model: PreTrainedModel) -> Task:
     """Tell a causal language model from a sequence classifier."""
     return "causal-lm" if isinstance(model, getattr(transformers, family_of(model).causal)) else "sequence-classification"
@@ -203,9 +211,22 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
         if field is None:
             raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
         setattr(values, field, value)
+    _check_heads(family, values)
     set_depth(values, config.shadow_layers)
     values.tie_word_embeddings = model.config.tie_word_embeddings
     return values
+
+
+def _check_heads(family: Family, config: PretrainedConfig) -> None:
+    """Refuse heads that do not divide what they must, before transformers' blocks fail on them."""
+    heads = config.num_attention_heads
+    if family.head_dim is None and config.hidden_size % heads:
+        raise ConfigError(f"shadow_attention_heads must divide the base's width {config.hidden_size}, got {heads}")
+    if family.head_dim is not None and getattr(config, family.head_dim) is not None and getattr(config, family.head_dim) % 2:
+        raise ConfigError(f"shadow_head_dim must be even, got {getattr(config, family.head_dim)}")
+    shared = getattr(config, family.kv_heads) if family.kv_heads is not None and family.model_type != "falcon" else None
+    if shared and heads % shared:
+        raise ConfigError(f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})")
 
 
 def set_depth(config: PretrainedConfig, layers: int) -> None:

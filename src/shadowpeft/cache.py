@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
 class ShadowCache(Cache):
@@ -30,6 +31,13 @@ def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCac
 def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
     """Make a cache with room for `max_length` tokens, allocated once."""
     return ShadowCache(StaticCache(config=base, max_cache_len=max_length), StaticCache(config=shadow, max_cache_len=max_length))
+
+
+def keep_past(cache: Cache) -> None:
+    """Let sliding layers remember what slides out, so that an assistant's rejected tokens can be cropped away."""
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.activate_past_recording()
 
 
 def filling_mask(mask_BT: Tensor | None, cache: Cache | None, tokens: int) -> Tensor | None:

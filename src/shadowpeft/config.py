@@ -17,6 +17,10 @@ _DEFAULTS: dict[str, dict[str, int]] = {
 }
 
 
+# Beyond any model; a number from a damaged file is refused before anything is built from it.
+_LARGEST = 2**31
+
+
 @dataclass(frozen=True)
 class ShadowConfig:
     """Settings of one adapter. `None` stands for the variant's (`r`, `update_width`, `inject_from`) or the base model's value.
@@ -53,7 +57,7 @@ class ShadowConfig:
     shadow_head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.variant not in _DEFAULTS:
+        if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
             raise ConfigError(f"variant must be 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
@@ -97,13 +101,26 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+_OPTIONAL = (
+    "r",
+    "update_width",
+    "inject_from",
+    "shadow_intermediate_size",
+    "shadow_attention_heads",
+    "shadow_key_value_heads",
+    "shadow_head_dim",
+)
+
+
 def _check(name: str, value: object) -> None:
     """Refuse a value of the wrong type or range before anything is built from it."""
-    if value is None or name == "variant":
+    if name == "variant" or (value is None and name in _OPTIONAL):
         return
     if name in ("alpha", "dropout", "shadow_loss_weight"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{name} must be a number, got {value!r}")
+        if not -_LARGEST < value < _LARGEST:  # nor NaN
+            raise ConfigError(f"{name} must be a finite number, got {value!r}")
         if name == "dropout" and not 0 <= value < 1:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {value!r}")
         if name == "shadow_loss_weight" and value < 0:
@@ -112,5 +129,5 @@ def _check(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} must be a whole number, got {value!r}")
     least = 0 if name == "inject_from" else 1
-    if value < least:
-        raise ConfigError(f"{name} must be {least} or more, got {value!r}")
+    if not least <= value < _LARGEST:
+        raise ConfigError(f"{name} must be {least} or more (and below {_LARGEST}), got {value!r}")

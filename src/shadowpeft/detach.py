@@ -4,14 +4,14 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.adapter import Adapter
 
 
 @torch.no_grad()
-def detached(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+def detached(base: PreTrainedModel, adapter: Adapter, settings: PretrainedConfig) -> PreTrainedModel:
     """Build the model `head(P(f_shadow(x)))` as a stock model of the shadow's family, with weights of its own.
 
     Nothing stands between P and the head, so both fold into one matrix: W_head P. Where there is no P and the base ties its
@@ -20,6 +20,7 @@ def detached(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     Args:
         base: the model whose embeddings (implicit shadow) and head are copied.
         adapter: the trained adapter.
+        settings: gives the special tokens and labels, which may have been set after attaching.
 
     Returns:
         A complete model on the base's device and of the adapter's dtype, in evaluation mode.
@@ -29,13 +30,9 @@ def detached(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     config = copy.deepcopy(shadow.backbone.config)
     table = arch.token_embedding_of(base).weight
     config.tie_word_embeddings = shadow.borrows and shadow.projection is None and head.weight is table
-    if not shadow.borrows:
-        config.id2label, config.label2id, config.problem_type = base.config.id2label, base.config.label2id, base.config.problem_type
-        config.pad_token_id, config.bos_token_id, config.eos_token_id = (
-            base.config.pad_token_id,
-            base.config.bos_token_id,
-            base.config.eos_token_id,
-        )
+    config.id2label, config.label2id, config.problem_type = settings.id2label, settings.label2id, settings.problem_type
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = settings.pad_token_id, settings.bos_token_id, settings.eos_token_id
+    config.name_or_path = ""  # it is not the base
     model = arch.build(config, adapter.task)
     model.to(device=table.device, dtype=adapter.dtype)  # type: ignore[call-arg]
     arch.decoder_of(model).load_state_dict(_decoder_state(base, adapter), strict=True)

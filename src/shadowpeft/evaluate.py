@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
-from shadowpeft.data import NO_LOSS, Collator, Example, Row, context_length, encode_all, encode_prompt, reference_answer
+from shadowpeft.encode import NO_LOSS, Collator, Example, context_length, encode_all, encode_prompt
 from shadowpeft.errors import DataError
 from shadowpeft.model import ShadowedModel
 from shadowpeft.outputs import ShadowedCausalLMOutput
+from shadowpeft.rows import Row, reference_answer
 
 
 @dataclass(frozen=True)

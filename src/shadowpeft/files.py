@@ -1,6 +1,7 @@
 """Reading stock models with one sentence for what is wrong, and writing files so that nothing already saved is lost."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,21 +78,20 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
     Raises:
         CheckpointError: the disk is full, the folder cannot be written, or a file stands where the folder should be.
     """
-    partial = {name: folder / f".{name}.partial" for name in writers}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            write(partial[name])
-            with open(partial[name], "rb") as file:
-                os.fsync(file.fileno())
-        for name, path in partial.items():
-            os.replace(path, folder / name)
+        taken = [name for name in writers if (folder / name).is_dir()]
+        if taken:
+            raise CheckpointError(f"could not save to {folder}: {taken[0]} is a folder there; nothing was written")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
+            for name, write in writers.items():
+                write(Path(aside) / name)
+                with open(Path(aside) / name, "rb") as file:
+                    os.fsync(file.fileno())
+            for name in writers:
+                os.replace(Path(aside) / name, folder / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not save to {folder}: {error}; what was saved there before is unchanged") from error
-    finally:
-        for path in partial.values():
-            if folder.is_dir():
-                path.unlink(missing_ok=True)
 
 
 def text(content: str) -> Callable[[Path], object]:

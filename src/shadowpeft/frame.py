@@ -13,13 +13,15 @@ from shadowpeft.adapter import Adapter
 
 @dataclass
 class ShadowFrame:
-    """One forward pass: the adapter it runs under and the shadow state s, shape (B, T, D), at the boundary reached so far."""
+    """One forward pass: the adapter it runs under, the shadow state s, shape (B, T, D), and how many boundaries were crossed."""
 
     adapter: Adapter
     state_BTD: Tensor
+    crossed: int = 0
 
     def enter(self, block: int, h_BTD: Tensor) -> Tensor:
         """Advance the state to the boundary before `block` and return the block's corrected input."""
+        self.crossed += 1
         h_BTD, self.state_BTD = self.adapter.enter(block, h_BTD, self.state_BTD)
         return h_BTD
 

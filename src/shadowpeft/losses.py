@@ -50,6 +50,7 @@ def pool_last(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
     """Take each row's last real token, (B, D), whichever side the padding is on; without a mask, the last position."""
     if attention_mask_BT is None:
         return hidden_BTD[:, -1]
+    attention_mask_BT = attention_mask_BT[:, -hidden_BTD.shape[1] :]  # with a cache the mask covers what is cached, too
     positions_T = torch.arange(attention_mask_BT.shape[-1], device=attention_mask_BT.device)
     last_B = (attention_mask_BT.bool() * positions_T).argmax(dim=-1)
     return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), last_B.to(hidden_BTD.device)]

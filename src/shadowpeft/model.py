@@ -17,12 +17,15 @@ from shadowpeft.adapter import Adapter
 from shadowpeft.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
 from shadowpeft.config import ShadowConfig
 from shadowpeft.detach import detached
-from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.errors import CheckpointError, ConfigError, UnsupportedModelError, UserError
 from shadowpeft.frame import ShadowedBlocks, ShadowFrame, travelling
 from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.views import View
+
+# What transformers' own callers of `save_pretrained` pass, and an adapter needs nothing of.
+_WITHOUT_USE = ("max_shard_size", "safe_serialization", "save_peft_format", "token", "variant")
 
 
 def attach(
@@ -51,7 +54,11 @@ def attach(
         ConfigError: a setting does not fit the base.
     """
     model = ShadowedModel(base)
-    model.add_adapter(adapter, config, shadow_model, dtype)
+    try:
+        model.add_adapter(adapter, config, shadow_model, dtype)
+    except BaseException:
+        model.unload()  # a refused base stays as it was
+        raise
     return model
 
 
@@ -104,6 +111,8 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
     ) -> None:
         """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
         base, config = self._base(), config or ShadowConfig()
+        if shadow_model is not None and {id(p) for p in shadow_model.parameters()} & {id(p) for p in self.parameters()}:
+            raise ConfigError("this shadow_model is already part of the model (as base or as another adapter's shadow); give a copy of it")
         network = shadow.implicit(base, config.resolved()) if shadow_model is None else shadow.explicit(base, shadow_model)
         self._own(name, Adapter(base, config, network), dtype)
 
@@ -127,6 +136,17 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         self.active_adapter = name
         for other in self.adapters:
             self._adapter(other).set_trainable(other == name)
+
+    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
+        """Forget an adapter that is not the active one.
+
+        Raises:
+            ConfigError: there is no adapter of that name, or it is the active one.
+        """
+        self._adapter(name)
+        if name == self.active_adapter:
+            raise ConfigError(f"adapter {name!r} is the active one; set_adapter() another first, or unload()")
+        del self.adapters[name]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -155,7 +175,6 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         adapter: str | None = None,
         output_shadow_logits: bool = False,
         num_items_in_batch: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -173,9 +192,9 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
             adapter: the adapter to run under; the active one by default.
             output_shadow_logits: give back `head(s^(0))` too.
             num_items_in_batch: labelled items in the whole accumulated batch, as the Trainer passes it.
-            shift_labels: labels already shifted, in place of `labels`.
             return_dict: `False` for a plain tuple.
-            **kwargs: handed to the base's decoder (`output_hidden_states` and the like).
+            **kwargs: handed to the base's decoder (`output_hidden_states` and the like); but for `shift_labels`, (B, T), which are labels
+                already shifted, in place of `labels`.
 
         Returns:
             `ShadowedCausalLMOutput` or `ShadowedClassifierOutput`; the bare base's own output inside `disabled()`.
@@ -184,17 +203,22 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
             UserError: there is no such adapter, the cache has no room for the shadow, or the model was unloaded.
         """
         base = self._base()
+        # Not in the signature, from which the Trainer reads what must be in a batch for it to have labels.
+        shift_labels = kwargs.pop("shift_labels", None)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         if self._is_bare():
+            if isinstance(past_key_values, ShadowCache):
+                raise UserError("a cache of model.new_cache() holds base and shadow; inside disabled() give a cache of the base's own")
             bare = {"past_key_values": past_key_values, "labels": labels, "use_cache": use_cache, "return_dict": return_dict, **kwargs}
             keep = {"logits_to_keep": logits_to_keep} if self.task == "causal-lm" else {}
-            return base(**_given(inputs), **bare, **keep)
+            losses = {"num_items_in_batch": num_items_in_batch, "shift_labels": shift_labels}
+            return base(**_given(inputs), **bare, **keep, **_given(losses))
         chosen = self._adapter(adapter)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache(adapter)
-        cache = None if past_key_values is None else require_shadow_cache(past_key_values)
+        cache = None if past_key_values is None else require_shadow_cache(past_key_values, chosen.shadow.backbone.config.num_hidden_layers)
         out, first_state_BTD = self._run(chosen, inputs, cache, kwargs)
         targets = heads.Targets(labels, shift_labels, num_items_in_batch)
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
@@ -215,6 +239,8 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do."""
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             return input_ids != self.config.pad_token_id
+        if attention_mask is None and input_ids is not None and len(input_ids) > 1:
+            raise UserError("a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end")
         return attention_mask
 
     def _run(
@@ -239,6 +265,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
             out = self._decoder(
                 **_given(inputs), past_key_values=cache and cache.base, use_cache=cache is not None, return_dict=True, **carried, **kwargs
             )
+        assert frame.crossed == len(arch.blocks_of(base)), "the base's decoder ran blocks of its own: the shadow was not applied"
         return out, state_BTD
 
     # Generation
@@ -261,6 +288,8 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
+        if not self._is_bare():  # settle it once: another thread may set_adapter() between two tokens
+            kwargs["adapter"] = self.active_adapter if kwargs.get("adapter") is None else kwargs["adapter"]
         return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     # Saving, detaching, unloading
@@ -272,7 +301,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         run: Mapping[str, Any] | None = None,
         state_dict: Mapping[str, Tensor] | None = None,
         is_main_process: bool = True,
-        **_: Any,
+        **stock: Any,
     ) -> None:
         """Write one adapter (never the base) to a folder: safetensors, JSON and a model card.
 
@@ -282,15 +311,24 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
             run: what the model card tells of the training, by name.
             state_dict: this model's tensors gathered elsewhere, as sharded training passes them.
             is_main_process: write only if true, as distributed training passes it.
+            **stock: what transformers' own callers pass and an adapter has no use for, such as `max_shard_size`.
 
         Raises:
+            ConfigError: an argument is given that would not be applied, such as `push_to_hub=True`.
             CheckpointError: the files could not be written; those already there are unchanged.
         """
+        unapplied = [key for key, value in stock.items() if key not in _WITHOUT_USE and value]
+        if unapplied:
+            raise ConfigError(f"save_pretrained writes an adapter and does not take {', '.join(unapplied)}; to publish call push_to_hub()")
         if not is_main_process:
             return
-        name = adapter or self.active_adapter
+        name = self.active_adapter if adapter is None else adapter
         prefix = f"adapters.{name}."
         gathered = {key[len(prefix) :]: value for key, value in (state_dict or {}).items() if key.startswith(prefix)}
+        if state_dict is not None and not gathered:
+            raise CheckpointError(
+                f"the given state_dict holds nothing of adapter {name!r} (no key starts with {prefix!r}); nothing was written"
+            )
         checkpoint.save(self._adapter(name), self._base(), save_directory, run or {}, gathered or None)
 
     @classmethod
@@ -304,15 +342,19 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         """
         saved = checkpoint.load(base, folder)
         model = cls(base)
-        model._own(adapter, saved, dtype)
+        try:
+            model._own(adapter, saved, dtype)
+        except BaseException:
+            model.unload()
+            raise
         return model.eval()
 
     def detached(self, adapter: str | None = None) -> PreTrainedModel:
         """Return the shadow alone as a complete stock model, with weights of its own; it needs neither base nor this library."""
-        return detached(self._base(), self._adapter(adapter))
+        return detached(self._base(), self._adapter(adapter), self.config)
 
     def unload(self) -> PreTrainedModel:
-        """Give the base back as it was lent; this model cannot be used afterwards."""
+        """Give the base back as it was lent; this model cannot be used afterwards. Its device and type are the caller's."""
         base = self._base()
         self._lent.restore(base)
         self.base = None
@@ -349,6 +391,10 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
 
     # Helpers
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy does not inherit this thread's `disabled()`."""
+        return {**self.__dict__, "_bare_threads": {}}
+
     def _base(self) -> PreTrainedModel:
         if self.base is None:
             raise UserError("this model was unloaded; attach again to the base that unload() returned")
@@ -358,7 +404,8 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         return bool(self._bare_threads) and threading.get_ident() in self._bare_threads
 
     def _adapter(self, name: str | None) -> Adapter:
-        chosen = name or self.active_adapter
+        self._base()  # says so if the model was unloaded
+        chosen = self.active_adapter if name is None else name
         if chosen not in self.adapters:
             raise ConfigError(f"no adapter named {chosen!r}; there are: {', '.join(self.adapters) or 'none'}")
         adapter = self.adapters[chosen]
@@ -367,11 +414,16 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
 
     def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None) -> None:
         """Register an adapter on the base's device, in the wanted type, and make it the active one."""
-        if not name or "." in name or name in self.adapters:
+        if not name or "." in name or name in self.adapters or name in dir(self.adapters):
             raise ConfigError(
-                f"adapter names must be new, not empty and without dots, got {name!r}; there are: {', '.join(self.adapters) or 'none'}"
+                f"adapter names must be new, not empty, without dots and none of torch's own words (such as 'keys'), got {name!r}; "
+                f"there are: {', '.join(self.adapters) or 'none'}"
             )
         table = arch.token_embedding_of(self._base()).weight
+        if table.device.type == "meta":
+            raise UnsupportedModelError(
+                "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a device first"
+            )
         adapter.to(device=table.device, dtype=dtype or table.dtype)
         adapter.train(self.training)
         self.adapters[name] = adapter

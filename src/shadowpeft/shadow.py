@@ -62,7 +62,9 @@ class Shadow(nn.Module):
             (given,) = inputs.values()
             assert given is not None
             attention_mask = filling_mask(attention_mask, cache, given.shape[1])
-        out = self._run(**inputs, **positions, attention_mask=attention_mask, past_key_values=cache, use_cache=cache is not None)
+        out = self._run(
+            **inputs, **positions, attention_mask=attention_mask, past_key_values=cache, use_cache=cache is not None, return_dict=True
+        )
         state_BTS = out.last_hidden_state
         return state_BTS if self.projection is None else self.projection(state_BTS)
 
@@ -83,7 +85,7 @@ def explicit(base: PreTrainedModel, shadow_model: PreTrainedModel) -> Shadow:
     if shadow_model.config.vocab_size != base.config.vocab_size:
         raise UnsupportedModelError(
             f"base and shadow must share one vocabulary: the base has {base.config.vocab_size} tokens, the shadow "
-            f"{shadow_model.config.vocab_size}; choose a shadow trained with the base's tokenizer"
+            f"{shadow_model.config.vocab_size}; choose a shadow with the base's tokenizer and as many rows (padding rows count)"
         )
     base_family = arch.family_of(base)
     special_head = base_family.softcaps or (arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None)

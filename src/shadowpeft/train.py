@@ -20,7 +20,7 @@ from shadowpeft.errors import CheckpointError, ConfigError, UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-    from shadowpeft.data import Example
+    from shadowpeft.encode import Example
     from shadowpeft.model import ShadowedModel
     from shadowpeft.trainer import ShadowTrainer, StopOnSignal
 
@@ -176,19 +176,21 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     start = _check_output(config, output)
     tokenizer, examples, held_out = _read_data(config)
     args = _training_arguments(config, output)
-    model = _build_model(config)
+    trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, output)
 
     from shadowpeft import files
 
-    files.write_together(output, {RUN: files.text(config.to_yaml())})
-    trainer, stop = _build_trainer(model, args, tokenizer, examples, held_out, output)
+    trainer.accelerator.wait_for_everyone()  # of several processes, none may find what the first is about to write
+    if trainer.args.should_save:
+        files.write_together(output, {RUN: files.text(config.to_yaml())})
     began = time.perf_counter()
     with stop.listening():
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     result = _summarise(config, trainer, stop, time.perf_counter() - began)
     if result.adapter is not None:
         facts = {"command": command, **_facts(config, result, len(examples), len(held_out), start, str(trainer.args.device))}
-        model.save_pretrained(result.adapter, run={name: str(value).replace("|", "\\|") for name, value in facts.items()})
+        run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
+        trainer.shadowed.save_pretrained(result.adapter, run=run, is_main_process=trainer.args.should_save)
     return result
 
 
@@ -231,20 +233,22 @@ def _check_same_run(config: TrainConfig, path: Path) -> None:
 
 def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
     """Read and encode all rows, so that a bad one is found before the model is loaded."""
-    from shadowpeft import arch, data, files
+    from shadowpeft import arch, files
+    from shadowpeft.encode import context_length, encode_all
+    from shadowpeft.rows import Row, read_rows, split_rows
 
-    rows = data.read_rows(config.data)
-    held_out: Sequence[data.Row] = []
+    rows = read_rows(config.data)
+    held_out: Sequence[Row] = []
     if config.eval_data is not None:
-        held_out = data.read_rows(config.eval_data, split="test")
+        held_out = read_rows(config.eval_data, split="test")
     elif config.eval_fraction:
-        rows, held_out = data.split_rows(rows, config.eval_fraction, config.seed)
+        rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
     base: PretrainedConfig = files.load_config(config.model)
     positions = arch.context_of(base)
     tokenizer = files.load_tokenizer(config.model)
-    limit = data.context_length(positions, tokenizer, config.max_length)
-    examples = data.encode_all(rows, tokenizer, limit)
-    eval_examples = data.encode_all(held_out, tokenizer, limit) if held_out else []
+    limit = context_length(positions, tokenizer, config.max_length)
+    examples = encode_all(rows, tokenizer, limit)
+    eval_examples = encode_all(held_out, tokenizer, limit) if held_out else []
     largest = max(max(example["input_ids"]) for example in [*examples, *eval_examples])
     if largest >= base.vocab_size:
         raise ConfigError(f"the tokenizer of {config.model} gives the id {largest}, but the model knows only {base.vocab_size} tokens")
@@ -286,6 +290,7 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
             report_to=config.report_to,
             disable_tqdm=True,  # its bar writes to stdout; `Progress` takes its place
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,  # every trainable tensor gets a gradient: a test holds it
             dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
             **checkpointing,
         )
@@ -317,7 +322,7 @@ def _build_trainer(
     output: Path,
 ) -> "tuple[ShadowTrainer, StopOnSignal]":
     from shadowpeft import trainer
-    from shadowpeft.data import Collator
+    from shadowpeft.encode import Collator
     from shadowpeft.evaluate import padding_id
 
     stop = trainer.StopOnSignal()

@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shadowpeft import checkpoint
-from shadowpeft.data import Collator, Example
+from shadowpeft.encode import Collator, Example
 from shadowpeft.errors import CheckpointError
 from shadowpeft.evaluate import token_losses
 from shadowpeft.model import ShadowedModel
@@ -62,6 +62,7 @@ class ShadowTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
+        self.shadowed = model
         self._shadow_sum = torch.zeros((), device=args.device)
         self._shadow_steps: set[int] = set()
 
@@ -86,9 +87,8 @@ class ShadowTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Measure the losses per token, whatever the batch size (the Trainer's own average is over batches)."""
         examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        assert isinstance(self.model, ShadowedModel)
         assert isinstance(self.data_collator, Collator)
-        measured = token_losses(self.model, examples, self.data_collator, self.args.per_device_eval_batch_size)
+        measured = token_losses(self.shadowed, examples, self.data_collator, self.args.per_device_eval_batch_size)
         assert measured.shadow_loss is not None
         metrics = {f"{metric_key_prefix}_loss": measured.loss, f"{metric_key_prefix}_shadow_loss": measured.shadow_loss}
         self.log(metrics)
@@ -118,11 +118,9 @@ class ShadowTrainer(Trainer):
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        shadowed = self.model
-        assert isinstance(shadowed, ShadowedModel)
-        assert shadowed.base is not None
-        saved = checkpoint.load(shadowed.base, resume_from_checkpoint)
-        own = shadowed.adapters[shadowed.active_adapter]
+        assert self.shadowed.base is not None
+        saved = checkpoint.load(self.shadowed.base, resume_from_checkpoint)
+        own = self.shadowed.adapters[self.shadowed.active_adapter]
         if saved.config != own.config:
             raise CheckpointError(f"{resume_from_checkpoint} has other shadow settings than this run: {saved.config}, here {own.config}")
         own.load_state_dict(saved.state_dict(), strict=True)
@@ -188,7 +186,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar at the step that training starts from."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None, file=sys.stderr)
+        shown = None if state.is_world_process_zero else True  # None: where stderr is a terminal
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=shown, file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
@@ -202,7 +201,7 @@ class Progress(TrainerCallback):
         if not losses:
             return
         self._bar.set_postfix(losses)
-        if self._bar.disable:
+        if self._bar.disable and state.is_world_process_zero:
             shown = "  ".join(f"{name} {value}" for name, value in losses.items())
             print(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
 
@@ -219,12 +218,14 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the file from the entries of the checkpoint, if any."""
-        self._path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+        if state.is_world_process_zero:
+            self._path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the newest entry."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(state.log_history[-1]) + "\n")
+        if state.is_world_process_zero:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")
 
 
 def _first_line(error: BaseException) -> str:

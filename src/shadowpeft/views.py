@@ -48,6 +48,10 @@ class View:
 def _face_type(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """Make the subclass whose properties shadow `names`; it goes by its parent's name, which transformers looks up by string."""
     body: dict[str, Any] = {name: _answer(name) for name in names}
+    # accelerate and torch.compile put these two on the instance, bound to the module itself: a face that used them would
+    # run the module without its answers. Properties win over the shared `__dict__`.
+    body["forward"] = property(lambda face: cls.forward.__get__(face))
+    body["_compiled_call_impl"] = property(lambda face: None)
     body.update(__slots__=("_answers",), __module__=cls.__module__, __qualname__=cls.__qualname__)
     return type(cls.__name__, (cls,), body)
 

@@ -9,8 +9,9 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
-from shadowpeft.data import Row, context_length
+from shadowpeft.encode import context_length
 from shadowpeft.evaluate import encode_prompts, padding_id
+from shadowpeft.rows import Row
 
 
 class Sampling(NamedTuple):

@@ -37,9 +37,9 @@ def run(
         json: print the result as JSON.
     """
     from shadowpeft.cli import _models
-    from shadowpeft.data import read_rows
     from shadowpeft.errors import ConfigError
     from shadowpeft.evaluate import evaluate
+    from shadowpeft.rows import read_rows
 
     if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
         raise ConfigError("batch_size and max_new_tokens must be 1 or more")

@@ -1,5 +1,6 @@
 """`shadowpeft train`."""
 
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -18,6 +19,8 @@ def run(settings: TrainConfig, json: bool = False) -> int:
     result = train(settings, command=shlex.join(["shadowpeft", *sys.argv[1:]]))
     from shadowpeft.cli._models import print_result
 
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
+        return INTERRUPTED if result.stopped else 0
     print_result(asdict(result), json)
     if not result.stopped:
         return 0

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from shadowpeft.data import Row, encode_all, read_rows
 from shadowpeft.demo.labels import calibrated_scores, label_scores
 from shadowpeft.demo.methods import Fit, fit, with_lora, with_shadow
 from shadowpeft.demo.settings import LORA, SHADOW, Settings
 from shadowpeft.embedded import CLINC150, MODEL
+from shadowpeft.encode import encode_all
+from shadowpeft.rows import Row, read_rows
 
 MAX_LENGTH = 128
 EMPTY = "Request: \nIntent:"

@@ -1,16 +1,11 @@
-"""Rows of text to token examples for causal language models: what `train` learns, `eval` scores and `generate` starts from.
+"""Rows to token examples for causal language models: what `train` learns, `eval` scores and `generate` starts from.
 
 Shapes in names: B is the batch, T the tokens of its longest example.
 """
 
-import gzip
-import json
-import random
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -19,22 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from shadowpeft.errors import ConfigError, DataError
+from shadowpeft.rows import Chat, Pair, Row, Text, parse_form
 
 NO_LOSS = -100
-ROW_FORMS = '{"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a data set as it was read.
-
-    Attributes:
-        fields: The row itself.
-        where: File and line, or data set and index, for messages.
-    """
-
-    fields: dict[str, Any]
-    where: str
 
 
 class Example(TypedDict):
@@ -42,109 +24,6 @@ class Example(TypedDict):
 
     input_ids: list[int]
     labels: list[int]
-
-
-@dataclass(frozen=True)
-class _Chat:
-    messages: list[dict[str, Any]]
-    learn_from: int  # assistant turns before this index are context, not answers
-
-    @property
-    def is_answered(self) -> bool:
-        return len(self.messages) > self.learn_from and self.messages[-1]["role"] == "assistant"
-
-
-@dataclass(frozen=True)
-class _Pair:
-    prompt: str
-    completion: str | None
-
-
-@dataclass(frozen=True)
-class _Text:
-    text: str
-
-
-# Reading
-
-
-def read_rows(source: str, split: str = "train") -> list[Row]:
-    """Read all rows of a file or data set.
-
-    Args:
-        source: A `.jsonl` or `.jsonl.gz` file, a data set folder or the id of a data set on the hub.
-        split: The split of a folder or hub data set, such as "test" or "train[:100]". A file is one split and ignores it.
-
-    Raises:
-        DataError: The source is missing, damaged or empty, or a line is not a JSON object (the message names file and line).
-    """
-    if source.endswith((".jsonl", ".jsonl.gz")):
-        rows = _read_jsonl(source)
-    elif Path(source).is_file():
-        raise DataError(f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON object per line")
-    else:
-        rows = _read_dataset(source, split)
-    if not rows:
-        raise DataError(f"{source}: expected at least one row, got none; rows look like {ROW_FORMS}")
-    return rows
-
-
-def _read_jsonl(path: str) -> list[Row]:
-    rows, number = [], 0
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    rows.append(Row(_parse_line(line, where), where))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a .jsonl or .jsonl.gz file, a data set folder or a hub id") from None
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a cut and a damaged .gz file
-        raise DataError(f"{path}: cannot be read beyond line {number} ({error}); check or rewrite the file") from error
-    return rows
-
-
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{where}: expected one JSON object in UTF-8, got a line that does not parse ({error})") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{where}: expected a JSON object, got {_kind(fields)}; rows look like {ROW_FORMS}")
-    return fields
-
-
-def _read_dataset(source: str, split: str) -> list[Row]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{source}: reading it needs the datasets library; pip install 'shadowpeft[train]'") from error
-    try:
-        dataset = datasets.load_dataset(source, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source}: split {split!r} of this data set folder or hub id cannot be loaded: {error}") from error
-    return [Row(fields, f"{source}[{split!r}][{index}]") for index, fields in enumerate(dataset)]
-
-
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Part rows into (train, evaluation), the same way for the same rows, fraction and seed; both keep the order of `rows`.
-
-    Args:
-        rows: At least two rows.
-        fraction: The share for evaluation, between 0 and 1; each side gets at least one row.
-        seed: Decides which rows go where.
-
-    Raises:
-        DataError: There are fewer than two rows, or `fraction` is not between 0 and 1.
-    """
-    if not 0 < fraction < 1:
-        raise DataError(f"the evaluation fraction must lie between 0 and 1, got {fraction}; 0.1 holds out a tenth of the rows")
-    if len(rows) < 2:
-        raise DataError(f"a split into train and evaluation rows needs at least 2 rows, got {len(rows)}; add rows or do not split")
-    count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
-    held_out = set(random.Random(seed).sample(range(len(rows)), count))
-    train = [row for index, row in enumerate(rows) if index not in held_out]
-    return train, [rows[index] for index in sorted(held_out)]
 
 
 # Rows to examples
@@ -205,10 +84,10 @@ def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         DataError: The row has none of the three forms or cannot be encoded.
     """
-    form = _parse_form(row)
-    if isinstance(form, _Text):
+    form = parse_form(row)
+    if isinstance(form, Text):
         return _prompt_ids(form.text, tokenizer, row.where)
-    if isinstance(form, _Pair):
+    if isinstance(form, Pair):
         return _prompt_ids(form.prompt, tokenizer, row.where)
     _check_chat_tokenizer(tokenizer, row.where)
     messages = form.messages[:-1] if form.is_answered else form.messages
@@ -219,25 +98,11 @@ def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def reference_answer(row: Row) -> str | None:
-    """Map a row to the answer expected of generation: the completion or last assistant content, None where there is none.
-
-    Raises:
-        DataError: The row has none of the three forms.
-    """
-    form = _parse_form(row)
-    if isinstance(form, _Pair):
-        return form.completion
-    if isinstance(form, _Chat) and form.is_answered:
-        return form.messages[-1]["content"]
-    return None
-
-
 def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
-    form = _parse_form(row)
-    if isinstance(form, _Chat):
+    form = parse_form(row)
+    if isinstance(form, Chat):
         return _encode_chat(form, tokenizer, row.where)
-    if isinstance(form, _Text):
+    if isinstance(form, Text):
         _answer_ids(form.text, tokenizer, row.where)  # raises for a text that cannot be encoded
         ids = _with_eos(_prompt_ids(form.text, tokenizer, row.where), tokenizer, row.where)
         return Example(input_ids=ids, labels=list(ids))
@@ -246,18 +111,6 @@ def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
     prompt = _prompt_ids(form.prompt, tokenizer, row.where)
     answer = _with_eos(_answer_ids(form.completion, tokenizer, row.where), tokenizer, row.where)
     return Example(input_ids=prompt + answer, labels=[NO_LOSS] * len(prompt) + answer)
-
-
-def _cut(example: Example, max_length: int, where: str) -> Example:
-    if max_length < 2:
-        raise ConfigError(f"max_length must be at least 2 (one token to learn from and one to learn), got {max_length}")
-    prompt_length = next(index for index, label in enumerate(example["labels"]) if label != NO_LOSS)
-    if prompt_length >= max_length:
-        raise DataError(
-            f"{where}: the prompt has {prompt_length} tokens, which leaves no room for an answer within max_length={max_length}; "
-            "raise max_length, shorten the prompt or drop the row"
-        )
-    return Example(input_ids=example["input_ids"][:max_length], labels=example["labels"][:max_length])
 
 
 # Strings
@@ -293,7 +146,7 @@ def _with_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) ->
 # Chats
 
 
-def _encode_chat(chat: _Chat, tokenizer: PreTrainedTokenizerBase, where: str) -> Example:
+def _encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, where: str) -> Example:
     _check_chat_tokenizer(tokenizer, where)
     if not chat.is_answered:
         role = chat.messages[-1]["role"]
@@ -315,7 +168,7 @@ def _encode_chat(chat: _Chat, tokenizer: PreTrainedTokenizerBase, where: str) ->
     return Example(input_ids=tokens["input_ids"], labels=labels)
 
 
-def _learned_spans(chat: _Chat, text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[tuple[int, int]]:
+def _learned_spans(chat: Chat, text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[tuple[int, int]]:
     """Find the characters of `text`, the rendered chat, that are answers: (first, one past the last) of each."""
     spans, last = [], len(chat.messages) - 1
     for index, message in enumerate(chat.messages):
@@ -368,68 +221,42 @@ def _template_refusal(where: str, error: TemplateError) -> DataError:
     return DataError(f"{where}: the chat template refuses these messages ({error}); change their roles or order")
 
 
-# Rows to forms
+# Lengths
 
 
-def _parse_form(row: Row) -> _Chat | _Pair | _Text:
-    # A null counts as absent: `datasets` fills the columns that a row lacks with nulls.
-    fields, where = {name: value for name, value in row.fields.items() if value is not None}, row.where
-    if "messages" in fields:
-        return _chat(_check_messages(fields["messages"], "messages", where), 1, where)
-    if "prompt" in fields:
-        return _parse_prompt(fields["prompt"], fields.get("completion"), where)
-    if "text" in fields:
-        return _Text(_check_string(fields["text"], "text", where))
-    got = ", ".join(f"{name} ({_kind(value)})" for name, value in row.fields.items()) or "none"
-    raise DataError(f"{where}: expected a row like {ROW_FORMS}, got the fields: {got}; rename or convert them")
+def context_length(max_positions: int | None, tokenizer: PreTrainedTokenizerBase, requested: int | None) -> int:
+    """Pick the `max_length` of examples, in tokens: the one requested, else the lesser of the model's and the tokenizer's limit.
+
+    Args:
+        max_positions: `config.max_position_embeddings` of the model, None where it has none.
+        tokenizer: Its `model_max_length` is only a default: a request may exceed it.
+        requested: What the user asked for, None to be given the limit.
+
+    Raises:
+        ConfigError: The request is below 2 or beyond the model, or there is neither a request nor a limit.
+    """
+    if requested is not None:
+        if requested < 2 or (max_positions is not None and requested > max_positions):
+            most = "" if max_positions is None else f" and at most the model's {max_positions}"
+            raise ConfigError(f"max_length must be at least 2{most} tokens, got {requested}")
+        return requested
+    # transformers writes VERY_LARGE_INTEGER where a tokenizer states no limit.
+    limits = [limit for limit in (max_positions, tokenizer.model_max_length) if limit is not None and limit < VERY_LARGE_INTEGER]
+    if not limits:
+        raise ConfigError("neither the model nor the tokenizer states how many tokens it can take; set max_length")
+    return min(limits)
 
 
-def _parse_prompt(prompt: Any, completion: Any, where: str) -> _Chat | _Pair:
-    if completion is not None and isinstance(prompt, list) != isinstance(completion, list):
+def _cut(example: Example, max_length: int, where: str) -> Example:
+    if max_length < 2:
+        raise ConfigError(f"max_length must be at least 2 (one token to learn from and one to learn), got {max_length}")
+    prompt_length = next(index for index, label in enumerate(example["labels"]) if label != NO_LOSS)
+    if prompt_length >= max_length:
         raise DataError(
-            f"{where}: 'prompt' and 'completion' must both be strings or both be lists of messages, "
-            f"got {_kind(prompt)} and {_kind(completion)}"
+            f"{where}: the prompt has {prompt_length} tokens, which leaves no room for an answer within max_length={max_length}; "
+            "raise max_length, shorten the prompt or drop the row"
         )
-    if not isinstance(prompt, list):
-        return _Pair(
-            _check_string(prompt, "prompt", where),
-            None if completion is None else _check_string(completion, "completion", where),
-        )
-    messages = _check_messages(prompt, "prompt", where)
-    answers = [] if completion is None else _check_messages(completion, "completion", where)
-    return _chat(messages + answers, len(messages), where)
-
-
-def _chat(messages: list[dict[str, Any]], learn_from: int, where: str) -> _Chat:
-    if len(messages) == 1 and messages[0]["role"] == "assistant":
-        raise DataError(f"{where}: expected a message before the assistant's, got the assistant's alone; add the user's")
-    return _Chat(messages, learn_from)
-
-
-def _check_messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else _kind(value)
-        raise DataError(f"{where}: '{name}' must be a list of at least one message, got {got}")
-    for index, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise DataError(f'{where}: {name}[{index}] must be {{"role": ..., "content": ...}}, got {_kind(message)}')
-        for key in ("role", "content"):
-            _check_string(message.get(key), f"{name}[{index}].{key}", where)
-    return value
-
-
-def _check_string(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: '{name}' must be a string, got {_kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: '{name}' holds half a character ({error}), which no tokenizer can encode; repair the text") from error
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+    return Example(input_ids=example["input_ids"][:max_length], labels=example["labels"][:max_length])
 
 
 # Batches
@@ -458,26 +285,3 @@ class Collator:
         mask_BT = [[1] * length + [0] * pad for length, pad in zip(lengths, padding, strict=True)]
         labels_BT = [example["labels"] + [NO_LOSS] * pad for example, pad in zip(examples, padding, strict=True)]
         return {"input_ids": torch.tensor(ids_BT), "attention_mask": torch.tensor(mask_BT), "labels": torch.tensor(labels_BT)}
-
-
-def context_length(max_positions: int | None, tokenizer: PreTrainedTokenizerBase, requested: int | None) -> int:
-    """Pick the `max_length` of examples, in tokens: the one requested, else the lesser of the model's and the tokenizer's limit.
-
-    Args:
-        max_positions: `config.max_position_embeddings` of the model, None where it has none.
-        tokenizer: Its `model_max_length` is only a default: a request may exceed it.
-        requested: What the user asked for, None to be given the limit.
-
-    Raises:
-        ConfigError: The request is below 2 or beyond the model, or there is neither a request nor a limit.
-    """
-    if requested is not None:
-        if requested < 2 or (max_positions is not None and requested > max_positions):
-            most = "" if max_positions is None else f" and at most the model's {max_positions}"
-            raise ConfigError(f"max_length must be at least 2{most} tokens, got {requested}")
-        return requested
-    # transformers writes VERY_LARGE_INTEGER where a tokenizer states no limit.
-    limits = [limit for limit in (max_positions, tokenizer.model_max_length) if limit is not None and limit < VERY_LARGE_INTEGER]
-    if not limits:
-        raise ConfigError("neither the model nor the tokenizer states how many tokens it can take; set max_length")
-    return min(limits)

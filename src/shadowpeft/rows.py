@@ -1,0 +1,228 @@
+"""Rows of text as they are read, split and recognised: a chat, a prompt and its completion, or plain text."""
+
+import gzip
+import json
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shadowpeft.errors import DataError
+
+ROW_FORMS = '{"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data set as it was read.
+
+    Attributes:
+        fields: The row itself.
+        where: File and line, or data set and index, for messages.
+    """
+
+    fields: dict[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A row of messages, or of a prompt and a completion that are both lists of messages.
+
+    Attributes:
+        messages: At least one, each with a string `role` and a string `content`; never the assistant's alone.
+        learn_from: Assistant turns before this index are context, not answers.
+    """
+
+    messages: list[dict[str, Any]]
+    learn_from: int
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the last message is an answer."""
+        return len(self.messages) > self.learn_from and self.messages[-1]["role"] == "assistant"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of a prompt and a completion that are strings; the completion may be missing."""
+
+    prompt: str
+    completion: str | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row of plain text."""
+
+    text: str
+
+
+# Reading
+
+
+def read_rows(source: str, split: str = "train") -> list[Row]:
+    """Read all rows of a file or data set.
+
+    Args:
+        source: A `.jsonl` or `.jsonl.gz` file, a data set folder or the id of a data set on the hub.
+        split: The split of a folder or hub data set, such as "test" or "train[:100]". A file is one split and ignores it.
+
+    Raises:
+        DataError: The source is missing, damaged or empty, or a line is not a JSON object (the message names file and line).
+    """
+    if source.endswith((".jsonl", ".jsonl.gz")):
+        rows = _read_jsonl(source)
+    elif Path(source).is_file():
+        raise DataError(f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON object per line")
+    else:
+        rows = _read_dataset(source, split)
+    if not rows:
+        raise DataError(f"{source}: expected at least one row, got none; rows look like {ROW_FORMS}")
+    return rows
+
+
+def _read_jsonl(path: str) -> list[Row]:
+    rows, number = [], 0
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    rows.append(Row(_parse_line(line, where), where))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give a .jsonl or .jsonl.gz file, a data set folder or a hub id") from None
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a cut and a damaged .gz file
+        raise DataError(f"{path}: cannot be read beyond line {number} ({error}); check or rewrite the file") from error
+    return rows
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{where}: expected one JSON object in UTF-8, got a line that does not parse ({error})") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: expected a JSON object, got {_kind(fields)}; rows look like {ROW_FORMS}")
+    return fields
+
+
+def _read_dataset(source: str, split: str) -> list[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{source}: reading it needs the datasets library; pip install 'shadowpeft[train]'") from error
+    try:
+        dataset = datasets.load_dataset(source, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{source}: split {split!r} of this data set folder or hub id cannot be loaded: {error}") from error
+    return [Row(fields, f"{source}[{split!r}][{index}]") for index, fields in enumerate(dataset)]
+
+
+def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Part rows into (train, evaluation), the same way for the same rows, fraction and seed; both keep the order of `rows`.
+
+    Args:
+        rows: At least two rows.
+        fraction: The share for evaluation, between 0 and 1; each side gets at least one row.
+        seed: Decides which rows go where.
+
+    Raises:
+        DataError: There are fewer than two rows, or `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the evaluation fraction must lie between 0 and 1, got {fraction}; 0.1 holds out a tenth of the rows")
+    if len(rows) < 2:
+        raise DataError(
+            f"a split into train and evaluation rows needs at least 2 rows, got {len(rows)}; add rows, or set the evaluation fraction "
+            "to 0 to train on everything"
+        )
+    count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
+    held_out = set(random.Random(seed).sample(range(len(rows)), count))
+    train = [row for index, row in enumerate(rows) if index not in held_out]
+    return train, [rows[index] for index in sorted(held_out)]
+
+
+# Forms
+
+
+def parse_form(row: Row) -> Chat | Pair | Text:
+    """Recognise and check the form of a row: `messages`, `prompt` or `text`, sought in this order.
+
+    Raises:
+        DataError: The row has none of the three forms.
+    """
+    # A null counts as absent: `datasets` fills the columns that a row lacks with nulls.
+    fields, where = {name: value for name, value in row.fields.items() if value is not None}, row.where
+    if "messages" in fields:
+        return _chat(_check_messages(fields["messages"], "messages", where), 1, where)
+    if "prompt" in fields:
+        return _parse_prompt(fields["prompt"], fields.get("completion"), where)
+    if "text" in fields:
+        return Text(_check_string(fields["text"], "text", where))
+    got = ", ".join(f"{name} ({_kind(value)})" for name, value in row.fields.items()) or "none"
+    raise DataError(f"{where}: expected a row like {ROW_FORMS}, got the fields: {got}; rename or convert them")
+
+
+def reference_answer(row: Row) -> str | None:
+    """Map a row to the answer expected of generation: the completion or last assistant content, None where there is none.
+
+    Raises:
+        DataError: The row has none of the three forms.
+    """
+    form = parse_form(row)
+    if isinstance(form, Pair):
+        return form.completion
+    if isinstance(form, Chat) and form.is_answered:
+        return form.messages[-1]["content"]
+    return None
+
+
+def _parse_prompt(prompt: Any, completion: Any, where: str) -> Chat | Pair:
+    if completion is not None and isinstance(prompt, list) != isinstance(completion, list):
+        raise DataError(
+            f"{where}: 'prompt' and 'completion' must both be strings or both be lists of messages, "
+            f"got {_kind(prompt)} and {_kind(completion)}"
+        )
+    if not isinstance(prompt, list):
+        return Pair(
+            _check_string(prompt, "prompt", where),
+            None if completion is None else _check_string(completion, "completion", where),
+        )
+    messages = _check_messages(prompt, "prompt", where)
+    answers = [] if completion is None else _check_messages(completion, "completion", where)
+    return _chat(messages + answers, len(messages), where)
+
+
+def _chat(messages: list[dict[str, Any]], learn_from: int, where: str) -> Chat:
+    if len(messages) == 1 and messages[0]["role"] == "assistant":
+        raise DataError(f"{where}: expected a message before the assistant's, got the assistant's alone; add the user's")
+    return Chat(messages, learn_from)
+
+
+def _check_messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        got = "an empty list" if value == [] else _kind(value)
+        raise DataError(f"{where}: '{name}' must be a list of at least one message, got {got}")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise DataError(f'{where}: {name}[{index}] must be {{"role": ..., "content": ...}}, got {_kind(message)}')
+        for key in ("role", "content"):
+            _check_string(message.get(key), f"{name}[{index}].{key}", where)
+    return value
+
+
+def _check_string(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{name}' must be a string, got {_kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: '{name}' holds half a character ({error}), which no tokenizer can encode; repair the text") from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
