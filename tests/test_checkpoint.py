@@ -96,7 +96,7 @@ def test_missing_files_and_folders(base, folder, tmp_path):
     (folder / CONFIG).unlink()
     with pytest.raises(CheckpointError, match="not an adapter folder"):
         ShadowedModel.from_pretrained(base, folder)
-    with pytest.raises(CheckpointError, match="no adapter folder"):
+    with pytest.raises(CheckpointError, match="there is no adapter folder"):
         ShadowedModel.from_pretrained(base, tmp_path / "nowhere")
 
 

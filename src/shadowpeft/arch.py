@@ -67,8 +67,11 @@ FAMILIES: dict[str, Family] = {
         Family("Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
         Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification"),
         Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", softcaps=True),
-        Family("Gemma 3", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True),
-        Family("Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None, rope_switch="original_max_position_embeddings"),
+        Family("Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True),
+        Family(
+            "Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None,
+            rope_switch="original_max_position_embeddings",
+        ),
         Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None),
         Family(
             "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder",

@@ -1,15 +1,18 @@
 """The adapter folder: safetensors, JSON and a model card. Loading is strict both ways and never runs what a file names."""
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 import shadowpeft
@@ -17,18 +20,20 @@ from shadowpeft import arch, shadow
 from shadowpeft.adapter import Adapter
 from shadowpeft.card import model_card
 from shadowpeft.config import ShadowConfig
-from shadowpeft.errors import CheckpointError
+from shadowpeft.errors import CheckpointError, UserError
 from shadowpeft.files import text, write_together
 
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
 FORMAT = 1
-# Enough values to tell two fine-tunings of one base apart, few enough to read in the JSON.
+# Enough values of each to tell two fine-tunings of one base apart, few enough to read in the JSON.
 _SAMPLES = 16
+_TYPES = {"name": str, "model_type": str, "task": str, "hidden_size": int, "num_hidden_layers": int, "vocab_size": int, "sample": dict}
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is written down of a base to recognise it: layout, size, and some of its weights."""
+    """What is written down of a base to recognise it: layout, size, and values of its embeddings, first and last block."""
 
     name: str
     model_type: str
@@ -37,26 +42,45 @@ class BaseFacts:
     num_hidden_layers: int
     vocab_size: int
     num_labels: int | None
-    sample: list[float]
+    sample: dict[str, list[float]]
 
     @classmethod
     def of(cls, base: PreTrainedModel) -> "BaseFacts":
         """Read the facts off a model."""
         config, task = base.config, arch.task_of(base)
-        table_VD = arch.token_embedding_of(base).weight.detach()
-        picked = torch.linspace(0, table_VD.shape[0] - 1, _SAMPLES).long()
-        values = table_VD[picked.to(table_VD.device), 0].float().cpu().tolist()
-        labels = config.num_labels if task == "sequence-classification" else None
+        blocks = arch.blocks_of(base)
         return cls(
-            config.name_or_path or "",
-            config.model_type,
-            task,
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.vocab_size,
-            labels,
-            values,
+            name=config.name_or_path or "",
+            model_type=config.model_type,
+            task=task,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            vocab_size=config.vocab_size,
+            num_labels=config.num_labels if task == "sequence-classification" else None,
+            sample={
+                "embeddings": _sample(arch.token_embedding_of(base)),
+                "first block": _sample(blocks[0]),
+                "last block": _sample(blocks[-1]),
+            },
         )
+
+    @classmethod
+    def read(cls, values: Any, path: Path) -> "BaseFacts":
+        """Take the facts from parsed JSON.
+
+        Raises:
+            CheckpointError: a fact is missing or of the wrong type.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or sorted(values) != sorted(names):
+            raise CheckpointError(f"{path} is not an adapter's configuration: 'base' must hold {', '.join(names)}")
+        wrong = [name for name, kind in _TYPES.items() if not isinstance(values[name], kind)]
+        parts = values["sample"].values() if "sample" not in wrong else []
+        if not all(isinstance(part, list) and all(isinstance(x, float) and math.isfinite(x) for x in part) for part in parts):
+            wrong.append("sample")
+        if wrong:
+            raise CheckpointError(f"{path} is not an adapter's configuration: base.{wrong[0]} has a value of the wrong kind")
+        return cls(**values)
 
     def refuse_other(self, base: "BaseFacts", folder: Path) -> None:
         """Raise unless `base` is the model these facts were read off, at whatever precision it was loaded.
@@ -70,12 +94,29 @@ class BaseFacts:
                 raise CheckpointError(
                     f"the adapter in {folder} was trained on another base ({self.name}): {field} {wanted}, this base has {got}"
                 )
-        scale = max(map(abs, self.sample), default=0.0)
-        if len(self.sample) != len(base.sample) or any(abs(a - b) > 0.02 * scale for a, b in zip(self.sample, base.sample, strict=True)):
-            raise CheckpointError(
-                f"the adapter in {folder} was trained on another base ({self.name}): this base has the same shape but other "
-                "weights; load the base it was trained on"
-            )
+        for part, values in self.sample.items():
+            found = base.sample.get(part, [])
+            if values and found and not _close(values, found):  # a quantised or offloaded part has no sample
+                raise CheckpointError(
+                    f"the adapter in {folder} was trained on another base ({self.name}): this base has the same shape but other "
+                    f"weights (of its {part}); load the base it was trained on"
+                )
+
+
+def _sample(module: nn.Module) -> list[float]:
+    """Read a few values of a module's first matrix, none where it is not stored as numbers in memory."""
+    for parameter in module.parameters():
+        if parameter.ndim == 2 and parameter.is_floating_point() and parameter.device.type != "meta":
+            flat = parameter.detach().flatten()
+            picked = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).long()
+            return flat[picked.to(flat.device)].float().cpu().tolist()
+    return []
+
+
+def _close(wanted: list[float], got: list[float]) -> bool:
+    """Compare within what rounding to 8 bits of mantissa can change."""
+    scale = max(map(abs, wanted))
+    return len(wanted) == len(got) and all(abs(a - b) <= 0.02 * scale for a, b in zip(wanted, got, strict=True))
 
 
 def save(
@@ -125,18 +166,34 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     meta = _read_config(folder)
-    try:
-        facts, settings, explicit = BaseFacts(**meta["base"]), meta["shadow"], meta["explicit_shadow"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: {error}") from error
-    facts.refuse_other(BaseFacts.of(base), folder)
-    config = ShadowConfig.from_dict(settings)
-    with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in _build(base, config, explicit).state_dict().items()}
-    state = _read_tensors(folder / WEIGHTS, wanted)
+    explicit = meta.get("explicit_shadow")
+    if not isinstance(meta.get("shadow"), dict) or not (explicit is None or isinstance(explicit, dict)):
+        raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
+    BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
+    config, found = ShadowConfig.from_dict(meta["shadow"]), _read_header(folder / WEIGHTS)
+    _compare(folder / WEIGHTS, _wanted(base, config, explicit, folder, len(found)), found)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in found}
     adapter = _build(base, config, explicit)
     adapter.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
     return adapter
+
+
+def _wanted(
+    base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None, folder: Path, tensors: int
+) -> dict[str, tuple[int, ...]]:
+    """Work out, without allocating, the names and shapes that a configuration asks for."""
+    layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
+    if not isinstance(layers, int) or layers > tensors:
+        raise CheckpointError(f"{folder / CONFIG} asks for {layers} shadow blocks, {folder / WEIGHTS} holds {tensors} tensors in all")
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in _build(base, config, explicit).state_dict().items()}
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        # Whatever transformers says of sizes and names it cannot build from.
+        raise CheckpointError(f"{folder / CONFIG} does not describe a shadow that can be built: {' '.join(str(error).split())}") from error
 
 
 def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:
@@ -148,7 +205,7 @@ def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any]
 def _stock_config(values: dict[str, Any]) -> PretrainedConfig:
     """Turn stored values into a configuration of a supported family; a class or code path named in them is not looked at."""
     model_type = values.get("model_type")
-    if model_type not in arch.FAMILIES:
+    if not isinstance(model_type, str) or model_type not in arch.FAMILIES:
         raise CheckpointError(
             f"the adapter's shadow is of the family {model_type!r}, which is not supported; supported: {arch.supported()}"
         )
@@ -157,13 +214,16 @@ def _stock_config(values: dict[str, Any]) -> PretrainedConfig:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"no adapter folder at {folder}")
+        raise CheckpointError(f"there is no adapter folder {folder} (adapters are read from folders, not from hub ids)")
     path = folder / CONFIG
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no {CONFIG}: it is not an adapter folder") from None
-    except ValueError as error:
+        hint = "; did you mean its adapter/?" if (folder / "adapter" / CONFIG).is_file() else ""
+        raise CheckpointError(f"{folder} holds no {CONFIG}: it is not an adapter folder{hint}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
@@ -171,17 +231,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read exactly the wanted tensors; compare names and shapes from the header before reading any of them."""
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read names and shapes, and nothing else, of a file that must hold floating-point tensors only."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-            _compare(path, wanted, found)
-            return {name: file.get_tensor(name) for name in found}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            odd = [name for name, part in slices.items() if part.get_dtype() not in _FLOATS]
+            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again or use an earlier checkpoint") from error
+    if odd:
+        raise CheckpointError(f"{path}: {odd[0]} is not of a floating-point type ({', '.join(_FLOATS)})")
+    return found
 
 
 def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

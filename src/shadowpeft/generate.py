@@ -80,6 +80,7 @@ def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
         )
     if len(cache.shadow) != shadow_layers:
         raise UserError(
-            f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has {shadow_layers}; use model.new_cache(adapter=...)"
+            f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has {shadow_layers}; "
+            "use model.new_cache(adapter=...)"
         )
     return cache

@@ -288,7 +288,9 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
-        if not self._is_bare():  # settle it once: another thread may set_adapter() between two tokens
+        # Settle it once, since another thread may set_adapter() between two tokens. Not with an assistant: transformers hands
+        # the same arguments to it, and a stock model knows no adapters.
+        if not self._is_bare() and kwargs.get("assistant_model") is None:
             kwargs["adapter"] = self.active_adapter if kwargs.get("adapter") is None else kwargs["adapter"]
         return super().generate(*args, **kwargs)  # type: ignore[misc]
 

@@ -35,6 +35,9 @@ _LEAST: dict[str, float] = {
 }  # fmt: skip
 
 
+_OPTIONAL = ("eval_data", "shadow_model", "max_steps", "max_length", "attn_implementation")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run.
@@ -108,6 +111,9 @@ class TrainConfig:
     resume: bool | str = False
 
     def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
+                raise ConfigError(f"{entry.name} must have a value, got null")
         for name, least in _LEAST.items():
             value = vars(self)[name]
             if value is not None and not value >= least:
