@@ -171,3 +171,67 @@ def test_saving_where_a_file_stands_is_refused(model, tmp_path):
     (tmp_path / "taken").write_text("x")
     with pytest.raises(CheckpointError, match="could not save"):
         model.save_pretrained(tmp_path / "taken")
+
+
+BAD_JSON = {
+    "sample of strings": lambda meta: meta["base"]["sample"].update(embeddings=["a"]),
+    "sample of nan": lambda meta: meta["base"]["sample"].update(embeddings=[float("nan")]),
+    "sample null": lambda meta: meta["base"].update(sample=None),
+    "shadow null": lambda meta: meta.update(shadow=None),
+    "shadow a number": lambda meta: meta.update(shadow=3),
+    "variant a list": lambda meta: meta["shadow"].update(variant=["paper"]),
+    "rank beyond counting": lambda meta: meta["shadow"].update(r=2**62),
+    "rank a float": lambda meta: meta["shadow"].update(r=1e30),
+    "alpha infinite": lambda meta: meta["shadow"].update(alpha=float("inf")),
+    "alpha null": lambda meta: meta["shadow"].update(alpha=None),
+    "a hundred thousand blocks": lambda meta: meta["shadow"].update(shadow_layers=100000),
+    "explicit a list": lambda meta: meta.update(explicit_shadow=[]),
+    "explicit of no family": lambda meta: meta.update(explicit_shadow={"model_type": []}),
+    "explicit of a bad size": lambda meta: meta.update(explicit_shadow={"model_type": "llama", "hidden_size": "x"}),
+    "explicit of an odd activation": lambda meta: meta.update(explicit_shadow={"model_type": "llama", "hidden_act": "nope"}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_every_damaged_value_is_a_typed_error(base, folder, case):
+    """Catches a value from a file that reaches torch or transformers unchecked and ends in a trace."""
+    edit_config(folder, BAD_JSON[case])
+    with pytest.raises((CheckpointError, ConfigError)):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_nesting_and_folders_in_place_of_files(base, folder):
+    (folder / CONFIG).write_text("[" * 100000)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        ShadowedModel.from_pretrained(base, folder)
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_only_floating_point_tensors_are_weights(base, folder, dtype):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["norm.bias"] = torch.zeros(32, dtype=dtype)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"norm\.bias is not of a floating-point type"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_a_base_with_other_blocks_is_another_base(base, folder):
+    """Catches a comparison of embeddings alone, which a merged LoRA leaves as they were."""
+    with torch.no_grad():
+        base.model.layers[-1].self_attn.q_proj.weight.mul_(1.5)
+    with pytest.raises(CheckpointError, match="last block"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_a_folder_in_place_of_a_file_stops_the_save_before_it_starts(model, folder):
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    before = (folder / WEIGHTS).read_bytes()
+    perturb(model, seed=8)
+    with pytest.raises(CheckpointError, match="nothing was written"):
+        model.save_pretrained(folder)
+    assert (folder / WEIGHTS).read_bytes() == before

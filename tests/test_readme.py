@@ -121,10 +121,21 @@ def test_recipe_of_gsm8k(tmp_path):
 
 
 def test_recipe_of_the_clinc150_subset(tmp_path):
-    """Rebuilds nothing from the network: the recipe refuses an empty folder in one line, and its output is what ships."""
-    labels = json.loads((CLINC150 / "labels.json").read_text())
-    for split, rows in (("train", 3251), ("validation", 700), ("test", 1000)):
-        read = [json.loads(line) for line in (CLINC150 / f"{split}.jsonl").read_text().splitlines()]
-        assert len(read) == rows
-        assert {row["completion"] for row in read} == set(labels)
-        assert all((row["completion"] == " [REMOTE]") == (row["intent"] == "oos") for row in read)
+    """Turns the shipped rows back into the source's form and builds from them again: the same rows must come out."""
+    shipped = {
+        split: [json.loads(line) for line in (CLINC150 / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("train", "validation", "test")
+    }
+    for split, rows in shipped.items():
+        texts = [row["prompt"].removeprefix("Request: ").removesuffix("\nIntent:") for row in rows]
+        write_rows(tmp_path / "clinc" / f"{split}.jsonl", [{"text": t, "intent": r["intent"]} for t, r in zip(texts, rows, strict=True)])
+    write_rows(tmp_path / "clinc" / "train_oos_plus_extra.jsonl", [{"text": "x", "intent": "oos"}])
+    run("clinc150_subset/build.py", tmp_path / "clinc", tmp_path / "built")
+    for split, rows in shipped.items():
+        built = [json.loads(line) for line in (tmp_path / "built" / f"{split}.jsonl").read_text().splitlines()]
+        assert {json.dumps(row) for row in rows} <= {json.dumps(row) for row in built}, split
+    labels = json.loads((tmp_path / "built" / "labels.json").read_text())
+    assert labels == json.loads((CLINC150 / "labels.json").read_text())
+    assert [len(rows) for rows in shipped.values()] == [3251, 700, 1000]
+    assert {row["completion"] for row in shipped["test"]} == set(labels)
+    assert all((row["completion"] == " [REMOTE]") == (row["intent"] == "oos") for row in shipped["train"])

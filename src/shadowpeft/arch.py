@@ -113,6 +113,10 @@ def family_of(model: PreTrainedModel) -> Family:
     Raises:
         UnsupportedModelError: the model's family or class is not in the table, or it is an OPT with projected embeddings.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"expected a loaded transformers model, got {type(model).__name__}; load it with AutoModelForCausalLM.from_pretrained(...)"
+        )
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise UnsupportedModelError(

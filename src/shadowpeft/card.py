@@ -1,6 +1,7 @@
 """The model card of an adapter, written from the run that made it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from shadowpeft.config import ShadowConfig
 
 _TEMPLATE = """---
 library_name: shadowpeft
-base_model: {base}
-tags: [shadowpeft, adapter]
+{base_line}tags: [shadowpeft, adapter]
 ---
 # Shadow adapter for {base}
 
@@ -49,15 +49,21 @@ def model_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: M
         run: what to tell of the training, by name; nothing is told that is not in it.
     """
     return _TEMPLATE.format(
+        base_line=base_line(base),
         base=base or "(a model built in memory)",
         total=sum(sizes.values()),
         shadow=sum(size for name, size in sizes.items() if name.startswith("shadow.")),
-        settings=_table({name: value for name, value in config.to_dict().items() if value is not None}),
+        settings=_table({name: value for name, value in config.resolved().to_dict().items() if value is not None}),
         run=_table(run) if run else "Not recorded: saved outside `shadowpeft train`.",
         version=shadowpeft.__version__,
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
+
+
+def base_line(base: str) -> str:
+    """Return the header's line on the base, empty if it is not of the hub: there, the path of a folder means nothing."""
+    return "" if not base or Path(base).is_absolute() or Path(base).is_dir() else f"base_model: {base}\n"
 
 
 def _table(values: Mapping[str, Any]) -> str:

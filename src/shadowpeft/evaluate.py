@@ -1,8 +1,10 @@
 """How good a model is on rows of text: loss, perplexity, and the share of answers it gives exactly. For any causal language model."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +76,7 @@ def evaluate(
         rows: what to measure on.
         batch_size: rows at a time.
         max_length: tokens a row may have before it is cut; by default what the model takes.
-        max_new_tokens: tokens an answer may have; by default one more than the longest reference answer.
+        max_new_tokens: tokens an answer may have; by default one more than the longest reference answer, or what the prompt leaves.
         exact_match: generate answers and compare them; without it only the losses are measured.
         progress: show bars on stderr where someone watches.
 
@@ -84,14 +86,15 @@ def evaluate(
     """
     limit = context_length(arch.context_of(model.config), tokenizer, max_length)
     pad = padding_id(tokenizer)
-    losses = token_losses(model, encode_all(rows, tokenizer, limit), Collator(pad), batch_size, progress)
+    examples = encode_all(rows, tokenizer, limit)
     referenced = [(row, answer) for row in rows if (answer := reference_answer(row)) is not None]
-    matches = None
-    if exact_match and referenced:
-        if max_new_tokens is None:
-            max_new_tokens = 1 + max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for _, answer in referenced)
-        prompts = encode_prompts([row for row, _ in referenced], tokenizer, limit, max_new_tokens)
-        answers = greedy_answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
+    matches, prompts = None, []
+    if exact_match:  # a prompt that is too long is found before the work on the losses
+        prompts = encode_prompts([row for row, _ in referenced], tokenizer, limit, max_new_tokens or 1)
+    losses = token_losses(model, examples, Collator(pad), batch_size, progress)
+    if prompts:
+        longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for _, answer in referenced)
+        answers = greedy_answers(model, tokenizer, prompts, max_new_tokens or 1 + longest, batch_size, progress, limit)
         right = sum(given.strip() == wanted.strip() for given, (_, wanted) in zip(answers, referenced, strict=True))
         matches = right / len(referenced)
     # Not math.exp, which raises where the result is too large for a float.
@@ -156,13 +159,28 @@ def greedy_answers(
     max_new_tokens: int,
     batch_size: int,
     progress: bool = True,
+    limit: int | None = None,
 ) -> list[str]:
-    """Answer each prompt with the likeliest token at every step; batches hold prompts of like length, padded on the left."""
+    """Answer each prompt with the likeliest token at every step; batches hold prompts of like length, padded on the left.
+
+    Args:
+        model: any causal language model; left in the mode (training or not) it was in.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: tokens an answer may have.
+        batch_size: prompts at a time.
+        progress: show a bar on stderr where someone watches.
+        limit: tokens that a prompt and its answer may have together; an answer ends there.
+    """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    # One batch, one length of answer: else a row's answer would depend on the rows beside it.
+    groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: room[index])]
+    batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
     answers = [""] * len(prompts)
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
-    for indices in _batches(order, batch_size, "generate", progress):
+    for indices in _bar(batches, "generate", progress):
         width = max(len(prompts[index]) for index in indices)
         padding = [width - len(prompts[index]) for index in indices]
         ids_BT = torch.tensor([[pad] * gap + list(prompts[index]) for gap, index in zip(padding, indices, strict=True)])
@@ -172,7 +190,7 @@ def greedy_answers(
             attention_mask=mask_BT.to(model.device),
             do_sample=False,
             num_beams=1,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room[indices[0]],
             pad_token_id=pad,
         )
         for index, text in zip(indices, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
@@ -189,6 +207,15 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
+def finite(value: Any) -> Any:
+    """Replace the floats that JSON has no word for, NaN and the infinities, by `None`, in nested lists and dictionaries too."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _summed_loss(logits_BTV: Tensor, targets_BT: Tensor) -> float:
     predicted_BT = targets_BT != NO_LOSS
     loss = F.cross_entropy(logits_BTV[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum")
@@ -196,7 +223,8 @@ def _summed_loss(logits_BTV: Tensor, targets_BT: Tensor) -> float:
 
 
 def _batches(items: Sequence, size: int, title: str, progress: bool) -> tqdm:
-    starts = range(0, len(items), size)
-    batches = (items[start : start + size] for start in starts)
-    count = math.ceil(len(items) / size)
-    return tqdm(batches, total=count, desc=title, unit="batch", leave=False, disable=None if progress else True)
+    return _bar([items[start : start + size] for start in range(0, len(items), size)], title, progress)
+
+
+def _bar(batches: Sequence, title: str, progress: bool) -> tqdm:
+    return tqdm(batches, desc=title, unit="batch", leave=False, disable=None if progress else True)

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft import files
+from shadowpeft.card import base_line
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.model import ShadowedModel
 
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {base}
-tags: [shadowpeft]
+{base_line}tags: [shadowpeft]
 ---
 # The shadow of {base}, detached
 
@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("<this folder>"), AutoTokenizer.from_pretrained("<this folder>")
 ```
-
+{run}
 Written by shadowpeft {version} (torch {torch}, transformers {transformers}).
 """
 
@@ -95,6 +95,8 @@ def export(base: str, adapter: str | Path, output: str | Path, dtype: torch.dtyp
 def _card(model: PreTrainedModel, base: str, adapter: Path) -> str:
     return _CARD.format(
         base=base,
+        base_line=base_line(base),
+        run=_run(adapter / "README.md"),
         kind=type(model).__name__,
         parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -103,3 +105,12 @@ def _card(model: PreTrainedModel, base: str, adapter: Path) -> str:
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
+
+
+def _run(card: Path) -> str:
+    """Take over what the adapter's card tells of its training, if there is such a card."""
+    try:
+        _, heading, rest = card.read_text(encoding="utf-8").partition("\n## The run\n")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return f"{heading}{rest.partition(chr(10) + 'Written by shadowpeft')[0]}"

@@ -111,6 +111,8 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
     ) -> None:
         """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
         base, config = self._base(), config or ShadowConfig()
+        if not isinstance(config, ShadowConfig):
+            raise ConfigError(f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping")
         if shadow_model is not None and {id(p) for p in shadow_model.parameters()} & {id(p) for p in self.parameters()}:
             raise ConfigError("this shadow_model is already part of the model (as base or as another adapter's shadow); give a copy of it")
         network = shadow.implicit(base, config.resolved()) if shadow_model is None else shadow.explicit(base, shadow_model)
@@ -147,6 +149,20 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         if name == self.active_adapter:
             raise ConfigError(f"adapter {name!r} is the active one; set_adapter() another first, or unload()")
         del self.adapters[name]
+
+    def active_adapters(self) -> list[str]:
+        """Return the name of the adapter that calls use by default, in a list as transformers has it."""
+        return [self.active_adapter]
+
+    def enable_adapters(self) -> None:
+        """Refuse: adapters are off only while `disabled()` lasts.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("adapters are on unless a call is inside `with model.disabled():`")
+
+    disable_adapters = enable_adapters
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -281,7 +297,7 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         return None if self._is_bare() else (self._base().config, self._adapter(adapter).shadow.backbone.config)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter.
+        """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter (the active one beside an assistant).
 
         Raises:
             UserError: the model is a classifier, or the kind of cache asked for has no room for the shadow.

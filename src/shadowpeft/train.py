@@ -6,6 +6,7 @@ torch and transformers are imported inside functions, so that the settings (and 
 import dataclasses
 import importlib.util
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,8 @@ class TrainConfig:
         for entry in dataclasses.fields(self):
             if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
                 raise ConfigError(f"{entry.name} must have a value, got null")
+        if not isinstance(self.shadow, ShadowConfig):
+            raise ConfigError(f"shadow must hold settings, got {self.shadow!r}")
         for name, least in _LEAST.items():
             value = vars(self)[name]
             if value is not None and not value >= least:
@@ -189,30 +192,46 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     trainer.accelerator.wait_for_everyone()  # of several processes, none may find what the first is about to write
     if trainer.args.should_save:
         files.write_together(output, {RUN: files.text(config.to_yaml())})
+        if config.resume:
+            print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
     began = time.perf_counter()
     with stop.listening():
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     result = _summarise(config, trainer, stop, time.perf_counter() - began)
     if result.adapter is not None:
-        facts = {"command": command, **_facts(config, result, len(examples), len(held_out), start, str(trainer.args.device))}
+        facts = {"command": command, **_facts(config, result, len(examples), len(held_out), start, trainer.args)}
         run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
         trainer.shadowed.save_pretrained(result.adapter, run=run, is_main_process=trainer.args.should_save)
     return result
 
 
 def _check_output(config: TrainConfig, output: Path) -> Path | None:
-    """Refuse a folder that is not ours to write to; return the checkpoint to resume from, if any."""
-    from shadowpeft import trainer
-
+    """Refuse a folder that is not ours to write to and make it; return the checkpoint to resume from, if any."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output must be a folder, {output} is a file; choose another")
     is_run = (output / RUN).is_file()
     if not is_run and output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"the output folder {output} holds something other than a run (it has no {RUN}); choose another or empty it")
-    if is_run and not config.resume:
+    if is_run and not config.resume and _has_results(output):
         raise ConfigError(f"the output folder {output} holds a run already; continue it with resume, or choose another")
-    if not config.resume:
-        return None
+    start = _checkpoint_to_resume(config, output, is_run) if config.resume else None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"the output folder {output} cannot be made ({error.strerror}); choose another") from error
+    return start
+
+
+def _has_results(output: Path) -> bool:
+    """Tell whether a run has come to something that starting it again would overwrite."""
+    from shadowpeft import trainer
+
+    return (output / ADAPTER).exists() or any(trainer.is_complete(folder) for folder in (output / CHECKPOINTS).glob("*"))
+
+
+def _checkpoint_to_resume(config: TrainConfig, output: Path, is_run: bool) -> Path | None:
+    from shadowpeft import trainer
+
     if is_run:
         _check_same_run(config, output / RUN)
     if isinstance(config.resume, str):
@@ -220,6 +239,8 @@ def _check_output(config: TrainConfig, output: Path) -> Path | None:
         if not trainer.is_complete(start):
             raise CheckpointError(f"{start} is not a complete checkpoint; resume true takes the newest complete one")
         return start
+    if not is_run:
+        raise ConfigError(f"there is no run to resume in {output.absolute()}; leave out --resume, or start it where the run was started")
     return trainer.latest_checkpoint(output / CHECKPOINTS)
 
 
@@ -264,13 +285,14 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
 def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
 
     # transformers renamed the setting between 5.17 and 5.23.
     known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
     try:
-        return TrainingArguments(
+        args = TrainingArguments(
             output_dir=str(output / CHECKPOINTS),
             num_train_epochs=config.epochs,
             max_steps=config.max_steps or -1,
@@ -283,7 +305,7 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
-            use_cpu=config.device == "cpu",
+            use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),  # else bf16 would ask for a GPU
             seed=config.seed,
             full_determinism=config.deterministic,
             eval_strategy="steps" if config.eval_data is not None or config.eval_fraction else "no",
@@ -302,6 +324,12 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
         )
     except ValueError as error:
         raise ConfigError(f"the training settings do not fit this machine or each other: {error}") from error
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()  # only here would it say that its library is not installed; the Trainer would ask after the model is loaded
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"report_to {config.report_to} cannot be used: {error}") from error
+    return args
 
 
 def _build_model(config: TrainConfig) -> "ShadowedModel":
@@ -362,7 +390,9 @@ def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSigna
     )
 
 
-def _facts(config: TrainConfig, result: TrainResult, rows: int, eval_rows: int, start: Path | None, device: str) -> dict[str, Any]:
+def _facts(
+    config: TrainConfig, result: TrainResult, rows: int, eval_rows: int, start: Path | None, args: "TrainingArguments"
+) -> dict[str, Any]:
     """Collect what the model card tells of the run."""
     import accelerate
     import torch
@@ -370,12 +400,20 @@ def _facts(config: TrainConfig, result: TrainResult, rows: int, eval_rows: int, 
 
     resumed = {} if start is None else {"resumed from": start.name}
     losses = {"train loss": result.train_loss, "shadow loss": result.shadow_loss, "eval loss": result.eval_loss}
+    device = str(args.device)
     return {
         "data": config.data,
         "rows": rows,
         "eval rows": eval_rows,
         "steps": result.steps,
         "epochs": result.epochs,
+        **({} if config.max_steps is None else {"max steps": config.max_steps}),
+        "batch size x accumulation": f"{config.batch_size} x {config.gradient_accumulation}",
+        **({} if args.world_size == 1 else {"processes": args.world_size}),
+        "learning rate": f"{config.learning_rate:g}",
+        "scheduler": f"{config.scheduler}, warmup {config.warmup:g}",
+        "bf16": config.bf16,
+        "seed": config.seed,
         **{name: f"{value:.4g}" for name, value in losses.items() if value is not None},
         "seconds": result.seconds,
         **resumed,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shadowpeft import checkpoint
 from shadowpeft.encode import Collator, Example
 from shadowpeft.errors import CheckpointError
-from shadowpeft.evaluate import token_losses
+from shadowpeft.evaluate import finite, token_losses
 from shadowpeft.model import ShadowedModel
 
 
@@ -113,8 +114,21 @@ class ShadowTrainer(Trainer):
             if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
+            cause = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ is not None else error
             raise CheckpointError(
-                f"could not save {folder}: {_first_line(error)}; earlier checkpoints are unchanged: make room, then continue with resume"
+                f"could not save {folder}: {_first_line(cause)}; earlier checkpoints are unchanged: make room, then continue with resume"
+            ) from cause
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            # torch reports a file that was cut short as a RuntimeError of its reader; any other is not ours to translate.
+            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{checkpoint} is damaged: the state of its optimizer cannot be read ({_first_line(error)}); "
+                "delete it to resume from the checkpoint before it"
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -127,7 +141,9 @@ class ShadowTrainer(Trainer):
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether a checkpoint was written to its end: the Trainer writes its state last."""
+    """Tell whether a checkpoint was written to its end (the Trainer writes its state last) and has lost no file since."""
+    if not (folder / OPTIMIZER_NAME).is_file() or not (folder / SCHEDULER_NAME).is_file():
+        return False
     try:
         json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -141,7 +157,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if is_complete(path):
             return path
-        warnings.warn(f"{path} is incomplete (its saving was cut short) and is skipped", stacklevel=2)
+        warnings.warn(f"{path} is incomplete (its saving was cut short, or a file was lost) and is skipped", stacklevel=2)
     return None
 
 
@@ -176,7 +192,9 @@ class StopOnSignal(TrainerCallback):
         os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the Trainer to save and stop, unless it is at its end anyway."""
+        """Ask the Trainer to save and stop, unless it is at its end anyway; either way the last losses are logged."""
+        if self.requested or state.global_step >= state.max_steps:
+            control.should_log = True  # a run shorter than logging_steps would show none
         if self.requested and state.global_step < state.max_steps:
             control.should_save, control.should_training_stop, control.should_evaluate = True, True, False
 
@@ -219,13 +237,17 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the file from the entries of the checkpoint, if any."""
         if state.is_world_process_zero:
-            self._path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+            self._path.write_text("".join(_line(entry) for entry in state.log_history), encoding="utf-8")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the newest entry."""
         if state.is_world_process_zero:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(finite(entry), allow_nan=False) + "\n"
 
 
 def _first_line(error: BaseException) -> str:

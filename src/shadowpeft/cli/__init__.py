@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,13 +26,15 @@ VERBS = {
     "export": "write the shadow alone as a stock model folder",
     "doctor": "show versions, devices, extras and supported models",
 }
-_MISTAKE, _FAILURE, INTERRUPTED = 2, 1, 130
+_MISTAKE, FAILURE, INTERRUPTED, _NOBODY_READS = 2, 1, 130, 141
 # What the operating system refuses for reasons outside this program: one sentence is all there is to say.
 _OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors words the number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted."""
+    """Run one command line and return its exit code: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted, 141 when the
+    reader of its output has gone."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -41,15 +44,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = f"shadowpeft {words[0]}" if words[0] in VERBS else "shadowpeft"
     try:
-        return _run(words[0], words[1:])
+        code = _run(words[0], words[1:])
+        sys.stdout.flush()  # here, where a reader that has gone can be told apart
+        return code
     except UserError as error:
-        return _say(name, error, _MISTAKE)
+        return _say(name, error, FAILURE if _is_outside(error) else _MISTAKE)
+    except BrokenPipeError:
+        # Python flushes once more when it exits, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
     except OSError as error:
         if error.errno not in _OUTSIDE:
             raise
-        return _say(name, error, _FAILURE)
+        return _say(name, error, FAILURE)
     except KeyboardInterrupt:
         return _say(name, "interrupted; what was saved before is kept", INTERRUPTED)
+
+
+def _is_outside(error: BaseException | None) -> bool:
+    """Tell whether the machine refused (disk, rights): as the system says it, safetensors, or torch's file writer."""
+    if error is None or isinstance(error, UserError):
+        return error is not None and _is_outside(error.__cause__)
+    if isinstance(error, OSError) and error.errno in _OUTSIDE:
+        return True
+    found = _OS_ERROR.search(str(error))
+    return (found is not None and int(found[1]) in _OUTSIDE) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
 
 
 def _run(verb: str, words: list[str]) -> int:

@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import files
+from shadowpeft.checkpoint import CONFIG
 from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.evaluate import finite
 from shadowpeft.model import ShadowedModel
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -28,6 +30,7 @@ def load(
         raise ConfigError("--detached needs --adapter; to run an exported model, give its folder as --model")
     if adapter is not None and not Path(adapter).is_dir():
         raise CheckpointError(f"no adapter folder at {adapter}")
+    refuse_swapped(model, adapter)
     target = pick_device(device)
     files.load_config(model)  # a model that cannot be reached is found out with one request
     tokenizer = files.load_tokenizer(model)
@@ -36,6 +39,25 @@ def load(
         return loaded, tokenizer
     shadowed = ShadowedModel.from_pretrained(loaded, adapter)
     return (shadowed.detached() if detached else shadowed), tokenizer
+
+
+def refuse_swapped(model: str, adapter: str | None) -> None:
+    """Refuse an adapter's folder given as the model, and a model's given as the adapter, before anything is loaded.
+
+    Raises:
+        ConfigError: they are swapped; the message says how to give them.
+    """
+    if (Path(model) / CONFIG).is_file():
+        raise ConfigError(f"{model} is an adapter folder; give it as --adapter and its base{_base_name(Path(model) / CONFIG)} as --model")
+    if adapter is not None and (Path(adapter) / "config.json").is_file() and not (Path(adapter) / CONFIG).is_file():
+        raise ConfigError(f"{adapter} is a model; give it as --model, and as --adapter the folder of an adapter")
+
+
+def _base_name(path: Path) -> str:
+    try:
+        return f" ({json.loads(path.read_text(encoding='utf-8'))['base']['name'] or 'the model it was trained on'})"
+    except (OSError, ValueError, KeyError, TypeError):  # damaged; what matters here is that it is an adapter's
+        return ""
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,7 +77,7 @@ def pick_device(name: str) -> torch.device:
 def print_result(values: dict[str, Any], as_json: bool) -> None:
     """Print a result to stdout, as JSON or as aligned lines."""
     if as_json:
-        print(json.dumps(values, indent=2, ensure_ascii=False))
+        print(json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False))
         return
     width = max(map(len, values))
     for name, value in values.items():

@@ -49,9 +49,10 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     """
     parser = build(verb, run)
     known = flags(parser)
+    words = _repeated(words, _hints(run))
     try:
         _refuse_unknown(words, known, verb)
-        found = parser.parse_args(_repeated(words, _hints(run)))
+        found = parser.parse_args(words)
         values = dict(vars(parser.instantiate(found)))
     except ArgumentError as error:
         raise ConfigError(_plain(str(error))) from error
@@ -104,6 +105,7 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> No
     groups = {name.rpartition(".")[0] for name in known} - {""}
     for position, word in enumerate(words):
         name, equals, value = word.removeprefix("--").partition("=")
+        name = name.removesuffix("+")  # of a list, see `_repeated`
         if not word.startswith("--") or word == "--help":
             continue
         if name == "config":

@@ -23,4 +23,5 @@ def run(
     from shadowpeft.cli import _models
     from shadowpeft.export import export
 
+    _models.refuse_swapped(model, adapter)
     _models.print_result(asdict(export(model, adapter, output, dtype)), json)

@@ -9,7 +9,7 @@ from shadowpeft.errors import ConfigError
 def run(
     model: str,
     adapter: str | None = None,
-    prompt: list[str] | None = None,
+    prompt: list[str] | str | None = None,
     detached: bool = False,
     raw: bool = False,
     max_new_tokens: int = 256,
@@ -26,9 +26,11 @@ def run(
     Args:
         model: folder or hub id of the base, or of an exported model.
         adapter: folder of the adapter.
-        prompt: a prompt; may be given several times; by default one is read from standard input.
+        prompt: a prompt; may be given several times; by default one is read from standard input. A chat template, where the tokenizer
+            has one, is put around it.
         detached: answer with the shadow alone.
-        raw: continue the prompt as it is, without the tokenizer's chat template.
+        raw: continue the prompt as it is, without the tokenizer's chat template; right for an adapter trained on prompt and
+            completion rows, which are learned without the template.
         max_new_tokens: the most tokens of an answer.
         temperature: 0 for the likeliest token at every step, above it to sample.
         top_p: sample among the likeliest tokens of this total probability.
@@ -38,7 +40,7 @@ def run(
         device: auto, cpu, cuda, cuda:1, mps.
         json: print the answers as JSON.
     """
-    prompts = prompt or [_read_stdin()]
+    prompts = [prompt] if isinstance(prompt, str) else prompt or [_read_stdin()]
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
         raise ConfigError("max_new_tokens must be 1 or more, temperature and top_k 0 or more, and top_p above 0 and at most 1")
 

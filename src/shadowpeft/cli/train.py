@@ -1,12 +1,13 @@
 """`shadowpeft train`."""
 
+import math
 import os
 import shlex
 import sys
 from dataclasses import asdict
 
-from shadowpeft.cli import INTERRUPTED
-from shadowpeft.train import RUN, TrainConfig, train
+from shadowpeft.cli import FAILURE, INTERRUPTED
+from shadowpeft.train import RUN, TrainConfig, TrainResult, train
 
 
 def run(settings: TrainConfig, json: bool = False) -> int:
@@ -23,7 +24,14 @@ def run(settings: TrainConfig, json: bool = False) -> int:
         return INTERRUPTED if result.stopped else 0
     print_result(asdict(result), json)
     if not result.stopped:
-        return 0
+        return _check_losses(result)
     again = f"shadowpeft train --config {shlex.quote(f'{result.output}/{RUN}')} --resume"
     print(f"shadowpeft train: stopped after step {result.steps} and saved; continue with: {again}", file=sys.stderr)
     return INTERRUPTED
+
+
+def _check_losses(result: TrainResult) -> int:
+    if all(loss is None or math.isfinite(loss) for loss in (result.train_loss, result.eval_loss)):
+        return 0
+    print("shadowpeft train: the loss is not a finite number, so the adapter is of no use; try a lower learning rate", file=sys.stderr)
+    return FAILURE

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from shadowpeft.demo.report import HEADINGS, cells, write_report
 from shadowpeft.demo.run import DemoResult, run
 from shadowpeft.demo.settings import Settings
+from shadowpeft.evaluate import finite
 
 
 class Screen:
@@ -32,15 +33,15 @@ class Screen:
 
 
 def show(report: Path, seed: int, as_json: bool) -> None:
-    """Run the demo, write the report and print the table (or JSON)."""
+    """Run the demo, print the table (or JSON) and write the report."""
     transformers_logging.disable_progress_bar()  # one bar at a time
     screen = Screen()
     result = run(Settings(seed=seed), screen)
-    write_report(result, report)
     if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "report": str(report)}, indent=2))
+        print(json.dumps(finite({**dataclasses.asdict(result), "report": str(report)}), indent=2, allow_nan=False))
     else:
         Console().print(table(result))
+    write_report(result, report)  # after the table, which shall not be lost where the disk is full
     screen.console.print(f"{result.seconds:.0f} s in all; the curves and bars are in {report}")
 
 
