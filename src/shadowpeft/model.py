@@ -4,7 +4,6 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from shadowpeft.frame import ShadowedBlocks, ShadowFrame, travelling
 from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
+from shadowpeft.stock import StockSurface
 from shadowpeft.views import View
 
 # What transformers' own callers of `save_pretrained` pass, and an adapter needs nothing of.
@@ -62,7 +62,7 @@ def attach(
     return model
 
 
-class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A frozen base with its adapters, as a transformers model. Made by `attach` or `from_pretrained`.
 
     Each call may name its adapter; otherwise the active one is used. A call keeps its state in arguments and locals alone,
@@ -70,18 +70,6 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
     """
 
     config: PretrainedConfig
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' own form
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return True  # as with attention above: the base has checked its configuration, and this model only copies it
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.task = arch.task_of(base)
@@ -149,20 +137,6 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         if name == self.active_adapter:
             raise ConfigError(f"adapter {name!r} is the active one; set_adapter() another first, or unload()")
         del self.adapters[name]
-
-    def active_adapters(self) -> list[str]:
-        """Return the name of the adapter that calls use by default, in a list as transformers has it."""
-        return [self.active_adapter]
-
-    def enable_adapters(self) -> None:
-        """Refuse: adapters are off only while `disabled()` lasts.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError("adapters are on unless a call is inside `with model.disabled():`")
-
-    disable_adapters = enable_adapters
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -378,34 +352,6 @@ class ShadowedModel(ShadowGeneration, PreTrainedModel, GenerationMixin):  # type
         self.base = None
         del self._decoder, self.adapters
         return base
-
-    # What transformers asks of a model
-
-    def enable_input_require_grads(self) -> None:
-        """Do nothing: only reentrant checkpointing needs inputs with a gradient, and no hook goes onto the lent base."""
-
-    def _set_gradient_checkpointing(  # type: ignore[override]
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
-    ) -> None:
-        if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get("use_reentrant"):
-            raise UserError("gradient checkpointing must be set to use_reentrant=False, or the shadow gets no gradient")
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the base's token embeddings."""
-        return arch.token_embedding_of(self._base())
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the base's language-model head, `None` for a classifier."""
-        return arch.head_of(self._base()) if self.task == "causal-lm" else None
-
-    def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Embedding:
-        """Refuse: the vocabulary belongs to the base.
-
-        Raises:
-            UserError: always; resize the base before attaching.
-        """
-        raise UserError("the embeddings belong to the base: call resize_token_embeddings on the base before attach()")
 
     # Helpers
 
