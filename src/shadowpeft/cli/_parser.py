@@ -102,7 +102,7 @@ def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:
 
 
 def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> None:
-    groups = {name.rpartition(".")[0] for name in known} - {""}
+    groups = _groups(known)
     for position, word in enumerate(words):
         name, equals, value = word.removeprefix("--").partition("=")
         name = name.removesuffix("+")  # of a list, see `_repeated`
@@ -124,9 +124,17 @@ def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold settings as 'name: value' lines, got {type(content).__name__}")
+    for group in _groups(known) & content.keys():
+        value = content[group]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}")
     for key in _flat_keys(content):
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise ConfigError(f"{path}: unknown setting {key!r}{nearest(key, known)}")
+
+
+def _groups(known: Sequence[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in known} - {""}
 
 
 def _flat_keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
