@@ -25,6 +25,7 @@ from shadowpeft.cli import eval as eval_verb
 from shadowpeft.cli import export as export_verb
 from shadowpeft.cli import generate as generate_verb
 from shadowpeft.cli import train as train_verb
+from shadowpeft.cli._models import print_result
 from shadowpeft.export import export
 
 SHADOW = (
@@ -141,8 +142,14 @@ def test_settings_come_from_file_then_flags(tmp_path, capsys):
 
 
 def test_prompt_may_be_repeated_and_is_not_parsed():
-    words = ["--model", "m", "--prompt", "[1, 2]", "--prompt", "yes: no", "--prompt=null"]
-    assert _parser.parse("generate", generate_verb.run, words)["prompt"] == ["[1, 2]", "yes: no", "null"]
+    words = ["--model", "m", "--prompt", "[1, 2]", "--prompt", "yes: no", "--prompt=null", "--prompt", "--really?"]
+    assert _parser.parse("generate", generate_verb.run, words)["prompt"] == ["[1, 2]", "yes: no", "null", "--really?"]
+
+
+def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
+    (tmp_path / "ask.yaml").write_text("prompt: hello\nmax_new_tokens: 2\n")
+    answers = result(["generate", "--config", tmp_path / "ask.yaml", "--model", base_folder], capsys)["answers"]
+    assert [answer["prompt"] for answer in answers] == ["hello"]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +184,8 @@ def test_mistakes_are_one_sentence(words, message, capsys):
         ("- [", "is not valid YAML"),
         ("just words", "must hold settings as 'name: value' lines, got str"),
         ("batch_size: many", "batch_size"),
+        ("shadow: 3", "shadow must hold settings, got 3"),
+        ("shadow: null", "shadow must hold settings, got null"),
     ],
 )
 def test_mistakes_in_the_config_file(content, message, tmp_path, capsys):
@@ -252,6 +261,16 @@ def test_adapter_of_another_base(adapter_folder, tmp_path, capsys):
     assert "was trained on another base" in said
 
 
+def test_swapped_folders(base_folder, adapter_folder, rows_file, tmp_path, capsys, monkeypatch):
+    """Catches transformers' long answer to an adapter given as a model, and a base loaded before the check."""
+    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    for words in (["generate", "--prompt", "x"], ["eval", "--data", rows_file], ["export", "--output", tmp_path / "new"]):
+        said = mistake([*words, "--model", adapter_folder, "--adapter", base_folder], capsys)
+        assert f"{adapter_folder} is an adapter folder; give it as --adapter and its base ({base_folder}) as --model" in said
+        said = mistake([*words, "--model", base_folder, "--adapter", base_folder], capsys)
+        assert f"{base_folder} is a model; give it as --model" in said
+
+
 # Results
 
 
@@ -316,7 +335,10 @@ def test_export_is_a_stock_model(base_folder, adapter_folder, tmp_path, capsys):
         torch.testing.assert_close(small(ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert summary["parameters"] == small.num_parameters()
     assert summary["model_class"] == "Qwen3ForCausalLM"
-    assert f"{small.num_parameters():,} parameters" in (output / "README.md").read_text()
+    card = (output / "README.md").read_text()
+    assert f"{small.num_parameters():,} parameters" in card
+    assert "## The run" in card
+    assert "base_model:" not in card, "a path says nothing on the hub"
     assert "is not an empty folder" in mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", output], capsys)
 
 
@@ -328,7 +350,7 @@ def test_export_is_all_or_nothing(base_folder, adapter_folder, monkeypatch, tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
-    said = mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"], capsys)
+    said = mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"], capsys, code=1)
     assert "No space left on device" in said
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
@@ -384,3 +406,20 @@ def test_nothing_but_the_result_is_printed(base_folder, adapter_folder, rows_fil
     done = subprocess.run([sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == 2
+
+
+def test_reader_that_has_seen_enough(base_folder):
+    """Catches the trace of a closed pipe, as `| head -c 5` makes one, while writing and at exit."""
+    for prompts in (1, 40):
+        words = ["generate", "--model", base_folder, "--max-new-tokens", 40, *["--prompt", "what"] * prompts]
+        run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
+        process = subprocess.Popen([sys.executable, "-c", run, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+        process.stderr.close()
+
+
+def test_json_has_no_word_for_infinity(capsys):
+    print_result({"loss": 800.0, "perplexity": float("inf"), "spread": (float("nan"), 1.0)}, as_json=True)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"loss": 800.0, "perplexity": None, "spread": [None, 1.0]}

@@ -1,6 +1,8 @@
 """The demo: scoring by likelihood is exact, and the whole thing runs, small."""
 
+import errno
 import json
+import os
 import re
 
 import pytest
@@ -12,7 +14,7 @@ from shadowpeft import ShadowConfig, attach
 from shadowpeft.cli import main
 from shadowpeft.demo import screen
 from shadowpeft.demo.labels import calibrated_scores, label_scores
-from shadowpeft.demo.run import load_base
+from shadowpeft.demo.run import DemoResult, MethodResult, load_base
 from shadowpeft.demo.settings import Settings
 from shadowpeft.embedded import CLINC150, FOLDER, MODEL
 
@@ -79,3 +81,26 @@ def test_the_demo_runs_small(monkeypatch, tmp_path, capsys):
 def test_a_report_in_a_missing_folder_is_refused_before_work(tmp_path, capsys):
     assert main(["demo", "--report", str(tmp_path / "no" / "report.html")]) == 2
     assert "folder that exists" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(screen, "run", lambda *_: pytest.fail("the work began before the check"))
+    assert main(["demo", "--report", str(tmp_path)]) == 2
+    assert "is a folder; give a name in it" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["demo", "--report", str(tmp_path / "report.html")]) == 2
+    assert "can be written" in capsys.readouterr().err
+
+
+def test_the_table_does_not_wait_for_the_report(monkeypatch, tmp_path, capsys):
+    """Catches minutes of work lost to a full disk."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    methods = [MethodResult("base", 0.5, 2, 0, None, float("nan"), (1.0, 2.0))]
+    monkeypatch.setattr(screen, "run", lambda *_: DemoResult(methods, {}, [], 2, 2, 1.0))
+    monkeypatch.setattr(screen, "write_report", full)
+    assert main(["demo", "--report", str(tmp_path / "report.html"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["methods"][0]["ms_per_answer"] is None

@@ -11,6 +11,7 @@ from test_train import one_thread  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shadowpeft import ShadowConfig, ShadowedModel, attach
+from shadowpeft import evaluate as evaluation
 from shadowpeft.encode import encode
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluate import evaluate, greedy_answers
@@ -97,6 +98,24 @@ def test_rows_without_answers_have_losses_only(shadowed, tokenizer):
     assert result.exact_match is None
     assert (result.answered_rows, result.rows) == (0, 1)
     assert result.tokens > 0
+
+
+def test_one_long_answer_does_not_fail_the_run(shadowed, tokenizer):
+    """Catches the longest answer's length asked of every prompt, and an answer that goes beyond the model."""
+    prompt = "what is two plus " * 20
+    rows = [Row({"prompt": prompt, "completion": " four"}, "rows:0"), Row({"prompt": "hello", "completion": " four" * 100}, "rows:1")]
+    result = evaluate(shadowed, tokenizer, rows, batch_size=2, progress=False)
+    assert result.exact_match == 0
+    prompts = [tokenizer(text).input_ids for text in (prompt, "hello")]
+    long, short = greedy_answers(shadowed, tokenizer, prompts, 100, batch_size=2, progress=False, limit=128)
+    assert short == greedy_answers(shadowed, tokenizer, prompts[1:], 100, batch_size=1, progress=False)[0]
+    assert long == greedy_answers(shadowed, tokenizer, prompts[:1], 128 - len(prompts[0]), batch_size=1, progress=False)[0]
+
+
+def test_prompts_are_checked_before_the_losses(shadowed, tokenizer, monkeypatch):
+    monkeypatch.setattr(evaluation, "token_losses", lambda *_: pytest.fail("the losses were computed before the check"))
+    with pytest.raises(DataError, match="leaves no room"):
+        evaluate(shadowed, tokenizer, rows_with([" is"] * 4), max_new_tokens=128, progress=False)
 
 
 def test_what_cannot_be_measured(shadowed, tokenizer):

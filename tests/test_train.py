@@ -20,9 +20,10 @@ from test_encode import CHATML, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, attach, checkpoint, files, trainer
+from shadowpeft import train as training
 from shadowpeft.cli import main
 from shadowpeft.encode import Collator, encode_all
-from shadowpeft.errors import ConfigError, DataError, UnsupportedModelError
+from shadowpeft.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from shadowpeft.rows import read_rows
 from shadowpeft.train import TrainConfig, train
 
@@ -265,6 +266,16 @@ def test_resume_checks_the_adapter(command, base_folder, tmp_path, capsys):
     assert "shadow.safetensors is damaged or cut short" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [0, 100, -10])
+def test_resume_checks_the_optimizer(size, command, tmp_path, capsys):
+    """Catches a trace of torch's reader."""
+    assert main([*command, "--max-steps", "1"]) == 0
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    (folder / "optimizer.pt").write_bytes((folder / "optimizer.pt").read_bytes()[:size])
+    assert main([*command, "--resume"]) == 2
+    assert f"{folder} is damaged: the state of its optimizer cannot be read" in capsys.readouterr().err
+
+
 def test_resume_needs_the_same_settings(command, tmp_path, capsys):
     """Catches a continuation that silently becomes another run."""
     assert main([*command, "--max-steps", "1"]) == 0
@@ -273,7 +284,6 @@ def test_resume_needs_the_same_settings(command, tmp_path, capsys):
     assert main([*command, "--max-steps", "2", "--resume", str(tmp_path)]) == 2
     assert "is not a complete checkpoint" in capsys.readouterr().err
     assert main([*command, "--max-steps", "2", "--resume", str(tmp_path / "run" / "checkpoints" / "checkpoint-1")]) == 0
-    assert main([*command, "--output", str(tmp_path / "new"), "--max-steps", "1", "--resume"]) == 0
 
 
 # A disk that fills
@@ -300,9 +310,10 @@ def test_disk_full_keeps_earlier_checkpoints(command, straight, tmp_path, capsys
         with largest_file(size):
             code = main([*command, "--max-steps", "10", "--resume"])
         said = capsys.readouterr().err.splitlines()[-1]
-        assert code == 2, what
+        assert code == 1, what
         assert said.startswith(f"shadowpeft train: could not save {output}/checkpoints/checkpoint-8: "), said
         assert "earlier checkpoints are unchanged" in said
+        assert said.count("could not save") == 1
         assert {path: path.read_bytes() for path in kept} == kept
         assert trainer.latest_checkpoint(output / "checkpoints").name == "checkpoint-4"
 
@@ -317,7 +328,7 @@ def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_p
     monkeypatch.setattr(
         checkpoint, "save_file", lambda state, path, **rest: (full if "adapter/" in str(path) else save)(state, path, **rest)
     )
-    assert main([*command, "--max-steps", "2"]) == 2
+    assert main([*command, "--max-steps", "2"]) == 1
     assert f"could not save to {tmp_path}/run/adapter: [Errno 28] No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*command, "--max-steps", "2", "--resume"]) == 0
@@ -350,7 +361,7 @@ def test_bad_rows_are_refused_first(row, kind, message, base_folder, tmp_path, n
     path.write_text('{"text": "hello"}\n' + row + "\n")
     with pytest.raises(kind, match=message):
         train(TrainConfig(model=str(base_folder), data=str(path), output=str(tmp_path / "run"), eval_fraction=0))
-    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_bad_bases_are_refused_first(rows_file, tmp_path, no_weights):
@@ -376,13 +387,80 @@ def test_output_folders_that_are_refused(base_folder, rows_file, tmp_path, no_we
     config = TrainConfig(output=str(tmp_path / "run"), **common)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.yaml").write_text(config.to_yaml())
+    (tmp_path / "run" / "adapter").mkdir()
     with pytest.raises(ConfigError, match="holds a run already; continue it with resume"):
         train(config)
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        train(TrainConfig(output=str(rows_file / "sub"), **common))
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        train(TrainConfig(output="/proc/shadowpeft", **common))
+    with pytest.raises(ConfigError, match=f"there is no run to resume in {tmp_path}/new; leave out --resume"):
+        train(TrainConfig(output=str(tmp_path / "new"), resume=True, **common))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="report_to foo cannot be used: foo is not supported"):
+        train(TrainConfig(output=str(tmp_path / "reported"), report_to="foo", **common))
+
+
+def test_start_that_came_to_nothing_may_be_repeated(command, monkeypatch, tmp_path, capsys):
+    """Catches a first failure that blocks the output folder; continuing it says where it starts."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ShadowTrainer, "compute_loss", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*command, "--max-steps", "1"])
+    assert (tmp_path / "run" / "run.yaml").is_file()
+    assert main([*command, "--max-steps", "1", "--resume"]) == 0
+    assert "no checkpoint yet: starting at step 0" in capsys.readouterr().err.splitlines()
+    assert main([*command, "--max-steps", "2", "--resume"]) == 0
+    assert "resuming from checkpoint-1" in capsys.readouterr().err.splitlines()
+    assert main([*command, "--max-steps", "1"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ShadowTrainer, "compute_loss", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*command, "--output", str(tmp_path / "again")])
+    assert main([*command, "--output", str(tmp_path / "again"), "--max-steps", "1"]) == 0
+
+
+def test_bf16_without_a_gpu_takes_the_cpu(monkeypatch, tmp_path):
+    """Catches transformers' advice to set use_cpu, which is no setting of ours."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    config = TrainConfig(model="m", data="d", output=str(tmp_path), bf16=True)
+    assert training._training_arguments(config, tmp_path).use_cpu
+
+
+def test_short_run_shows_its_losses(command, tmp_path, capsys):
+    """Catches a run shorter than logging_steps that tells nothing, and a card without the run's settings."""
+    assert main([*command, "--max-steps", "2", "--logging-steps", "50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train_loss"] == pytest.approx(logged(tmp_path / "run")[-1])
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    for fact in ("learning rate | 0.01", "accumulation | 2 x 2", "max steps | 2", "seed | 0", "scheduler | cosine", "bf16 | False"):
+        assert fact in card, fact
+    for fact in ("| r | 16 |", "| update_width | 10 |", "| inject_from | 1 |"):
+        assert fact in card, fact
+    assert "base_model:" not in card, "a path says nothing on the hub"
+
+
+def test_loss_that_is_not_a_number(command, tmp_path, capsys):
+    """Catches JSON that no reader takes, and a useless adapter that looks like a success."""
+    assert main([*command, "--max-steps", "3", "--learning-rate", "1e30", "--max-grad-norm", "0", "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("shadowpeft train: the loss is not a finite number")
+    assert json.loads(said.out, parse_constant=pytest.fail)["train_loss"] is None
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert adapter_of(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size": 0}, {"learning_rate": 0.0}, {"eval_fraction": 1.0}, {"max_length": 1}, {"warmup": -1.0}, {"epochs": 0.0}],
+    [
+        {"shadow": 3},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"eval_fraction": 1.0},
+        {"max_length": 1},
+        {"warmup": -1.0},
+        {"epochs": 0.0},
+    ],
     ids=str,
 )
 def test_settings_out_of_range(changes):
@@ -394,7 +472,10 @@ def test_latest_checkpoint_counts_as_numbers(tmp_path):
     """Catches the order of names, in which 9 comes after 10."""
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        for name in ("optimizer.pt", "scheduler.pt", "trainer_state.json"):
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
     (tmp_path / "checkpoint-best").mkdir()
     assert trainer.latest_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
+    assert not trainer.is_complete(tmp_path / "checkpoint-10")
     assert trainer.latest_checkpoint(tmp_path / "nowhere") is None
