@@ -6,7 +6,7 @@ implicit shadow answers `embed_tokens` with the base's table, so that the table 
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -50,7 +50,7 @@ def _face_type(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     body: dict[str, Any] = {name: _answer(name) for name in names}
     # accelerate and torch.compile put these two on the instance, bound to the module itself: a face that used them would
     # run the module without its answers. Properties win over the shared `__dict__`.
-    body["forward"] = property(lambda face: cls.forward.__get__(face))
+    body["forward"] = property(lambda face: partial(cls.forward, face))
     body["_compiled_call_impl"] = property(lambda face: None)
     body.update(__slots__=("_answers",), __module__=cls.__module__, __qualname__=cls.__qualname__)
     return type(cls.__name__, (cls,), body)
