@@ -384,7 +384,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
                 f"there are: {', '.join(self.adapters) or 'none'}"
             )
         table = arch.token_embedding_of(self._base()).weight
-        if table.device.type == "meta":
+        if table.device.type == "meta" and next(adapter.parameters()).device.type != "meta":
             raise UnsupportedModelError(
                 "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a device first"
             )
