@@ -25,7 +25,8 @@ from shadowpeft.cli import main
 from shadowpeft.encode import Collator, encode_all
 from shadowpeft.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from shadowpeft.rows import read_rows
-from shadowpeft.train import TrainConfig, train
+from shadowpeft.train import train
+from shadowpeft.train_config import TrainConfig
 
 WORDS = ["what", "is", "two", "plus", "the city", "hello", "think", "four", "system", "you are"]
 

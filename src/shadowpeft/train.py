@@ -1,6 +1,6 @@
-"""Train a shadow on rows of text: one dataclass of settings, checked before anything heavy is loaded, and one function.
+"""Train a shadow on rows of text: everything that can be checked is checked first, then transformers' Trainer runs.
 
-torch and transformers are imported inside functions, so that the settings (and with them `shadowpeft train --help`) come at once.
+torch and transformers are imported inside functions, so that a mistake is told before they are waited for.
 """
 
 import dataclasses
@@ -9,14 +9,14 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import CheckpointError, ConfigError, UserError
+from shadowpeft.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
@@ -26,113 +26,8 @@ if TYPE_CHECKING:
     from shadowpeft.trainer import ShadowTrainer, StopOnSignal
 
 RUN, ADAPTER, CHECKPOINTS, METRICS = "run.yaml", "adapter", "checkpoints", "metrics.jsonl"
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 # What may differ between a run and its continuation; everything else would make it another run.
 _FREE_ON_RESUME = ("resume", "epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "device")
-_LEAST: dict[str, float] = {
-    "epochs": 0, "max_steps": 1, "batch_size": 1, "eval_batch_size": 1, "gradient_accumulation": 1, "learning_rate": 0, "warmup": 0,
-    "weight_decay": 0, "max_grad_norm": 0, "max_length": 2, "eval_fraction": 0, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1,
-    "logging_steps": 1, "seed": 0,
-}  # fmt: skip
-
-
-_OPTIONAL = ("eval_data", "shadow_model", "max_steps", "max_length", "attn_implementation")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run.
-
-    Args:
-        model: the base: a folder or hub id of a causal language model; it stays frozen.
-        data: what to train on: a .jsonl or .jsonl.gz file, a data set folder or a hub id.
-        output: folder of the run; gets adapter/, checkpoints/, run.yaml and metrics.jsonl.
-        eval_data: rows to evaluate on; by default a part of `data` is held out.
-        eval_fraction: share of `data` held out where there is no `eval_data`; 0 for no evaluation.
-        shadow: the adapter's settings.
-        shadow_model: folder or hub id of a pretrained model to be the shadow; by default a small random one is built.
-        epochs: passes over the data.
-        max_steps: optimizer steps, in place of `epochs`.
-        batch_size: rows per forward pass.
-        eval_batch_size: rows per forward pass of the evaluation.
-        gradient_accumulation: forward passes per optimizer step; 1 x 8 gives the same result as 8 x 1.
-        learning_rate: peak learning rate (AdamW).
-        scheduler: how the learning rate goes on after the warm-up.
-        warmup: steps of linear warm-up, or a share of all steps if below 1.
-        weight_decay: weight decay of AdamW.
-        max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
-        max_length: tokens a row may have before it is cut; by default what the model takes.
-        bf16: load the base in bfloat16 and compute in it; the adapter itself is trained in float32 either way.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        attn_implementation: attention code of transformers, such as sdpa or flash_attention_2; by default its own choice.
-        device: auto for the first GPU if there is one, or cpu.
-        deterministic: choose only GPU operations that give the same bits every time, so that a resumed run ends as an
-            uninterrupted one to the last bit; slower. On a CPU it is so anyway.
-        seed: decides the shadow's initial weights, the order of rows, the held-out rows and dropout.
-        eval_steps: evaluate every so many steps, and at the end.
-        save_steps: save a checkpoint every so many steps, and at the end.
-        save_total_limit: how many checkpoints to keep.
-        logging_steps: log the losses every so many steps.
-        report_to: where transformers reports to, such as tensorboard or wandb; none for nowhere but metrics.jsonl.
-        resume: true to continue the run in `output` from its newest complete checkpoint, or the folder of a checkpoint.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    model: str
-    data: str
-    output: str
-    eval_data: str | None = None
-    eval_fraction: float = 0.05
-    shadow: ShadowConfig = field(default_factory=ShadowConfig)
-    shadow_model: str | None = None
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 8
-    eval_batch_size: int = 8
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-3
-    scheduler: Scheduler = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_length: int | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    attn_implementation: str | None = None
-    device: Literal["auto", "cpu"] = "auto"
-    deterministic: bool = False
-    seed: int = 0
-    eval_steps: int = 500
-    save_steps: int = 500
-    save_total_limit: int = 2
-    logging_steps: int = 10
-    report_to: str = "none"
-    resume: bool | str = False
-
-    def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
-                raise ConfigError(f"{entry.name} must have a value, got null")
-        if not isinstance(self.shadow, ShadowConfig):
-            raise ConfigError(f"shadow must hold settings, got {self.shadow!r}")
-        for name, least in _LEAST.items():
-            value = vars(self)[name]
-            if value is not None and not value >= least:
-                raise ConfigError(f"{name} must be {least} or more, got {value!r}")
-        for name in ("learning_rate", "epochs"):
-            if vars(self)[name] == 0:
-                raise ConfigError(f"{name} must be above 0, got 0")
-        if self.eval_fraction >= 1:
-            raise ConfigError(f"eval_fraction must be below 1, got {self.eval_fraction}")
-
-    def to_yaml(self) -> str:
-        """Write every field as YAML that `shadowpeft train --config` reads."""
-        values = {**dataclasses.asdict(self), "resume": False}
-        return "# A run of shadowpeft; to continue it: shadowpeft train --config THIS_FILE --resume\n" + yaml.safe_dump(
-            values, sort_keys=False, allow_unicode=True
-        )
 
 
 @dataclass(frozen=True)

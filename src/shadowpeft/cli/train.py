@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 
 from shadowpeft.cli import FAILURE, INTERRUPTED
-from shadowpeft.train import RUN, TrainConfig, TrainResult, train
+from shadowpeft.train import RUN, TrainResult, train
+from shadowpeft.train_config import TrainConfig
 
 
 def run(settings: TrainConfig, json: bool = False) -> int:
