@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import perturb
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from shadowpeft import ShadowConfig, ShadowedModel, attach
@@ -36,16 +37,6 @@ def qwen3_config(**changes) -> Qwen3Config:
 def base() -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(qwen3_config()).eval()
-
-
-@torch.no_grad()
-def perturb(model: ShadowedModel, seed: int = 1) -> ShadowedModel:
-    """Give every trainable tensor values that matter; a fresh W_up of zeros would make most comparisons equal by construction."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.3)
-    return model
 
 
 @pytest.fixture

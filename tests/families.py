@@ -144,6 +144,17 @@ def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Ten
 Counterpart = Callable[[str, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
+def language_batch() -> dict[str, torch.Tensor]:
+    """Two rows of different lengths, padded on the right and labelled but for the padding."""
+    ids, mask, _ = padded([token_ids(1, 12)[0], token_ids(1, 7, seed=1)[0]], "right")
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def classification_batch() -> dict[str, torch.Tensor]:
+    """The same rows with one class each."""
+    return {**language_batch(), "labels": torch.tensor([2, 0])}
+
+
 @torch.no_grad()
 def copy_weights(ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart, seed: int = 5) -> set[str]:
     """Give another implementation our weights and return the names of its tensors that have no place in ours.

@@ -6,7 +6,8 @@ import os
 
 import pytest
 import torch
-from conftest import perturb, qwen3_config
+from conftest import qwen3_config
+from families import perturb
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

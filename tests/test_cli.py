@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb
+from families import perturb
 from safetensors.torch import load_file, save_file
 from test_train import one_thread, save_base, write_rows  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM, AutoTokenizer

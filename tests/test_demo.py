@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import perturb
+from families import perturb
 from transformers import AutoTokenizer
 
 from shadowpeft import ShadowConfig, attach

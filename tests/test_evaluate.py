@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import perturb, qwen3_config
+from conftest import qwen3_config
+from families import perturb
 from test_encode import build_tokenizer
 from test_train import one_thread  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -14,7 +15,7 @@ from shadowpeft import ShadowConfig, ShadowedModel, attach
 from shadowpeft import evaluate as evaluation
 from shadowpeft.encode import encode
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.evaluate import evaluate, greedy_answers
+from shadowpeft.evaluate import evaluate, greedy_answers, stop_ids
 from shadowpeft.rows import Row
 
 PROMPTS = ["what", "what is two plus", "hello think", "the city you are system what is"]
@@ -126,3 +127,17 @@ def test_what_cannot_be_measured(shadowed, tokenizer):
         evaluate(shadowed, tokenizer, rows, max_length=129, progress=False)
     with pytest.raises(DataError, match="no row has a token to predict"):
         evaluate(shadowed, tokenizer, [Row({"text": "<|im_end|>"}, "rows:1")], progress=False)
+
+
+def test_an_answer_ends_where_training_taught_it_to(shadowed, tokenizer):
+    """Catches a tokenizer whose end token the model's own generation settings do not know: answers would never stop."""
+    prompt = encode(Row({"prompt": "what is", "completion": " two"}, "row"), tokenizer, 64)["input_ids"][:-2]
+    free = shadowed.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=None)[0, len(prompt) :].tolist()
+    later = next(number for number, token in enumerate(free) if number and token != free[0])
+    ending = build_tokenizer()
+    ending.eos_token = ending.convert_ids_to_tokens(free[later])
+    assert free[later] not in (stop_ids(shadowed, tokenizer) or [])
+    assert stop_ids(shadowed, ending) == sorted({shadowed.generation_config.eos_token_id, free[later]})
+    (answer,) = greedy_answers(shadowed, ending, [prompt], 6, batch_size=1, progress=False)
+    assert answer == ending.decode(free[: later + 1], skip_special_tokens=True)
+    assert answer != ending.decode(free, skip_special_tokens=True)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import perturb, qwen3_config
+from conftest import qwen3_config
+from families import perturb
 from transformers import AutoModelForCausalLM
 
 from shadowpeft import ShadowConfig, attach

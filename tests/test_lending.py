@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
-from conftest import perturb, qwen3_config
-from families import attached, tiny_config, tiny_model, token_ids
+from conftest import qwen3_config
+from families import attached, perturb, tiny_config, tiny_model, token_ids
 from packaging.version import Version
 from transformers import AutoModelForSequenceClassification, StoppingCriteria, Trainer, TrainingArguments, __version__
 

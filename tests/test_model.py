@@ -8,7 +8,8 @@ import weakref
 
 import pytest
 import torch
-from conftest import perturb, qwen3_config
+from conftest import qwen3_config
+from families import perturb
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, StaticCache
 
 from shadowpeft import ConfigError, ShadowConfig, UnsupportedModelError, UserError, attach

@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 import shadow_peft
 import torch
-from families import BLOCKS, attached, copy_weights, gradient_errors, padded, perturb, relative_error, tiny_config, tiny_model, token_ids
+from families import (
+    BLOCKS,
+    attached,
+    classification_batch,
+    copy_weights,
+    gradient_errors,
+    language_batch,
+    perturb,
+    relative_error,
+    tiny_config,
+    tiny_model,
+    token_ids,
+)
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -87,15 +99,6 @@ def compare(ours: ShadowedModel, theirs: nn.Module, batch: dict[str, Any]) -> No
     errors = gradient_errors(ours, trained(theirs), counterpart)
     assert {name: error for name, error in errors.items() if not error < BOUND} == {}
     assert {name for name, parameter in trained(theirs).items() if parameter.grad is None or not parameter.grad.any()} == LAST_UPDATE
-
-
-def language_batch() -> dict[str, Tensor]:
-    ids, mask, _ = padded([token_ids(1, 12)[0], token_ids(1, 7, seed=1)[0]], "right")
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
-
-
-def classification_batch() -> dict[str, Tensor]:
-    return {**language_batch(), "labels": torch.tensor([2, 0])}
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])

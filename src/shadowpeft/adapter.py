@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from shadowpeft import arch
 from shadowpeft.boundary import Injection, Update
 from shadowpeft.config import ShadowConfig
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import DropoutSite, boundary, inject
 from shadowpeft.shadow import Shadow
 
@@ -56,6 +56,18 @@ class Adapter(nn.Module):
         self.requires_grad_(trainable)
         if not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
+
+    def refuse_mixed_types(self, table_VD: Tensor) -> None:
+        """Raise if base (told by its embeddings) and adapter differ in type and nothing casts between them.
+
+        Raises:
+            UserError: say, a float32 adapter on a bfloat16 base outside autocast.
+        """
+        if self.dtype != table_VD.dtype and not torch.is_autocast_enabled(table_VD.device.type):
+            raise UserError(
+                f"the base is {table_VD.dtype} and the adapter {self.dtype}: run inside torch.autocast, or load the adapter in the "
+                "base's type (the default)"
+            )
 
     def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)).

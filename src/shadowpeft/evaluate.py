@@ -192,6 +192,7 @@ def greedy_answers(
             num_beams=1,
             max_new_tokens=room[indices[0]],
             pad_token_id=pad,
+            eos_token_id=stop_ids(model, tokenizer),
         )
         for index, text in zip(indices, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
             answers[index] = text
@@ -205,6 +206,13 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if token is not None:
             return int(token)
     return 0
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Collect the ids that end an answer: those of the model, and the tokenizer's end token, which training puts after completions."""
+    given = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = given if isinstance(given, list) else [given]
+    return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}) or None
 
 
 def finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ import shadowpeft
 from shadowpeft import files
 from shadowpeft.card import base_line
 from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.evaluate import stop_ids
 from shadowpeft.model import ShadowedModel
 
 _CARD = """---
@@ -76,6 +77,7 @@ def export(base: str, adapter: str | Path, output: str | Path, dtype: torch.dtyp
     files.load_config(base)  # a base that cannot be reached is found out with one request
     tokenizer = files.load_tokenizer(base)
     model = ShadowedModel.from_pretrained(files.load_model(base, dtype), adapter).detached()
+    model.generation_config.eos_token_id = stop_ids(model, tokenizer)
     partial = output.parent / f".{output.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)

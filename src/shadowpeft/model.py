@@ -239,7 +239,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         """Run the shadow, then the base's decoder through its view; return the decoder's output and s^(0)."""
         base = self._base()
         family = arch.family_of(base)
-        refuse_mixed_types(arch.token_embedding_of(base).weight, adapter)
+        adapter.refuse_mixed_types(arch.token_embedding_of(base).weight)
         state_BTD = adapter.shadow(
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow
         )
@@ -396,16 +396,3 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if value is not None}
-
-
-def refuse_mixed_types(table: Tensor, adapter: Adapter) -> None:
-    """Raise if base and adapter differ in type and nothing casts between them.
-
-    Raises:
-        UserError: say, a float32 adapter on a bfloat16 base outside autocast.
-    """
-    if adapter.dtype != table.dtype and not torch.is_autocast_enabled(table.device.type):
-        raise UserError(
-            f"the base is {table.dtype} and the adapter {adapter.dtype}: run inside torch.autocast, or load the adapter in the "
-            "base's type (the default)"
-        )

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
 from shadowpeft.encode import context_length
-from shadowpeft.evaluate import encode_prompts, padding_id
+from shadowpeft.evaluate import encode_prompts, padding_id, stop_ids
 from shadowpeft.rows import Row
 
 
@@ -51,6 +51,7 @@ def answer(
                 max_new_tokens=sampling.max_new_tokens,
                 do_sample=bool(choice),
                 pad_token_id=padding_id(tokenizer),
+                eos_token_id=stop_ids(model, tokenizer),
                 streamer=streamer,
                 **choice,
             )
