@@ -20,6 +20,7 @@ from transformers.utils import logging
 from shadowpeft import ShadowConfig, ShadowedModel, attach, doctor
 from shadowpeft import cli as command_line
 from shadowpeft.cli import _parser, main
+from shadowpeft.cli import compare as compare_verb
 from shadowpeft.cli import demo as demo_verb
 from shadowpeft.cli import eval as eval_verb
 from shadowpeft.cli import export as export_verb
@@ -38,6 +39,8 @@ FLAGS = {
     "deterministic seed eval_steps save_steps save_total_limit logging_steps report_to resume json "
     + " ".join(f"shadow.{name}" for name in SHADOW.split()),
     demo_verb: "report json seed",
+    compare_verb: "model tasks output methods name seeds trials steps batch_size ranks search overrides shadow_model data_dir train_rows "
+    "validation_rows test_rows max_length eval_batch_size ood forgetting_rows search_seed bf16 device workers json retry report_only",
     generate_verb: "model adapter prompt detached raw max_new_tokens temperature top_p top_k seed dtype device json",
     eval_verb: "model data adapter split detached base batch_size max_length max_new_tokens exact_match dtype device json",
     export_verb: "model adapter output dtype json",
@@ -89,7 +92,9 @@ def result(words: list, capsys) -> dict:
 # Help and flags
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["generate", "--help"], ["doctor", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["generate", "--help"], ["compare", "--help"], ["doctor", "--help"]], ids=" ".join
+)
 def test_help_does_not_wait_for_torch(words):
     """Catches an import at the top of a verb's file that makes every `--help` slow."""
     code = "import sys; from shadowpeft.cli import main; main(sys.argv[1:]); sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
@@ -115,7 +120,7 @@ def test_every_flag_has_help(module):
 
 
 def test_verbs_are_frozen(capsys):
-    assert set(command_line.VERBS) >= {"demo", "train", "generate", "eval", "export", "doctor"}
+    assert set(command_line.VERBS) >= {"demo", "train", "generate", "eval", "compare", "export", "doctor"}
     assert main([]) == 2
     assert main(["--help"]) == 0
     assert main(["--version"]) == 0

@@ -23,6 +23,7 @@ LAYERS = [
     {"encode"},
     {"trainer", "evaluate", "export", "doctor"},
     {"train"},
+    {"compare"},
     {"demo"},
     {"cli"},
 ]

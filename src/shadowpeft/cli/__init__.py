@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a shadow beside a frozen base on rows of text",
     "generate": "answer prompts, attached or with the shadow alone",
     "eval": "measure loss, perplexity and exact match on rows of text",
+    "compare": "train and measure methods side by side, with one table at the end",
     "export": "write the shadow alone as a stock model folder",
     "doctor": "show versions, devices, extras and supported models",
 }

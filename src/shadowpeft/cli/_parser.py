@@ -128,7 +128,7 @@ def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
         value = content[group]
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}")
-    for key in _flat_keys(content):
+    for key in _flat_keys(content, known):
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise ConfigError(f"{path}: unknown setting {key!r}{nearest(key, known)}")
 
@@ -137,11 +137,12 @@ def _groups(known: Sequence[str]) -> set[str]:
     return {name.rpartition(".")[0] for name in known} - {""}
 
 
-def _flat_keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+def _flat_keys(content: dict[Any, Any], known: Sequence[str], prefix: str = "") -> Iterator[str]:
+    """Name the settings in a file; below one that is known itself, a mapping is its value."""
     for key, value in content.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _flat_keys(value, f"{name}.")
+        if isinstance(value, dict) and value and name not in known:
+            yield from _flat_keys(value, known, f"{name}.")
         else:
             yield name
 

@@ -1,0 +1,208 @@
+"""The settings of a study, checked before any work starts, and the file that repeats it."""
+
+import dataclasses
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from shadowpeft.config import nearest
+from shadowpeft.errors import ConfigError
+
+METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
+SHADOWS = ("peft-shadow", "shadow", "shadow-paper", "shadow-explicit")
+# What a search tries, the likeliest first: (learning rate, alpha).
+_ADAPTER: tuple[tuple[float, float | None], ...] = (
+    (1e-3, None), (3e-4, None), (2e-3, None), (5e-4, None), (4e-3, None), (2e-4, None), (7e-3, None), (1e-4, None),
+)  # fmt: skip
+_SHADOW: tuple[tuple[float, float | None], ...] = (
+    (1e-3, 0.3), (3e-3, 0.3), (1e-3, 1.0), (3e-3, 1.0), (5e-4, 1.0), (1e-3, 3.0), (6e-3, 0.3), (3e-3, 0.1),
+)  # fmt: skip
+SEARCH: dict[str, tuple[tuple[float, float | None], ...]] = {
+    "base": ((1e-2, None), (3e-3, None), (3e-2, None), (1e-3, None), (1e-1, None), (3e-4, None), (3e-1, None), (1e-4, None)),
+    "lora": _ADAPTER,
+    "dora": _ADAPTER,
+    "full": ((1e-4, None), (3e-5, None), (3e-4, None), (1e-5, None), (6e-5, None), (2e-4, None), (5e-4, None), (2e-5, None)),
+    **dict.fromkeys(SHADOWS, _SHADOW),
+}
+_LEAST = {
+    "seeds": 1, "trials": 1, "steps": 1, "batch_size": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1, "max_length": 2,
+    "eval_batch_size": 1, "forgetting_rows": 0, "search_seed": 0, "workers": 1,
+}  # fmt: skip
+_OPTIONAL = ("name", "shadow_model", "data_dir", "train_rows", "test_rows", "max_length")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings of a study.
+
+    Args:
+        model: folders or hub ids of the bases, separated by commas.
+        tasks: names of the tasks, separated by commas.
+        output: folder of the study; gets study.yaml, compare-NAME.jsonl, table.md and the plots.
+        methods: names of the methods, separated by commas.
+        name: name of the study, part of its file's name; by default the name of the output folder.
+        seeds: how many seeds each final cell is trained from (0, 1, ...).
+        trials: how many settings of each method are tried on the validation split.
+        steps: optimizer steps of every training run.
+        batch_size: rows per step.
+        ranks: LoRA ranks that set the budget of trainable parameters; the search is made at the first one.
+        search: settings to try in place of the built-in ones: method -> list of {learning_rate, alpha}; equally many for every method.
+        overrides: settings of a method in place of its defaults: method -> {setting: value}.
+        shadow_model: folder or hub id of the pretrained shadow for `shadow-explicit`.
+        data_dir: folder with one folder a data set; by default rows come from the hub.
+        train_rows: rows of the training split to draw from; by default all.
+        validation_rows: rows of the validation split to choose settings on.
+        test_rows: rows of the test split to report on; by default all.
+        max_length: tokens of a training row; by default the task's own.
+        eval_batch_size: rows at a time when measuring.
+        ood: test every final model on its task's partners, too.
+        forgetting_rows: windows of held-out text on which the rise in perplexity is measured; 0 for none.
+        search_seed: seed of the search's training runs.
+        bf16: load the base in bfloat16 and compute in it; adapters are trained in float32 either way.
+        device: auto for the GPUs if there are any, or cpu.
+        workers: training runs at a time on each device; above 1 the times are measured apart, one run at a time.
+
+    Raises:
+        ConfigError: a value is unknown, out of range or contradicts another.
+    """
+
+    model: str
+    tasks: str
+    output: str
+    methods: str = "base,lora,shadow"
+    name: str | None = None
+    seeds: int = 3
+    trials: int = 4
+    steps: int = 300
+    batch_size: int = 16
+    ranks: str = "16"
+    search: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shadow_model: str | None = None
+    data_dir: str | None = None
+    train_rows: int | None = None
+    validation_rows: int = 1000
+    test_rows: int | None = None
+    max_length: int | None = None
+    eval_batch_size: int = 64
+    ood: bool = True
+    forgetting_rows: int = 64
+    search_seed: int = 1000
+    bf16: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
+                raise ConfigError(f"{entry.name} must have a value, got null")
+        for name, least in _LEAST.items():
+            value = vars(self)[name]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigError(f"{name} must be a whole number, {least} or more, got {value!r}")
+        if self.device not in ("auto", "cpu"):
+            raise ConfigError(f"device must be auto or cpu, got {self.device!r}")
+        self._check_name()
+        self._check_names()
+        for method in (*self.search, *self.overrides):
+            refuse_unknown(method, METHODS, "method")
+        for method, settings in self.overrides.items():
+            if not isinstance(settings, dict):
+                raise ConfigError(f"overrides.{method} must hold settings as 'name: value', got {settings!r}")
+        for method in self.names("methods"):
+            _check_trials(method, self.search.get(method), self.trials)
+        if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
+            raise ConfigError("the method shadow-explicit needs shadow_model: the folder or hub id of its pretrained shadow")
+
+    def _check_name(self) -> None:
+        name = self.name or Path(self.output).absolute().name
+        if not name or Path(name).name != name or name == "..":
+            raise ConfigError(f"name must be fit for a file's name, got {name!r}; choose one of letters, digits and dashes")
+        object.__setattr__(self, "name", name)
+
+    def _check_names(self) -> None:
+        from shadowpeft.compare.tasks import find
+
+        for setting in ("model", "tasks", "methods", "ranks"):
+            names = self.names(setting)
+            if not names:
+                raise ConfigError(f"{setting} must name at least one, got {vars(self)[setting]!r}")
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ConfigError(f"{setting} names {twice[0]} twice; once is enough")
+        for name in self.names("methods"):
+            refuse_unknown(name, METHODS, "method")
+        for name in self.names("tasks"):
+            find(name)
+        for rank in self.names("ranks"):
+            if not rank.isdecimal() or int(rank) < 1:
+                raise ConfigError(f"ranks must be whole numbers from 1 on, separated by commas, got {rank!r}")
+
+    def names(self, setting: str) -> list[str]:
+        """Split a setting that holds several names."""
+        return [name.strip() for name in str(vars(self)[setting]).split(",") if name.strip()]
+
+    @property
+    def budgets(self) -> list[int]:
+        """The ranks as numbers; the search is made at the first one."""
+        return [int(rank) for rank in self.names("ranks")]
+
+    def candidates(self, method: str) -> list[tuple[float, float | None]]:
+        """List what the search tries for a method: pairs of learning rate and alpha, as many for every method."""
+        if method in self.search:
+            return [(float(setting["learning_rate"]), setting.get("alpha")) for setting in self.search[method]]
+        return list(SEARCH[method][: self.trials])
+
+    def to_yaml(self) -> str:
+        """Write every field as YAML that `shadowpeft compare --config` reads."""
+        return "# A study of shadowpeft; to run or resume it: shadowpeft compare --config THIS_FILE\n" + yaml.safe_dump(
+            dataclasses.asdict(self), sort_keys=False, allow_unicode=True
+        )
+
+
+def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
+    """Refuse a name that is not known, listing those that are.
+
+    Raises:
+        ConfigError: it is not among them.
+    """
+    if name not in known:
+        raise ConfigError(f"there is no {what} {name!r}{nearest(name, known)}; the {what}s are: {', '.join(known)}")
+
+
+def _check_trials(method: str, settings: list[dict[str, float]] | None, trials: int) -> None:
+    """Refuse a search that would try more or fewer settings of one method than of another, or something that is no setting."""
+    if settings is None:
+        if trials > len(SEARCH[method]):
+            most = len(SEARCH[method])
+            raise ConfigError(
+                f"trials must be {most} or less with the built-in settings, got {trials}; list {trials} for {method} under search"
+            )
+        return
+    if not isinstance(settings, list) or len(settings) != trials:
+        got = f"{len(settings)} settings" if isinstance(settings, list) else repr(settings)
+        raise ConfigError(
+            f"every method gets the same number of trials: search.{method} must list {trials} settings, got {got}; change it or trials"
+        )
+    for setting in settings:
+        _check_setting(method, setting)
+        if settings.count(setting) > 1:
+            raise ConfigError(f"search.{method} lists {setting} twice; every trial must differ")
+
+
+def _check_setting(method: str, setting: Any) -> None:
+    known = ("learning_rate", "alpha") if method in SHADOWS else ("learning_rate",)
+    if not isinstance(setting, dict) or "learning_rate" not in setting:
+        raise ConfigError(f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}")
+    for name, value in setting.items():
+        if name not in known:
+            raise ConfigError(
+                f"search.{method}: there is nothing to search called {name!r}{nearest(name, known)}; it may hold {' and '.join(known)}"
+            )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise ConfigError(f"search.{method}: {name} must be a number above 0, got {value!r}")
