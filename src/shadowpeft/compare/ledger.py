@@ -53,11 +53,15 @@ class Ledger:
         check_folder(study)
 
     def __enter__(self) -> "Ledger":
-        if not (self.folder / STUDY).exists():
+        if not _has_rows(self.folder):
             files.write_together(self.folder, {STUDY: files.text(self.study.to_yaml())})
         self._file = open(self.path, "a+", encoding="utf-8")
-        _lock(self._file, self.folder)
-        self.rows = read(self.path, cut=True)
+        try:
+            _lock(self._file, self.folder)
+            self.rows = read(self.path, cut=True)
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,6 +181,8 @@ def check_folder(study: Study) -> None:
                 f"the output folder {folder} holds something other than a study (it has no {STUDY}); choose another or empty it"
             )
         return
+    if not _has_rows(folder):  # begun, and refused for a mistake that is put right by now
+        return
     before = _read_settings(folder / STUDY)
     now = yaml.safe_load(study.to_yaml())
     if before.get("name") != now["name"]:
@@ -190,6 +196,10 @@ def check_folder(study: Study) -> None:
     if has_read_test(read(folder / f"compare-{study.name}.jsonl")):
         raise ConfigError(f"this study has read its test split; start a new one in a new folder to change its settings ({what})")
     raise ConfigError(f"{folder} holds this study under other settings ({what}); set them back, or choose another output folder")
+
+
+def _has_rows(folder: Path) -> bool:
+    return any(path.stat().st_size for path in folder.glob("compare-*.jsonl"))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -1,0 +1,501 @@
+"""A study from its settings to its record: what is refused, what runs when, and what an interruption leaves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from shadowpeft import cli
+from shadowpeft.cli import _parser
+from shadowpeft.cli import compare as verb
+from shadowpeft.compare import ledger, run, schedule, workers
+from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.study import METHODS, SEARCH, SHADOWS, Study
+from shadowpeft.embedded import MODEL
+from shadowpeft.errors import ConfigError, DataError, UserError
+
+TEXT = "A held-out text that is long enough to be measured, and of no task at all. " * 4
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Tiny data sets in the layout of a data folder."""
+    folder = tmp_path / "data"
+    for number, split in enumerate(("train", "validation", "test")):
+        requests = [{"text": f"request {number} {i}", "intent": ("alarm", "oos")[i % 2]} for i in range(4)]
+        sums = [{"question": f"{number} + {i}?", "answer": f"Add.\n#### {number + i}", "final": str(number + i)} for i in range(30)]
+        write(folder / "clinc150" / f"{split}.jsonl", requests)
+        if split != "validation":
+            write(folder / "gsm8k" / f"{split}.jsonl", sums)
+    write(folder / "wiki_en" / "validation.jsonl", [{"text": TEXT}])
+    return folder
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def small(data, tmp_path) -> Study:
+    settings = {"methods": "base,lora,shadow", "seeds": 2, "trials": 2, "data_dir": str(data), "ood": False, "device": "cpu"}
+    return Study(str(MODEL), "clinc150,gsm8k", str(tmp_path / "out"), **settings)
+
+
+# Runs that only note that they were run; functions of this module, since workers have to find them.
+
+
+def measured(cell: Cell, settings: Study) -> list[dict]:
+    with open(Path(settings.data_dir) / "calls.txt", "a") as calls:
+        calls.write(cell.key + "\n")
+    by_loss = cell.stage == "search" and cell.task == "gsm8k"
+    (row,) = ledger.failed(cell, "ok", "")
+    row |= {"error": None, "metric": "loss" if by_loss else "accuracy", "value": 1000 * cell.learning_rate, "correct": "01"}
+    modes = ["attached", "detached"] if cell.method == "shadow" else ["attached"]
+    return [{**row, "mode": mode} for mode in modes]
+
+
+def killed_once(cell: Cell, settings: Study) -> list[dict]:
+    rows = measured(cell, settings)
+    if called(settings).count(cell.key) == 1 and len(called(settings)) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+
+def failing(cell: Cell, settings: Study) -> list[dict]:
+    rows = measured(cell, settings)
+    if cell.method == "lora" and cell.seed == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+    if cell.method == "shadow" and cell.task == "gsm8k":
+        raise ZeroDivisionError("a fault")
+    return rows
+
+
+def interrupted(cell: Cell, settings: Study) -> list[dict]:
+    rows = measured(cell, settings)
+    if len(called(settings)) == 3:
+        raise KeyboardInterrupt
+    return rows
+
+
+def slow(cell: Cell, settings: Study) -> list[dict]:
+    time.sleep(0.2)
+    return [{**row, "config": {"pid": os.getpid()}} for row in measured(cell, settings)]
+
+
+def called(settings: Study) -> list[str]:
+    path = Path(settings.data_dir) / "calls.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def no_report(settings: Study, rows: list[dict], folder: Path, expected: list[Cell]) -> None:
+    (folder / "table.md").write_text(f"{len(rows)} rows of {len(expected)} cells\n")
+
+
+def go(settings: Study, run_cell=measured, **options) -> run.StudyResult:
+    return run.compare(settings, run_cell=run_cell, report=no_report, **options)
+
+
+def written(settings: Study) -> list[dict]:
+    return [json.loads(line) for line in record(settings).read_text().splitlines()]
+
+
+def record(settings: Study) -> Path:
+    return Path(settings.output) / f"compare-{settings.name}.jsonl"
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": "lora,shadwo"}, "there is no method 'shadwo' (did you mean 'shadow'?); the methods are: base, lora, dora"),
+        ({"tasks": "clinc"}, "'clinc' (did you mean 'clinc150'?)"),
+        ({"seeds": 0}, "seeds must be a whole number, 1 or more, got 0"),
+        ({"trials": 0}, "trials must be a whole number, 1 or more, got 0"),
+        ({"workers": 0}, "workers must be a whole number, 1 or more, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, 1 or more, got 2.5"),
+        ({"trials": 9}, "trials must be 8 or less with the built-in settings, got 9"),
+        ({"tasks": " ,"}, "tasks must name at least one, got ' ,'"),
+        ({"methods": "lora,lora"}, "methods names lora twice"),
+        ({"ranks": "8,big"}, "ranks must be whole numbers from 1 on, separated by commas, got 'big'"),
+        ({"ranks": "0"}, "ranks must be whole numbers from 1 on, separated by commas, got '0'"),
+        ({"device": "tpu"}, "device must be auto or cpu, got 'tpu'"),
+        ({"name": "a/b"}, "name must be fit for a file's name, got 'a/b'"),
+        ({"steps": None}, "steps must have a value, got null"),
+        ({"methods": "shadow-explicit"}, "the method shadow-explicit needs shadow_model"),
+        ({"overrides": {"lroa": {}}}, "there is no method 'lroa' (did you mean 'lora'?)"),
+        ({"overrides": {"lora": 3}}, "overrides.lora must hold settings as 'name: value', got 3"),
+        ({"search": {"lroa": []}}, "there is no method 'lroa' (did you mean 'lora'?)"),
+        ({"search": {"lora": [{"learning_rate": 1e-3}]}}, "every method gets the same number of trials: search.lora must list 4"),
+        ({"trials": 1, "search": {"lora": [{"learning_rat": 1e-3}]}}, "search.lora must list settings such as {learning_rate: 0.001}"),
+        ({"trials": 1, "search": {"lora": [{"learning_rate": 1e-3, "alpha": 1}]}}, "there is nothing to search called 'alpha'"),
+        ({"trials": 1, "search": {"shadow": [{"learning_rate": 1, "alhpa": 1}]}}, "called 'alhpa' (did you mean 'alpha'?)"),
+        ({"trials": 1, "search": {"lora": [{"learning_rate": 0}]}}, "learning_rate must be a number above 0, got 0"),
+        ({"trials": 2, "search": {"lora": [{"learning_rate": 1}, {"learning_rate": 1}]}}, "twice; every trial must differ"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_are_checked(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Study(**{"model": "m", "tasks": "clinc150", "output": "o", **change})
+
+
+def test_every_method_gets_as_many_trials():
+    """Catches a method with a longer list to choose from, which would win by luck."""
+    for trials in (1, 4, 8):
+        settings = Study("m", "clinc150", "o", methods=",".join(METHODS), trials=trials, shadow_model="s")
+        for method in METHODS:
+            tried = settings.candidates(method)
+            assert len(set(tried)) == trials, method
+            assert all((alpha is None) == (method not in SHADOWS) for _, alpha in tried)
+    assert set(SEARCH) == set(METHODS)
+
+
+def test_study_file_repeats_the_study(small, tmp_path):
+    """Catches a setting that is lost on the way through the file, and `search` read as groups of flags."""
+    listed = replace(
+        small, search={"lora": [{"learning_rate": 1e-3}, {"learning_rate": 0.5}]}, overrides={"shadow": {"r": 8, "variant": "peft"}}
+    )
+    (tmp_path / "study.yaml").write_text(listed.to_yaml())
+    values = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
+    assert values["settings"] == listed
+    assert listed.name == "out"
+    assert listed.candidates("lora") == [(1e-3, None), (0.5, None)]
+    (tmp_path / "study.yaml").write_text("model: m\nsedes: 3\n")
+    with pytest.raises(ConfigError, match=r"unknown setting 'sedes' \(did you mean 'seeds'\?\)"):
+        _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
+
+
+# Schedule
+
+
+def ok(cell: Cell, value: float | None, **changes) -> dict:
+    return {**ledger.failed(cell, "ok", "")[0], "metric": "accuracy", "value": value, **changes}
+
+
+def test_final_cells_wait_for_the_whole_search(small):
+    """Catches a test split that is read while there is still something to choose."""
+    rows: list[dict] = []
+    stages = []
+    while cells := schedule.ready(small, rows):
+        assert len({cell.stage for cell in cells}) == 1
+        stages.append((cells[0].stage, len(cells)))
+        rows += [ok(cell, 0.5) for cell in cells[:-1]] or [ok(cells[0], 0.5)]
+    assert [stage for stage, _ in stages] == sorted((stage for stage, _ in stages), key=["search", "final", "cost"].index)
+    # 2 tasks x 2 adapters x 2 trials and the base's head on one task; two seeds, but one of the untrained base
+    assert {stage: max(n for s, n in stages if s == stage) for stage, _ in stages} == {"search": 10, "final": 11, "cost": 6}
+    assert {row["key"] for row in rows} == {cell.key for cell in schedule.expected(small, rows)}
+
+
+def test_the_best_validation_value_is_chosen(small):
+    """Catches accuracy minimised, loss maximised, ties that go to the later trial, and a detached row that decides."""
+    lora = [cell for cell in schedule.search_cells(small) if (cell.task, cell.method) == ("clinc150", "lora")]
+    assert [cell.learning_rate for cell in lora] == [1e-3, 3e-4]
+    place = (str(MODEL), "clinc150", "lora")
+
+    def chosen(*rows: dict) -> tuple | None:
+        return schedule.choices(small, rows)[place]
+
+    first, second = lora
+    assert chosen(ok(first, 0.5), ok(second, 0.7)) == (3e-4, None)
+    assert chosen(ok(first, 0.5, metric="loss"), ok(second, 0.7, metric="loss")) == (1e-3, None)
+    assert chosen(ok(second, 0.5), ok(first, 0.5)) == (1e-3, None)
+    assert chosen(ok(first, 0.5), ok(second, 0.7), ok(first, 0.9, mode="detached")) == (3e-4, None)
+    assert chosen(ok(first, float("nan")), ok(second, 0.1)) == (3e-4, None)
+    assert chosen(*ledger.failed(first, "crashed", ""), ok(second, 0.1)) == (3e-4, None)
+    assert chosen(*ledger.failed(first, "crashed", ""), ok(second, None)) is None
+
+
+def test_ranks_and_seeds_of_the_final_cells(small):
+    """Catches full fine-tuning run again for every rank, and an untrained base for every seed."""
+    settings = replace(small, methods="base,lora,full", ranks="4,8")
+    cells = schedule.final_cells(settings, schedule.choices(settings, []))
+    counts = {(t, m): sum((c.task, c.method) == (t, m) for c in cells) for t in ("clinc150", "gsm8k") for m in ("base", "lora", "full")}
+    assert counts == {
+        ("clinc150", "base"): 2, ("clinc150", "lora"): 4, ("clinc150", "full"): 2,
+        ("gsm8k", "base"): 1, ("gsm8k", "lora"): 4, ("gsm8k", "full"): 2,
+    }  # fmt: skip
+    assert {cell.rank for cell in schedule.search_cells(settings)} == {4}
+
+
+# The record
+
+
+def test_a_study_runs_every_cell_once(small):
+    result = go(small)
+    keys = called(small)
+    assert (result.cells, result.done, result.failed, result.missing) == (27, 27, {}, [])
+    assert len(keys) == len(set(keys)) == 27
+    chosen = schedule.choices(small, written(small))
+    assert chosen[str(MODEL), "clinc150", "lora"] == (1e-3, None)
+    assert chosen[str(MODEL), "gsm8k", "lora"] == (3e-4, None), "of losses the lower"
+    row = written(small)[-1]
+    assert (row["study"], row["device"], row["workers"]) == ("out", "cpu", 1)
+    assert row["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["time"])
+    assert row["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", row["commit"])
+    assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["seeds"] == 2
+    go(small)
+    assert called(small) == keys, "a complete study has nothing left to run"
+
+
+def test_resume_after_a_kill(small, tmp_path):
+    """Catches rows that were still in a buffer, and finished cells that run again."""
+    (tmp_path / "study.yaml").write_text(small.to_yaml())
+    code = (
+        "import sys, yaml, test_compare_study as t; from shadowpeft.compare.study import Study;"
+        "t.go(Study(**yaml.safe_load(open(sys.argv[1]))), t.killed_once)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    words = [sys.executable, "-c", code, str(tmp_path / "study.yaml")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = called(small)
+    assert len(before) == 5
+    assert {row["key"] for row in written(small)} == set(before[:4])
+    assert go(small).done == 27
+    assert sorted(called(small)) == sorted([*{row["key"] for row in written(small)}, before[4]]), "only the one that was killed ran twice"
+
+
+@pytest.mark.parametrize("lost", [10, "line"])
+def test_a_last_cell_cut_short_is_run_again(small, lost):
+    """Catches half a line that stops every later reading, and half a cell (attached without detached) that counts as whole."""
+    go(small)
+    calls = len(called(small))
+    lines = record(small).read_bytes().splitlines(keepends=True)
+    last = json.loads(lines[-1])
+    assert (last["method"], last["mode"], last["part"], last["parts"]) == ("shadow", "detached", 2, 2)
+    cut = sum(map(len, lines)) - (lost if lost != "line" else len(lines[-1]))
+    os.truncate(record(small), cut)
+    with pytest.warns(UserWarning, match="the last cell was cut short"):
+        assert go(small).done == 27
+    assert called(small)[calls:] == [last["key"]]
+    assert [row["mode"] for row in written(small)[-2:]] == ["attached", "detached"]
+
+
+def test_a_damaged_line_is_named(small):
+    go(small)
+    lines = record(small).read_text().splitlines()
+    record(small).write_text("\n".join(["{", *lines[1:], ""]))
+    with pytest.raises(DataError, match=r"compare-out\.jsonl:1: expected a row of a study, got a line that is damaged"):
+        go(small)
+
+
+# What fails
+
+
+def test_failures_are_recorded_and_the_study_goes_on(small):
+    """Catches a study that one cell without memory ends, and a method without a choice that is forgotten."""
+    result = go(small, failing)
+    by_status = {status: [row for row in written(small) if row["status"] == status] for status in ("ok", "out-of-memory", "crashed")}
+    assert {row["key"].split()[0] for row in by_status["out-of-memory"]} == {"final"}
+    assert by_status["out-of-memory"][0]["error"] == "CUDA out of memory. Tried to allocate 2 GiB"
+    assert len(by_status["out-of-memory"]) == 2
+    assert len(by_status["crashed"]) == 2, "both trials of the shadow"
+    assert re.fullmatch(r"ZeroDivisionError: a fault \(test_compare_study\.py:\d+: raise .*\)", by_status["crashed"][0]["error"])
+    assert len(result.failed) == 4
+    assert sorted(key.split()[0] for key in result.missing) == ["cost", "final", "final"]
+    assert all("gsm8k shadow" in key for key in result.missing)
+    assert result.done + 4 + 3 == result.cells == 27
+
+
+def test_the_test_split_is_not_read_twice(small):
+    """Catches a retry that measures again on the test split what was measured on it, or that reopens the search."""
+    go(small, failing)
+    before = called(small)
+    result = go(small, retry=False)
+    assert called(small) == before, "recorded failures stay"
+    result = go(small, retry=True)
+    again = called(small)[len(before) :]
+    assert sorted(key.split()[0] for key in again) == ["final", "final"]
+    assert all("lora" in key and "seed=1 " in key for key in again)
+    final = [row["key"] for row in written(small) if row["stage"] == "final" and row["status"] == "ok" and row["mode"] == "attached"]
+    assert len(final) == len(set(final))
+    assert len(result.failed) == 2, "the search is closed once the test split was read"
+    assert len(result.missing) == 3
+
+
+def test_failed_trials_may_run_again_before_the_test_is_read(small):
+    with pytest.raises(KeyboardInterrupt):
+        go(small, interrupted)
+    with ledger.Ledger(small) as rows:
+        cell = schedule.ready(small, rows.rows)[0]
+        rows.write(cell, ledger.failed(cell, "crashed", "x"), "cpu")
+        assert cell not in schedule.ready(small, rows.rows)
+        rows.forget_failures()
+        assert cell in schedule.ready(small, rows.rows)
+        rows.write(cell, [ok(cell, 1.0)], "cpu")
+    assert [row["status"] for row in ledger.read(record(small)) if row["key"] == cell.key] == ["ok"]
+
+
+# Workers
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced(small):
+    """Catches a study that waits for ever for a process that is gone, or loses the cell it was at."""
+    done: list[tuple[Cell, list[dict], str]] = []
+    settings = replace(small, workers=2, tasks="clinc150")
+    cells = schedule.search_cells(settings) + schedule.cost_cells(settings, schedule.choices(settings, []))
+    assert len(cells) == 9
+    workers.run_cells(cells, settings, killed_once, lambda *result: done.append(result))
+    assert sorted(cell.key for cell, _, _ in done) == sorted(cell.key for cell in cells)
+    (dead,) = [rows[0] for _, rows, _ in done if rows[0]["status"] != "ok"]
+    assert (dead["status"], dead["error"]) == ("crashed", "the worker process was killed by SIGKILL (perhaps the machine's memory ran out)")
+    assert {name for _, _, name in done} == {"cpu"}
+
+
+@pytest.mark.slow
+def test_workers_share_the_cells_and_costs_run_alone(small):
+    """Catches a pool that uses one process, and times that are taken while other cells compute."""
+    settings = replace(small, workers=2, methods="lora,shadow", tasks="clinc150", seeds=1)
+    go(settings, slow)
+    processes = {stage: {row["config"]["pid"] for row in written(settings) if row["stage"] == stage} for stage in ("search", "cost")}
+    assert len(processes["search"]) == 2
+    assert processes["cost"] == {os.getpid()}
+
+
+def test_a_worker_sees_one_gpu(monkeypatch):
+    """Catches two workers on one GPU and none on the other, and a choice of GPUs that is lost."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    with workers._environment(1, 2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with workers._environment(1, 2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+# Folder, model and data
+
+
+def test_two_studies_in_one_folder(small):
+    go(small)
+    with pytest.raises(ConfigError, match="holds the study 'out', not 'other'; choose another output folder"):
+        go(replace(small, name="other"))
+    go(replace(small, workers=1, eval_batch_size=8))
+    with pytest.raises(ConfigError, match=r"this study has read its test split; start a new one in a new folder .*\(seeds was 2, is 5\)"):
+        go(replace(small, seeds=5))
+
+
+def test_settings_changed_before_the_test_is_read(small):
+    with pytest.raises(KeyboardInterrupt):
+        go(small, interrupted)
+    with pytest.raises(ConfigError, match=r"holds this study under other settings \(steps was 300, is 5\); set them back"):
+        go(replace(small, steps=5))
+
+
+def test_a_folder_of_something_else(small, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"holds something other than a study \(it has no study.yaml\)"):
+        go(small)
+    with pytest.raises(ConfigError, match="output must be a folder"):
+        go(replace(small, output=str(tmp_path / "out" / "thesis.txt")))
+
+
+def test_two_processes_cannot_share_a_study(small):
+    with ledger.Ledger(small), pytest.raises(ConfigError, match="another process is running the study"):
+        go(small)
+
+
+def test_data_is_checked_before_any_work(small, data):
+    """Catches a split that is found missing after hours of training."""
+    for path, content, message in (
+        (data / "clinc150" / "validation.jsonl", None, None),  # one is cut off train then
+        (data / "gsm8k" / "test.jsonl", None, "has no split 'test'"),
+        (data / "clinc150" / "test.jsonl", '{"text": "x", "intent": "weather"}\n', "unseen in training (weather)"),
+        (data / "wiki_en" / "validation.jsonl", None, "has no split 'validation'"),
+    ):
+        kept = path.read_text()
+        path.unlink() if content is None else path.write_text(content)
+        if message is None:
+            run.check_data(small)
+        else:
+            with pytest.raises(DataError, match=re.escape(message)):
+                go(small)
+        path.write_text(kept)
+    with pytest.raises(DataError, match="'mawps'"):
+        go(replace(small, ood=True))
+    assert called(small) == []
+    go(small)  # a study that was refused may begin under other settings
+    assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["ood"] is False
+
+
+def test_models_are_checked_before_any_work(small, data, tmp_path):
+    with pytest.raises(UserError, match=r"there is no model folder \./nowhere"):
+        go(replace(small, model=f"{MODEL},./nowhere"))
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "t5" / name).write_bytes((MODEL / name).read_bytes())
+    with pytest.raises(UserError, match="model_type 't5' is not supported; supported: "):
+        go(replace(small, model=str(tmp_path / "t5"), output=str(tmp_path / "other")))
+    assert called(small) == []
+
+
+# The command
+
+
+def words(settings: Study, tmp_path: Path) -> list[str]:
+    (tmp_path / "study.yaml").write_text(settings.to_yaml())
+    return ["compare", "--config", str(tmp_path / "study.yaml")]
+
+
+def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "_report", lambda: no_report)
+    monkeypatch.setattr(run, "_run_cell", lambda: interrupted)
+    command = words(small, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["shadowpeft", *command])
+    assert cli.main(command) == 130
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].endswith(f"go on with the same command: shadowpeft compare --config {tmp_path}/study.yaml")
+    assert said.out == ""
+    assert len(written(small)) == 2
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{len(written(small))} rows of 27 cells\n"
+    assert said.err.splitlines()[0].startswith("[3/27] search ")
+    monkeypatch.setattr(run, "_run_cell", pytest.fail)
+    (Path(small.output) / "table.md").unlink()
+    assert cli.main([*command, "--report-only", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["done"], summary["cells"], Path(summary["table"]).exists()) == (27, 27, True)
+
+
+def test_report_only_needs_a_study(small, tmp_path, capsys):
+    assert cli.main([*words(small, tmp_path), "--report-only"]) == 2
+    assert "there is no study in" in capsys.readouterr().err
+
+
+def test_a_report_that_fails_midway_does_not_end_the_study(small):
+    """Catches hours of runs given up for a picture."""
+    asked = []
+
+    def report(*values):
+        asked.append(values)
+        if len(asked) < 3:
+            raise ZeroDivisionError
+        no_report(*values)
+
+    with pytest.warns(UserWarning, match=r"the report could not be written yet \(ZeroDivisionError"):
+        assert run.compare(small, run_cell=measured, report=report).done == 27
+
+
+def test_nothing_measured_is_a_failure(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "_report", lambda: no_report)
+    monkeypatch.setattr(run, "_run_cell", lambda: lambda cell, settings: 1 / 0)
+    assert cli.main(words(replace(small, methods="lora"), tmp_path)) == 1
+    assert "4 of 10 cells failed" in capsys.readouterr().err
