@@ -1,0 +1,159 @@
+"""Equal numbers of trainable parameters: what LoRA trains at a rank is the budget, and the other methods choose their sizes to meet it.
+
+A shadow's count is linear in each of its sizes, so a few counts on the meta device give the slopes and the rest is arithmetic.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from shadowpeft.errors import ConfigError
+
+TOLERANCE = 0.05
+
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Proportions:
+    """How a shadow would spend its budget; sizes shrink from the method's own defaults only as far as these shares ask.
+
+    Attributes:
+        backbone: most of the budget that the shadow's backbone may take.
+        attention: most of the backbone's share that its attention (all but the MLP) may take.
+        update: most of the budget that the updates T and G may take.
+    """
+
+    backbone: float = 0.6
+    attention: float = 0.5
+    update: float = 0.15
+
+
+PREFERRED = Proportions()
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone with one choice of attention: the settings that make it, and its count as `fixed + per_mlp * width of the MLP`."""
+
+    settings: Sizes
+    fixed: int
+    per_mlp: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each size of a shadow costs in trainable parameters.
+
+    Attributes:
+        names: how the method calls its sizes: `r`, and where they can be set `mlp` and `update`.
+        given: sizes among them that the user has set.
+        defaults: what `mlp` and `update` are unless they must shrink.
+        backbones: choices of attention, from the base's own to the smallest.
+        per_rank: parameters for each unit of r.
+        per_update: parameters for each unit of the updates' width; 0 where it follows r.
+        rest: parameters that no size changes.
+    """
+
+    names: Mapping[str, str]
+    given: Sizes
+    defaults: Sizes
+    backbones: tuple[Backbone, ...]
+    per_rank: int
+    per_update: int
+    rest: int
+
+    def count(self, backbone: Backbone, sizes: Sizes) -> int:
+        """Add up a shadow of these sizes."""
+        mlp, update = sizes.get("mlp", 0), sizes.get("update", 0)
+        return self.rest + backbone.fixed + backbone.per_mlp * mlp + self.per_rank * sizes["r"] + self.per_update * update
+
+
+@dataclass(frozen=True)
+class Match:
+    """Settings that meet the budget, or come nearest to it, and how many parameters they train."""
+
+    settings: Sizes
+    count: int
+
+    def meets(self, budget: int) -> bool:
+        """Tell whether the count is near enough to the budget."""
+        return abs(self.count - budget) <= TOLERANCE * budget
+
+
+def match(budget: int, costs: Costs, proportions: Proportions = PREFERRED) -> Match:
+    """Choose the sizes of a shadow: shrink the updates, the attention and the MLP to their shares, then fill up with r.
+
+    Args:
+        budget: trainable parameters wanted.
+        costs: what the sizes cost.
+        proportions: how the budget is best spent.
+    """
+    sizes = {**costs.defaults, **costs.given}
+    if "update" in costs.defaults and "update" not in costs.given:
+        sizes["update"] = max(1, min(sizes["update"], int(proportions.update * budget / costs.per_update)))
+    smallest = {"mlp": 1} if "mlp" in costs.defaults and "mlp" not in costs.given else {}
+    floor = costs.rest + costs.per_rank * costs.given.get("r", 1) + costs.per_update * sizes.get("update", 0)
+    room = min(proportions.backbone * budget, budget - floor)
+    backbone = _attention(costs, sizes, room, proportions)
+    if smallest and backbone.fixed + backbone.per_mlp * sizes["mlp"] > room:
+        sizes["mlp"] = _even((room - backbone.fixed) / backbone.per_mlp)
+    if "r" not in costs.given:
+        left = budget - costs.count(backbone, {**sizes, "r": 0})
+        sizes["r"] = max(1, round(left / costs.per_rank))
+    if smallest and sizes["mlp"] < costs.defaults["mlp"]:  # one unit of r is coarse where the budget is small
+        left = budget - costs.count(backbone, {**sizes, "mlp": 0})
+        sizes["mlp"] = min(costs.defaults["mlp"], _even(left / backbone.per_mlp))
+    chosen = {costs.names[size]: value for size, value in sizes.items()}
+    return Match({**backbone.settings, **chosen}, costs.count(backbone, sizes))
+
+
+def refuse_unmatched(method: str, rank: int, budget_of: Callable[[int], int], best: Callable[[int], Match]) -> Match:
+    """Return the match at a rank, or say what would do.
+
+    Args:
+        method: its name.
+        rank: LoRA rank that sets the budget.
+        budget_of: the budget of a rank.
+        best: the match for a budget.
+
+    Raises:
+        ConfigError: the nearest count is more than 5 % off the budget.
+    """
+    found, budget = best(budget_of(rank)), budget_of(rank)
+    if found.meets(budget):
+        return found
+    others = (other for other in _outward(rank) if best(budget_of(other)).meets(budget_of(other)))
+    nearest = next(others, None)
+    advice = "change its sizes" if nearest is None else f"rank {nearest} would do"
+    raise ConfigError(
+        f"{method} cannot be matched to LoRA's {budget:,} trainable parameters at rank {rank}: the nearest it comes is {found.count:,}, "
+        f"more than 5 % off; {advice}"
+    )
+
+
+def nearest_rank(fixed: int, per_rank: int) -> Callable[[int], Match]:
+    """Return the match of a method whose only size is r, such as DoRA: the rank whose count is nearest."""
+
+    def best(budget: int) -> Match:
+        r = max(1, round((budget - fixed) / per_rank))
+        return Match({"r": r}, fixed + per_rank * r)
+
+    return best
+
+
+def _attention(costs: Costs, sizes: Sizes, room: float, proportions: Proportions) -> Backbone:
+    """Take the largest attention that leaves the MLP its share; where the whole backbone fits, the base's own."""
+    for backbone in costs.backbones:
+        fits_whole = backbone.fixed + backbone.per_mlp * sizes.get("mlp", 0) <= room
+        if fits_whole or ("mlp" not in costs.given and backbone.per_mlp and backbone.fixed <= proportions.attention * room):
+            return backbone
+    return costs.backbones[-1]
+
+
+def _even(width: float) -> int:
+    """Round an MLP's width down to what a GPU multiplies well, if it is wide enough to."""
+    return int(width) // 8 * 8 if width >= 64 else max(1, int(width))
+
+
+def _outward(rank: int) -> Iterator[int]:
+    yield from range(rank + 1, 16 * rank + 64)

@@ -1,0 +1,230 @@
+"""What a trained model answers, how sure it is, what it forgot, and how long an answer takes.
+
+Shape legend: B rows, T tokens of a padded row, K last positions, V vocabulary, C classes or choices, N predicted tokens, D width.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from shadowpeft import arch
+from shadowpeft.compare.fit import encode_texts, synchronise
+from shadowpeft.compare.tasks.base import Item, Task
+from shadowpeft.encode import NO_LOSS, Collator, Example, encode_prompt
+from shadowpeft.evaluate import greedy_answers, padding_id
+from shadowpeft.rows import Row
+
+BINS = 10
+_LOGITS_AT_A_TIME = 2**27
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers in the order of the items: an index or a text each; where they are indices, the probabilities of all."""
+
+    answers: list[Any]
+    probabilities: list[list[float]] | None = None
+
+
+@torch.inference_mode()
+def answer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    items: Sequence[Item],
+    batch_size: int,
+    max_length: int,
+    most: int | None = None,
+) -> Answers:
+    """Answer items the way of their task, in batches of like length.
+
+    Args:
+        model: attached, detached or bare, in evaluation mode.
+        tokenizer: its tokenizer.
+        task: says how: by the largest logit, the likeliest choice or greedy generation.
+        items: the questions.
+        batch_size: items at a time.
+        max_length: tokens at which a text to classify is cut.
+        most: tokens of a generated answer, in place of the task's.
+    """
+    if task.kind == "classification":
+        return _by_probability(_classify(model, tokenizer, items, batch_size, max_length))
+    limit = arch.context_of(model.config)
+    prompts = [encode_prompt(Row({"prompt": item.prompt}, task.name), tokenizer) for item in items]
+    if task.kind == "choice":
+        return _by_probability(_choose(model, tokenizer, items, prompts, batch_size, limit))
+    new = most or task.max_new_tokens
+    room = None if limit is None else max(1, limit - new)
+    prompts = [prompt if room is None else prompt[-room:] for prompt in prompts]
+    texts = greedy_answers(model, tokenizer, prompts, new, batch_size, progress=False, limit=limit)
+    return Answers([_stopped(text, task.stop) for text in texts])
+
+
+def _by_probability(rows: list[Tensor]) -> Answers:
+    probabilities = [row.float().softmax(-1).tolist() for row in rows]
+    return Answers([max(range(len(row)), key=row.__getitem__) for row in probabilities], probabilities)
+
+
+def _stopped(text: str, stop: Sequence[str]) -> str:
+    ends = [place for mark in stop if (place := text.find(mark)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], batch_size: int, max_length: int) -> list[Tensor]:
+    texts = encode_texts([item.prompt for item in items], tokenizer, max_length)
+    found: list[Tensor] = [torch.empty(0)] * len(items)
+    for indices in _like_lengths(texts, batch_size):
+        ids_BT, mask_BT = _padded([texts[index] for index in indices], padding_id(tokenizer), "right")
+        out = model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
+        for index, row in zip(indices, out.logits.float().cpu(), strict=True):
+            found[index] = row
+    return found
+
+
+def _choose(
+    model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], prompts: list[list[int]], batch_size: int, limit: int | None
+) -> list[Tensor]:
+    """Return the log-likelihood of each item's choices; where every choice is one token, each prompt runs once."""
+    choices = [[tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in item.choices] for item in items]
+    if all(len(ids) == 1 for item in choices for ids in item):
+        firsts = [[ids[0] for ids in item] for item in choices]
+        sequences, owners = prompts, list(range(len(items)))
+        wanted = [[[first] for first in item] for item in firsts]
+    else:
+        owners = [index for index, item in enumerate(choices) for _ in item]
+        wanted = [[ids] for item in choices for ids in item]
+        sequences = [prompts[owner] + ids[0][:-1] for owner, ids in zip(owners, wanted, strict=True)]
+    scores = _continuations(model, padding_id(tokenizer), [ids if limit is None else ids[-limit:] for ids in sequences], wanted, batch_size)
+    found: list[list[Tensor]] = [[] for _ in items]
+    for owner, score in zip(owners, scores, strict=True):
+        found[owner].append(score)
+    return [torch.cat(parts) for parts in found]
+
+
+def _continuations(model: Any, pad: int, sequences: list[list[int]], wanted: list[list[list[int]]], batch_size: int) -> list[Tensor]:
+    """Return the log-likelihood of each wanted continuation, whose last token is the one that follows its sequence."""
+    scores: list[Tensor] = [torch.empty(0)] * len(sequences)
+    takes_positions = arch.family_of_config(model.config).takes_positions
+    for indices in _like_lengths(sequences, batch_size):
+        ids_BT, mask_BT = _padded([sequences[index] for index in indices], pad, "left")
+        ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
+        positions = {"position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
+        longest = max(len(wanted[index][0]) for index in indices)
+        out = model(input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=longest, use_cache=False, **positions)
+        logs_BKV = out.logits[:, -longest:].float().log_softmax(-1)  # some detached models give all
+        for logs_KV, index in zip(logs_BKV, indices, strict=True):
+            parts = [logs_KV[-len(ids) :].gather(1, torch.tensor(ids, device=logs_KV.device)[:, None]).sum() for ids in wanted[index]]
+            scores[index] = torch.stack(parts)
+    return [score.cpu() for score in scores]
+
+
+def _like_lengths(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    gaps = [width - len(row) for row in rows]
+    if side == "left":
+        ids_BT = [[pad] * gap + row for gap, row in zip(gaps, rows, strict=True)]
+        mask_BT = [[0] * gap + [1] * (width - gap) for gap in gaps]
+    else:
+        ids_BT = [row + [pad] * gap for gap, row in zip(gaps, rows, strict=True)]
+        mask_BT = [[1] * (width - gap) + [0] * gap for gap in gaps]
+    return torch.tensor(ids_BT), torch.tensor(mask_BT)
+
+
+def calibration(probabilities: Sequence[Sequence[float]], correct: Sequence[int]) -> dict[str, Any]:
+    """Compare how sure a model is (its largest probability) with how often it is right, in ten bins of equal width.
+
+    Returns:
+        `ece`, the mean gap weighted by the bins' sizes, and `bins`: size, mean confidence and accuracy of each (0 where empty).
+    """
+    members: list[list[tuple[float, int]]] = [[] for _ in range(BINS)]
+    for row, right in zip(probabilities, correct, strict=True):
+        confidence = max(row)
+        members[min(int(confidence * BINS), BINS - 1)].append((confidence, right))
+    bins = [(len(b), _mean([c for c, _ in b]), _mean([r for _, r in b])) for b in members]
+    ece = sum(n * abs(confidence - accuracy) for n, confidence, accuracy in bins) / max(1, len(correct))
+    return {"ece": ece, "bins": [list(entry) for entry in bins]}
+
+
+def negative_log_likelihood(probabilities: Sequence[Sequence[float]], targets: Sequence[int]) -> float:
+    """Average -log of the probability of the right answer: finer than accuracy where few items are measured."""
+    picked = [row[target] if 0 <= target < len(row) else 0.0 for row, target in zip(probabilities, targets, strict=True)]
+    return -torch.tensor(picked, dtype=torch.float64).clamp(min=1e-12).log().mean().item()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+@torch.inference_mode()
+def token_loss(model: Any, head: Head, examples: Sequence[Example], pad: int, batch_size: int, causal: bool) -> float:
+    """Average the cross-entropy over all labelled tokens, through a given head on the model's last hidden state.
+
+    Args:
+        model: a language model or classifier, attached or bare; its own head is not used.
+        head: maps hidden states after the final norm to logits over the vocabulary.
+        examples: ids and labels.
+        pad: id to pad with.
+        batch_size: rows at a time.
+        causal: whether the model is a language model, whose own logits are then left out.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    tokens, collate = 0, Collator(pad)
+    for indices in _like_lengths([example["input_ids"] for example in examples], batch_size):
+        batch = collate([examples[index] for index in indices])
+        targets_BT = batch["labels"][:, 1:]
+        predicted_BT = targets_BT != NO_LOSS
+        targets_N = targets_BT[predicted_BT].to(model.device)
+        hidden_BTD = last_hidden(model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), causal)
+        hidden_ND = hidden_BTD[:, :-1][predicted_BT.to(model.device)]
+        total += _summed_loss(head, hidden_ND, targets_N)
+        tokens += len(targets_N)
+    return total.item() / tokens
+
+
+def last_hidden(model: Any, ids_BT: Tensor, mask_BT: Tensor, causal: bool) -> Tensor:
+    """Return the last hidden state after the final norm, (B, T, D): what a language-model head reads."""
+    few = {"logits_to_keep": 1} if causal else {}
+    return model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True, use_cache=False, **few).hidden_states[-1]
+
+
+def _summed_loss(head: Head, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+    start, step = 0, 1024
+    while start < len(targets_N):
+        logits_NV = head(hidden_ND[start : start + step])
+        total += F.cross_entropy(logits_NV.float(), targets_N[start : start + step], reduction="sum")
+        start, step = start + step, max(1, _LOGITS_AT_A_TIME // logits_NV.shape[-1])
+    return total
+
+
+def windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
+    """Take the first tokens of each text, all of them labelled; texts of fewer than two tokens are left out."""
+    ids = [encoded[:length] for encoded in encode_texts(texts, tokenizer, length)]
+    return [Example(input_ids=row, labels=row) for row in ids if len(row) > 1]
+
+
+def ms_per_answer(ask: Callable[[Item], Any], items: Sequence[Item], device: torch.device, warm_up: int = 3) -> float:
+    """Time answers one item at a time and return the median in milliseconds; the first few are not counted."""
+    times = []
+    for number, item in enumerate([*items[:warm_up], *items]):
+        synchronise(device)
+        began = time.perf_counter()
+        ask(item)
+        synchronise(device)
+        if number >= min(warm_up, len(items)):
+            times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
