@@ -1,0 +1,28 @@
+"""The tasks of a study, each written from its own definition; docs/tasks.md has the table."""
+
+from shadowpeft.compare.tasks import arc, clinc, gsm8k, mawps, mmlu, newsgroups, squad, stars
+from shadowpeft.compare.tasks.base import Item, Scores, Task
+from shadowpeft.compare.tasks.source import Source, held_out_text
+from shadowpeft.config import nearest
+from shadowpeft.errors import ConfigError
+
+__all__ = ["TASKS", "Item", "Scores", "Source", "Task", "find", "held_out_text"]
+
+TASKS = {
+    task.name: task
+    for task in (
+        *(gsm8k.TASK, mawps.TASK, squad.TASK, squad.SUBJQA_TASK, mmlu.TASK, arc.EASY, arc.CHALLENGE),
+        *(stars.AMAZON_TASK, stars.SST_TASK, newsgroups.TASK, clinc.TASK),
+    )
+}
+
+
+def find(name: str) -> Task:
+    """Return the task of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)}; the tasks are {', '.join(TASKS)}")
+    return TASKS[name]
