@@ -4,10 +4,15 @@ BIN := .venv/bin
 # One thread a worker: the models in the tests are too small to gain from more.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint types check clean
+.PHONY: demo study-smoke test lint types check clean
 
 demo: .venv/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft demo --report report.html
+
+study-smoke: .venv/.demo
+	rm -rf runs/study-smoke runs/study-smoke-data
+	$(BIN)/python recipes/compare/smoke_data.py runs/study-smoke-data
+	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft compare --config recipes/compare/smoke.yaml
 
 test: .venv/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --cov=shadowpeft --cov-report=term:skip-covered

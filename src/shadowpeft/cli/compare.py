@@ -4,7 +4,6 @@ import importlib.util
 import shlex
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from shadowpeft.cli import FAILURE, INTERRUPTED
 from shadowpeft.compare.study import Study
@@ -34,11 +33,13 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
         print(f"shadowpeft compare: stopped; what was measured is kept; go on with the same command: shadowpeft {words}", file=sys.stderr)
         return INTERRUPTED
     from shadowpeft.cli._models import print_result
+    from shadowpeft.compare.report import terminal
 
     if json:
         print_result(asdict(result), as_json=True)
     else:
-        print(Path(result.table).read_text(encoding="utf-8"), end="")
+        print(terminal(result.results))
+        print(f"in full: {result.table}; every run: {result.rows}", file=sys.stderr)
     for what, keys in (("failed", list(result.failed)), ("could not be run", result.missing)):
         if keys:
             print(f"shadowpeft compare: {len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}", file=sys.stderr)

@@ -19,7 +19,8 @@ from shadowpeft.compare.tasks import find
 from shadowpeft.compare.workers import RunCell, run_cells
 from shadowpeft.errors import ConfigError
 
-Report = Callable[[Study, list[Row], Path, list[Cell]], object]
+# Writes table and plots to a folder and returns the results as plain values.
+Report = Callable[[Study, list[Row], Path, list[Cell]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class StudyResult:
         failed: the cells that ended in an error, with that error.
         missing: the cells that could not be run, since no trial of their method came to a value.
         seconds: how long this session took.
+        results: what the table shows, as plain values.
     """
 
     name: str
@@ -47,6 +49,7 @@ class StudyResult:
     failed: dict[str, str]
     missing: list[str]
     seconds: float
+    results: dict[str, Any]
 
 
 def compare(study: Study, retry: bool = False, run_cell: RunCell | None = None, report: Report | None = None) -> StudyResult:
@@ -107,14 +110,14 @@ def _run_stages(study: Study, ledger: Ledger, run_cell: RunCell, report: Report,
 
 def _finish(study: Study, rows: list[Row], report: Report, began: float) -> StudyResult:
     folder, cells = Path(study.output), expected(study, rows)
-    report(study, rows, folder, cells)
+    results = report(study, rows, folder, cells)
     status = {row["key"]: row for row in rows}
     keys = [cell.key for cell in cells]
     failures = {key: f"{status[key]['status']}: {status[key]['error']}" for key in keys if key in status and status[key]["status"] != "ok"}
     missing = [key for key in keys if key not in status]
-    path, done = folder / f"compare-{study.name}.jsonl", len(keys) - len(missing) - len(failures)
-    seconds = time.perf_counter() - began
-    return StudyResult(str(study.name), study.output, str(path), str(folder / "table.md"), len(keys), done, failures, missing, seconds)
+    path, table = folder / f"compare-{study.name}.jsonl", folder / "table.md"
+    done, seconds = len(keys) - len(missing) - len(failures), time.perf_counter() - began
+    return StudyResult(str(study.name), study.output, str(path), str(table), len(keys), done, failures, missing, seconds, results)
 
 
 def _report_unless_it_fails(report: Report, study: Study, ledger: Ledger) -> None:
@@ -132,9 +135,14 @@ def _run_cell() -> RunCell:
 
 
 def _report() -> Report:
-    from shadowpeft.compare.report import report
+    from shadowpeft.compare import plots, report
 
-    return report
+    def write(study: Study, rows: list[Row], folder: Path, cells: list[Cell]) -> dict[str, Any]:
+        plots.draw(study, rows, folder)
+        report.report(study, rows, folder, cells)
+        return report.summary(study, rows, cells)
+
+    return write
 
 
 # What is checked before any work

@@ -4,6 +4,7 @@ A cell that fails is handed back as a row that says so; the others go on.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -56,7 +57,8 @@ def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
         rows = failed(cell, "out-of-memory", " ".join(str(error).split()))
     except Exception as error:  # whatever it is, it is recorded and the study goes on
         rows = failed(cell, "crashed", _describe(error))
-    if torch.cuda.is_available():  # outside the handlers: until these end, the error's frames hold their tensors
+    gc.collect()  # outside the handlers: until these end, the error's frames hold their tensors
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return rows
 
