@@ -215,6 +215,7 @@ def test_the_report_says_what_the_rows_say(tmp_path):
     """Catches a figure in the wrong column, line or unit."""
     plan = study(tmp_path)
     rows = study_rows()
+    rows[0]["metrics"]["nll"] = 2.5
     rows.append(row(MODELS[0], "mawps", "lora", trained_on="gsm8k", correct="1" * 30 + "0" * 70))
     rows.append(row(MODELS[0], "mawps", "shadow", trained_on="gsm8k", correct="1" * 40 + "0" * 60))
     text = report(plan, rows, tmp_path).read_text()
@@ -239,6 +240,7 @@ def test_the_report_says_what_the_rows_say(tmp_path):
     assert float(found["ECE"].split(" ± ")[0]) == pytest.approx(100 * np.mean([each["calibration"]["ece"] for each in mine]), abs=0.06)
     assert lines["lora", "attached"]["to LoRA"] == "-"
     assert "| mawps | shadow | attached | accuracy | 100 | 40.0 | +10.00 | " in text
+    assert "| nll | 2.500 | - | - | - |" in text
     assert "accuracy on 300 test items, 3 seeds, rank 16." in text
     assert "## Missing cells\n\nNone." in text
     average = table_of(text, "Averages over tasks and models")[4]

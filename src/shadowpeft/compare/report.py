@@ -285,8 +285,13 @@ def _details(lines: Sequence[Line]) -> str:
     others = [name for name in names if name != primary]
     if not others:
         return ""
-    cells = [[name, *(percent(line.estimate(f"metrics.{name}")) for line in lines)] for name in others]
+    cells = [[name, *(_metric(name, line.estimate(f"metrics.{name}")) for line in lines)] for name in others]
     return f"Further metrics:\n\n{table(['metric', *(line.name for line in lines)], cells)}"
+
+
+def _metric(name: str, value: Estimate | None) -> str:
+    """Write a metric: a share as a percentage, a loss in nats."""
+    return nats(value).lstrip("+") if name in ("nll", "loss") else percent(value)
 
 
 def _scaling(results: Results) -> str:

@@ -157,7 +157,7 @@ class Results:
     def _average(self, lines: list[Line]) -> "Average":
         compared = [line for line in lines if line in self._paired]
         pairs = [(line, reference) for line in compared if (reference := self.reference(line))]
-        cells = [(line.task, self._paired[line]) for line in compared]
+        cells = [(line.rows[0].get("items_digest") or line.task, self._paired[line]) for line in compared]
         ratios = [ratio for line in lines if (ratio := self.size_ratio(line)) is not None]
         return Average(
             lines[0].method,
