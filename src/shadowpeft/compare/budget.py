@@ -91,16 +91,16 @@ def match(budget: int, costs: Costs, proportions: Proportions = PREFERRED) -> Ma
     sizes = {**costs.defaults, **costs.given}
     if "update" in costs.defaults and "update" not in costs.given:
         sizes["update"] = max(1, min(sizes["update"], int(proportions.update * budget / costs.per_update)))
-    smallest = {"mlp": 1} if "mlp" in costs.defaults and "mlp" not in costs.given else {}
     floor = costs.rest + costs.per_rank * costs.given.get("r", 1) + costs.per_update * sizes.get("update", 0)
     room = min(proportions.backbone * budget, budget - floor)
     backbone = _attention(costs, sizes, room, proportions)
-    if smallest and backbone.fixed + backbone.per_mlp * sizes["mlp"] > room:
+    narrows = "mlp" not in costs.given and backbone.per_mlp > 0
+    if narrows and backbone.fixed + backbone.per_mlp * sizes["mlp"] > room:
         sizes["mlp"] = _even((room - backbone.fixed) / backbone.per_mlp)
     if "r" not in costs.given:
         left = budget - costs.count(backbone, {**sizes, "r": 0})
         sizes["r"] = max(1, round(left / costs.per_rank))
-    if smallest and sizes["mlp"] < costs.defaults["mlp"]:  # one unit of r is coarse where the budget is small
+    if narrows and sizes["mlp"] < costs.defaults["mlp"]:  # one unit of r is coarse where the budget is small
         left = budget - costs.count(backbone, {**sizes, "mlp": 0})
         sizes["mlp"] = min(costs.defaults["mlp"], _even(left / backbone.per_mlp))
     chosen = {costs.names[size]: value for size, value in sizes.items()}
@@ -145,7 +145,7 @@ def _attention(costs: Costs, sizes: Sizes, room: float, proportions: Proportions
     """Take the largest attention that leaves the MLP its share; where the whole backbone fits, the base's own."""
     for backbone in costs.backbones:
         fits_whole = backbone.fixed + backbone.per_mlp * sizes.get("mlp", 0) <= room
-        if fits_whole or ("mlp" not in costs.given and backbone.per_mlp and backbone.fixed <= proportions.attention * room):
+        if fits_whole or ("mlp" not in costs.given and backbone.per_mlp > 0 and backbone.fixed <= proportions.attention * room):
             return backbone
     return costs.backbones[-1]
 

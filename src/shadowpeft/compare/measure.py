@@ -121,10 +121,21 @@ def _continuations(model: Any, pad: int, sequences: list[list[int]], wanted: lis
         longest = max(len(wanted[index][0]) for index in indices)
         out = model(input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=longest, use_cache=False, **positions)
         logs_BKV = out.logits[:, -longest:].float().log_softmax(-1)  # some detached models give all
-        for logs_KV, index in zip(logs_BKV, indices, strict=True):
-            parts = [logs_KV[-len(ids) :].gather(1, torch.tensor(ids, device=logs_KV.device)[:, None]).sum() for ids in wanted[index]]
-            scores[index] = torch.stack(parts)
-    return [score.cpu() for score in scores]
+        ids_BKC, real_BKC = _aligned([wanted[index] for index in indices], longest)
+        picked_BKC = logs_BKV.gather(2, ids_BKC.to(model.device)).cpu()
+        for row_C, index in zip((picked_BKC * real_BKC).sum(1), indices, strict=True):
+            scores[index] = row_C[: len(wanted[index])]
+    return scores
+
+
+def _aligned(rows: Sequence[list[list[int]]], longest: int) -> tuple[Tensor, Tensor]:
+    """Put the tokens of each row's continuations over the last positions, (B, K, C), and tell tokens (1) from padding (0)."""
+    most = max(map(len, rows))
+    filled = [ids for row in rows for ids in [*row, *([[]] * (most - len(row)))]]
+    padded = [[0] * (longest - len(ids)) + ids for ids in filled]
+    real = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in filled]
+    ids_BKC, real_BKC = (torch.tensor(entry).view(len(rows), most, longest).transpose(1, 2) for entry in (padded, real))
+    return ids_BKC, real_BKC
 
 
 def _like_lengths(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, set
         return Built(base, base, {"head": "trained" if classifies else "none"} if method == "base" else {"trained": "everything"})
     if method in ("lora", "dora", "peft-shadow"):
         config = _peft_config(method, settings, classifies)
-        model: Any = get_peft_model(base, config)
+        model = _adapted(base, config)
         shown = {"target_modules": "all-linear", **settings} if method != "peft-shadow" else settings
         detach = model.base_model.unload_shadow if method == "peft-shadow" else None
         return Built(model, base, shown, detach)
@@ -161,7 +162,7 @@ class _Counter:
             if self.method in ("shadow", "shadow-paper"):
                 model: Any = attach(base, ShadowConfig.from_dict(settings))
             else:
-                model = get_peft_model(base, _peft_config(self.method, settings, classifies=False))
+                model = _adapted(base, _peft_config(self.method, settings, classifies=False))
         marks = (".shadow.", ".shadow_backbone.", ".shadow_projection.") if backbone_alone else ("",)
         return sum(p.numel() for name, p in _trained(model) if any(mark in name for mark in marks))
 
@@ -254,6 +255,12 @@ def _peft_config(method: str, settings: Mapping[str, Any], classifies: bool) -> 
     if method == "peft-shadow":
         return PeftShadowConfig(task_type=task_type, **settings)
     return LoraConfig(**{"task_type": task_type, "target_modules": "all-linear", "use_dora": method == "dora", **settings})
+
+
+def _adapted(base: PreTrainedModel, config: LoraConfig | PeftShadowConfig) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # PEFT sees itself how GPT-2 lays its weights out
+        return get_peft_model(base, config)
 
 
 def _overrides(cell: Cell, study: Study) -> dict[str, Any]:

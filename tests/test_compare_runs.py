@@ -1,0 +1,367 @@
+"""Runs of a comparison: equal budgets, equal training, and measurements that say what they claim, on tiny tasks and models."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import BLOCKS, perturb, tiny_model
+from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config
+
+from shadowpeft import ConfigError, arch, attach
+from shadowpeft.compare import budget, fit, measure, methods, run_cell, tasks
+from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.study import METHODS, Study
+from shadowpeft.compare.tasks.base import Item, Scores, Task
+from shadowpeft.embedded import MODEL
+
+# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "star"]
+MATCHED = ("lora", "dora", "shadow", "shadow-paper", "peft-shadow")
+DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "peft-shadow")
+
+
+def _score(items: Any, answers: Any) -> Scores:
+    correct = [int(item.target == answer) for item, answer in zip(items, answers, strict=True)]
+    return Scores(correct, {"accuracy": sum(correct) / len(correct)})
+
+
+def _text(index: int) -> str:
+    return " ".join(WORDS[(index * step + step) % len(WORDS)] for step in range(1, 4 + index % 5))
+
+
+def _classes(split: str, source: Any) -> list[Item]:
+    return [Item(_text(i), i % 3) for i in range({"train": 20, "validation": 6, "test": 7}[split])]
+
+
+def _questions(split: str, source: Any) -> list[Item]:
+    return [Item(f"Say {_text(i)}:", WORDS[i % 12], f" {WORDS[i % 12]}") for i in range({"train": 20, "validation": 6, "test": 5}[split])]
+
+
+def _choices(split: str, source: Any) -> list[Item]:
+    return [Item(f"{_text(i)} Answer:", i % 4, f" {'ABCD'[i % 4]}", choices=(" A", " B", " C", " D")) for i in range(6)]
+
+
+TASKS = {
+    "classes": Task("classes", "classification", "accuracy", _classes, _score, ("a", "b", "c"), max_length=16),
+    "questions": Task("questions", "generation", "accuracy", _questions, _score, max_length=64, max_new_tokens=3, stop=("\n",)),
+    "choices": Task("choices", "choice", "accuracy", _choices, _score, max_length=64),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random model with a real tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=96, num_hidden_layers=BLOCKS, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    tiny_model("qwen3", config=config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def study(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The settings of a study of two steps, with the tiny tasks known."""
+    for name, task in TASKS.items():
+        monkeypatch.setitem(tasks.TASKS, name, task)
+    (tmp_path / "wiki_en").mkdir()
+    texts = [json.dumps({"text": f"{_text(i)}. " * 20}) for i in range(4)]
+    (tmp_path / "wiki_en" / "validation.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    return Study(
+        model=tiny, tasks="classes", output=str(tmp_path / "out"), data_dir=str(tmp_path), steps=2, batch_size=2, forgetting_rows=3,
+        eval_batch_size=4, shadow_model=tiny, device="cpu", ood=False,
+    )  # fmt: skip
+
+
+def _cell(study: Study, method: str, task: str = "classes", stage: Any = "final", **changes: Any) -> Cell:
+    alpha = 0.3 if "shadow" in method else None
+    return dataclasses.replace(Cell(stage, study.model, task, method, 16, 0, 1e-2, alpha), **changes)
+
+
+# Whole cells
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_trained_and_measured_on_every_kind_of_task(method: str, task: str, study: Study) -> None:
+    """Catches a method that cannot train, detach or be measured on a kind of task, and a row that JSON cannot hold."""
+    rows = run_cell.run_cell(_cell(study, method, task), study)
+    assert [row["mode"] for row in rows] == (["attached", "detached"] if method in DETACHES else ["attached"])
+    for row in rows:
+        json.dumps(row, allow_nan=False)
+        assert 0 <= row["value"] <= 1
+        assert len(row["correct"]) == row["items"]
+        assert row["value"] == pytest.approx(row["correct"].count("1") / row["items"])
+        assert row["ms_per_answer"] > 0
+        assert (row["calibration"] is None) == (task == "questions")
+        trains = method != "base" or task == "classes"
+        assert row["steps"] == (2 if trains else 0)
+        assert (row["train_loss"] is not None) == trains
+    assert math.isfinite(rows[0]["forgetting"])
+    if method in MATCHED:
+        assert abs(rows[0]["trainable"] / methods.lora_parameters(study.model) / 16 - 1) <= 0.05
+    assert (rows[0]["trainable_with_heads"] > rows[0]["trainable"]) == (task == "classes")
+
+
+@pytest.mark.parametrize("method", ["lora", "shadow", "peft-shadow"])
+def test_bfloat16_trains_adapters_in_float32(method: str, study: Study) -> None:
+    """Catches adapters that are trained in bfloat16, where small steps are lost, and a base that is not in it."""
+    cell, half = _cell(study, method), dataclasses.replace(study, bf16=True)
+    built = methods.build(cell, half, TASKS["classes"], 0, torch.device("cpu"))
+    types = {parameter.requires_grad: parameter.dtype for parameter in built.model.parameters()}
+    assert types == {True: torch.float32, False: torch.bfloat16}
+    assert math.isfinite(run_cell.run_cell(cell, half)[0]["train_loss"])
+
+
+def test_search_of_a_generation_task_reads_the_loss_of_validation_alone(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a search that reads the test split, and a loss that counts the prompt."""
+    read = []
+    watched = dataclasses.replace(TASKS["questions"], load=lambda split, source: read.append(split) or _questions(split, source))
+    monkeypatch.setitem(tasks.TASKS, "questions", watched)
+    (row,) = run_cell.run_cell(_cell(study, "base", "questions", "search"), study)
+    assert set(read) == {"validation"}
+    assert row["metric"] == "loss"
+    model, tokenizer = PreTrained(study.model).both()
+    expected = []
+    for item in _questions("validation", None):
+        prompt = tokenizer(item.prompt)["input_ids"]
+        answer = [*tokenizer(item.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        logs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        expected += [-logs[len(prompt) - 1 + place, token].item() for place, token in enumerate(answer)]
+    assert row["value"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_cost_reads_no_test_row_and_times_steps(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a stage that reads the test split once more, and warm-up steps that are counted."""
+    read = []
+    watched = dataclasses.replace(TASKS["classes"], load=lambda split, source: read.append(split) or _classes(split, source))
+    monkeypatch.setitem(tasks.TASKS, "classes", watched)
+    monkeypatch.setattr(run_cell, "TIMED_STEPS", 3)
+    rows = run_cell.run_cell(_cell(study, "shadow", stage="cost"), study)
+    assert "test" not in read
+    assert [row["mode"] for row in rows] == ["attached", "detached"]
+    assert all(row["value"] > 0 and row["ms_per_answer"] > 0 and row["steps"] == 8 for row in rows)
+
+
+def test_detached_row_is_what_the_detached_model_answers(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches rows called detached that were measured attached."""
+    kept: list[methods.Built] = []
+
+    def keeping(*args: Any) -> methods.Built:
+        kept.append(methods.build(*args))
+        return kept[-1]
+
+    monkeypatch.setattr(run_cell, "build", keeping)
+    fast = _cell(study, "shadow", learning_rate=0.3)
+    rows = run_cell.run_cell(fast, study)
+    tokenizer, items = AutoTokenizer.from_pretrained(study.model), _classes("test", None)
+    attached, detached = (
+        measure.answer(model, tokenizer, TASKS["classes"], items, 3, 16) for model in (kept[0].model, kept[0].model.detached())
+    )
+    assert attached.probabilities != detached.probabilities
+    for row, given in zip(rows, (attached, detached), strict=True):
+        sure = given.probabilities
+        assert sure is not None
+        assert row["metrics"]["nll"] == pytest.approx(measure.negative_log_likelihood(sure, [item.target for item in items]), rel=1e-4)
+
+
+def test_cells_do_not_influence_each_other(study: Study) -> None:
+    """Catches a base, a cache or a random state that a cell leaves changed to the next."""
+    cell = _cell(study, "lora", "choices")
+    first = run_cell.run_cell(cell, study)[0]
+    run_cell.run_cell(_cell(study, "full", "choices", learning_rate=0.5), study)
+    again = run_cell.run_cell(cell, study)[0]
+    assert [first[name] for name in ("train_loss", "metrics", "forgetting")] == [
+        again[name] for name in ("train_loss", "metrics", "forgetting")
+    ]
+
+
+def test_rows_are_drawn_the_same_for_every_seed() -> None:
+    """Catches a draw that depends on the cell, so that methods would be compared on different items."""
+    drawn = run_cell.draw(range(100), 10)
+    assert drawn == run_cell.draw(range(100), 10) == sorted(drawn)
+    assert run_cell.draw(range(5), 10) == list(range(5))
+
+
+def test_all_methods_see_the_same_rows_in_the_same_order(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an order that a method's own random draws or the Trainer decide, and steps that are not exactly those asked for."""
+    seen: dict[str, list[Any]] = {}
+    collate = fit.ClassCollator.__call__
+    for method in METHODS:
+        batches = seen.setdefault(method, [])
+        monkeypatch.setattr(fit.ClassCollator, "__call__", lambda self, rows, kept=batches: kept.append(rows) or collate(self, rows))
+        run_cell.run_cell(_cell(study, method, stage="search"), study)
+    assert all(batches == seen["base"] for batches in seen.values())
+    assert [len(batch) for batch in seen["base"]] == [2, 2]
+
+
+def test_order_uses_every_row_once_before_any_twice() -> None:
+    """Catches sampling with replacement, and a second pass in the order of the first."""
+    order = fit.ordered(range(10), 25, seed=3)
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20]
+    assert order == fit.ordered(range(10), 25, seed=3) != fit.ordered(range(10), 25, seed=4)
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "gpt2"])
+def test_budgets_are_met_on_the_real_model(model_type: str, study: Study, tmp_path: Path) -> None:
+    """Catches a count on the meta device that the real model does not have, in families with other sizes and layouts."""
+    tiny_model(model_type).save_pretrained(tmp_path / model_type)
+    for method in MATCHED:
+        for rank in (12, 24):
+            cell = _cell(study, method, "choices", model=str(tmp_path / model_type), rank=rank)
+            built = methods.build(cell, study, TASKS["choices"], 0, torch.device("cpu"))
+            wanted = methods.lora_parameters(cell.model) * rank
+            assert abs(built.trainable() - wanted) <= 0.05 * wanted, (method, rank, built.config)
+
+
+def test_whole_backbone_is_kept_where_it_fits_and_shrunk_to_its_share_where_not(tiny: str) -> None:
+    """Catches a search that spends everything on one part, or shrinks what fits."""
+    roomy, tight = methods.matched(tiny, "shadow", 400), methods.matched(tiny, "shadow", 8)
+    assert "shadow_attention_heads" not in roomy
+    assert roomy["shadow_intermediate_size"] == 96
+    assert tight["shadow_intermediate_size"] < 96
+    assert tight["r"] > 1
+
+
+def test_given_sizes_stay_as_given(tiny: str) -> None:
+    """Catches a search that overrules the user."""
+    given = (("shadow_attention_heads", 2), ("shadow_intermediate_size", 24), ("update_width", 3))
+    found = methods.matched(tiny, "shadow", 16, given)
+    assert dict(given).items() <= found.items()
+
+
+def test_unmatchable_budget_is_one_sentence_with_the_rank_that_would_do(tiny: str) -> None:
+    """Catches a comparison at unequal budgets, and advice that does not work."""
+    with pytest.raises(ConfigError, match=r"peft-shadow cannot be matched .* nearest it comes is [\d,]+, .*; rank \d+ would do") as caught:
+        methods.matched(tiny, "peft-shadow", 1)
+    methods.matched(tiny, "peft-shadow", int(str(caught.value).split("rank ")[-1].split()[0]))
+
+
+def test_match_fills_the_budget_whatever_it_costs() -> None:
+    """Catches rounding that leaves more than the tolerance unspent."""
+    whole, half = budget.Backbone({}, 4000, 30), budget.Backbone({"heads": 1}, 2000, 30)
+    names = {"r": "r", "mlp": "width", "update": "update"}
+    costs = budget.Costs(names, {}, {"mlp": 200, "update": 10}, (whole, half), per_rank=100, per_update=150, rest=64)
+    for wanted in (5000, 8000, 20_000, 100_000):
+        found = budget.match(wanted, costs)
+        assert found.meets(wanted), found
+    assert found.settings == {"width": 200, "update": 10, "r": 884}
+
+
+@pytest.mark.parametrize(("method", "setting"), [("lora", "lora_droput"), ("shadow", "drop"), ("full", "r"), ("peft-shadow", "alpha")])
+def test_unknown_override_is_refused_by_name(method: str, setting: str, study: Study) -> None:
+    """Catches a misspelt setting that is silently not applied."""
+    wrong = dataclasses.replace(study, methods=method, overrides={method: {setting: 0.1}})
+    with pytest.raises(ConfigError, match=f"overrides of {method}: unknown setting '{setting}'"):
+        methods.build(_cell(study, method), wrong, TASKS["classes"], 0, torch.device("cpu"))
+
+
+def test_overrides_and_alpha_reach_the_models(study: Study) -> None:
+    """Catches settings that are recorded but not used."""
+    given = {"lora": {"lora_dropout": 0.5}, "shadow": {"dropout": 0.4, "shadow_layers": 1.0}}
+    changed = dataclasses.replace(study, methods="lora,shadow,peft-shadow", overrides=given)
+    built = {
+        method: methods.build(_cell(study, method, alpha=alpha), changed, TASKS["choices"], 0, torch.device("cpu"))
+        for method, alpha in (("lora", None), ("shadow", 0.7), ("peft-shadow", 0.7))
+    }
+    ours = built["shadow"].model.adapters["default"].settings
+    assert (ours.alpha, ours.dropout, ours.shadow_layers) == (0.7, 0.4, 1)
+    assert built["lora"].model.peft_config["default"].lora_dropout == 0.5
+    assert built["peft-shadow"].model.peft_config["default"].shadow_alpha == 0.7
+
+
+# Measurements
+
+
+@dataclasses.dataclass
+class PreTrained:
+    """A model folder."""
+
+    folder: str
+
+    def both(self) -> tuple[PreTrainedModel, Any]:
+        from shadowpeft import files
+
+        return files.load_model(self.folder, torch.float32).eval(), AutoTokenizer.from_pretrained(self.folder)
+
+
+@pytest.mark.parametrize("choices", [(" A", " B", " C"), (" one two", " star", " blue cat dog")])
+@torch.inference_mode()
+def test_likelihood_of_choices_equals_one_at_a_time(choices: tuple[str, ...], tiny: str) -> None:
+    """Catches an offset by one, padding that is attended to, and a short cut that differs from the long way."""
+    model, tokenizer = PreTrained(tiny).both()
+    items = [Item(f"{_text(i)} Answer:", 0, choices=choices[: 3 - i % 2]) for i in range(5)]
+    given = measure.answer(model, tokenizer, TASKS["choices"], items, 2, 64)
+    for item, found in zip(items, given.probabilities or [], strict=True):
+        scores = []
+        for choice in item.choices:
+            prompt, ids = tokenizer(item.prompt)["input_ids"], tokenizer(choice, add_special_tokens=False)["input_ids"]
+            logs = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            scores.append(sum(logs[len(prompt) - 1 + place, token].item() for place, token in enumerate(ids)))
+        assert found == pytest.approx(torch.tensor(scores).softmax(-1).tolist(), abs=1e-5)
+
+
+@torch.inference_mode()
+def test_classes_equal_one_at_a_time(study: Study) -> None:
+    """Catches answers that come back in another order, and padding that moves the pooled token."""
+    built = methods.build(_cell(study, "lora"), study, TASKS["classes"], 0, torch.device("cpu"))
+    model, tokenizer = built.model.eval(), AutoTokenizer.from_pretrained(study.model)
+    items = _classes("test", None)
+    given = measure.answer(model, tokenizer, TASKS["classes"], items, 3, 16)
+    for item, found in zip(items, given.probabilities or [], strict=True):
+        assert found == pytest.approx(model(**tokenizer(item.prompt, return_tensors="pt")).logits[0].softmax(-1).tolist(), abs=1e-5)
+
+
+def test_answers_end_at_the_first_stop_text() -> None:
+    """Catches an answer scored with what the model rambled afterwards."""
+    assert measure._stopped("4\nQuestion: five\n\n", ("Question", "\n")) == "4"
+    assert measure._stopped("4", ("\n",)) == "4"
+
+
+def test_calibration_of_known_probabilities() -> None:
+    """Catches bins that are off by one, a confidence of 1 without a bin, and an error that is not weighted by size."""
+    sure = [[1.0, 0.0], [0.95, 0.05], [0.45, 0.55], [0.6, 0.4]]
+    found = measure.calibration(sure, [1, 0, 1, 0])
+    assert [entry[0] for entry in found["bins"]] == [0, 0, 0, 0, 0, 1, 1, 0, 0, 2]
+    assert found["bins"][9][1:] == [pytest.approx(0.975), 0.5]
+    assert found["ece"] == pytest.approx((2 * 0.475 + 0.45 + 0.6) / 4)
+
+
+@pytest.mark.parametrize("task", ["choices", "classes"])
+@pytest.mark.parametrize("method", ["base", "lora", "dora", "shadow", "peft-shadow"])
+def test_untrained_forgets_nothing_and_perturbed_something(method: str, task: str, study: Study) -> None:
+    """Catches a forgetting that measures another head, other text or other precision than the base's loss."""
+    reference = run_cell._reference(study.model, study.data_dir, 3, False, 4, torch.device("cpu"))
+    built = methods.build(_cell(study, method, task), study, TASKS[task], 0, torch.device("cpu"))
+    built.model.eval()
+    slack = 1e-5 if method == "dora" else 0.0  # it multiplies by a norm that it divides by
+    assert abs(reference.forgetting(built)) <= slack
+    if method != "base":
+        perturb(built.model)
+        assert abs(reference.forgetting(built)) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gpt2", "opt", "bloom"])
+@torch.inference_mode()
+def test_last_hidden_state_is_what_the_head_reads(model_type: str) -> None:
+    """Catches a state from before the final norm, which some families' outputs hold."""
+    ids = torch.arange(3, 21).view(2, 9)
+    base = tiny_model(model_type)
+    shadowed = perturb(attach(tiny_model(model_type)))
+    for model, stock in ((base, base), (shadowed, shadowed.base)):
+        hidden = measure.last_hidden(model, ids, torch.ones_like(ids), causal=True)
+        assert torch.equal(arch.logits(stock, hidden), model(ids, use_cache=False).logits)
