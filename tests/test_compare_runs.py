@@ -365,3 +365,13 @@ def test_last_hidden_state_is_what_the_head_reads(model_type: str) -> None:
     for model, stock in ((base, base), (shadowed, shadowed.base)):
         hidden = measure.last_hidden(model, ids, torch.ones_like(ids), causal=True)
         assert torch.equal(arch.logits(stock, hidden), model(ids, use_cache=False).logits)
+
+
+def test_long_texts_are_cut_and_long_prompts_dropped(tiny: str) -> None:
+    """Catches answers that are cut off, on which a model would learn to stop early, and a text without tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    long, short = Item("cat " * 50, 1, " dog"), Item("cat", 0, " dog")
+    (kept,) = fit.encode_items(TASKS["questions"], [long, short], tokenizer, 16)
+    assert kept["input_ids"][-1] == kept["labels"][-1] == tokenizer.eos_token_id
+    texts = fit.encode_items(TASKS["classes"], [long, short, Item("", 2)], tokenizer, 16)
+    assert [len(text["input_ids"]) for text in texts] == [16, 1, 1]
