@@ -1,0 +1,1 @@
+"""Compare ways of adapting a model: equal budgets, equal search, validation for choices, one reading of the test split."""
