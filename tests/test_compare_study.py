@@ -1,6 +1,8 @@
 """A study from its settings to its record: what is refused, what runs when, and what an interruption leaves."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -90,6 +92,14 @@ def interrupted(cell: Cell, settings: Study) -> list[dict]:
     rows = measured(cell, settings)
     if len(called(settings)) == 3:
         raise KeyboardInterrupt
+    return rows
+
+
+def crowded(cell: Cell, settings: Study) -> list[dict]:
+    """Find room for the shadow only outside the pool, and for LoRA nowhere."""
+    rows = measured(cell, settings)
+    if cell.method == "lora" or (cell.method == "shadow" and multiprocessing.parent_process() is not None):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
     return rows
 
 
@@ -236,6 +246,27 @@ def test_ranks_and_seeds_of_the_final_cells(small):
     assert {cell.rank for cell in schedule.search_cells(settings)} == {4}
 
 
+def test_every_place_has_its_first_run_before_any_has_its_second(small):
+    """Catches a study that, stopped half way, has measured one method to the end and another not at all."""
+    settings = replace(small, methods="lora,shadow,full", ranks="4,8", trials=3)
+    places = [("clinc150", "lora"), ("gsm8k", "lora"), ("clinc150", "shadow"), ("gsm8k", "shadow"), ("clinc150", "full"), ("gsm8k", "full")]
+    trials = schedule.search_cells(settings)
+    assert [(cell.task, cell.method) for cell in trials] == 3 * places
+    for number, (rate, alpha) in enumerate(settings.candidates("shadow")):
+        assert [(cell.learning_rate, cell.alpha) for cell in trials[6 * number + 2 : 6 * number + 4]] == 2 * [(rate, alpha)]
+    finals = schedule.final_cells(settings, schedule.choices(settings, []))
+    runs = [(cell.rank, cell.seed, cell.task, cell.method) for cell in finals]
+    first, second = ([(seed, *place) for seed in (0, 1) for place in places[:count]] for count in (6, 4))
+    assert runs == [(4, *run) for run in first] + [(8, *run) for run in second], "full is run at one rank"
+
+
+def test_neighbours_differ_in_task(small):
+    """Catches runs side by side that all need the most memory at once."""
+    settings = replace(small, methods="lora,shadow,full")
+    for cells in (schedule.search_cells(settings), schedule.final_cells(settings, schedule.choices(settings, []))):
+        assert all(one.task != other.task for one, other in itertools.pairwise(cells))
+
+
 # The record
 
 
@@ -367,6 +398,38 @@ def test_a_worker_that_dies_is_replaced(small):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_out_of_memory_beside_others_is_run_again_alone(small):
+    """Catches a cell that is given up, or recorded twice, since its neighbours held the memory."""
+    settings = replace(small, workers=2, tasks="clinc150", methods="base,lora,shadow", trials=1)
+    done: list[tuple[Cell, list[dict]]] = []
+    cells = schedule.search_cells(settings)
+    workers.run_cells(cells, settings, crowded, lambda cell, rows, device: done.append((cell, rows)))
+    outcomes = sorted((cell.method, rows[0]["status"]) for cell, rows in done)
+    assert outcomes == [("base", "ok"), ("lora", "out-of-memory"), ("shadow", "ok")]
+    assert sorted(called(settings)) == sorted([cell.key for cell in cells] + [cell.key for cell in cells if cell.method != "base"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+    ids=["torch", "cublas", "cuda"],
+)
+def test_out_of_memory_in_all_its_words(small, error):
+    """Catches a library's own words for it, recorded as a crash and not run again alone."""
+
+    def full(cell: Cell, settings: Study) -> list[dict]:
+        raise error
+
+    cell = schedule.search_cells(small)[0]
+    assert workers.attempt(cell, small, full)[0]["status"] == "out-of-memory"
+
+
+@pytest.mark.slow
 def test_workers_share_the_cells_and_costs_run_alone(small):
     """Catches a pool that uses one process, and times that are taken while other cells compute."""
     settings = replace(small, workers=2, methods="lora,shadow", tasks="clinc150", seeds=1)
@@ -414,6 +477,18 @@ def test_a_folder_of_something_else(small, tmp_path):
         go(small)
     with pytest.raises(ConfigError, match="output must be a folder"):
         go(replace(small, output=str(tmp_path / "out" / "thesis.txt")))
+
+
+def test_commit_of_a_copy_without_history(small, monkeypatch):
+    """Catches rows from a rented machine that nobody can tell the code of, and a name that overrules the checkout's own."""
+    monkeypatch.setenv("SHADOWPEFT_COMMIT", "1234abcd")
+    monkeypatch.setattr(ledger, "_git", lambda folder, *words: None)
+    assert ledger.commit() == "1234abcd"
+    monkeypatch.setattr(ledger, "_git", lambda folder, *words: {"rev-parse": "5678", "status": ""}.get(words[0], ""))
+    assert ledger.commit() == "5678"
+    monkeypatch.delenv("SHADOWPEFT_COMMIT")
+    monkeypatch.setattr(ledger, "_git", lambda folder, *words: None)
+    assert ledger.commit() is None
 
 
 def test_two_processes_cannot_share_a_study(small):

@@ -34,6 +34,4 @@ class Cell:
     def key(self) -> str:
         """Name the cell in one line; equal keys are equal work."""
         alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
-        return (
-            f"{self.stage} {self.model} {self.task} {self.method} rank={self.rank} seed={self.seed} lr={self.learning_rate:g}{alpha}"
-        )
+        return f"{self.stage} {self.model} {self.task} {self.method} rank={self.rank} seed={self.seed} lr={self.learning_rate:g}{alpha}"

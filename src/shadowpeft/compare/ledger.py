@@ -225,10 +225,13 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Name the commit of the package's own checkout, with "+changes" where files of the package differ; `None` without a checkout."""
+    """Name the commit of the package's own checkout, with "+changes" where files of the package differ.
+
+    Where the code runs from a copy without its history, the environment variable SHADOWPEFT_COMMIT may name it; else `None`.
+    """
     package = Path(shadowpeft.__file__).parent
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # installed, perhaps inside another project's checkout
-        return None
+        return os.environ.get("SHADOWPEFT_COMMIT")
     head = _git(package, "rev-parse", "HEAD")
     return f"{head}+changes" if head and _git(package, "status", "--porcelain", "--", ".") else head
 

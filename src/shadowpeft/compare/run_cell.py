@@ -26,7 +26,7 @@ from shadowpeft.errors import DataError
 from shadowpeft.evaluate import padding_id
 
 WINDOW = 256
-TIMED_ITEMS, TIMED_TOKENS = 16, 32
+TIMED_ITEMS, TIMED_TOKENS = 8, 32
 WARM_UP_STEPS, TIMED_STEPS = 5, 20
 _ROWS_SEED = 0
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product, zip_longest
 from typing import Any
 
 from shadowpeft.compare.cell import Cell
@@ -58,18 +59,19 @@ def choices(study: Study, rows: Iterable[Row]) -> dict[Place, Choice | None]:
 
 
 def search_cells(study: Study) -> list[Cell]:
-    """List the trials: one seed, the first rank, every method equally many."""
-    return [cell for place in _places(study) for cell in _trials(study, place)]
+    """List the trials: one seed, the first rank, every method equally many; the first trial of each comes first."""
+    rounds = zip_longest(*(_trials(study, place) for place in _places(study)))
+    return [cell for trials in rounds for cell in trials if cell is not None]
 
 
 def final_cells(study: Study, chosen: dict[Place, Choice | None]) -> list[Cell]:
-    """List the runs that are reported: every rank and seed, where these make a difference."""
+    """List the runs that are reported: every rank and seed, where these make a difference; the first seed of each comes first."""
     cells = []
-    for place in _places(study):
-        template = _chosen_cell(place, study, chosen)
-        ranks = study.budgets if place[2] not in ("base", "full") else study.budgets[:1]
-        seeds = range(1) if _is_untrained(place) else range(study.seeds)
-        cells += [replace(template, rank=rank, seed=seed) for rank in ranks for seed in seeds]
+    for rank, seed in product(study.budgets, range(study.seeds)):
+        for place in _places(study):
+            if (seed and _is_untrained(place)) or (rank != study.budgets[0] and place[2] in ("base", "full")):
+                continue
+            cells.append(replace(_chosen_cell(place, study, chosen), rank=rank, seed=seed))
     return cells
 
 
@@ -79,7 +81,8 @@ def cost_cells(study: Study, chosen: dict[Place, Choice | None]) -> list[Cell]:
 
 
 def _places(study: Study) -> list[Place]:
-    return [(model, task, method) for model in study.names("model") for task in study.names("tasks") for method in study.names("methods")]
+    """List what is compared; neighbours differ in task, so that runs side by side do not all need the most memory at once."""
+    return [(model, task, method) for method in study.names("methods") for model in study.names("model") for task in study.names("tasks")]
 
 
 def _place(cell: Cell) -> Place:

@@ -21,6 +21,7 @@ from shadowpeft.compare.study import Study
 
 RunCell = Callable[[Cell, Study], list[Row]]
 Done = Callable[[Cell, list[Row], str], object]  # takes the name of the device, too
+_NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what libraries below torch's allocator say
 
 
 def run_cells(cells: Sequence[Cell], study: Study, run_cell: RunCell, done: Done, alone: bool = False) -> None:
@@ -40,11 +41,21 @@ def run_cells(cells: Sequence[Cell], study: Study, run_cell: RunCell, done: Done
         for cell in cells:
             done(cell, attempt(cell, study, run_cell), name)
         return
+    crowded: list[Cell] = []
+
+    def keep(cell: Cell, rows: list[Row], device: str) -> None:
+        if rows[0]["status"] == "out-of-memory":
+            crowded.append(cell)
+        else:
+            done(cell, rows, device)
+
     pool = _Pool(study, run_cell, [index % gpus if gpus else None for index in range(width)])
     try:
-        pool.run(cells, done)
+        pool.run(cells, keep)
     finally:
         pool.stop()
+    if crowded:  # beside others there was no room; whether there is any is known only of a cell that has the device to itself
+        run_cells(crowded, study, run_cell, done, alone=True)
 
 
 def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
@@ -53,10 +64,11 @@ def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
 
     try:
         return run_cell(cell, study)
-    except torch.OutOfMemoryError as error:
-        rows = failed(cell, "out-of-memory", " ".join(str(error).split()))
     except Exception as error:  # whatever it is, it is recorded and the study goes on
-        rows = failed(cell, "crashed", _describe(error))
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            rows = failed(cell, "out-of-memory", " ".join(str(error).split()))
+        else:
+            rows = failed(cell, "crashed", _describe(error))
     gc.collect()  # outside the handlers: until these end, the error's frames hold their tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
