@@ -326,10 +326,13 @@ def test_classes_equal_one_at_a_time(study: Study) -> None:
         assert found == pytest.approx(model(**tokenizer(item.prompt, return_tensors="pt")).logits[0].softmax(-1).tolist(), abs=1e-5)
 
 
-def test_answers_end_at_the_first_stop_text() -> None:
-    """Catches an answer scored with what the model rambled afterwards."""
-    assert measure._stopped("4\nQuestion: five\n\n", ("Question", "\n")) == "4"
-    assert measure._stopped("4", ("\n",)) == "4"
+def test_answers_end_at_the_first_stop_text(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an answer scored with what the model rambled afterwards, and one that a line break before it empties."""
+    model, tokenizer = PreTrained(tiny).both()
+    told = ["4\nQuestion: five\n\n", "\n\n 4 \nQuestion", "4", "\n"]
+    monkeypatch.setattr(measure, "greedy_answers", lambda *args, **kwargs: told)
+    task = dataclasses.replace(TASKS["questions"], stop=("Question", "\n"))
+    assert measure.answer(model, tokenizer, task, [Item("What?", "4")] * 4, 4, 64).answers == ["4", "4", "4", ""]
 
 
 def test_calibration_of_known_probabilities() -> None:

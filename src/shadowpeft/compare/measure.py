@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from shadowpeft import arch
 from shadowpeft.compare.fit import encode_texts, synchronise
 from shadowpeft.compare.tasks.base import Item, Task
+from shadowpeft.compare.tasks.scoring import until_stop
 from shadowpeft.encode import NO_LOSS, Collator, Example, encode_prompt
 from shadowpeft.evaluate import greedy_answers, padding_id
 from shadowpeft.rows import Row
@@ -66,17 +67,12 @@ def answer(
     room = None if limit is None else max(1, limit - new)
     prompts = [prompt if room is None else prompt[-room:] for prompt in prompts]
     texts = greedy_answers(model, tokenizer, prompts, new, batch_size, progress=False, limit=limit)
-    return Answers([_stopped(text, task.stop) for text in texts])
+    return Answers([until_stop(text, task.stop) for text in texts])
 
 
 def _by_probability(rows: list[Tensor]) -> Answers:
     probabilities = [row.float().softmax(-1).tolist() for row in rows]
     return Answers([max(range(len(row)), key=row.__getitem__) for row in probabilities], probabilities)
-
-
-def _stopped(text: str, stop: Sequence[str]) -> str:
-    ends = [place for mark in stop if (place := text.find(mark)) >= 0]
-    return text[: min(ends)] if ends else text
 
 
 def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], batch_size: int, max_length: int) -> list[Tensor]:
