@@ -123,7 +123,7 @@ def test_opt_with_projected_embeddings_is_refused() -> None:
 # Attach
 
 
-@pytest.mark.parametrize("variant", ["paper", "peft"])
+@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 @torch.no_grad()
 def test_a_fresh_shadow_changes_nothing_and_a_moved_one_does(model_type: str, variant: Any) -> None:
     """Catches a shadow that disturbs the base before training, and one that is not wired in at all."""
@@ -146,7 +146,7 @@ def test_the_bare_base_is_reachable(shadowed: ShadowedModel, model_type: str) ->
 # Training
 
 
-@pytest.mark.parametrize("variant", ["paper", "peft"])
+@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, variant: Any) -> None:
     """Catches a trainable tensor that gets no gradient (dead, or an error under DDP), a base that trains, a loss that stays."""
     model = attached(tiny_model(model_type), ShadowConfig(variant=variant, dropout=0.0, shadow_loss_weight=0.5)).train()

@@ -1,6 +1,7 @@
 """One adapter: a shadow, the boundary weights, and for classification its two heads. All that is trained, and all that is saved."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from shadowpeft import arch
 from shadowpeft.boundary import Injection, Update
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.ops import DropoutSite, boundary, inject
+from shadowpeft.ops import DropoutSite, boundary, correct, inject, read, update
 from shadowpeft.shadow import Shadow
 
 
@@ -69,13 +70,14 @@ class Adapter(nn.Module):
                 "base's type (the default)"
             )
 
-    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)).
 
         Args:
             block: index of the block about to run, from 0.
             h_BTD: what the previous block put out (the embeddings for block 0).
             s_BTD: the shadow state before the previous block.
+            norm: the frozen input norm of the block about to run; only the variant `normed` reads through it.
 
         Returns:
             The block's input and the shadow state beside it.
@@ -83,14 +85,20 @@ class Adapter(nn.Module):
         i = block - self.settings.inject_from
         if i < 0:
             return h_BTD, s_BTD
-        paper = self.settings.variant == "paper"
         dropout = self.settings.dropout if self.training else 0.0
+        if self.settings.variant == "normed":
+            x_BTD = read(h_BTD, norm)
+            if i > 0:
+                s_BTD = update(x_BTD, s_BTD, self._update(i - 1).weights(None))
+            return correct(h_BTD, x_BTD, s_BTD, self._injection(i).weights(), self.settings.alpha, dropout), s_BTD
+        paper = self.settings.variant == "paper"
         site: DropoutSite = "bottleneck" if paper else "delta"
         injection = self._injection(i).weights()
         if i == 0:
             return inject(h_BTD, s_BTD, injection, self.settings.alpha, dropout, site), s_BTD
-        update = self._update(i - 1).weights(self.norm)
-        return boundary(h_BTD, s_BTD, update, injection, self.settings.alpha, dropout, dropout if paper else 0.0, site)
+        return boundary(
+            h_BTD, s_BTD, self._update(i - 1).weights(self.norm), injection, self.settings.alpha, dropout, dropout if paper else 0.0, site
+        )
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]

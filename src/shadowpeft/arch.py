@@ -4,6 +4,7 @@ To add a family, add a row and a tiny configuration to `tests/families.py`; `doc
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,7 @@ class Family:
         classifier: class name of the sequence classifier (its head is `score`).
         decoder: path from either class to the module that loops over the blocks.
         blocks: the decoder's attribute that holds the blocks.
+        input_norm: a block's norm that its attention reads through, `None` where it reads the stream itself.
         embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow borrows them.
         mlp: config field of the MLP width, `None` where it follows from the hidden width.
         kv_heads: config field of the number of key and value heads, `None` where there is none.
@@ -46,6 +48,7 @@ class Family:
     classifier: str
     decoder: str = "model"
     blocks: str = "layers"
+    input_norm: str | None = "input_layernorm"
     embeddings: tuple[str, ...] = ("embed_tokens",)
     mlp: str | None = "intermediate_size"
     kv_heads: str | None = "num_key_value_heads"
@@ -72,13 +75,13 @@ FAMILIES: dict[str, Family] = {
             "Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None,
             rope_switch="original_max_position_embeddings",
         ),
-        Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None),
+        Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None),
         Family(
-            "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder",
+            "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder", input_norm="self_attn_layer_norm",
             embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None,
         ),
         Family(
-            "GPT-2", "gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification", decoder="transformer", blocks="h",
+            "GPT-2", "gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification", decoder="transformer", blocks="h", input_norm="ln_1",
             embeddings=("wte", "wpe"), mlp="n_inner", kv_heads=None, head_dim=None,
         ),
         Family(
@@ -95,7 +98,7 @@ FAMILIES: dict[str, Family] = {
             passes_kwargs=False, takes_positions=False, mask_fills_cache=True,
         ),
         Family(
-            "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer", blocks="h",
+            "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer", blocks="h", input_norm="ln_1",
             embeddings=("wte",), mlp="n_inner", kv_heads=None, head_dim=None, passes_kwargs=False,
         ),
     )
@@ -172,6 +175,21 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     blocks = decoder_of(model).get_submodule(family_of(model).blocks)
     assert isinstance(blocks, nn.ModuleList)
     return blocks
+
+
+def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
+    """Return the norm that a block's attention reads the stream through; the identity where there is none.
+
+    Falcon's newer layout keeps one norm for the attention beside another for the MLP, under a name of its own.
+    """
+    if family.input_norm is None:
+        return _unchanged
+    name = "ln_attn" if family.model_type == "falcon" and hasattr(block, "ln_attn") else family.input_norm
+    return getattr(block, name)
+
+
+def _unchanged(h_BTD: Tensor) -> Tensor:
+    return h_BTD
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:

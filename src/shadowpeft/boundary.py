@@ -15,8 +15,8 @@ class Injection(nn.Module):
         super().__init__()
         self.down = nn.Linear(width, config.r, bias=False)
         self.up = nn.Linear(config.r, width, bias=False)
-        if config.variant == "paper":
-            nn.init.normal_(self.down.weight, std=0.02)
+        if config.variant != "peft":
+            nn.init.normal_(self.down.weight, std=0.02 if config.variant == "paper" else width**-0.5)
         nn.init.zeros_(self.up.weight)
 
     def weights(self) -> InjectionWeights:
@@ -24,13 +24,19 @@ class Injection(nn.Module):
         return InjectionWeights(self.down.weight, self.up.weight)
 
 
+# The gate of a fresh shadow of the variant `normed` is sigmoid(-3), 0.05: the state still knows s^(0) after tens of blocks. At 0.5, as
+# published, it would be forgotten after a few.
+GATE_SHIFT = 3.0
+
+
 class Update(nn.Module):
-    """T and G of eq. 5 and 6 for one block: two-layer networks with SiLU (`paper`) or GELU and biases (`peft`)."""
+    """T and G of eq. 5 and 6 for one block: two-layer networks with SiLU (`paper`, `normed`) or GELU and biases (`peft`)."""
 
     def __init__(self, width: int, config: ResolvedConfig) -> None:
         super().__init__()
         bias = config.variant == "peft"
         self.activation: Literal["silu", "gelu"] = "gelu" if config.variant == "peft" else "silu"
+        self.gate_shift = GATE_SHIFT if config.variant == "normed" else 0.0
         self.transform_in = nn.Linear(width, config.update_width, bias=bias)
         self.transform_out = nn.Linear(config.update_width, width, bias=bias)
         self.gate_in = nn.Linear(width, config.update_width, bias=bias)
@@ -49,4 +55,5 @@ class Update(nn.Module):
             self.gate_out.bias,
             None if norm is None else (norm.weight, norm.bias, norm.eps),
             self.activation,
+            self.gate_shift,
         )

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from shadowpeft.errors import ConfigError
 
-Variant = Literal["paper", "peft"]
+Variant = Literal["normed", "paper", "peft"]
 
-# The published defaults that differ between the two variants (reference: the paper's table 7 and PEFT's ShadowConfig).
-_DEFAULTS: dict[str, dict[str, int]] = {
-    "paper": {"r": 16, "update_width": 10, "inject_from": 1},
-    "peft": {"r": 8, "update_width": 8, "inject_from": 0},
+# Ours from the measurements in results/, the published ones from the paper's table 7 and PEFT's ShadowConfig.
+_DEFAULTS: dict[str, dict[str, float]] = {
+    "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.0, "shadow_loss_weight": 0.5},
+    "paper": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
+    "peft": {"r": 8, "update_width": 8, "inject_from": 0, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
 }
 
 
@@ -23,10 +24,11 @@ _LARGEST = 2**31
 
 @dataclass(frozen=True)
 class ShadowConfig:
-    """Settings of one adapter. `None` stands for the variant's (`r`, `update_width`, `inject_from`) or the base model's value.
+    """Settings of one adapter. `None` stands for the variant's value, and for the shadow's sizes for the base model's.
 
     Args:
-        variant: `paper` computes figure 2 of arXiv 2604.19254 as the authors' package does; `peft` computes what Hugging Face PEFT does.
+        variant: `normed`, ours, compares shadow and hidden state at one scale; `paper` computes figure 2 of arXiv 2604.19254 as
+            the authors' package does; `peft` computes what Hugging Face PEFT does.
         r: rank of the injection, `W_down` and `W_up` of eq. 3.
         update_width: hidden width of the update's networks T and G (eq. 5 and 6).
         alpha: strength of the injection (eq. 4).
@@ -43,12 +45,12 @@ class ShadowConfig:
         ConfigError: a value is out of range.
     """
 
-    variant: Variant = "paper"
+    variant: Variant = "normed"
     r: int | None = None
     update_width: int | None = None
-    alpha: float = 0.1
-    dropout: float = 0.2
-    shadow_loss_weight: float = 0.05
+    alpha: float | None = None
+    dropout: float | None = None
+    shadow_loss_weight: float | None = None
     inject_from: int | None = None
     shadow_layers: int = 1
     shadow_intermediate_size: int | None = None
@@ -58,7 +60,7 @@ class ShadowConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
-            raise ConfigError(f"variant must be 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
+            raise ConfigError(f"variant must be 'normed', 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
 
@@ -92,6 +94,9 @@ class ResolvedConfig(ShadowConfig):
 
     r: int = 0
     update_width: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    shadow_loss_weight: float = 0.0
     inject_from: int = 0
 
 
@@ -104,6 +109,9 @@ def nearest(word: object, known: Iterable[str]) -> str:
 _OPTIONAL = (
     "r",
     "update_width",
+    "alpha",
+    "dropout",
+    "shadow_loss_weight",
     "inject_from",
     "shadow_intermediate_size",
     "shadow_attention_heads",

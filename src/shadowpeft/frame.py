@@ -8,21 +8,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shadowpeft import arch
 from shadowpeft.adapter import Adapter
 
 
 @dataclass
 class ShadowFrame:
-    """One forward pass: the adapter it runs under, the shadow state s, shape (B, T, D), and how many boundaries were crossed."""
+    """One forward pass: the adapter it runs under, the shadow state s, shape (B, T, D), the base's family, and how many boundaries were
+    crossed."""
 
     adapter: Adapter
     state_BTD: Tensor
+    family: arch.Family
     crossed: int = 0
 
-    def enter(self, block: int, h_BTD: Tensor) -> Tensor:
+    def enter(self, index: int, block: nn.Module, h_BTD: Tensor) -> Tensor:
         """Advance the state to the boundary before `block` and return the block's corrected input."""
         self.crossed += 1
-        h_BTD, self.state_BTD = self.adapter.enter(block, h_BTD, self.state_BTD)
+        h_BTD, self.state_BTD = self.adapter.enter(index, h_BTD, self.state_BTD, arch.input_norm_of(block, self.family))
         return h_BTD
 
 
@@ -53,7 +56,8 @@ class ShadowedBlock:
     def __call__(self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any) -> Any:
         """Run the block on the corrected input; everything else is handed through untouched."""
         frame = shadow_frame if shadow_frame is not None else _travelling.get()
-        return self.blocks[self.index](frame.enter(self.index, h_BTD), *args, **kwargs)
+        block = self.blocks[self.index]
+        return block(frame.enter(self.index, block, h_BTD), *args, **kwargs)
 
 
 class ShadowedBlocks:

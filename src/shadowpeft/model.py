@@ -243,7 +243,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         state_BTD = adapter.shadow(
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow
         )
-        frame = ShadowFrame(adapter, state_BTD)
+        frame = ShadowFrame(adapter, state_BTD, family)
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}
         if family.mask_fills_cache:

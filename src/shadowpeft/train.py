@@ -307,7 +307,7 @@ def _facts(
         **({} if args.world_size == 1 else {"processes": args.world_size}),
         "learning rate": f"{config.learning_rate:g}",
         "scheduler": f"{config.scheduler}, warmup {config.warmup:g}",
-        "shadow loss weight": config.shadow.shadow_loss_weight,
+        "shadow loss weight": config.shadow.resolved().shadow_loss_weight,
         "bf16": config.bf16,
         "seed": config.seed,
         **{name: f"{value:.4g}" for name, value in losses.items() if value is not None},

@@ -23,7 +23,7 @@ class Proportions:
         update: most of the budget that the updates T and G may take.
     """
 
-    backbone: float = 0.6
+    backbone: float = 0.4
     attention: float = 0.5
     update: float = 0.15
 

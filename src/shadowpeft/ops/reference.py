@@ -5,8 +5,10 @@ Equation numbers are those of ShadowPEFT (arXiv 2604.19254, section 3). Weights 
 (out, in), so `W_down` of the paper (D x R) is `down_RD` here.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +25,8 @@ class InjectionWeights(NamedTuple):
 class UpdateWeights(NamedTuple):
     """The two-layer networks `T` (eq. 5) and `G` (eq. 6) of one block, and the LayerNorm before them, if the variant has one.
 
-    `norm` is `(weight_D, bias_D, eps)` or `None`; the biases are `None` in the variant `paper`.
+    `norm` is `(weight_D, bias_D, eps)` or `None`; only the variant `peft` has biases. `gate_shift` is taken off the gate's logit: the more,
+    the longer a fresh shadow remembers its first state.
     """
 
     transform_in_UD: Tensor
@@ -36,6 +39,48 @@ class UpdateWeights(NamedTuple):
     gate_out_D: Tensor | None
     norm: tuple[Tensor, Tensor, float] | None
     activation: Literal["silu", "gelu"]
+    gate_shift: float = 0.0
+
+
+def read(h_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """Look at the hidden state as the block about to run does: through its own input norm, at unit scale (variant `normed`).
+
+    x = N(h) / rms(N(h))
+
+    Args:
+        h_BTD: what the previous block put out.
+        norm: the block's frozen input norm.
+
+    Returns:
+        The reading, shaped and typed as `h_BTD`.
+    """
+    x_BTD = norm(h_BTD)
+    x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+    return (x_BTD * (x_BTD.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(h_BTD.dtype)
+
+
+def correct(h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0) -> Tensor:
+    """Correct a block's input by its distance to the shadow state, both at unit scale (variant `normed`; in place of eq. 2 to 4).
+
+    delta = x - s;  h' = h + alpha * mean|h| * Dropout(silu(delta W_down)) W_up
+
+    The scale of hidden states differs a thousandfold over depth and between models, and a few coordinates dwarf the others; so the
+    correction is in proportion to the mean size of a coordinate, which these few hardly move.
+
+    Args:
+        h_BTD: what the previous block put out.
+        x_BTD: its reading.
+        s_BTD: the shadow state after the previous block.
+        w: the two low-rank matrices.
+        alpha: the strength of the correction.
+        dropout: the probability of dropping a value of the bottleneck; 0 outside training.
+
+    Returns:
+        The corrected block input, shaped and typed as `h_BTD`.
+    """
+    low_BTR = F.dropout(F.silu(F.linear(x_BTD - s_BTD, w.down_RD)), dropout, training=dropout > 0)
+    size_BT1 = h_BTD.abs().mean(-1, keepdim=True, dtype=torch.promote_types(h_BTD.dtype, torch.float32)).to(h_BTD.dtype)
+    return (h_BTD + alpha * size_BT1 * F.linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
 
 
 def inject(
@@ -68,13 +113,13 @@ def inject(
 def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0) -> Tensor:
     """Move the shadow state towards what the block put out, as far as a learned gate lets it (eq. 5 to 7).
 
-    t = T(norm(h));  g = sigmoid(G(norm(h)));  s' = (1 - g) * s + g * t
+    t = T(norm(h));  g = sigmoid(G(norm(h)) - shift);  s' = (1 - g) * s + g * t
 
     Args:
-        h_BTD: what the block put out.
+        h_BTD: what the block put out; in the variant `normed` its reading.
         s_BTD: the shadow state before the block.
         w: the weights of T and G.
-        dropout: the probability of dropping a hidden value of T; 0 outside training and in the variant `peft`.
+        dropout: the probability of dropping a hidden value of T; 0 outside training and in the variants `peft` and `normed`.
 
     Returns:
         The shadow state after the block, shaped and typed as `s_BTD`.
@@ -83,7 +128,8 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
     act = F.silu if w.activation == "silu" else F.gelu
     hidden_BTU = F.dropout(act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U)), dropout, training=dropout > 0)
     t_BTD = F.linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
-    g_BTD = F.linear(act(F.linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D).sigmoid()
+    g_BTD = F.linear(act(F.linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D)
+    g_BTD = (g_BTD - w.gate_shift).sigmoid() if w.gate_shift else g_BTD.sigmoid()
     return ((1 - g_BTD) * s_BTD + g_BTD * t_BTD).to(s_BTD.dtype)
 
 
