@@ -335,6 +335,21 @@ def test_answers_end_at_the_first_stop_text(tiny: str, monkeypatch: pytest.Monke
     assert measure.answer(model, tokenizer, task, [Item("What?", "4")] * 4, 4, 64).answers == ["4", "4", "4", ""]
 
 
+def test_prompts_beyond_the_context_are_counted(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches prompts that lose their beginning unnoticed, and an answer without room behind its prompt."""
+    long, short = Item("cat " * 200 + "dog", 0, " A", choices=(" A", " star star")), Item("cat", 0, " A", choices=(" A", " star star"))
+    model, tokenizer = PreTrained(study.model).both()
+    end = tokenizer(long.prompt)["input_ids"][-(128 - len(tokenizer(" star star")["input_ids"]) + 1) :]
+    given = measure.answer(model, tokenizer, TASKS["choices"], [long, short], 2, 64)
+    alone = measure.answer(model, tokenizer, TASKS["choices"], [long], 2, 64, encoded=[end])
+    assert (given.cut, alone.cut) == (1, 0)
+    assert (given.probabilities or [])[0] == pytest.approx((alone.probabilities or [])[0], abs=1e-5)
+    monkeypatch.setitem(tasks.TASKS, "questions", dataclasses.replace(TASKS["questions"], load=lambda split, source: [long, short, long]))
+    with pytest.warns(UserWarning, match=r"questions: 2 of 3 prompts of the test split leave no room for an answer in the context of"):
+        (row,) = run_cell.run_cell(_cell(study, "base", "questions"), study)
+    assert (row["prompts_cut"], row["items"]) == (2, 3)
+
+
 def test_calibration_of_known_probabilities() -> None:
     """Catches bins that are off by one, a confidence of 1 without a bin, and an error that is not weighted by size."""
     sure = [[1.0, 0.0], [0.95, 0.05], [0.45, 0.55], [0.6, 0.4]]

@@ -6,7 +6,7 @@ Shape legend: B rows, T tokens of a padded row, K last positions, V vocabulary, 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,24 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers in the order of the items: an index or a text each; where they are indices, the probabilities of all."""
+    """A model's answers in the order of the items.
+
+    Attributes:
+        answers: an index or a text each.
+        probabilities: of all classes or choices, where answers are indices.
+        cut: how many prompts lost their beginning, since the model's context is too short for them and an answer.
+    """
 
     answers: list[Any]
     probabilities: list[list[float]] | None = None
+    cut: int = 0
+
+
+def encode_questions(tokenizer: PreTrainedTokenizerBase, task: Task, items: Sequence[Item], max_length: int) -> list[list[int]]:
+    """Turn items into what a model reads of them; a text to classify is cut at `max_length` tokens."""
+    if task.kind == "classification":
+        return encode_texts([item.prompt for item in items], tokenizer, max_length)
+    return [encode_prompt(Row({"prompt": item.prompt}, task.name), tokenizer) for item in items]
 
 
 @torch.inference_mode()
@@ -45,6 +59,7 @@ def answer(
     batch_size: int,
     max_length: int,
     most: int | None = None,
+    encoded: list[list[int]] | None = None,
 ) -> Answers:
     """Answer items the way of their task, in batches of like length.
 
@@ -56,18 +71,28 @@ def answer(
         batch_size: items at a time.
         max_length: tokens at which a text to classify is cut.
         most: tokens of a generated answer, in place of the task's.
+        encoded: what `encode_questions` makes of the items, where that is at hand.
     """
+    prompts = encode_questions(tokenizer, task, items, max_length) if encoded is None else encoded
     if task.kind == "classification":
-        return _by_probability(_classify(model, tokenizer, items, batch_size, max_length))
+        return _by_probability(_classify(model, tokenizer, prompts, batch_size))
     limit = arch.context_of(model.config)
-    prompts = [encode_prompt(Row({"prompt": item.prompt}, task.name), tokenizer) for item in items]
     if task.kind == "choice":
-        return _by_probability(_choose(model, tokenizer, items, prompts, batch_size, limit))
+        choices = _encode_choices(tokenizer, items)
+        shorter, cut = _within(prompts, limit, max(len(ids) for item in choices for ids in item) - 1)
+        return replace(_by_probability(_choose(model, tokenizer, choices, shorter, batch_size)), cut=cut)
     new = most or task.max_new_tokens
-    room = None if limit is None else max(1, limit - new)
-    prompts = [prompt if room is None else prompt[-room:] for prompt in prompts]
-    texts = greedy_answers(model, tokenizer, prompts, new, batch_size, progress=False, limit=limit)
-    return Answers([until_stop(text, task.stop) for text in texts])
+    shorter, cut = _within(prompts, limit, new)
+    texts = greedy_answers(model, tokenizer, shorter, new, batch_size, progress=False, limit=limit)
+    return Answers([until_stop(text, task.stop) for text in texts], cut=cut)
+
+
+def _within(prompts: list[list[int]], limit: int | None, answer: int) -> tuple[list[list[int]], int]:
+    """Cut prompts on the left so that an answer fits behind them, and count those that were cut."""
+    if limit is None:
+        return prompts, 0
+    room = max(1, limit - answer)
+    return [prompt[-room:] for prompt in prompts], sum(len(prompt) > room for prompt in prompts)
 
 
 def _by_probability(rows: list[Tensor]) -> Answers:
@@ -75,9 +100,8 @@ def _by_probability(rows: list[Tensor]) -> Answers:
     return Answers([max(range(len(row)), key=row.__getitem__) for row in probabilities], probabilities)
 
 
-def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], batch_size: int, max_length: int) -> list[Tensor]:
-    texts = encode_texts([item.prompt for item in items], tokenizer, max_length)
-    found: list[Tensor] = [torch.empty(0)] * len(items)
+def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]], batch_size: int) -> list[Tensor]:
+    found: list[Tensor] = [torch.empty(0)] * len(texts)
     for indices in _like_lengths(texts, batch_size):
         ids_BT, mask_BT = _padded([texts[index] for index in indices], padding_id(tokenizer), "right")
         out = model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
@@ -86,21 +110,26 @@ def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[It
     return found
 
 
+def _encode_choices(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[list[list[int]]]:
+    different = list(dict.fromkeys(choice for item in items for choice in item.choices))  # mostly the same few letters
+    ids = dict(zip(different, tokenizer(different, add_special_tokens=False)["input_ids"], strict=True))
+    return [[ids[choice] for choice in item.choices] for item in items]
+
+
 def _choose(
-    model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], prompts: list[list[int]], batch_size: int, limit: int | None
+    model: Any, tokenizer: PreTrainedTokenizerBase, choices: list[list[list[int]]], prompts: list[list[int]], batch_size: int
 ) -> list[Tensor]:
     """Return the log-likelihood of each item's choices; where every choice is one token, each prompt runs once."""
-    choices = [[tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in item.choices] for item in items]
     if all(len(ids) == 1 for item in choices for ids in item):
         firsts = [[ids[0] for ids in item] for item in choices]
-        sequences, owners = prompts, list(range(len(items)))
+        sequences, owners = prompts, list(range(len(choices)))
         wanted = [[[first] for first in item] for item in firsts]
     else:
         owners = [index for index, item in enumerate(choices) for _ in item]
         wanted = [[ids] for item in choices for ids in item]
         sequences = [prompts[owner] + ids[0][:-1] for owner, ids in zip(owners, wanted, strict=True)]
-    scores = _continuations(model, padding_id(tokenizer), [ids if limit is None else ids[-limit:] for ids in sequences], wanted, batch_size)
-    found: list[list[Tensor]] = [[] for _ in items]
+    scores = _continuations(model, padding_id(tokenizer), sequences, wanted, batch_size)
+    found: list[list[Tensor]] = [[] for _ in choices]
     for owner, score in zip(owners, scores, strict=True):
         found[owner].append(score)
     return [torch.cat(parts) for parts in found]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -94,8 +95,7 @@ class _Run:
                     self.built.model, head, examples, padding_id(self.tokenizer), self.study.eval_batch_size, causal=True
                 )
             return [self._row(fitted, "attached", "validation", metric="loss", value=loss, metrics={"loss": loss}, items=len(examples))]
-        items = draw(_items(self.task, "validation", self.study.data_dir), self.study.validation_rows)
-        measured = self._measure(self.built.model, self.task, items)
+        measured = self._measure(self.built.model, self.task, "validation", self.study.validation_rows)
         chosen_on = {name: measured[name] for name in ("metric", "value", "metrics", "items")}
         return [self._row(fitted, "attached", "validation", **chosen_on)]
 
@@ -110,8 +110,8 @@ class _Run:
             if self.study.workers == 1:  # else the time is taken in the stage `cost`, where no other run is in the way
                 costs["ms_per_answer"] = self._ms(model, _items(self.task, "test", self.study.data_dir))
             for task in (self.task, *partners):
-                items = draw(_items(task, "test", self.study.data_dir), self.study.test_rows)
-                rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **self._measure(model, task, items)))
+                measured = self._measure(model, task, "test", self.study.test_rows)
+                rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **measured))
         return rows
 
     def cost(self) -> list[Row]:
@@ -137,9 +137,17 @@ class _Run:
         attached = [("attached", self.built.model)]
         return attached if self.built.detach is None else [*attached, ("detached", self.built.detach().eval())]
 
-    def _measure(self, model: Any, task: Task, items: Sequence[Item]) -> Row:
+    def _measure(self, model: Any, task: Task, split: Split, limit: int | None) -> Row:
+        asked, batch_size = _asked(self.cell.model, task, split, self.study.data_dir, limit, self.max_length), self.study.eval_batch_size
+        items = asked.items
         with precision(self.device, self.study.bf16):
-            given = measure.answer(model, self.tokenizer, task, items, self.study.eval_batch_size, self.max_length)
+            given = measure.answer(model, self.tokenizer, task, items, batch_size, self.max_length, encoded=asked.encoded)
+        if given.cut:
+            warnings.warn(
+                f"{task.name}: {given.cut} of {len(items)} prompts of the {split} split leave no room for an answer in the context of "
+                f"{self.cell.model} and lost their beginning; choose a model with a longer context",
+                stacklevel=2,
+            )
         scores, calibration, metrics = task.score(items, given.answers), None, {}
         if given.probabilities is not None:
             calibration = measure.calibration(given.probabilities, scores.correct)
@@ -147,7 +155,8 @@ class _Run:
         metrics = {**scores.metrics, **metrics}
         return {
             "metric": task.metric, "value": metrics[task.metric], "metrics": metrics, "items": len(items),
-            "correct": "".join(map(str, scores.correct)), "items_digest": _digest(items), "calibration": calibration,
+            "correct": "".join(map(str, scores.correct)), "items_digest": asked.digest, "calibration": calibration,
+            "prompts_cut": given.cut,
         }  # fmt: skip
 
     def _ms(self, model: Any, items: Sequence[Item]) -> float:
@@ -164,7 +173,7 @@ class _Run:
             "stage": cell.stage, "status": "ok", "error": None, "key": cell.key, "model": cell.model, "task": cell.task,
             "trained_on": cell.task, "method": cell.method, "mode": mode, "rank": cell.rank, "seed": cell.seed,
             "learning_rate": cell.learning_rate, "alpha": cell.alpha, "split": split, "metric": None, "value": None, "metrics": {},
-            "items": None, "correct": None, "items_digest": None, "calibration": None, "trainable": built.trainable(),
+            "items": None, "correct": None, "items_digest": None, "calibration": None, "prompts_cut": None, "trainable": built.trainable(),
             "trainable_with_heads": built.trainable(heads=True), "steps": fitted.steps, "train_seconds": fitted.seconds,
             "train_tokens_per_second": speed, "peak_gb": fitted.peak_gb, "adapter_bytes": built.adapter_bytes(),
             "ms_per_answer": None, "forgetting": None, "train_loss": fitted.train_loss,
@@ -207,6 +216,21 @@ def _items(task: Task, split: Split, data_dir: str | None) -> list[Item]:
 @functools.lru_cache(maxsize=16)
 def _encoded(model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, max_length: int) -> list[Any]:
     return encode_items(task, draw(_items(task, split, data_dir), limit), _tokenizer(model), max_length)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Items that are measured on, as token ids too, and their digest."""
+
+    items: list[Item]
+    encoded: list[list[int]]
+    digest: str
+
+
+@functools.lru_cache(maxsize=16)
+def _asked(model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, max_length: int) -> _Asked:
+    items = draw(_items(task, split, data_dir), limit)
+    return _Asked(items, measure.encode_questions(_tokenizer(model), task, items, max_length), _digest(items))
 
 
 def _digest(items: Sequence[Item]) -> str:
