@@ -284,6 +284,23 @@ def test_overrides_and_alpha_reach_the_models(study: Study) -> None:
     assert built["peft-shadow"].model.peft_config["default"].shadow_alpha == 0.7
 
 
+def test_sizes_are_counted_once_for_all_trials_and_ranks(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a minute of counting before every run of a search, and an override that is a list."""
+    counted = []
+    costs = methods._costs
+    monkeypatch.setattr(methods, "_costs", lambda counter: counted.append(counter.settings) or costs(counter))
+    given = {"lora": {"target_modules": ["q_proj", "v_proj"]}, "shadow": {"dropout": 0.07}}
+    changed = dataclasses.replace(study, methods="lora,shadow", ranks="16,24", overrides=given)
+    methods.check(changed)
+    for alpha in (0.1, 0.7):
+        cell = _cell(study, "shadow", alpha=alpha)
+        built = methods.build(cell, changed, TASKS["choices"], 0, torch.device("cpu"))
+        assert built.config["alpha"] == alpha
+    assert counted == [{"dropout": 0.07}]
+    lora = methods.build(_cell(study, "lora"), changed, TASKS["choices"], 0, torch.device("cpu"))
+    assert {name.split(".")[-4] for name, _ in methods._trained(lora.model)} == {"q_proj", "v_proj"}
+
+
 # Measurements
 
 

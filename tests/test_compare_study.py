@@ -531,6 +531,28 @@ def test_models_are_checked_before_any_work(small, data, tmp_path):
     assert called(small) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"overrides": {"lora": {"lora_droput": 0.1}}}, "unknown setting 'lora_droput' (did you mean 'lora_dropout'?)"),
+        ({"overrides": {"dora": {"lora_droput": 0.1}}}, "overrides of dora: unknown setting 'lora_droput'"),
+        ({"overrides": {"base": {"r": 1}}}, "overrides of base: unknown setting 'r'; it has none"),
+        ({"overrides": {"shadow": {"alpha": 1.0}}}, "overrides of shadow set alpha, which is searched for"),
+        ({"overrides": {"shadow": {"dropout": 2.0}}}, "dropout"),
+        ({"overrides": {"lora": {"target_modules": ["nothing"]}}}, "overrides of lora (target_modules=['nothing']) cannot be used: "),
+        ({"overrides": {"lora": {"r": 4}}}, f"{MODEL}: lora cannot be matched to LoRA's"),
+        ({"methods": "lora,dora", "ranks": "16,1"}, f"{MODEL}: dora cannot be matched to LoRA's"),
+        ({"methods": "lora,peft-shadow", "ranks": "16,1"}, f"{MODEL}: peft-shadow cannot be matched to LoRA's"),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_methods_are_checked_before_any_work(small, change, message):
+    """Catches a study that trains for hours before it finds that a method cannot be built."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        go(replace(small, **change))
+    assert called(small) == []
+
+
 # The command
 
 

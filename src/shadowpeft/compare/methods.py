@@ -1,12 +1,14 @@
 """Each method's trainable model at a budget: what `run_cell` trains and measures."""
 
 import dataclasses
+import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach
 
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
+MATCHED = ("lora", "dora", "peft-shadow", "shadow", "shadow-paper")
 _OURS = ("shadow", "shadow-paper", "shadow-explicit")
 
 
@@ -67,9 +70,7 @@ def build(cell: Cell, study: Study, task: Task, pad_token_id: int, device: torch
     """
     if cell.method not in METHODS:
         raise ConfigError(f"unknown method {cell.method!r}{nearest(cell.method, METHODS)}; there are: {', '.join(METHODS)}")
-    settings = _overrides(cell, study)  # a mistake is told before weights are loaded
-    if cell.method in ("lora", "dora", "peft-shadow", "shadow", "shadow-paper"):
-        settings = matched(cell.model, cell.method, cell.rank, tuple(sorted(settings.items())))
+    settings = _settings(cell, study)  # a mistake is told before weights are loaded
     dtype = torch.bfloat16 if study.bf16 and cell.method != "full" else torch.float32
     base = _load(cell.model, task, dtype, pad_token_id).to(device)  # type: ignore[arg-type]
     with torch.device(device):
@@ -103,7 +104,35 @@ def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, set
     return Built(shadowed, base, {**ours.to_dict(), **extra}, shadowed.detached)
 
 
-@cache
+def check(study: Study) -> None:
+    """Refuse overrides that a method does not know and methods that cannot be matched; no weights are loaded.
+
+    Raises:
+        ConfigError: a setting of a method is unknown or cannot be used, or a method cannot be matched at a rank on a model.
+    """
+    for method in study.overrides:
+        _refuse_unknown(method, study.overrides[method])
+    for model, method, rank in product(study.names("model"), study.names("methods"), study.budgets):
+        rate, alpha = study.candidates(method)[0]
+        try:
+            _settings(Cell("search", model, "", method, rank, 0, rate, alpha), study)
+        except ConfigError as error:
+            raise ConfigError(f"{model}: {error}") from error
+        except (TypeError, ValueError) as error:  # PEFT's words for a setting that it cannot use
+            given = ", ".join(f"{name}={value!r}" for name, value in study.overrides.get(method, {}).items())
+            raise ConfigError(f"{model}: overrides of {method} ({given}) cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _settings(cell: Cell, study: Study) -> dict[str, Any]:
+    """Put together what a method is built with: what the study sets, the sizes that meet the budget, and the cell's alpha."""
+    given, searched = _overrides(cell, study)
+    if cell.method in _OURS:
+        ShadowConfig.from_dict({**given, **searched})
+    if cell.method in MATCHED:
+        given = matched(cell.model, cell.method, cell.rank, tuple(given.items()))
+    return {**given, **searched}
+
+
 def matched(model: str, method: str, rank: int, given: tuple[tuple[str, Any], ...] = ()) -> dict[str, Any]:
     """Return a method's settings with sizes that meet LoRA's number of trainable parameters at a rank.
 
@@ -111,25 +140,28 @@ def matched(model: str, method: str, rank: int, given: tuple[tuple[str, Any], ..
         model: folder or hub id of the base.
         method: a method that can be matched.
         rank: the LoRA rank.
-        given: settings that stay as they are, as sorted pairs.
+        given: settings that stay as they are, as pairs.
 
     Raises:
         ConfigError: no sizes come within 5 %.
     """
     settings = dict(given)
-    if method in ("lora", "dora"):
-        best = _match_low_rank(model, method, settings)
-    else:
-        costs = _costs(_Counter(model, method, settings))
-
-        def best(wanted: int) -> budget.Match:
-            return budget.match(wanted, costs)
-
+    best = _best(model, method, json.dumps(settings, sort_keys=True))
     found = budget.refuse_unmatched(method, rank, lambda r: lora_parameters(model) * r, best)
     sized = {**settings, **found.settings}
     if method in ("lora", "dora"):
         sized = {"lora_alpha": 2 * sized["r"], "lora_dropout": 0.0, **sized}
     return sized
+
+
+@cache
+def _best(model: str, method: str, given: str) -> Callable[[int], budget.Match]:
+    """Count what a method's sizes cost, once for all ranks and trials; gives the match for a budget."""
+    settings = json.loads(given)
+    if method in ("lora", "dora"):
+        return _match_low_rank(model, method, settings)
+    costs = _costs(_Counter(model, method, settings))
+    return lambda wanted: budget.match(wanted, costs)
 
 
 @cache
@@ -260,26 +292,28 @@ def _peft_config(method: str, settings: Mapping[str, Any], classifies: bool) -> 
 def _adapted(base: PreTrainedModel, config: LoraConfig | PeftShadowConfig) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # PEFT sees itself how GPT-2 lays its weights out
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by a deprecated name
         return get_peft_model(base, config)
 
 
-def _overrides(cell: Cell, study: Study) -> dict[str, Any]:
-    """Read what the study sets for the method, and the cell's alpha."""
+def _overrides(cell: Cell, study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what the study sets for the method, and apart from it the cell's alpha, which no size depends on."""
     given = {name: _whole(value) for name, value in study.overrides.get(cell.method, {}).items()}
+    _refuse_unknown(cell.method, given)
     alpha = {"peft-shadow": "shadow_alpha"}.get(cell.method, "alpha")
-    known = _known(cell.method)
+    searched = {} if cell.alpha is None or alpha not in _known(cell.method) else {alpha: cell.alpha}
+    if searched and alpha in given:
+        raise ConfigError(f"overrides of {cell.method} set {alpha}, which is searched for; set it under search instead")
+    variant = {"variant": "paper"} if cell.method == "shadow-paper" else {}
+    return {**variant, **given}, searched
+
+
+def _refuse_unknown(method: str, given: Iterable[str]) -> None:
+    known = _known(method)
     for name in given:
         if name not in known:
             there = f"there are: {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"overrides of {cell.method}: unknown setting {name!r}{nearest(name, known)}; {there}")
-    if cell.alpha is None or alpha not in known:
-        chosen = {}
-    elif alpha in given:
-        raise ConfigError(f"overrides of {cell.method} set {alpha}, which is searched for; set it under search instead")
-    else:
-        chosen = {alpha: cell.alpha}
-    variant = {"variant": "paper"} if cell.method == "shadow-paper" else {}
-    return {**variant, **given, **chosen}
+            raise ConfigError(f"overrides of {method}: unknown setting {name!r}{nearest(name, known)}; {there}")
 
 
 def _known(method: str) -> list[str]:

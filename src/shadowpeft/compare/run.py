@@ -149,11 +149,14 @@ def _report() -> Report:
 
 
 def check_models(study: Study) -> None:
-    """Refuse models that cannot be reached or, where a shadow is asked for, have no place for one.
+    """Refuse models that cannot be reached or on which a method cannot be built at the study's budgets.
 
     Raises:
-        UserError: configuration or tokenizer cannot be loaded, or the family is not supported.
+        UserError: configuration or tokenizer cannot be loaded, the family is not supported, a method cannot be matched, or it does not
+            know a setting.
     """
+    from shadowpeft.compare import methods
+
     for model in study.names("model"):
         config = files.load_config(model)
         files.load_tokenizer(model)
@@ -163,6 +166,7 @@ def check_models(study: Study) -> None:
             arch.family_of_config(config)
     if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
         files.load_config(study.shadow_model)
+    methods.check(study)
 
 
 def check_data(study: Study) -> None:
