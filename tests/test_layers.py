@@ -21,7 +21,7 @@ LAYERS = [
     {"model"},
     {"rows", "embedded"},
     {"encode"},
-    {"trainer", "evaluate", "export", "doctor"},
+    {"trainer", "evaluate", "export", "doctor", "harness"},
     {"train"},
     {"compare"},
     {"demo"},

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shadowpeft import attach
 from shadowpeft.cli import main
 from shadowpeft.embedded import CLINC150, MODEL
 
@@ -52,12 +53,29 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         rows = (CLINC150 / f"{name}.jsonl").read_text().splitlines()[:8]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")]
-    assert [command.split()[1] for command in commands] == ["train", "generate", "eval", "export", "doctor"]
+    assert [command.split()[1] for command in commands] == ["train", "generate", "eval", "eval", "export", "doctor"]
     for command in commands:
+        if "--lm-eval" in command:  # a run of its own, below
+            continue
         words = shlex.split(command.replace(HUB_ID, str(MODEL)))[1:]
         words += {"train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"]}.get(words[0], [])
         assert main(words) == 0, capsys.readouterr().err
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 1
+
+
+def test_the_standard_tasks_of_the_readme_run(tmp_path, capsys):
+    """As above; the tasks' data are on the hub, so two of the same names stand in for them."""
+    pytest.importorskip("lm_eval")
+    from test_harness import CHOOSE, ROWS, write_tasks
+
+    (command,) = (line for line in README.splitlines() if line.startswith("shadowpeft ") and "--lm-eval" in line)
+    attach(AutoModelForCausalLM.from_pretrained(MODEL)).save_pretrained(tmp_path / "adapter")
+    words = shlex.split(command.replace(HUB_ID, str(MODEL)).replace("run/adapter", str(tmp_path / "adapter")), comments=True)[1:]
+    tasks = words[words.index("--lm-eval") + 1].split(",")
+    for name in tasks:
+        write_tasks(tmp_path / name, [""] * len(ROWS), CHOOSE.replace("choose", name, 1))
+    assert main([*words, "--include-path", str(tmp_path), "--json"]) == 0, capsys.readouterr().err
+    assert list(json.loads(capsys.readouterr().out)["tasks"]) == tasks
 
 
 def test_make_knows_the_commands_of_the_readme():
