@@ -71,7 +71,12 @@ class Shadow(nn.Module):
 
 def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
     """Build a random shadow of the base's own architecture (section 3.1, implicit)."""
-    backbone = type(arch.decoder_of(base))(arch.shadow_model_config(base, config))
+    backbone_config = arch.shadow_model_config(base, config)
+    # The table of embeddings is borrowed; drawing one of 262,144 rows only to drop it would take longer than all the rest.
+    vocabulary, padding = backbone_config.vocab_size, backbone_config.pad_token_id
+    backbone_config.vocab_size, backbone_config.pad_token_id = 1, None
+    backbone = type(arch.decoder_of(base))(backbone_config)
+    backbone_config.vocab_size, backbone_config.pad_token_id = vocabulary, padding
     return Shadow(base, backbone, borrows=True)
 
 

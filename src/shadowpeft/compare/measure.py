@@ -3,6 +3,7 @@
 Shape legend: B rows, T tokens of a padded row, K last positions, V vocabulary, C classes or choices, N predicted tokens, D width.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,15 @@ from shadowpeft.compare.fit import encode_texts, synchronise
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.tasks.scoring import until_stop
 from shadowpeft.encode import NO_LOSS, Collator, Example, encode_prompt
+from shadowpeft.errors import UserError
 from shadowpeft.evaluate import greedy_answers, padding_id
 from shadowpeft.rows import Row
 
 BINS = 10
 _LOGITS_AT_A_TIME = 2**27
+_DIVERGED = (
+    "the trained model's logits are not numbers: training diverged at this learning rate (or the base computes no numbers on this device)"
+)
 
 Head = Callable[[Tensor], Tensor]
 
@@ -96,6 +101,8 @@ def _within(prompts: list[list[int]], limit: int | None, answer: int) -> tuple[l
 
 
 def _by_probability(rows: list[Tensor]) -> Answers:
+    if any(row.isnan().any() for row in rows):
+        raise UserError(_DIVERGED)
     probabilities = [row.float().softmax(-1).tolist() for row in rows]
     return Answers([max(range(len(row)), key=row.__getitem__) for row in probabilities], probabilities)
 
@@ -228,7 +235,10 @@ def token_loss(model: Any, head: Head, examples: Sequence[Example], pad: int, ba
         hidden_ND = hidden_BTD[:, :-1][predicted_BT.to(model.device)]
         total += _summed_loss(head, hidden_ND, targets_N)
         tokens += len(targets_N)
-    return total.item() / tokens
+    loss = total.item() / tokens
+    if not math.isfinite(loss):
+        raise UserError(_DIVERGED)
+    return loss
 
 
 def last_hidden(model: Any, ids_BT: Tensor, mask_BT: Tensor, causal: bool) -> Tensor:
