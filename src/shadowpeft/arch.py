@@ -180,9 +180,10 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
     """Return the norm that a block's attention reads the stream through; the identity where there is none.
 
-    Falcon's newer layout keeps one norm for the attention beside another for the MLP, under a name of its own.
+    Falcon's newer layout keeps one norm for the attention beside another for the MLP, under a name of its own. An OPT may put its norms
+    behind the attention and the MLP.
     """
-    if family.input_norm is None:
+    if family.input_norm is None or (family.model_type == "opt" and not block.do_layer_norm_before):
         return _unchanged
     name = "ln_attn" if family.model_type == "falcon" and hasattr(block, "ln_attn") else family.input_norm
     return getattr(block, name)

@@ -1,0 +1,117 @@
+"""The variant `normed`: it reads what the block's attention reads, crosses each boundary as written, and starts as documented."""
+
+import math
+
+import pytest
+import torch
+from families import TINY, attached, perturb, tiny_config, tiny_model, token_ids
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shadowpeft import ShadowConfig, arch
+from shadowpeft.adapter import Adapter
+
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+# Beside each family's tiny model, the layouts in which transformers places the norm before the attention otherwise.
+LAYOUTS = {
+    **{name: (name, {}) for name in sorted(TINY)},
+    "falcon, one norm": ("falcon", {"num_ln_in_parallel_attn": 1}),
+    "falcon, old": ("falcon", {"new_decoder_architecture": False, "multi_query": True}),
+    "falcon, not parallel": ("falcon", {"new_decoder_architecture": False, "parallel_attn": False, "multi_query": True}),
+    "gpt_neox, not parallel": ("gpt_neox", {"use_parallel_residual": False}),
+    "bloom, residual after the norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    "opt, norms behind": ("opt", {"do_layer_norm_before": False}),
+}
+WITHOUT_NORM = {"olmo2", "opt, norms behind"}
+
+
+def layout(name: str) -> PretrainedConfig:
+    model_type, changes = LAYOUTS[name]
+    return tiny_config(model_type, **changes)
+
+
+def inputs_of(modules: list[nn.Module], seen: list[Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Note the hidden states that each module is called with, in the order of the calls."""
+
+    def note(module, args, kwargs):
+        seen.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
+
+    return [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+
+
+def attention_of(block: nn.Module) -> nn.Module:
+    (found,) = (module for name, module in block.named_children() if name in ATTENTION)
+    return found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@torch.no_grad()
+def test_what_is_read_through_is_the_norm_that_the_attention_reads_through(name: str) -> None:
+    """Catches a wrong name in the table: the norm of the MLP, one behind the attention, or one where there is none."""
+    base = tiny_model(LAYOUTS[name][0], config=layout(name))
+    blocks, entered, read = [*arch.blocks_of(base)], [], []
+    handles = inputs_of(blocks, entered) + inputs_of([attention_of(block) for block in blocks], read)
+    base(token_ids(2, 7))
+    for handle in handles:
+        handle.remove()
+    assert len(entered) == len(read) == len(blocks)
+    for block, h, x in zip(blocks, entered, read, strict=True):
+        assert torch.equal(arch.input_norm_of(block, arch.family_of(base))(h), x)
+        assert torch.equal(h, x) == (name in WITHOUT_NORM)
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    """Compute each block's input, from the outputs of the blocks before, as docs/method.md writes the variant."""
+    family, settings = arch.family_of(base), adapter.settings
+    state, inputs = adapter.shadow(ids, None, None, None, None), [outputs[0]]
+    for i, block in enumerate([*arch.blocks_of(base)][1:]):
+        h = outputs[i + 1]
+        x = arch.input_norm_of(block, family)(h)
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        if i > 0:
+            update = adapter.updates[i - 1]
+            target = silu(x @ update.transform_in.weight.T) @ update.transform_out.weight.T
+            gate = 1 / (1 + (3 - silu(x @ update.gate_in.weight.T) @ update.gate_out.weight.T).exp())
+            state = (1 - gate) * state + gate * target
+        injection = adapter.injections[i]
+        low = silu((x - state) @ injection.down.weight.T)
+        inputs.append(h + settings.alpha * h.abs().mean(-1, keepdim=True) * (low @ injection.up.weight.T))
+    return inputs
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "falcon", "olmo2"])
+@torch.no_grad()
+def test_every_boundary_is_crossed_as_written(model_type: str) -> None:
+    """Catches the norm or the weights of another block, a stale state, a correction before the update, alpha or the shift left out."""
+    base = tiny_model(model_type, dtype=torch.float64)
+    model, ids = perturb(attached(base, ShadowConfig(variant="normed", alpha=0.7))), token_ids(2, 7)
+    blocks, entered, put_out = [*arch.blocks_of(base)], [], []
+    inputs_of(blocks, entered)
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, out: put_out.append((out[0] if isinstance(out, tuple) else out).clone()))
+    model(ids, use_cache=False)
+    expected = written_out(base, model.adapters["default"], ids, [entered[0], *put_out[:-1]])
+    for h, want in zip(entered, expected, strict=True):
+        torch.testing.assert_close(h, want, rtol=1e-10, atol=1e-12)
+    assert all((h - out).abs().mean() > 1e-3 for h, out in zip(entered[1:], put_out, strict=False)), "nothing was corrected"
+
+
+@pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(3)), 96**-0.5), ("paper", 0.5, 0.02)])
+def test_a_fresh_boundary_starts_as_documented(variant: str, gate: float, deviation: float) -> None:
+    """Catches a gate that forgets the first state at once, or one that is shut, and a W_down at another variant's scale."""
+    base = tiny_model("llama", config=tiny_config("llama", hidden_size=96))
+    adapter = attached(base, ShadowConfig(variant=variant, r=32)).adapters["default"]
+    assert (adapter.norm is None) == (variant == "normed")
+    for update in adapter.updates:
+        weights = update.weights(None)
+        x = torch.nn.functional.rms_norm(torch.randn(64, 96, generator=torch.Generator().manual_seed(0)), (96,))
+        hidden = torch.nn.functional.silu(x @ weights.gate_in_UD.T)
+        opened = (hidden @ weights.gate_out_DU.T - weights.gate_shift).sigmoid()
+        assert opened.mean().item() == pytest.approx(gate, rel=0.1)
+    for injection in adapter.injections:
+        assert injection.down.weight.std().item() == pytest.approx(deviation, rel=0.1)
+        assert not injection.up.weight.any()
