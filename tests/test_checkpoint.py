@@ -42,6 +42,14 @@ def test_only_the_adapter_is_saved(folder, base):
     assert base.model.embed_tokens.weight.shape not in sizes
 
 
+def test_the_file_names_every_setting_of_the_variant(model, folder, base):
+    """Catches an adapter that changes what it computes once a variant's defaults do."""
+    saved = json.loads((folder / CONFIG).read_text())["shadow"]
+    settings = model.adapters["default"].settings
+    assert saved == settings.to_dict()
+    assert ShadowedModel.from_pretrained(base, folder).adapters["default"].settings == settings
+
+
 def test_the_card_tells_of_the_run(model, tmp_path):
     model.save_pretrained(tmp_path, run={"steps": 7, "final loss": 1.23456})
     card = (tmp_path / "README.md").read_text()
@@ -49,6 +57,7 @@ def test_the_card_tells_of_the_run(model, tmp_path):
     assert "| final loss | 1.235 |" in card
 
 
+@pytest.mark.parametrize("model", ["paper"], indirect=True)
 @pytest.mark.parametrize("name", ["injections.0.up.weight", "updates.1.gate_in.weight", "norm.bias", "shadow.backbone.norm.weight"])
 def test_a_missing_tensor_is_named(base, folder, name):
     tensors = load_file(folder / WEIGHTS)

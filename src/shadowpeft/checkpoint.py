@@ -141,7 +141,7 @@ def save(
     meta = {
         "format": FORMAT,
         "shadowpeft_version": shadowpeft.__version__,
-        "shadow": adapter.config.to_dict(),
+        "shadow": adapter.settings.to_dict(),
         "explicit_shadow": None if adapter.shadow.borrows else backbone,
         "base": vars(facts),
     }
@@ -171,6 +171,8 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
     config, found = ShadowConfig.from_dict(meta["shadow"]), _read_header(folder / WEIGHTS)
+    if config.alpha is None or config.dropout is None or config.shadow_loss_weight is None:
+        raise CheckpointError(f"{folder / CONFIG} must say alpha, dropout and shadow_loss_weight, and does not; save the adapter again")
     _compare(folder / WEIGHTS, _wanted(base, config, explicit, folder, len(found)), found)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in found}
