@@ -39,10 +39,10 @@ def base() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(qwen3_config()).eval()
 
 
-@pytest.fixture
-def model(base) -> ShadowedModel:
+@pytest.fixture(params=["normed", "paper"])
+def model(base, request) -> ShadowedModel:
     torch.manual_seed(1)
-    return perturb(attach(base, ShadowConfig(alpha=0.5)))
+    return perturb(attach(base, ShadowConfig(variant=request.param, alpha=0.5)))
 
 
 @pytest.fixture

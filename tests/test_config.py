@@ -6,10 +6,14 @@ from shadowpeft import ConfigError, ShadowConfig, UserError, attach
 
 
 def test_defaults_follow_the_variant():
-    """Catches one variant's published defaults leaking into the other."""
-    paper, peft = ShadowConfig().resolved(), ShadowConfig(variant="peft").resolved()
-    assert (paper.r, paper.update_width, paper.inject_from) == (16, 10, 1)
-    assert (peft.r, peft.update_width, peft.inject_from) == (8, 8, 0)
+    """Catches one variant's defaults leaking into another: the published ones are not ours to change."""
+    sizes = {"normed": (16, 10, 1), "paper": (16, 10, 1), "peft": (8, 8, 0)}
+    strengths = {"normed": (0.1, 0.0, 0.5), "paper": (0.1, 0.2, 0.05), "peft": (0.1, 0.2, 0.05)}
+    for variant in sizes:
+        config = ShadowConfig(variant=variant).resolved()
+        assert (config.r, config.update_width, config.inject_from) == sizes[variant]
+        assert (config.alpha, config.dropout, config.shadow_loss_weight) == strengths[variant]
+    assert ShadowConfig().variant == "normed"
     assert ShadowConfig(variant="peft", r=4).resolved().update_width == 4, "PEFT's update width follows r"
 
 

@@ -1,7 +1,8 @@
 """Everything a shadowed model promises, for each family of `arch.FAMILIES`. Each test's docstring names the bug it catches."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 import transformers
 from families import LABELS, TINY, VOCAB, attached, padded, perturb, tiny_config, tiny_model, token_ids
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,7 +26,10 @@ from transformers import (
 from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, arch
 
 FAMILIES = sorted(arch.FAMILIES)
-CONFIG = ShadowConfig(dropout=0.0, r=4, update_width=5, shadow_loss_weight=0.5)
+# Every family in the variant that reads through its norms; the others on one whose frame travels as an argument, and one where it does not.
+CASES = [(name, "normed") for name in FAMILIES] + [(name, variant) for variant in ("paper", "peft") for name in ("bloom", "llama")]
+CHANGES: dict[str, Any] = {"dropout": 0.0, "r": 4, "update_width": 5, "shadow_loss_weight": 0.5}
+CONFIG = ShadowConfig(**CHANGES)
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
 # What transformers itself cannot do; the test that meets it proves it on the bare base. Up to some version between 5.17 and 5.23
@@ -33,21 +38,31 @@ OLD = Version(transformers.__version__) < Version("5.23")
 SLIDING_ASSISTANT_FAILS = {"mistral", "gemma2", "gemma3_text"} if OLD else set()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def model_type(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def shadowed(model_type: str) -> ShadowedModel:
-    """A perturbed language model in evaluation mode; tests that share it only read it."""
-    return perturb(attached(tiny_model(model_type), CONFIG))
+def model_type(case: tuple[str, Any]) -> str:
+    return case[0]
 
 
 @pytest.fixture(scope="module")
-def classifier(model_type: str) -> ShadowedModel:
+def config(case: tuple[str, Any]) -> ShadowConfig:
+    return ShadowConfig(variant=case[1], **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def shadowed(model_type: str, config: ShadowConfig) -> ShadowedModel:
+    """A perturbed language model in evaluation mode; tests that share it only read it."""
+    return perturb(attached(tiny_model(model_type), config))
+
+
+@pytest.fixture(scope="module")
+def classifier(model_type: str, config: ShadowConfig) -> ShadowedModel:
     """A perturbed classifier in evaluation mode; tests that share it only read it."""
-    return perturb(attached(tiny_model(model_type, "sequence-classification"), CONFIG))
+    return perturb(attached(tiny_model(model_type, "sequence-classification"), config))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -91,6 +106,18 @@ def step_by_step(
     return torch.cat(answers, dim=1)
 
 
+@contextmanager
+def watching_sizes(largest: list[int]) -> Iterator[None]:
+    """Note in the last entry the most values of any parameter that a module is given meanwhile."""
+
+    def note(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        largest[-1] = max(largest[-1], 0 if parameter is None else parameter.numel())
+
+    handle = register_module_parameter_registration_hook(note)
+    yield
+    handle.remove()
+
+
 # The table
 
 
@@ -124,6 +151,7 @@ def test_opt_with_projected_embeddings_is_refused() -> None:
 
 
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 @torch.no_grad()
 def test_a_fresh_shadow_changes_nothing_and_a_moved_one_does(model_type: str, variant: Any) -> None:
     """Catches a shadow that disturbs the base before training, and one that is not wired in at all."""
@@ -143,10 +171,29 @@ def test_the_bare_base_is_reachable(shadowed: ShadowedModel, model_type: str) ->
     assert torch.equal(bare, tiny_model(model_type)(ids).logits)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_implicit_shadow_draws_no_table_of_embeddings(model_type: str) -> None:
+    """Catches drawing (and holding) a table of the base's vocabulary only to drop it, and a configuration left with the size of none."""
+    drawn, largest = [], []
+    for vocab in (VOCAB, 5 * VOCAB):
+        base = tiny_model(model_type, config=tiny_config(model_type, vocab_size=vocab, pad_token_id=2))
+        largest.append(0)
+        with watching_sizes(largest):
+            model = attached(base, CONFIG)
+        drawn.append(model.adapters["default"].shadow.state_dict())
+        for config in (model.adapters["default"].shadow.backbone.config, model.detached().config, base.config):
+            assert (config.vocab_size, config.pad_token_id) == (vocab, 2)
+        assert arch.token_embedding_of(model.detached()).weight.shape == arch.token_embedding_of(base).weight.shape
+    assert largest[0] == largest[1] > 0
+    assert list(drawn[0]) == list(drawn[1])
+    assert all(torch.equal(value, drawn[1][name]) for name, value in drawn[0].items())
+
+
 # Training
 
 
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, variant: Any) -> None:
     """Catches a trainable tensor that gets no gradient (dead, or an error under DDP), a base that trains, a loss that stays."""
     model = attached(tiny_model(model_type), ShadowConfig(variant=variant, dropout=0.0, shadow_loss_weight=0.5)).train()
@@ -172,10 +219,12 @@ def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
     assert not any("experts" in name for name, _ in model.adapters.named_parameters())
 
 
-def test_gradient_checkpointing_changes_no_gradient(model_type: str) -> None:
+def test_gradient_checkpointing_changes_no_gradient(model_type: str, config: ShadowConfig) -> None:
     """Catches a recomputed block that sees another shadow state, and checkpointing that is silently off."""
-    model, ids, runs = perturb(attached(tiny_model(model_type), CONFIG)).train(), token_ids(2, 9), []
-    leaf = next(module for module in arch.blocks_of(model.base)[1].modules() if not [*module.children()])
+    model, ids, runs = perturb(attached(tiny_model(model_type), config)).train(), token_ids(2, 9), []
+    block = arch.blocks_of(model.base)[1]
+    read = arch.input_norm_of(block, arch.FAMILIES[model_type])  # which the shadow runs too
+    leaf = next(module for module in block.modules() if not [*module.children()] and module is not read)
     hook = leaf.register_forward_pre_hook(lambda *_: runs.append(1))
     loss, expected = loss_and_gradients(model, ids, ids)
     assert len(runs) == 1
@@ -273,9 +322,9 @@ def test_detached_shares_no_storage(shadowed: ShadowedModel) -> None:
 
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
 @torch.no_grad()
-def test_a_saved_adapter_comes_back_whole(model_type: str, task: arch.Task, tmp_path: Path) -> None:
+def test_a_saved_adapter_comes_back_whole(model_type: str, config: ShadowConfig, task: arch.Task, tmp_path: Path) -> None:
     """Catches a tensor or setting that saving or loading drops: both sides are perturbed, so neither is trivially the base."""
-    model, ids = perturb(attached(tiny_model(model_type, task), CONFIG)), token_ids(2, 9)
+    model, ids = perturb(attached(tiny_model(model_type, task), config)), token_ids(2, 9)
     model.save_pretrained(tmp_path)
     again = ShadowedModel.from_pretrained(tiny_model(model_type, task), tmp_path)
     found, expected = (m(ids, output_shadow_logits=True) for m in (again, model))
@@ -304,14 +353,14 @@ def facts(base: PreTrainedModel) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("checkpoints", [0, 1, 2])
-def test_unload_gives_the_base_back_as_it_was_lent(model_type: str, checkpoints: int) -> None:
+def test_unload_gives_the_base_back_as_it_was_lent(model_type: str, config: ShadowConfig, checkpoints: int) -> None:
     """Catches a flag, hook, config field or weight of the base that training, generating or checkpointing left changed."""
     base, ids = tiny_model(model_type), token_ids(1, 8)
     for i, parameter in enumerate(base.parameters()):
         parameter.requires_grad_(i % 2 == 0)
     arch.blocks_of(base)[1].train()
     before, weights = facts(base), copy.deepcopy(base.state_dict())
-    model = perturb(attached(base, CONFIG)).train()
+    model = perturb(attached(base, config)).train()
     for _ in range(checkpoints):
         checkpoint(model)
     loss_and_gradients(model, ids, ids)
@@ -326,12 +375,12 @@ def test_unload_gives_the_base_back_as_it_was_lent(model_type: str, checkpoints:
 
 
 @torch.no_grad()
-def test_a_fresh_classifier_is_the_base(model_type: str) -> None:
+def test_a_fresh_classifier_is_the_base(model_type: str, config: ShadowConfig) -> None:
     """Catches pooling at another token than transformers does, with padding and without."""
     base = tiny_model(model_type, "sequence-classification")
     ids, mask, _ = padded(rows(), "right")
     expected = base(ids, attention_mask=mask).logits
-    model = attached(base, CONFIG)
+    model = attached(base, config)
     assert expected.shape == (2, LABELS)
     assert torch.equal(model(ids, attention_mask=mask).logits, expected)
     assert torch.equal(model(ids).logits, base(ids).logits)
@@ -350,9 +399,9 @@ def test_a_classifier_does_not_see_the_side_of_the_padding(classifier: ShadowedM
         close(classifier(row[None]).logits[0], results[0].logits[i])
 
 
-def test_both_classification_heads_learn(model_type: str) -> None:
+def test_both_classification_heads_learn(model_type: str, config: ShadowConfig) -> None:
     """Catches a head that is shared, frozen or left out of the loss."""
-    model = perturb(attached(tiny_model(model_type, "sequence-classification"), CONFIG)).train()
+    model = perturb(attached(tiny_model(model_type, "sequence-classification"), config)).train()
     _, found = loss_and_gradients(model, token_ids(2, 9), torch.tensor([0, 2]))
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
     assert {name.split(".")[2] for name in found} >= {"score", "shadow_score"}
@@ -385,18 +434,23 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
-def explicit(pair: str, task: arch.Task = "causal-lm") -> ShadowedModel:
+def explicit(pair: str, task: arch.Task = "causal-lm", variant: Any = "normed") -> ShadowedModel:
     """A base with another model's decoder as its shadow."""
     base_config, shadow_config = (make() for make in PAIRS[pair])
     base = tiny_model(base_config.model_type, task, config=base_config)
     shadow = tiny_model(shadow_config.model_type, seed=7, config=shadow_config)
-    return attached(base, CONFIG, shadow_model=shadow)
+    return attached(base, ShadowConfig(variant=variant, **CHANGES), shadow_model=shadow)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_an_explicit_shadow_trains_without_its_embeddings(pair: str) -> None:
+EXPLICIT = pytest.mark.parametrize(
+    ("pair", "variant"), [*((pair, "normed") for pair in PAIRS), ("narrower", "paper"), ("narrower", "peft")]
+)
+
+
+@EXPLICIT
+def test_an_explicit_shadow_trains_without_its_embeddings(pair: str, variant: str) -> None:
     """Catches an explicit shadow whose table trains (most of its parameters), or whose other tensors do not."""
-    model, ids = explicit(pair), token_ids(2, 10)
+    model, ids = explicit(pair, variant=variant), token_ids(2, 10)
     assert torch.equal(model(ids).logits, model.base(ids).logits)
     table = model.adapters["default"].shadow.embeddings().weight
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3)
@@ -411,11 +465,11 @@ def test_an_explicit_shadow_trains_without_its_embeddings(pair: str) -> None:
     assert all(parameter.grad is None for parameter in model.base.parameters())
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@EXPLICIT
 @torch.no_grad()
-def test_an_explicit_shadow_generates_saves_and_detaches(pair: str, tmp_path: Path) -> None:
+def test_an_explicit_shadow_generates_saves_and_detaches(pair: str, variant: str, tmp_path: Path) -> None:
     """Catches masks built for the wrong half, a lost embedding table, and a head folded without P, its bias or its cap."""
-    model = perturb(explicit(pair))
+    model = perturb(explicit(pair, variant=variant))
     ids, mask, positions = padded(rows(), "left")
     expected = model(ids, attention_mask=mask, position_ids=positions, output_shadow_logits=True)
     for cache in (model.new_cache(), model.new_cache(max_length=12)):
@@ -443,9 +497,10 @@ def test_an_explicit_shadow_classifies_alone(pair: str) -> None:
 # Compilation
 
 
-def test_a_compiled_model_computes_and_trains_the_same() -> None:
+@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
+def test_a_compiled_model_computes_and_trains_the_same(variant: Any) -> None:
     """Catches a graph break: the frame must travel as an argument that torch.compile can trace."""
-    model, ids = perturb(attached(tiny_model("llama"), CONFIG)).train(), token_ids(2, 9)
+    model, ids = perturb(attached(tiny_model("llama"), ShadowConfig(variant=variant, **CHANGES))).train(), token_ids(2, 9)
     loss, expected = loss_and_gradients(model, ids, ids)
     model.zero_grad()
     compiled_loss = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, labels=ids).loss

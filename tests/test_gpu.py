@@ -11,11 +11,16 @@ from shadowpeft import ShadowConfig, attach
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 
-def build(dtype=torch.float32, **sizes):
+@pytest.fixture(params=["normed", "paper"])
+def variant(request):
+    return request.param
+
+
+def build(variant, dtype=torch.float32):
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(qwen3_config(**sizes)).eval().to("cuda", dtype)
+    base = AutoModelForCausalLM.from_config(qwen3_config()).eval().to("cuda", dtype)
     torch.manual_seed(1)
-    return perturb(attach(base, ShadowConfig(alpha=0.5)))
+    return perturb(attach(base, ShadowConfig(variant=variant, alpha=0.5)))
 
 
 @pytest.fixture
@@ -24,11 +29,11 @@ def tokens():
 
 
 @torch.inference_mode()
-def test_bf16_is_as_exact_as_the_bare_base_is(tokens):
+def test_bf16_is_as_exact_as_the_bare_base_is(tokens, variant):
     """Catches a boundary that loses precision: its error in bf16 stays within twice that of the base alone."""
 
     def error(run):
-        truth, got = run(build()), run(build(torch.bfloat16))
+        truth, got = run(build(variant)), run(build(variant, torch.bfloat16))
         return ((got.float() - truth).norm() / truth.norm()).item()
 
     def bare(model):
@@ -38,34 +43,34 @@ def test_bf16_is_as_exact_as_the_bare_base_is(tokens):
     assert error(lambda model: model(tokens).logits) < 2 * error(bare) + 1e-3
 
 
-def test_gradients_equal_the_cpu_s(tokens):
+def test_gradients_equal_the_cpu_s(tokens, variant):
     """Catches an operation that computes something else on a GPU, forward or backward."""
     grads = []
     for device in ("cuda", "cpu"):
-        model = build().to(device)
+        model = build(variant).to(device)
         model(tokens.to(device), labels=tokens.to(device)).loss.backward()
         grads.append([p.grad.cpu() for p in model.parameters() if p.requires_grad])
     for one, two in zip(*grads, strict=True):
         assert (one - two).norm() <= 1e-3 * two.norm() + 1e-6
 
 
-def test_compiles_whole_and_computes_the_same(tokens):
-    model = build()
+def test_compiles_whole_and_computes_the_same(tokens, variant):
+    model = build(variant)
     compiled = torch.compile(model, fullgraph=True)
     want, got = model(tokens, use_cache=False).logits, compiled(tokens, use_cache=False).logits
     assert (got - want).norm() < 1e-4 * want.norm()
 
 
-def test_caches_agree_on_a_gpu(tokens):
-    model = build()
+def test_caches_agree_on_a_gpu(tokens, variant):
+    model = build(variant)
     choices = ({"use_cache": False}, {}, {"cache_implementation": "static"})
     one, *others = (model.generate(tokens, max_new_tokens=20, do_sample=False, **choice) for choice in choices)
     assert all(torch.equal(one, other) for other in others)
 
 
-def test_a_decode_step_fits_a_cuda_graph(tokens):
+def test_a_decode_step_fits_a_cuda_graph(tokens, variant):
     """Catches a synchronisation or an allocation in the one-token step with a static cache."""
-    model = build(torch.bfloat16)
+    model = build(variant, torch.bfloat16)
     with torch.inference_mode():
         cache = model.new_cache(max_length=96)
         model(tokens, past_key_values=cache, use_cache=True)
@@ -84,10 +89,10 @@ def test_a_decode_step_fits_a_cuda_graph(tokens):
         assert torch.isfinite(out).all()
 
 
-def test_autocast_trains_a_float32_adapter_on_a_bf16_base(tokens):
+def test_autocast_trains_a_float32_adapter_on_a_bf16_base(tokens, variant):
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(qwen3_config()).to("cuda", torch.bfloat16)
-    model = attach(base, ShadowConfig(dropout=0.0), dtype=torch.float32).train()
+    model = attach(base, ShadowConfig(variant=variant, dropout=0.0), dtype=torch.float32).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     losses = []
     for _ in range(8):

@@ -55,7 +55,8 @@ def test_loss_is_equation_9(model, base, ids):
     own = cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     shadow = cross_entropy(out.shadow_logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     torch.testing.assert_close(out.shadow_loss, shadow)
-    torch.testing.assert_close(out.loss, own + 0.05 * shadow)
+    weight = {"normed": 0.5, "paper": 0.05}[model.adapters["default"].config.variant]
+    torch.testing.assert_close(out.loss, own + weight * shadow)
     first_state = model.adapters["default"].shadow(ids, None, None, None, None)
     torch.testing.assert_close(out.shadow_logits, base.lm_head(first_state))
 
@@ -133,7 +134,7 @@ def test_a_missing_adapter_is_named(model, ids):
 def test_threads_with_different_lengths_and_adapters_do_not_meet(base):
     """Catches per-forward state on a module: two lengths would clash, two adapters would mix."""
     model = perturb(attach(base, ShadowConfig(**CHANGES), adapter="a"), seed=1)
-    model.add_adapter("b", ShadowConfig(**CHANGES))
+    model.add_adapter("b", ShadowConfig(**CHANGES, variant="paper"))
     perturb(model, seed=2)
     jobs = [(torch.randint(2, 97, (1 + i % 3, 5 + 3 * i)), "ab"[i % 2]) for i in range(6)]
     want = [model(ids, adapter=name).logits for ids, name in jobs]
@@ -178,17 +179,19 @@ def test_gradients_reach_exactly_the_shadow(model, base, ids):
     assert all(name.startswith("adapters.") for name in trained)
 
 
-def test_only_the_injection_learns_first_without_the_auxiliary_loss(base, ids):
+@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
+def test_only_the_injection_learns_first_without_the_auxiliary_loss(base, ids, variant):
     """Holds the known fact that with lambda = 0 a fresh shadow's only gradient is that of W_up."""
-    model = attach(base, ShadowConfig(shadow_loss_weight=0.0)).train()
+    model = attach(base, ShadowConfig(variant=variant, shadow_loss_weight=0.0)).train()
     model(ids, labels=ids).loss.backward()
     moving = {name.split(".")[-2] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moving == {"up"}
 
 
-def test_blocks_below_the_first_injection_need_no_backward(base, ids):
+@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
+def test_blocks_below_the_first_injection_need_no_backward(base, ids, variant):
     """Catches a gradient path into blocks that `inject_from` leaves alone."""
-    model = perturb(attach(base, ShadowConfig(inject_from=2)))
+    model = perturb(attach(base, ShadowConfig(variant=variant, inject_from=2)))
     states = model(ids, output_hidden_states=True).hidden_states
     assert [state.requires_grad for state in states] == [False, False, False, True, True]
 
@@ -244,9 +247,10 @@ def test_embeddings_can_be_given_in_place_of_ids(model, base, ids):
     torch.testing.assert_close(model(inputs_embeds=base.model.embed_tokens(ids)).logits, model(ids).logits)
 
 
-def test_mixed_types_need_autocast(base, ids):
+@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
+def test_mixed_types_need_autocast(base, ids, variant):
     """Catches a bare matmul error deep in a block where one sentence would do."""
-    model = attach(base.to(torch.bfloat16), dtype=torch.float32)
+    model = attach(base.to(torch.bfloat16), ShadowConfig(variant=variant), dtype=torch.float32)
     with pytest.raises(UserError, match="autocast"):
         model(ids)
     with torch.autocast("cpu", torch.bfloat16):

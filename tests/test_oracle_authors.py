@@ -135,7 +135,7 @@ def test_the_published_parameter_count_is_ours_and_the_dead_update() -> None:
         head_dim=128, tie_word_embeddings=True,
     )  # fmt: skip
     with torch.device("meta"):
-        ours = attached(Qwen3ForCausalLM(shape), ShadowConfig(shadow_intermediate_size=256))
+        ours = attached(Qwen3ForCausalLM(shape), ShadowConfig(variant="paper", shadow_intermediate_size=256))
         theirs = shadow_peft.get_shadow_model(Qwen3ForCausalLM(shape), shadow_peft.ShadowConfig(shadow_intermediate_size=256))
     count, their_count = (sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs))
     dead = 4 * 10 * 1024  # T and G after the last block: four matrices between the width and u
