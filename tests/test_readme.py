@@ -126,6 +126,18 @@ def test_recipe_of_the_demo_settings(tmp_path):
 
 
 @pytest.mark.slow
+def test_recipe_of_the_scales(tmp_path):
+    """Catches a recipe that no longer runs, and a record that no longer tells of the model that ships."""
+    words = ("--text", ROOT / "LICENSE", "--tokens", 512, "--plot", tmp_path / "scales.png")
+    (found,) = json.loads(run("scales/measure.py", MODEL, *words))["models"]
+    assert (tmp_path / "scales.png").stat().st_size > 10_000
+    recorded = json.loads((ROOT / "results" / "scales" / "scales.json").read_text())["models"][-1]
+    assert found["tokens"] == recorded["tokens"] == 512
+    for block, expected in zip(found["blocks"], recorded["blocks"], strict=True):
+        assert block == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.slow
 def test_recipe_of_gsm8k(tmp_path):
     """Trains, kills with SIGKILL, resumes and compares every bit, then generates attached, detached and exported."""
     rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}", "final": str(2 * i)} for i in range(40)]

@@ -46,8 +46,9 @@ def with_lora(base: PreTrainedModel, lora: Lora = LORA) -> Any:
 
 
 def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW) -> Any:
-    """Put a shadow beside a base."""
-    return attach(base, ShadowConfig(r=shadow.rank, alpha=shadow.alpha, shadow_loss_weight=shadow.loss_weight, dropout=shadow.dropout))
+    """Put a shadow beside a base, of the variant that the settings were searched for."""
+    config = ShadowConfig(variant="paper", r=shadow.rank, alpha=shadow.alpha, shadow_loss_weight=shadow.loss_weight, dropout=shadow.dropout)
+    return attach(base, config)
 
 
 def fit(model: Any, rows: list[Example], pad_token_id: int, settings: Settings, learning_rate: float, folder: str, progress: Any) -> Fit:
