@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from shadowpeft import attach
 from shadowpeft.cli import main
+from shadowpeft.compare import run_cell
 from shadowpeft.embedded import CLINC150, MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -53,9 +54,9 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         rows = (CLINC150 / f"{name}.jsonl").read_text().splitlines()[:8]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")]
-    assert [command.split()[1] for command in commands] == ["train", "generate", "eval", "eval", "export", "doctor"]
+    assert [command.split()[1] for command in commands] == ["train", "generate", "eval", "eval", "export", "doctor", "compare"]
     for command in commands:
-        if "--lm-eval" in command:  # a run of its own, below
+        if "--lm-eval" in command or " compare " in command:  # runs of their own, below
             continue
         words = shlex.split(command.replace(HUB_ID, str(MODEL)))[1:]
         words += {"train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"]}.get(words[0], [])
@@ -76,6 +77,25 @@ def test_the_standard_tasks_of_the_readme_run(tmp_path, capsys):
         write_tasks(tmp_path / name, [""] * len(ROWS), CHOOSE.replace("choose", name, 1))
     assert main([*words, "--include-path", str(tmp_path), "--json"]) == 0, capsys.readouterr().err
     assert list(json.loads(capsys.readouterr().out)["tasks"]) == tasks
+
+
+@pytest.mark.slow
+def test_the_study_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """As above, on one of its tasks, with few steps and rows."""
+    run("compare/smoke_data.py", tmp_path / "data")
+    for name in ("WARM_UP_STEPS", "TIMED_STEPS", "TIMED_ITEMS", "TIMED_TOKENS"):
+        monkeypatch.setattr(run_cell, name, 1)
+    (command,) = (line for line in README.splitlines() if line.startswith("shadowpeft compare"))
+    command = (
+        command.replace(HUB_ID, str(MODEL))
+        .replace("clinc150,gsm8k", "clinc150")
+        .replace("--output study", f"--output {tmp_path / 'study'}")
+    )
+    words = shlex.split(command, comments=True)[1:]
+    few = "--steps 1 --trials 1 --seeds 1 --batch-size 2 --validation-rows 4 --test-rows 4 --forgetting-rows 2 --ood false --device cpu"
+    assert main([*words, "--data-dir", str(tmp_path / "data"), *few.split(), "--json"]) == 0, capsys.readouterr().err
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["done"], summary["failed"]) == (summary["cells"], {})
 
 
 def test_make_knows_the_commands_of_the_readme():
