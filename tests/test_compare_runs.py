@@ -17,6 +17,7 @@ from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import METHODS, Study
 from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.embedded import MODEL
+from shadowpeft.errors import UserError
 
 # PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -151,6 +152,37 @@ def test_cost_reads_no_test_row_and_times_steps(study: Study, monkeypatch: pytes
     assert "test" not in read
     assert [row["mode"] for row in rows] == ["attached", "detached"]
     assert all(row["value"] > 0 and row["ms_per_answer"] > 0 and row["steps"] == 8 for row in rows)
+
+
+def test_only_measuring_reads_the_test_split(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches test items that are answered a second time to take the time of answers."""
+    timed: list[Any] = []
+    monkeypatch.setattr(measure, "ms_per_answer", lambda ask, items, device: timed.extend(items) or 1.0)
+    watched = dataclasses.replace(TASKS["classes"], load=lambda split, source: [Item(f"{split} cat", i % 3) for i in range(6)])
+    monkeypatch.setitem(tasks.TASKS, "classes", watched)
+    run_cell.run_cell(_cell(study, "shadow"), study)
+    assert {item.prompt for item in timed} == {"validation cat"}
+
+
+@pytest.mark.parametrize("method", ["lora", "shadow", "peft-shadow"])
+def test_answers_are_greedy_whatever_the_base_came_with(method: str, study: Study, tmp_path: Path) -> None:
+    """Catches a base's penalty on repetition that some models of the methods inherit and others do not."""
+    base, tokenizer = PreTrained(study.model).both()
+    base.generation_config.repetition_penalty = 1.3
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path / "fined")
+    cell = _cell(study, method, "questions", model=str(tmp_path / "fined"))
+    built = methods.build(cell, study, TASKS["questions"], 0, torch.device("cpu"))
+    models = [built.model, *([] if built.detach is None else [built.detach()])]
+    assert {model.generation_config.repetition_penalty for model in models} <= {None, 1.0}
+    assert built.model.generation_config.eos_token_id == base.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_divergence(wrong: float) -> None:
+    """Catches an answer that is read off logits that overflowed."""
+    with pytest.raises(UserError, match="training diverged"):
+        measure._by_probability([torch.tensor([0.1, wrong, 0.3])])
 
 
 def test_detached_row_is_what_the_detached_model_answers(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

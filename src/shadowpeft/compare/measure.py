@@ -101,16 +101,17 @@ def _within(prompts: list[list[int]], limit: int | None, answer: int) -> tuple[l
 
 
 def _by_probability(rows: list[Tensor]) -> Answers:
-    if any(row.isnan().any() for row in rows):
+    shares = [row.float().softmax(-1) for row in rows]
+    if any(row.isnan().any() for row in shares):  # so are those of infinite logits
         raise UserError(_DIVERGED)
-    probabilities = [row.float().softmax(-1).tolist() for row in rows]
+    probabilities = [row.tolist() for row in shares]
     return Answers([max(range(len(row)), key=row.__getitem__) for row in probabilities], probabilities)
 
 
 def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]], batch_size: int) -> list[Tensor]:
     found: list[Tensor] = [torch.empty(0)] * len(texts)
     for indices in _like_lengths(texts, batch_size):
-        ids_BT, mask_BT = _padded([texts[index] for index in indices], padding_id(tokenizer), "right")
+        ids_BT, mask_BT = padded([texts[index] for index in indices], padding_id(tokenizer), "right")
         out = model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
         for index, row in zip(indices, out.logits.float().cpu(), strict=True):
             found[index] = row
@@ -147,7 +148,7 @@ def _continuations(model: Any, pad: int, sequences: list[list[int]], wanted: lis
     scores: list[Tensor] = [torch.empty(0)] * len(sequences)
     takes_positions = arch.family_of_config(model.config).takes_positions
     for indices in _like_lengths(sequences, batch_size):
-        ids_BT, mask_BT = _padded([sequences[index] for index in indices], pad, "left")
+        ids_BT, mask_BT = padded([sequences[index] for index in indices], pad, "left")
         ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
         positions = {"position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
         longest = max(len(wanted[index][0]) for index in indices)
@@ -175,7 +176,8 @@ def _like_lengths(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[li
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
-def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """Pad rows of token ids on the left or right; gives ids and mask, (B, T)."""
     width = max(map(len, rows))
     gaps = [width - len(row) for row in rows]
     if side == "left":

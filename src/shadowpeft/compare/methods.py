@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft import ShadowConfig as PeftShadowConfig
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, logging
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, logging
 
 from shadowpeft import arch, files
 from shadowpeft.compare import budget
@@ -330,13 +330,22 @@ def _whole(value: Any) -> Any:
 
 def _load(source: str, task: Task, dtype: torch.dtype, pad_token_id: int) -> PreTrainedModel:
     if task.kind != "classification":
-        return files.load_model(source, dtype)
+        base = files.load_model(source, dtype)
+        base.generation_config = _greedy(base)
+        return base
     config = files.load_config(source)
     arch.family_of_config(config)
     with _quiet():  # transformers warns that the head is new
         model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, num_labels=len(task.labels))
     model.config.pad_token_id = pad_token_id
     return model
+
+
+def _greedy(base: PreTrainedModel) -> GenerationConfig:
+    """Keep of a base's generation settings the ids alone: others, such as a penalty, do not reach every method's model alike."""
+    given = base.generation_config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig() if given is None else GenerationConfig(**{name: vars(given).get(name) for name in names})
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class _Run:
         for mode, model in self._modes():
             costs: Row = {"forgetting": forgetting if mode == "attached" else None}
             if self.study.workers == 1:  # else the time is taken in the stage `cost`, where no other run is in the way
-                costs["ms_per_answer"] = self._ms(model, _items(self.task, "test", self.study.data_dir))
+                costs["ms_per_answer"] = self._ms(model, _items(self.task, "validation", self.study.data_dir))
             for task in (self.task, *partners):
                 measured = self._measure(model, task, "test", self.study.test_rows)
                 rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **measured))
