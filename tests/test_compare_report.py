@@ -253,10 +253,34 @@ def test_the_average_is_over_the_cells_that_lora_has(tmp_path):
     found = summary(study(tmp_path), rows)
     shadow = next(each for each in found["averages"] if (each["method"], each["mode"]) == ("shadow", "attached"))
     cells = [each for each in found["cells"] if (each["method"], each["mode"]) == ("shadow", "attached") and each["difference"]]
-    assert (shadow["cells"], shadow["difference"]["cells"]) == (4, 3)
+    assert (shadow["cells"], shadow["difference"]["cells"]) == (3, 3)
+    assert shadow["difference"]["value"] == pytest.approx(shadow["value"]["mean"] - shadow["lora"]["mean"])
     assert shadow["difference"]["value"] == pytest.approx(np.mean([each["difference"]["value"] for each in cells]))
-    assert "; of shadow attached 3" in report(study(tmp_path), rows, tmp_path).read_text()
+    average = table_of(report(study(tmp_path), rows, tmp_path).read_text(), "Averages over tasks and models")[4]
+    assert average[:3] == ["shadow", "attached", "3 of 4"]
     assert {entry["cell"] for entry in found["missing"]} == {f"final {MODELS[0]} gsm8k lora rank=16 seed={seed}" for seed in range(3)}
+
+
+def test_the_average_is_over_the_seeds_that_lora_has(tmp_path):
+    """Catches a score that a lost seed moves by itself, so that it no longer differs from LoRA's by the difference shown."""
+    rows = study_rows()
+    lost = [("lora", MODELS[0], "gsm8k", 1), ("shadow", MODELS[1], "clinc150", 2)]
+    rows = [each for each in rows if (each["method"], each["model"], each["task"], each["seed"]) not in lost]
+    found = {(each["method"], each["mode"]): each for each in summary(study(tmp_path), rows)["averages"]}
+    for each in (found["shadow", "attached"], found["shadow", "detached"]):
+        assert each["value"]["count"] == each["lora"]["count"] == 10
+        assert each["difference"]["value"] == pytest.approx(each["value"]["mean"] - each["lora"]["mean"])
+    assert found["lora", "attached"]["value"]["count"] == 11
+    assert found["lora", "attached"]["lora"] is None
+
+
+def test_runs_that_failed_are_told_beside_the_averages(tmp_path):
+    """Catches a method that gains by diverging: its failed runs vanish from its average without a word."""
+    rows = study_rows()
+    lost = next(each for each in rows if each["method"] == "lora")
+    lost |= {"status": "crashed", "error": "training diverged", "value": None, "correct": None}
+    assert "**Final runs that failed and are in no average: 1." in report(study(tmp_path), rows, tmp_path).read_text()
+    assert "in no average" not in report(study(tmp_path), study_rows(), tmp_path).read_text()
 
 
 def test_missing_and_failed_cells_are_named(tmp_path):

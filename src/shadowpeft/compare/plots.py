@@ -136,7 +136,7 @@ def _differences(results: Results) -> Figure | None:
     labels = [
         f"{name(model)}\n{task}\n{_about([line for line in lines if (line.model, line.task) == (model, task)])}" for model, task in places
     ]
-    rows = [*labels, "average"] if len(places) > 1 else labels
+    rows = [*labels, _average_label(results, methods)] if len(places) > 1 else labels
     panels[0, 0].set_yticks(range(len(rows)), rows)
     panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     bars = [
@@ -145,6 +145,11 @@ def _differences(results: Results) -> Figure | None:
     ]
     title = f"Share of test items answered correctly: difference to LoRA of rank {results.rank}"
     return _frame(figure, title, [*(_entry(method, joined=False) for method in methods), *bars])
+
+
+def _average_label(results: Results, methods: Sequence[str]) -> str:
+    counts = sorted({average.difference.cells for average in results.averages() if average.difference and average.method in methods})
+    return f"average of\n{counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} cells"
 
 
 def _forest(axes: Axes, results: Results, lines: Sequence[Line], places: list[tuple[str, str]], methods: list[str]) -> None:

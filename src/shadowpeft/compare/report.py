@@ -63,6 +63,7 @@ def summary(study: Study, rows: Iterable[Row], expected: Sequence[Cell] | None =
                 "mode": average.mode,
                 "cells": len(average.lines),
                 "value": _plain(average.value),
+                "lora": _plain(average.reference),
                 "difference": _plain(average.difference),
                 "trainable_ratio": average.size_ratio,
                 "forgetting": _plain(average.forgetting),
@@ -158,6 +159,7 @@ def _summary(results: Results) -> str:
             "mode",
             "cells",
             "score",
+            "LoRA there",
             "to LoRA",
             "95 % items",
             "95 % items and seeds",
@@ -171,6 +173,7 @@ def _summary(results: Results) -> str:
                 average.mode,
                 f"{len(average.lines)} of {planned}",
                 percent(average.value),
+                percent(average.reference),
                 *points(average.difference),
                 ratio(average.size_ratio),
                 nats(average.forgetting),
@@ -179,10 +182,15 @@ def _summary(results: Results) -> str:
             for average in averages
         ],
     )
-    note = f"At rank {results.rank}; every cell (a model and a task) counts the same. A difference is over the cells that LoRA has, too"
-    partial = [average for average in averages if average.difference and average.difference.cells < len(average.lines)]
-    note += "".join(f"; of {average.method} {average.mode} {average.difference.cells}" for average in partial if average.difference)
-    return f"## Averages over tasks and models\n\n{note}.\n\n{averaged}"
+    note = (
+        f"At rank {results.rank}; every cell (a model and a task) counts the same. Each line is over the cells and seeds that the method "
+        'and LoRA both have; "LoRA there" is LoRA\'s score on those.'
+    )
+    if lost := results.lost():
+        note += (
+            f"\n\n**Final runs that failed and are in no average: {len(lost)}. One that diverged counts against its method: see below.**"
+        )
+    return f"## Averages over tasks and models\n\n{note}\n\n{averaged}"
 
 
 def _missing(results: Results) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -155,17 +155,20 @@ class Results:
         return [self._average([line for line in lines if line.name == name]) for name in names]
 
     def _average(self, lines: list[Line]) -> "Average":
-        compared = [line for line in lines if line in self._paired]
-        pairs = [(line, reference) for line in compared if (reference := self.reference(line))]
-        cells = [(line.rows[0].get("items_digest") or line.task, self._paired[line]) for line in compared]
-        ratios = [ratio for line in lines if (ratio := self.size_ratio(line)) is not None]
+        """Average over the cells and seeds that LoRA has, too, where it has any; else over all there are."""
+        pairs = [(line, reference) for line in lines if line in self._paired and (reference := self.reference(line))]
+        shared = [(_with_seeds_of(line, reference), _with_seeds_of(reference, line)) for line, reference in pairs]
+        averaged = [own for own, _ in shared] or lines
+        cells = [(line.rows[0].get("items_digest") or line.task, self._paired[line]) for line, _ in pairs]
+        ratios = [ratio for line in [line for line, _ in pairs] or lines if (ratio := self.size_ratio(line)) is not None]
         return Average(
             lines[0].method,
             lines[0].mode,
-            lines,
-            stats.mean_of_means([line.values("value") for line in lines]),
+            averaged,
+            stats.mean_of_means([line.values("value") for line in averaged]),
+            stats.mean_of_means([reference.values("value") for _, reference in shared]),
             stats.average(cells) if cells else None,
-            stats.mean_of_means([line.values("forgetting") for line in lines]),
+            stats.mean_of_means([line.values("forgetting") for line in averaged]),
             stats.mean_of_means([_by_seed(line, reference, "forgetting") for line, reference in pairs]),
             sum(ratios) / len(ratios) if ratios else None,
         )
@@ -208,6 +211,10 @@ class Results:
                 names[f"final {model} {task} {method} rank={rank} seed={seed}"] = "not run"
         return list(names.items())
 
+    def lost(self) -> list[str]:
+        """Name the final runs that failed: divergence is an outcome, so an average without them flatters their method."""
+        return [key for key, row in self._failed.items() if row["stage"] == "final"]
+
     def _rank(self, method: str, rank: int) -> int:
         return self.rank if method in _OF_NO_RANK else rank
 
@@ -221,12 +228,13 @@ class Results:
 
 @dataclass(frozen=True)
 class Average:
-    """A method in one mode, averaged over tasks and models; the difference over those cells that LoRA has, too."""
+    """A method in one mode, averaged over those tasks, models and seeds that LoRA has, too; over all of them where it has none."""
 
     method: str
     mode: str
     lines: list[Line]
     value: Estimate | None
+    reference: Estimate | None
     difference: Difference | None
     forgetting: Estimate | None
     forgetting_difference: Estimate | None
@@ -251,6 +259,14 @@ def _fixed(line: Line) -> bool:
 def _shared_seeds(line: Line, reference: Line) -> bool:
     own, other = _marks(line), _marks(reference)
     return bool(own and other) if _fixed(line) else bool(set(own) & set(other))
+
+
+def _with_seeds_of(line: Line, other: Line) -> Line:
+    """Leave out the seeds that the other line lacks; the untuned base has none to share."""
+    if _fixed(line) or _fixed(other):
+        return line
+    seeds = _marks(other)
+    return replace(line, rows=tuple(row for row in line.rows if row["seed"] in seeds))
 
 
 def _marks(line: Line) -> dict[int, str]:
