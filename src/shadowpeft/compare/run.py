@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowpeft import files
 from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.checks import check_data, check_models, check_numbers
 from shadowpeft.compare.ledger import STUDY, Ledger, Row, check_folder, read
 from shadowpeft.compare.schedule import expected, ready
-from shadowpeft.compare.study import SHADOWS, Study
-from shadowpeft.compare.tasks import find
+from shadowpeft.compare.study import Study
 from shadowpeft.compare.workers import RunCell, run_cells
 from shadowpeft.errors import ConfigError
 
@@ -73,7 +72,7 @@ def compare(study: Study, retry: bool = False, run_cell: RunCell | None = None, 
             ledger.forget_failures()
         if ready(study, ledger.rows):
             check_models(study)
-            check_data(study)
+            check_numbers(study, check_data(study))
         run_cell, report = run_cell or _run_cell(), report or _report()
         with _stopping_as_ctrl_c(), _progress(study, ledger) as show:
             try:
@@ -143,48 +142,6 @@ def _report() -> Report:
         return report.summary(study, rows, cells)
 
     return write
-
-
-# What is checked before any work
-
-
-def check_models(study: Study) -> None:
-    """Refuse models that cannot be reached or on which a method cannot be built at the study's budgets.
-
-    Raises:
-        UserError: configuration or tokenizer cannot be loaded, the family is not supported, a method cannot be matched, or it does not
-            know a setting.
-    """
-    from shadowpeft.compare import methods
-
-    for model in study.names("model"):
-        config = files.load_config(model)
-        files.load_tokenizer(model)
-        if set(study.names("methods")) & set(SHADOWS):
-            from shadowpeft import arch
-
-            arch.family_of_config(config)
-    if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
-        files.load_config(study.shadow_model)
-    methods.check(study)
-
-
-def check_data(study: Study) -> None:
-    """Read the rows of every task, of its partners and of the text for forgetting; no model sees them yet.
-
-    Raises:
-        DataError: a split is missing or damaged, or has labels that are not seen in training.
-    """
-    from shadowpeft.compare.tasks.source import Source, held_out_text
-
-    source = Source(study.data_dir)
-    for name in study.names("tasks"):
-        task = find(name)
-        for other in (task, *(find(partner) for partner in task.partners if study.ood)):
-            other.load("train", source)
-            other.load("validation", source)
-    if study.forgetting_rows:
-        held_out_text(source, 1)
 
 
 # Progress and interruption

@@ -19,7 +19,7 @@ _ADAPTER: tuple[tuple[float, float | None], ...] = (
     (1e-3, None), (3e-4, None), (2e-3, None), (5e-4, None), (4e-3, None), (2e-4, None), (7e-3, None), (1e-4, None),
 )  # fmt: skip
 _SHADOW: tuple[tuple[float, float | None], ...] = (
-    (1e-3, 0.3), (3e-3, 0.3), (1e-3, 1.0), (3e-3, 1.0), (5e-4, 1.0), (1e-3, 3.0), (6e-3, 0.3), (3e-3, 0.1),
+    (1e-3, 0.1), (1e-3, 0.3), (3e-3, 0.3), (5e-4, 0.1), (1e-3, 1.0), (3e-3, 0.1), (3e-3, 1.0), (3e-4, 0.3),
 )  # fmt: skip
 SEARCH: dict[str, tuple[tuple[float, float | None], ...]] = {
     "base": ((1e-2, None), (3e-3, None), (3e-2, None), (1e-3, None), (1e-1, None), (3e-4, None), (3e-1, None), (1e-4, None)),

@@ -227,12 +227,11 @@ def silence() -> None:
 
 @contextlib.contextmanager
 def _environment(gpu: int | None, width: int) -> Iterator[None]:
-    """Let a process that starts now see one GPU, or have its share of the cores: both are read when torch is imported."""
+    """Let a process that starts now see one GPU, if it is to have one, and its share of the cores: both are read when torch is imported."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if gpu is None:
-        changes = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // width))}
-    else:
-        changes = {"CUDA_VISIBLE_DEVICES": visible[gpu] if visible else str(gpu)}
+    changes = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // width))}
+    if gpu is not None:
+        changes["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
     before = dict(os.environ)
     os.environ.update(changes)
     try:

@@ -1,0 +1,136 @@
+"""What is checked before any work: models, methods, data, tokenizers, and that each base computes numbers on its device."""
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from shadowpeft import arch, files
+from shadowpeft.compare.study import SHADOWS, Study
+from shadowpeft.compare.tasks import find
+from shadowpeft.compare.tasks.base import Item, Task
+from shadowpeft.compare.workers import count_gpus, device_name
+from shadowpeft.errors import ConfigError
+
+SAMPLE = 64
+MOST_TOKENS_PER_CHARACTER = 0.8
+_ROWS = 4
+
+
+def check_models(study: Study) -> None:
+    """Refuse models that cannot be reached or on which a method cannot be built at the study's budgets.
+
+    Raises:
+        UserError: configuration or tokenizer cannot be loaded, the family is not supported, a method cannot be matched, or it does not
+            know a setting.
+    """
+    from shadowpeft.compare import methods
+
+    for model in study.names("model"):
+        config = files.load_config(model)
+        files.load_tokenizer(model)
+        if set(study.names("methods")) & set(SHADOWS):
+            arch.family_of_config(config)
+    if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
+        files.load_config(study.shadow_model)
+    methods.check(study)
+
+
+def check_data(study: Study) -> dict[str, list[str]]:
+    """Read the rows of every task, of its partners and of the text for forgetting; warn where a model's tokenizer does not fit them.
+
+    Returns:
+        The first prompts of each task's validation split.
+
+    Raises:
+        DataError: a split is missing or damaged, or has labels that are not seen in training.
+    """
+    from shadowpeft.compare.tasks.source import Source, held_out_text
+
+    source, prompts = Source(study.data_dir), {}
+    for task in map(find, study.names("tasks")):
+        for other in (task, *(find(partner) for partner in task.partners if study.ood)):
+            other.load("train", source)
+            other.load("validation", source)
+        prompts[task.name] = [item.prompt for item in task.load("validation", source)[:SAMPLE]]
+        for model in study.names("model"):
+            tokenizer = files.load_tokenizer(model)
+            _warn_of_tokens(model, tokenizer, task, prompts[task.name])
+            _warn_of_length(model, tokenizer, task, task.load("train", source)[:SAMPLE], study.max_length or task.max_length)
+    if study.forgetting_rows:
+        held_out_text(source, 1)
+    return prompts
+
+
+def _warn_of_tokens(model: str, tokenizer: Any, task: Task, texts: Sequence[str]) -> None:
+    """Warn of a tokenizer that takes texts apart into single signs: one that was converted wrongly gives ids nothing is learned on."""
+    tokens, characters = sum(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])), sum(map(len, texts))
+    if tokens > MOST_TOKENS_PER_CHARACTER * characters:
+        warnings.warn(
+            f"the tokenizer of {model} makes {tokens:,} tokens of the {characters:,} characters of {len(texts)} prompts of {task.name}, "
+            f"more than {MOST_TOKENS_PER_CHARACTER} a character; unless their script is of such signs it was converted wrongly or is "
+            "another model's: compare its ids of a sentence with another copy's before training anything",
+            stacklevel=3,
+        )
+
+
+def _warn_of_length(model: str, tokenizer: Any, task: Task, items: Sequence[Item], most: int) -> None:
+    """Warn of training rows that are too long to be learned; texts to classify are cut, which is no loss of rows."""
+    if task.kind == "classification":
+        return
+    lengths = [len(tokenizer(item.prompt + item.answer, verbose=False)["input_ids"]) for item in items]
+    long = sum(length > most for length in lengths)
+    if long > len(lengths) / 10:
+        warnings.warn(
+            f"{long} of the first {len(lengths)} training rows of {task.name} have more than max_length={most} tokens of {model} and are "
+            "left out; raise max_length to train on them",
+            stacklevel=3,
+        )
+
+
+def check_numbers(study: Study, prompts: Mapping[str, Sequence[str]]) -> None:
+    """Run every base once on padded batches, where it computes on a GPU or in bfloat16; on a CPU in float32 there is nothing to fear.
+
+    Args:
+        study: the study.
+        prompts: some of each task.
+
+    Raises:
+        ConfigError: the last hidden state of a text is not finite.
+    """
+    import torch
+
+    gpu = count_gpus(study) > 0
+    for model in study.names("model") if gpu or study.bf16 else []:
+        with contextlib.suppress(torch.OutOfMemoryError):  # the cells will tell
+            _check_base(model, study, prompts, torch.device("cuda" if gpu else "cpu"))
+        gc.collect()
+        if gpu:
+            torch.cuda.empty_cache()
+
+
+def _check_base(model: str, study: Study, prompts: Mapping[str, Sequence[str]], device: Any) -> None:
+    import torch
+
+    from shadowpeft.compare.fit import encode_texts, precision
+    from shadowpeft.compare.measure import last_hidden, padded
+    from shadowpeft.evaluate import padding_id
+
+    dtype = torch.bfloat16 if study.bf16 else torch.float32
+    tokenizer = files.load_tokenizer(model)
+    base: Any = files.load_model(model, dtype).to(device).eval()
+    most = arch.context_of(base.config) or 2**30
+    for task, side in product(prompts, ("right", "left")):
+        length = min(study.max_length or find(task).max_length, most)
+        rows = sorted(encode_texts(prompts[task], tokenizer, length), key=len)
+        ids_BT, mask_BT = (tensor.to(device) for tensor in padded([*rows[:_ROWS], *rows[-_ROWS:]], padding_id(tokenizer), side))
+        with torch.inference_mode(), precision(device, study.bf16):
+            hidden_BTD = last_hidden(base, ids_BT, mask_BT, causal=True)
+        if not hidden_BTD[mask_BT.bool()].isfinite().all():
+            raise ConfigError(
+                f"the base {model}, untrained, computes values that are not finite numbers in {str(dtype).removeprefix('torch.')} on "
+                f"{device_name(study)} (texts of {task}, padded on the {side}); expected numbers: change bf16, the device or the version "
+                "of torch"
+            )
