@@ -135,8 +135,8 @@ class ShadowTrainer(Trainer):
         assert self.shadowed.base is not None
         saved = checkpoint.load(self.shadowed.base, resume_from_checkpoint)
         own = self.shadowed.adapters[self.shadowed.active_adapter]
-        if saved.config != own.config:
-            raise CheckpointError(f"{resume_from_checkpoint} has other shadow settings than this run: {saved.config}, here {own.config}")
+        if saved.settings != own.settings:
+            raise CheckpointError(f"{resume_from_checkpoint} has other settings than this run: {saved.settings}, not {own.settings}")
         own.load_state_dict(saved.state_dict(), strict=True)
 
 
