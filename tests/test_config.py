@@ -13,7 +13,7 @@ def test_defaults_follow_the_variant():
         config = ShadowConfig(variant=variant).resolved()
         assert (config.r, config.update_width, config.inject_from) == sizes[variant]
         assert (config.alpha, config.dropout, config.shadow_loss_weight) == strengths[variant]
-    assert ShadowConfig().variant == "normed"
+    assert ShadowConfig().variant == "paper"
     assert ShadowConfig(variant="peft", r=4).resolved().update_width == 4, "PEFT's update width follows r"
 
 

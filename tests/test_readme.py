@@ -146,6 +146,28 @@ def test_recipe_of_the_demo_settings(tmp_path):
 
 
 @pytest.mark.slow
+def test_recipe_of_the_method_search(tmp_path):
+    """Catches a search that no longer runs, and changes of the boundary that change nothing."""
+    run("compare/smoke_data.py", tmp_path / "data")
+    job = {"name": "plain", "task": "clinc150", "learning_rate": 3e-3, "alpha": 2.0, "config": {"variant": "normed"}}
+    named = {
+        "activation": "none",
+        "gate_shift": 0.0,
+        "updates": False,
+        "reads_shadow": False,
+        "scale": "rms",
+        "by_rank": True,
+        "warm": True,
+    }
+    changes = [{}, *({name: value} for name, value in named.items())]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps({**job, "change": change}) + "\n" for change in changes))
+    words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
+    run("method_search/search.py", *words, "--device", "cpu", "--steps", 3, "--validation-rows", 10)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len({row["metrics"]["nll"] for row in rows}) == len(changes)
+
+
+@pytest.mark.slow
 def test_recipe_of_the_scales(tmp_path):
     """Catches a recipe that no longer runs, and a record that no longer tells of the model that ships."""
     words = ("--text", ROOT / "LICENSE", "--tokens", 512, "--plot", tmp_path / "scales.png")

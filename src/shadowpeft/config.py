@@ -45,7 +45,7 @@ class ShadowConfig:
         ConfigError: a value is out of range.
     """
 
-    variant: Variant = "normed"
+    variant: Variant = "paper"
     r: int | None = None
     update_width: int | None = None
     alpha: float | None = None
