@@ -83,6 +83,7 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, output)
 
     from shadowpeft import files
+    from shadowpeft.trainer import sound_attention
 
     trainer.accelerator.wait_for_everyone()  # of several processes, none may find what the first is about to write
     if trainer.args.should_save:
@@ -90,7 +91,7 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
         if config.resume:
             print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
     began = time.perf_counter()
-    with stop.listening():
+    with stop.listening(), sound_attention():
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     result = _summarise(config, trainer, stop, time.perf_counter() - began)
     if result.adapter is not None:

@@ -140,6 +140,22 @@ class ShadowTrainer(Trainer):
         own.load_state_dict(saved.state_dict(), strict=True)
 
 
+@contextmanager
+def sound_attention() -> Iterator[None]:
+    """Train without cuDNN's attention while the context lasts.
+
+    Its backward pass gives NaN where a mask is passed and the length is 64 more than a multiple of 128, on H100 and H200 since torch 2.11
+    (https://github.com/pytorch/pytorch/issues/196678); models with attention sinks, such as Qwen2.5, run into it. transformers passes a mask
+    with every padded batch.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def is_complete(folder: Path) -> bool:
     """Tell whether a checkpoint was written to its end (the Trainer writes its state last) and has lost no file since."""
     if not (folder / OPTIMIZER_NAME).is_file() or not (folder / SCHEDULER_NAME).is_file():

@@ -19,6 +19,7 @@ from shadowpeft.encode import Collator, Example, encode
 from shadowpeft.errors import DataError
 from shadowpeft.evaluate import padding_id
 from shadowpeft.rows import Row
+from shadowpeft.trainer import sound_attention
 
 WARMUP = 0.06
 
@@ -137,7 +138,8 @@ def fit(model: Any, examples: Sequence[Any], collate: Collate, training: Trainin
         trainer.remove_callback(PrinterCallback)
         if training.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(training.device)
-        trainer.train()
+        with sound_attention():
+            trainer.train()
     model.eval()
     last = torch.stack(trainer.losses[-math.ceil(training.steps / 10) :]).float().mean().item()
     peak = torch.cuda.max_memory_allocated(training.device) / 1e9 if training.device.type == "cuda" else None
