@@ -28,7 +28,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def shadowed(tokenizer) -> ShadowedModel:
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # of the first ones, a model whose answers all differ, say something and do not end at once
     base = AutoModelForCausalLM.from_config(
         qwen3_config(vocab_size=len(tokenizer), pad_token_id=2, eos_token_id=1, tie_word_embeddings=False)
     )

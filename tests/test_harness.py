@@ -194,8 +194,9 @@ def test_inputs_that_are_cut_are_told_of(shadowed, tokenizer, folder):
 
 @pytest.fixture(scope="module")
 def adapter_folder(shadowed, tmp_path_factory) -> Path:
-    shadowed.save_pretrained(tmp_path_factory.mktemp("adapter"))
-    return tmp_path_factory.getbasetemp() / "adapter0"
+    written = tmp_path_factory.mktemp("adapter")
+    shadowed.save_pretrained(written)
+    return written
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:

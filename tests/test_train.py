@@ -113,7 +113,7 @@ def test_run_leaves_what_it_promises(straight, base_folder):
         assert fact in card, fact
     losses = logged(straight)
     assert len(losses) == len(logged(straight, "shadow_loss")) == 10
-    assert losses[-1] < losses[0]
+    assert sum(losses[-4:]) < sum(losses[:4]), "one step's loss depends more on its rows than on what was learned"
     assert len(logged(straight, "eval_loss")) == 3, "steps 4, 8 and 10"
     ShadowedModel.from_pretrained(files.load_model(str(base_folder)), straight / "adapter")
 
