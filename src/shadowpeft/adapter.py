@@ -96,9 +96,8 @@ class Adapter(nn.Module):
         injection = self._injection(i).weights()
         if i == 0:
             return inject(h_BTD, s_BTD, injection, self.settings.alpha, dropout, site), s_BTD
-        return boundary(
-            h_BTD, s_BTD, self._update(i - 1).weights(self.norm), injection, self.settings.alpha, dropout, dropout if paper else 0.0, site
-        )
+        weights = self._update(i - 1).weights(self.norm)
+        return boundary(h_BTD, s_BTD, weights, injection, self.settings.alpha, dropout, dropout if paper else 0.0, site)
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]

@@ -1,7 +1,6 @@
 """The record of a study: one JSON line per measurement, only ever appended to, and the settings it was begun with."""
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -19,6 +18,7 @@ from shadowpeft import files
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
 from shadowpeft.errors import ConfigError, DataError
+from shadowpeft.evaluate import finite
 
 STUDY = "study.yaml"
 # What may differ when a study is resumed; everything else would make it another study.
@@ -84,7 +84,7 @@ class Ledger:
         time = datetime.now(timezone.utc).isoformat(timespec="seconds")
         facts = {**self._provenance, "device": device, "time": time, "parts": len(rows)}
         complete = [{**row, **facts, "part": number} for number, row in enumerate(rows, start=1)]
-        self._file.write("".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in complete))
+        self._file.write("".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in complete))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows = _current([*self.rows, *complete])
@@ -141,15 +141,6 @@ def _current(rows: Sequence[Row]) -> list[Row]:
     """Leave out the failures of cells that were run again: of each cell the last block counts."""
     last = {row["key"]: number for number, row in enumerate(rows) if row["part"] == 1}
     return [row for number, row in enumerate(rows) if number >= last[row["key"]]]
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON has no word for by null."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lock(file: TextIO, folder: Path) -> None:
