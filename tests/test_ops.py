@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from shadowpeft.ops import InjectionWeights, UpdateWeights, boundary, correct, inject, read, update
+from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, boundary, correct, inject, read, update
 
 # Odd sizes: a transposed or broadcast matrix cannot pass by accident.
 B, T, D, R, U = 2, 3, 5, 4, 7
@@ -13,6 +13,10 @@ B, T, D, R, U = 2, 3, 5, 4, 7
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def unused(h_BTD: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("only the variant normed reads through a norm")
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def test_update_is_equations_5_to_7(update_weights):
 def test_boundary_is_update_then_inject(update_weights, injection):
     """Catches an injection that reads the old shadow state."""
     h, s = draw(B, T, D), draw(B, T, D)
-    h_next, s_next = boundary(h, s, update_weights, injection, alpha=0.7)
+    h_next, s_next = boundary(h, s, update_weights, injection, Rule("paper", 0.7), unused)
     assert torch.equal(s_next, update(h, s, update_weights))
     assert torch.equal(h_next, inject(h, s_next, injection, 0.7))
     assert not torch.equal(h_next, inject(h, s, injection, 0.7))
@@ -86,7 +90,7 @@ def test_gradients_match_finite_differences(update_weights, injection):
     tensors += list(update_weights.norm[:2]) if update_weights.norm else []
 
     def run(h, s, *_):
-        return boundary(h, s, update_weights, injection, 0.7)
+        return boundary(h, s, update_weights, injection, Rule("paper", 0.7), unused)
 
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))
 
@@ -148,9 +152,7 @@ def test_gradients_of_the_normed_boundary_match_finite_differences(injection):
     norm = draw(D), draw(D)
 
     def run(h, s, *_):
-        x = read(h, lambda h_BTD: torch.nn.functional.layer_norm(h_BTD, (D,), *norm))
-        s_next = update(x, s, weights)
-        return correct(h, x, s_next, injection, 0.7), s_next
+        return boundary(h, s, weights, injection, Rule("normed", 0.7), lambda h_BTD: torch.nn.functional.layer_norm(h_BTD, (D,), *norm))
 
     tensors = [value for value in (*weights[:8], *injection, *norm) if value is not None]
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))

@@ -11,7 +11,7 @@ from shadowpeft import arch
 from shadowpeft.boundary import Injection, Update
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.ops import DropoutSite, boundary, correct, inject, read, update
+from shadowpeft.ops import Rule, boundary
 from shadowpeft.shadow import Shadow
 
 
@@ -46,6 +46,7 @@ class Adapter(nn.Module):
         classifies = self.task == "sequence-classification"
         self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
         self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
+        self.share = None if classifies or self.settings.variant != "normed" else nn.Parameter(torch.zeros(width))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,19 +86,9 @@ class Adapter(nn.Module):
         i = block - self.settings.inject_from
         if i < 0:
             return h_BTD, s_BTD
-        dropout = self.settings.dropout if self.training else 0.0
-        if self.settings.variant == "normed":
-            x_BTD = read(h_BTD, norm)
-            if i > 0:
-                s_BTD = update(x_BTD, s_BTD, self._update(i - 1).weights(None))
-            return correct(h_BTD, x_BTD, s_BTD, self._injection(i).weights(), self.settings.alpha, dropout), s_BTD
-        paper = self.settings.variant == "paper"
-        site: DropoutSite = "bottleneck" if paper else "delta"
-        injection = self._injection(i).weights()
-        if i == 0:
-            return inject(h_BTD, s_BTD, injection, self.settings.alpha, dropout, site), s_BTD
-        weights = self._update(i - 1).weights(self.norm)
-        return boundary(h_BTD, s_BTD, weights, injection, self.settings.alpha, dropout, dropout if paper else 0.0, site)
+        rule = Rule(self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0)
+        weights = None if i == 0 else self._update(i - 1).weights(self.norm)
+        return boundary(h_BTD, s_BTD, weights, self._injection(i).weights(), rule, norm)
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]

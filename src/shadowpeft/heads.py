@@ -40,7 +40,8 @@ def language_output(
     """
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     trains = targets.labels is not None or targets.shift_labels is not None
-    logits_BTV = arch.logits(base, h_BTD[:, keep])
+    both_BTD = h_BTD if adapter.share is None else h_BTD + adapter.share * s_BTD
+    logits_BTV = arch.logits(base, both_BTD[:, keep])
     shadow_BTV = arch.logits(base, s_BTD[:, keep]) if trains or keep_shadow_logits else None
     result = ShadowedCausalLMOutput(logits=logits_BTV, shadow_logits=shadow_BTV if keep_shadow_logits else None)
     if trains and shadow_BTV is not None:
@@ -74,7 +75,10 @@ def classifier_output(
     assert adapter.shadow_score is not None
     trains = targets.labels is not None
     logits_BC = adapter.score(losses.pool_last(h_BTD, mask_BT))
-    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if trains or keep_shadow_logits else None
+    both = adapter.settings.variant == "normed"
+    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if both or trains or keep_shadow_logits else None
+    if both and shadow_BC is not None:
+        logits_BC = logits_BC + shadow_BC
     result = ShadowedClassifierOutput(logits=logits_BC, shadow_logits=shadow_BC if keep_shadow_logits else None)
     if targets.labels is not None and shadow_BC is not None:
         result.shadow_loss = losses.classification_loss(shadow_BC, targets.labels, config, targets.num_items)

@@ -42,6 +42,14 @@ class UpdateWeights(NamedTuple):
     gate_shift: float = 0.0
 
 
+class Rule(NamedTuple):
+    """What a boundary computes: which variant's equations, the strength of the injection, and its dropout (0 outside training)."""
+
+    variant: Literal["normed", "paper", "peft"]
+    alpha: float
+    dropout: float = 0.0
+
+
 def read(h_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
     """Look at the hidden state as the block about to run does: through its own input norm, at unit scale (variant `normed`).
 
@@ -136,12 +144,10 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
 def boundary(
     h_BTD: Tensor,
     s_BTD: Tensor,
-    update_w: UpdateWeights,
+    update_w: UpdateWeights | None,
     inject_w: InjectionWeights,
-    alpha: float,
-    inject_dropout: float = 0.0,
-    update_dropout: float = 0.0,
-    site: DropoutSite = "bottleneck",
+    rule: Rule,
+    norm: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Cross from block l to block l+1 in one step: update after block l, then inject before block l+1 (eq. 2 to 7).
 
@@ -150,7 +156,23 @@ def boundary(
     Both halves read the same two tensors, which is why a fast implementation fuses them. There is no boundary after the
     last block, so its update, whose result nobody reads, does not exist here.
 
-    Args and returns: as `update` and `inject`; returns the next block's input and the new shadow state.
+    Args:
+        h_BTD: what block l put out.
+        s_BTD: the shadow state before block l.
+        update_w: the weights of T and G; `None` at the first boundary that is adapted, where the state is still s^(0).
+        inject_w: the two low-rank matrices of block l+1.
+        rule: which equations, and how strongly.
+        norm: the frozen input norm of block l+1; only the variant `normed` reads through it.
+
+    Returns:
+        The input of block l+1 and the new shadow state, shaped and typed as `h_BTD` and `s_BTD`.
     """
-    s_next_BTD = update(h_BTD, s_BTD, update_w, update_dropout)
-    return inject(h_BTD, s_next_BTD, inject_w, alpha, inject_dropout, site), s_next_BTD
+    if rule.variant == "normed":
+        x_BTD = read(h_BTD, norm)
+        if update_w is not None:
+            s_BTD = update(x_BTD, s_BTD, update_w)
+        return correct(h_BTD, x_BTD, s_BTD, inject_w, rule.alpha, rule.dropout), s_BTD
+    paper = rule.variant == "paper"
+    if update_w is not None:
+        s_BTD = update(h_BTD, s_BTD, update_w, rule.dropout if paper else 0.0)
+    return inject(h_BTD, s_BTD, inject_w, rule.alpha, rule.dropout, "bottleneck" if paper else "delta"), s_BTD
