@@ -39,10 +39,13 @@ class Adapter(nn.Module):
                 f"inject_from must be below the base's {depth} blocks, got {self.settings.inject_from}: no block would be adapted"
             )
         self.shadow = shadow
-        self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and adapted > 1 else None
-        self.injections = nn.ModuleList([Injection(width, self.settings) for _ in range(adapted)])
+        # The first block whose output moves the state, as published where `inject_from` is 0 or 1; blocks below the injections count, too.
+        self.reads_from = min(self.settings.inject_from, 1)
         # No update after the last block: nobody reads its result, so its weights would never receive a gradient.
-        self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(adapted - 1)])
+        updates = depth - 1 - self.reads_from
+        self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and updates else None
+        self.injections = nn.ModuleList([Injection(width, self.settings) for _ in range(adapted)])
+        self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
         classifies = self.task == "sequence-classification"
         self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
         self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
@@ -72,7 +75,7 @@ class Adapter(nn.Module):
             )
 
     def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)).
+        """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)). Below `inject_from`, h stays as it is.
 
         Args:
             block: index of the block about to run, from 0.
@@ -83,12 +86,13 @@ class Adapter(nn.Module):
         Returns:
             The block's input and the shadow state beside it.
         """
-        i = block - self.settings.inject_from
-        if i < 0:
-            return h_BTD, s_BTD
+        update, injection = block - 1 - self.reads_from, block - self.settings.inject_from
         rule = Rule(self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0)
-        weights = None if i == 0 else self._update(i - 1).weights(self.norm)
-        return boundary(h_BTD, s_BTD, weights, self._injection(i).weights(), rule, norm)
+        update_w = self._update(update).weights(self.norm) if update >= 0 else None
+        inject_w = self._injection(injection).weights() if injection >= 0 else None
+        if update_w is None and inject_w is None:
+            return h_BTD, s_BTD
+        return boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]

@@ -34,7 +34,8 @@ class ShadowConfig:
         alpha: strength of the injection (eq. 4).
         dropout: probability, in training, of dropping values of the injection (and of T in the variant `paper`).
         shadow_loss_weight: lambda of eq. 9, the weight of the loss on `head(s^(0))`.
-        inject_from: index (from 0) of the first block whose input is corrected; blocks before it need no backward pass.
+        inject_from: index (from 0) of the first block whose input is corrected; blocks before it run without gradients, and the shadow
+            state still reads what they put out.
         shadow_layers: number of blocks of an implicit shadow.
         shadow_intermediate_size: MLP width of the shadow's blocks.
         shadow_attention_heads: attention heads of the shadow's blocks.

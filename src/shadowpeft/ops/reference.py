@@ -145,7 +145,7 @@ def boundary(
     h_BTD: Tensor,
     s_BTD: Tensor,
     update_w: UpdateWeights | None,
-    inject_w: InjectionWeights,
+    inject_w: InjectionWeights | None,
     rule: Rule,
     norm: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -159,8 +159,8 @@ def boundary(
     Args:
         h_BTD: what block l put out.
         s_BTD: the shadow state before block l.
-        update_w: the weights of T and G; `None` at the first boundary that is adapted, where the state is still s^(0).
-        inject_w: the two low-rank matrices of block l+1.
+        update_w: the weights of T and G; `None` where the state is still s^(0): before and at the first boundary that has an update.
+        inject_w: the two low-rank matrices of block l+1; `None` below the first injected block, where h stays as it is.
         rule: which equations, and how strongly.
         norm: the frozen input norm of block l+1; only the variant `normed` reads through it.
 
@@ -171,8 +171,9 @@ def boundary(
         x_BTD = read(h_BTD, norm)
         if update_w is not None:
             s_BTD = update(x_BTD, s_BTD, update_w)
-        return correct(h_BTD, x_BTD, s_BTD, inject_w, rule.alpha, rule.dropout), s_BTD
+        return h_BTD if inject_w is None else correct(h_BTD, x_BTD, s_BTD, inject_w, rule.alpha, rule.dropout), s_BTD
     paper = rule.variant == "paper"
     if update_w is not None:
         s_BTD = update(h_BTD, s_BTD, update_w, rule.dropout if paper else 0.0)
-    return inject(h_BTD, s_BTD, inject_w, rule.alpha, rule.dropout, "bottleneck" if paper else "delta"), s_BTD
+    site: DropoutSite = "bottleneck" if paper else "delta"
+    return h_BTD if inject_w is None else inject(h_BTD, s_BTD, inject_w, rule.alpha, rule.dropout, site), s_BTD
