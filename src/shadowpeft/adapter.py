@@ -27,7 +27,12 @@ class Adapter(nn.Module):
         ConfigError: `inject_from` leaves no block to adapt.
     """
 
+    Attributes:
+        gradient_checkpointing: set by transformers' switch on each module that has it; the boundaries are then computed again, too.
+
     def __init__(self, base: PreTrainedModel, config: ShadowConfig, shadow: Shadow) -> None:
+    gradient_checkpointing = False
+
         super().__init__()
         self.config = config
         self.settings = config.resolved()

@@ -37,6 +37,7 @@ class Family:
         context: config field of the most positions, `None` where there is no limit.
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can travel as one.
         takes_positions: the decoder accepts `position_ids`.
+        packs: without a mask, the decoder tells the documents of a packed row by positions that begin anew.
         mask_fills_cache: its position bias is as long as the attention mask, so with a static cache the mask must be as long as its room.
         rope_switch: config field of the length at which the rotary factors change, so that what was cached before is void.
         softcaps: the logits pass through `cap * tanh(logits / cap)` when the config sets a cap.
@@ -56,6 +57,7 @@ class Family:
     context: str | None = "max_position_embeddings"
     passes_kwargs: bool = True
     takes_positions: bool = True
+    packs: bool = True
     mask_fills_cache: bool = False
     rope_switch: str | None = None
     softcaps: bool = False
@@ -78,7 +80,7 @@ FAMILIES: dict[str, Family] = {
         Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None),
         Family(
             "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder", input_norm="self_attn_layer_norm",
-            embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None,
+            embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None, packs=False,
         ),
         Family(
             "GPT-2", "gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification", decoder="transformer", blocks="h", input_norm="ln_1",
@@ -90,12 +92,12 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "Falcon", "falcon", "FalconForCausalLM", "FalconForSequenceClassification", decoder="transformer", blocks="h",
-            embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads", head_dim=None, passes_kwargs=False,
+            embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads", head_dim=None, passes_kwargs=False, packs=False,
         ),
         Family(
             "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer", blocks="h",
             embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None, head_dim=None, context=None,
-            passes_kwargs=False, takes_positions=False, mask_fills_cache=True,
+            passes_kwargs=False, takes_positions=False, packs=False, mask_fills_cache=True,
         ),
         Family(
             "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer", blocks="h", input_norm="ln_1",

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from shadowpeft import arch
 from shadowpeft.adapter import Adapter
@@ -14,18 +16,27 @@ from shadowpeft.adapter import Adapter
 
 @dataclass
 class ShadowFrame:
-    """One forward pass: the adapter it runs under, the shadow state s, shape (B, T, D), the base's family, and how many boundaries were
-    crossed."""
+    """One forward pass: the adapter it runs under, the shadow state s, shape (B, T, D), the base's family, whether anything below the
+    first correction wants a gradient (embeddings of the caller's, say), and how many boundaries were crossed."""
 
     adapter: Adapter
     state_BTD: Tensor
     family: arch.Family
+    embeddings_train: bool
     crossed: int = 0
 
     def enter(self, index: int, block: nn.Module, h_BTD: Tensor) -> Tensor:
         """Advance the state to the boundary before `block` and return the block's corrected input."""
         self.crossed += 1
-        h_BTD, self.state_BTD = self.adapter.enter(index, h_BTD, self.state_BTD, arch.input_norm_of(block, self.family))
+        if index == 0 and not self.embeddings_train:
+            # `enable_input_require_grads`, which checkpointing puts on a base, gives frozen embeddings a gradient; cut it, or autograd
+            # would keep every block below the first correction.
+            h_BTD = h_BTD.detach()
+        enter = partial(self.adapter.enter, index, norm=arch.input_norm_of(block, self.family))
+        if self.adapter.gradient_checkpointing and self.adapter.training:
+            h_BTD, self.state_BTD = checkpoint(enter, h_BTD, self.state_BTD, use_reentrant=False)
+        else:
+            h_BTD, self.state_BTD = enter(h_BTD, self.state_BTD)
         return h_BTD
 
 
@@ -47,7 +58,7 @@ def travelling(frame: ShadowFrame) -> Iterator[None]:
 class ShadowedBlock:
     """Stand in a view of the decoder for one of its blocks: cross the boundary, then run the block as it is.
 
-    The boundary is crossed outside the block's own call, so gradient checkpointing recomputes the frozen block alone.
+    The boundary is crossed outside the block's own call, so gradient checkpointing recomputes either of them alone.
     """
 
     def __init__(self, blocks: nn.ModuleList, index: int) -> None:

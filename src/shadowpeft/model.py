@@ -183,8 +183,8 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
             output_shadow_logits: give back `head(s^(0))` too.
             num_items_in_batch: labelled items in the whole accumulated batch, as the Trainer passes it.
             return_dict: `False` for a plain tuple.
-            **kwargs: handed to the base's decoder (`output_hidden_states` and the like); but for `shift_labels`, (B, T), which are labels
-                already shifted, in place of `labels`.
+            **kwargs: handed to the base's decoder (`output_hidden_states` and the like; `cu_seq_lens_q` and its kin to the shadow's, too);
+                but for `shift_labels`, (B, T), which are labels already shifted, in place of `labels`.
 
         Returns:
             `ShadowedCausalLMOutput` or `ShadowedClassifierOutput`; the bare base's own output inside `disabled()`.
@@ -232,23 +232,24 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         if attention_mask is None and input_ids is not None and len(input_ids) > 1:
             raise UserError("a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end")
         return attention_mask
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = None  # says which token sees which, not which is padding
 
     def _run(
         self, adapter: Adapter, inputs: dict[str, Tensor | None], cache: ShadowCache | None, kwargs: dict[str, Any]
     ) -> tuple[Any, Tensor]:
         """Run the shadow, then the base's decoder through its view; return the decoder's output and s^(0)."""
         base = self._base()
-        family = arch.family_of(base)
-        adapter.refuse_mixed_types(arch.token_embedding_of(base).weight)
+        family, table = arch.family_of(base), arch.token_embedding_of(base).weight
+        adapter.refuse_mixed_types(table)
         state_BTD = adapter.shadow(
-            inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow
+            inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow, **kwargs
         )
-        frame = ShadowFrame(adapter, state_BTD, family)
+        frame = ShadowFrame(adapter, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad)
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}
         if family.mask_fills_cache:
-            mask = filling_mask(inputs["attention_mask"], cache and cache.base, state_BTD.shape[1])
-            inputs = {**inputs, "attention_mask": mask}
+            inputs = {**inputs, "attention_mask": filling_mask(inputs["attention_mask"], cache and cache.base, state_BTD.shape[1])}
         travel = nullcontext() if family.passes_kwargs else travelling(frame)
         carried = {"shadow_frame": frame} if family.passes_kwargs else {}
         with travel:

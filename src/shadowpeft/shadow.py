@@ -1,7 +1,10 @@
 """The shadow network: a small backbone beside the base, and the projection to the base's width."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 from shadowpeft import arch
 from shadowpeft.cache import filling_mask
@@ -48,8 +51,11 @@ class Shadow(nn.Module):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         cache: Cache | None,
+        **kwargs: Any,
     ) -> Tensor:
         """Return s^(0), shape (B, T, D), for ids or embeddings; `cache` is the shadow's own half and is written to.
+
+        Of `kwargs`, what the base's decoder is given besides, the shadow takes what tells flash attention where packed documents begin.
 
         Raises:
             UnsupportedModelError: embeddings were given to a shadow that has a table of its own.
@@ -62,8 +68,15 @@ class Shadow(nn.Module):
             (given,) = inputs.values()
             assert given is not None
             attention_mask = filling_mask(attention_mask, cache, given.shape[1])
+        documents = {name: value for name, value in kwargs.items() if name in FlashAttentionKwargs.__annotations__}
         out = self._run(
-            **inputs, **positions, attention_mask=attention_mask, past_key_values=cache, use_cache=cache is not None, return_dict=True
+            **inputs,
+            **positions,
+            **documents,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            return_dict=True,
         )
         state_BTS = out.last_hidden_state
         return state_BTS if self.projection is None else self.projection(state_BTS)

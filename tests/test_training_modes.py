@@ -1,0 +1,330 @@
+"""Ways to train that must not change what is learned: blocks below the injections, gradient checkpointing, torch.compile, packed rows."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from families import BLOCKS, TINY, VOCAB, WIDTH, attached, language_batch, perturb, tiny_config, tiny_model, token_ids
+from torch import Tensor, nn
+from transformers import DataCollatorWithFlattening, PreTrainedModel
+
+from shadowpeft import ShadowConfig, ShadowedModel, arch
+
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+VARIANTS = ("normed", "paper", "peft")
+
+
+def build(model_type: str, base_changes: dict[str, Any] | None = None, **settings: Any) -> ShadowedModel:
+    base = tiny_model(model_type, config=tiny_config(model_type, **(base_changes or {})))
+    return perturb(attached(base, ShadowConfig(**{"r": 4, "update_width": 5, "alpha": 0.5, **settings})))
+
+
+def checkpoint(model: PreTrainedModel, enable: bool = True) -> None:
+    """Switch gradient checkpointing under the name it goes by: transformers renamed it between 5.17 and 5.23."""
+    renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    if enable:
+        (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": False})
+    else:
+        (model.activation_checkpointing_disable if renamed else model.gradient_checkpointing_disable)()
+
+
+def step(model: nn.Module, batch: dict[str, Tensor], seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
+    """One training step from a fixed random state: the loss and every gradient."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Blocks below the first injection
+
+
+@contextmanager
+def watching(base: PreTrainedModel) -> Iterator[tuple[Counter[int], dict[int, bool]]]:
+    """Note how many bytes autograd keeps while each block runs, and whether what it puts out wants a gradient."""
+    kept: Counter[int] = Counter()
+    wants: dict[int, bool] = {}
+    running: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if running:
+            kept[running[-1]] += tensor.nbytes
+        return tensor
+
+    def leave(index: int, out: Any) -> None:
+        running.pop()
+        wants[index] = (out if isinstance(out, Tensor) else out[0]).requires_grad
+
+    handles = []
+    for index, block in enumerate(arch.blocks_of(base)):
+        handles.append(block.register_forward_pre_hook(lambda *_, index=index: running.append(index)))
+        handles.append(block.register_forward_hook(lambda *call, index=index: leave(index, call[-1])))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept, wants
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("prepared", ["plain", "inputs with gradient", "checkpointed"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_below_the_first_injection_keep_nothing(variant, prepared):
+    """Catches a graph that reaches below, such as the one that a base prepared for checkpointing starts at its embeddings."""
+    base = tiny_model("llama")
+    if prepared != "plain":
+        base.enable_input_require_grads()
+    if prepared == "checkpointed":
+        checkpoint(base)
+    model = perturb(attached(base, ShadowConfig(variant=variant, inject_from=2))).train()
+    with watching(base) as (kept, wants):
+        loss = model(**language_batch()).loss
+    assert wants == {0: False, 1: False, 2: True, 3: True}
+    if prepared != "checkpointed":  # which notes each block's input, whatever it wants; the update keeps that anyway
+        assert not kept[0]
+        assert not kept[1]
+        assert kept[2] == kept[3] > 0
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("inject_from", [2, BLOCKS - 1])
+def test_the_state_reads_the_blocks_below_the_first_injection(variant, inject_from):
+    """Holds `inject_from` to its meaning: an adapter of `inject_from=1` whose first injections add nothing."""
+    whole = build("llama", variant=variant, inject_from=1)
+    with torch.no_grad():
+        for injection in whole.adapters["default"].injections[: inject_from - 1]:
+            injection.up.weight.zero_()
+    state = whole.adapters["default"].state_dict()
+    upper = attached(tiny_model("llama"), ShadowConfig(variant=variant, inject_from=inject_from, r=4, update_width=5, alpha=0.5))
+    wanted = {}
+    for name in upper.adapters["default"].state_dict():
+        parts = name.split(".")
+        if parts[0] == "injections":
+            parts[1] = str(int(parts[1]) + inject_from - 1)
+        wanted[name] = state[".".join(parts)]
+    upper.adapters["default"].load_state_dict(wanted)
+    ids = token_ids(2, 9)
+    assert torch.equal(upper(ids).logits, whole(ids).logits)
+    with torch.no_grad():
+        upper.adapters["default"].updates[0].transform_out.weight.zero_()
+    assert not torch.equal(upper(ids).logits, whole(ids).logits)
+
+
+def test_gradients_reach_embeddings_that_the_caller_gave():
+    """Catches a prompt to be tuned whose gradient through the base is cut: both paths are held to finite differences."""
+    model = build("gpt2", inject_from=2).double()  # whose norms compute in float64
+    embeds = model.get_input_embeddings()(token_ids(1, 6)).detach().requires_grad_(True)
+    torch.manual_seed(1)
+    direction, weights = torch.randn_like(embeds), torch.randn(2, 1, 6, VOCAB, dtype=torch.float64)
+
+    def value(embeds: Tensor) -> Tensor:
+        out = model(inputs_embeds=embeds, use_cache=False, output_shadow_logits=True)
+        return (torch.stack([out.logits, out.shadow_logits]) * weights).sum()
+
+    value(embeds).backward()
+    with torch.no_grad():
+        slope = (value(embeds + 1e-5 * direction) - value(embeds - 1e-5 * direction)) / 2e-5
+    torch.testing.assert_close((embeds.grad * direction).sum(), slope, rtol=1e-6, atol=0)
+
+
+# Gradient checkpointing
+
+
+CHECKPOINTED = [(name, variant) for name in ("llama", "qwen3", "gemma3_text") for variant in VARIANTS] + [
+    ("gptj", "normed"),  # whose frame travels in a context variable, gone by the time of the backward pass
+    ("gpt2", "paper"),  # which drops embeddings and residuals, too
+]
+
+
+@pytest.mark.parametrize(("model_type", "variant"), CHECKPOINTED)
+def test_checkpointed_gradients_are_the_same_bits(model_type, variant):
+    """Catches recomputing with another dropout mask or another shadow state: base, shadow and boundaries all drop values here."""
+    drops = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "gptj": ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    chances = dict.fromkeys(drops.get(model_type, ("attention_dropout",)), 0.1)
+    model = build(model_type, chances, variant=variant, dropout=0.2).train()
+    batch = language_batch()
+    loss, expected = step(model, batch)
+    assert not torch.equal(loss, step(model, batch, seed=4)[0]), "nothing is dropped"
+    checkpoint(model)
+    loss_again, found = step(model, batch)
+    assert torch.equal(loss_again, loss)
+    assert found.keys() == expected.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_checkpointing_keeps_three_tensors_a_block(variant):
+    """Catches boundaries that keep their insides: what one block more costs is its input, what the block before put out, and the state."""
+    ids = token_ids(2, 16)
+
+    def kept(blocks: int) -> int:
+        model = build("llama", {"num_hidden_layers": blocks}, variant=variant).train()
+        checkpoint(model)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages: dict[int, int] = {}
+        alive = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                alive.append(tensor)
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(ids, labels=ids)
+        return sum(storages.values())
+
+    assert (kept(6) - kept(4)) / 2 == 3 * ids.numel() * WIDTH * 4
+
+
+def test_checkpointing_is_off_again_when_it_is_switched_off():
+    """Catches a switch that the boundaries do not follow back."""
+    model = build("llama").train()
+    checkpoint(model)
+    assert model.adapters["default"].gradient_checkpointing
+    checkpoint(model, enable=False)
+    assert not model.adapters["default"].gradient_checkpointing
+
+
+# torch.compile
+
+
+# Of the compilers' own doing.
+own_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+
+COMPILED = [
+    ("llama", "normed", True),
+    ("llama", "peft", False),
+    ("qwen3", "normed", False),
+    ("qwen3", "paper", True),
+    ("gemma3_text", "normed", True),
+    ("gemma3_text", "paper", False),
+]
+
+
+@own_warnings
+@pytest.mark.parametrize(("model_type", "variant", "checkpointing"), COMPILED)
+def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, variant, checkpointing):
+    """Catches a graph break, and a graph compiled anew for each batch, in forward and backward of a padded batch."""
+    layers = {"num_hidden_layers": 3}
+    if model_type == "gemma3_text":
+        layers["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    model, batch = build(model_type, layers, variant=variant, dropout=0.0).train(), language_batch()
+    loss, expected = step(model, batch)
+    if checkpointing:
+        checkpoint(model)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        compiled_loss, found = step(compiled, batch)
+        found = {name.removeprefix("_orig_mod."): grad for name, grad in found.items()}
+        torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+@own_warnings
+def test_a_step_compiled_by_inductor_has_the_same_gradients():
+    """Catches what only the default compiler does with the same graph."""
+    model, batch = build("qwen3", {"num_hidden_layers": 2}, variant="normed", dropout=0.0).train(), language_batch()
+    loss, expected = step(model, batch)
+    torch._dynamo.reset()
+    compiled_loss, found = step(torch.compile(model, fullgraph=True), batch)
+    torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close({name.removeprefix("_orig_mod."): grad for name, grad in found.items()}, expected, rtol=1e-3, atol=1e-5)
+
+
+# Packed rows
+
+
+PACKING = [name for name in TINY if arch.FAMILIES[name].packs]
+
+
+def documents() -> tuple[list[Tensor], Tensor, Tensor]:
+    """Three documents, all of them in one row, and the positions, which begin anew with each."""
+    docs = [token_ids(1, length, seed=length) for length in (7, 3, 9)]
+    return docs, torch.cat(docs, 1), torch.cat([torch.arange(doc.shape[1]) for doc in docs])[None]
+
+
+def block_diagonal(docs: list[Tensor]) -> Tensor:
+    """The same as a mask to be added: zero where a token may look, (1, 1, T, T)."""
+    seen = torch.block_diag(*[torch.ones(doc.shape[1], doc.shape[1]).tril() for doc in docs])
+    return torch.zeros_like(seen).masked_fill(seen == 0, torch.finfo(seen.dtype).min)[None, None]
+
+
+@pytest.mark.parametrize("model_type", PACKING)
+def test_packed_documents_do_not_see_each_other(model_type):
+    """Catches a document that reads its neighbour, in the base or in the shadow: their logits are those of each document alone."""
+    model = build(model_type)
+    docs, ids, positions = documents()
+    got = model(ids, position_ids=positions, use_cache=False, output_shadow_logits=True)
+    for name in ("logits", "shadow_logits"):
+        alone = torch.cat([model(doc, use_cache=False, output_shadow_logits=True)[name] for doc in docs], 1)
+        torch.testing.assert_close(got[name], alone, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("model_type", [name for name in TINY if not arch.FAMILIES[name].packs])
+def test_families_that_cannot_pack_are_marked_for_a_reason(model_type):
+    """Catches a family that has learned to pack: the stock base alone lets documents see each other."""
+    base = tiny_model(model_type)
+    docs, ids, positions = documents()
+    given = {"position_ids": positions} if arch.FAMILIES[model_type].takes_positions else {}
+    got = base(ids, **given, use_cache=False).logits
+    alone = torch.cat([base(doc, use_cache=False).logits for doc in docs], 1)
+    assert not torch.allclose(got, alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2", "gptj"])
+def test_a_mask_of_the_callers_own_reaches_base_and_shadow(model_type):
+    """Catches a four-dimensional mask that only one of the two sees."""
+    model = build(model_type)
+    docs, ids, positions = documents()
+    got = model(ids, attention_mask=block_diagonal(docs), position_ids=positions, use_cache=False, output_shadow_logits=True)
+    want = model(ids, position_ids=positions, use_cache=False, output_shadow_logits=True)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(got.shadow_logits, want.shadow_logits, rtol=1e-4, atol=2e-5)
+
+
+def test_what_tells_flash_attention_of_documents_reaches_base_and_shadow():
+    """Catches a shadow that gets no `cu_seq_lens_q` and lets its documents see each other."""
+    model = build("llama").train()
+    docs, _, _ = documents()
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    batch = collate([{"input_ids": doc[0].tolist()} for doc in docs])
+    names = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    assert names <= batch.keys()
+    seen = []
+    for attention in (arch.blocks_of(model.base)[0].self_attn, model.adapters["default"].shadow.backbone.layers[0].self_attn):
+        attention.register_forward_pre_hook(lambda *call: seen.append(names & call[-1].keys()), with_kwargs=True)
+    model(**batch)
+    assert seen == [names, names]
+
+
+def test_a_packed_step_is_the_step_of_its_documents():
+    """Catches a prediction across documents: loss and gradients are those of the same documents in a padded batch."""
+    model = build("qwen3", dropout=0.0).train()
+    docs, _, _ = documents()
+    batch = DataCollatorWithFlattening()([{"input_ids": doc[0].tolist()} for doc in docs])
+    loss, found = step(model, batch)
+    total = sum(doc.shape[1] - 1 for doc in docs)
+    parts = [step(model, {"input_ids": doc, "labels": doc, "num_items_in_batch": torch.tensor(total)}) for doc in docs]
+    torch.testing.assert_close(loss, sum(part for part, _ in parts))
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, sum(grads[name] for _, grads in parts), rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_classifier_with_a_mask_of_the_callers_own_pools_the_last_token():
+    """Catches a four-dimensional mask read as if it told tokens from padding."""
+    model = perturb(attached(tiny_model("llama", "sequence-classification"), ShadowConfig()))
+    ids = token_ids(2, 9)
+    mask = torch.ones(9, 9).tril().bool().expand(2, 1, 9, 9)
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits, model(ids).logits)
