@@ -209,11 +209,29 @@ def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
     return table
 
 
+def softcap_of(model: PreTrainedModel) -> float | None:
+    """Return the bound that the family's logits pass through, `None` where there is none."""
+    return model.config.final_logit_softcapping if family_of(model).softcaps else None
+
+
 def logits(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
     """Apply the language-model head as the family does: linear, then the soft cap where there is one."""
-    logits_BTV = head_of(model)(hidden_BTD)
-    cap = model.config.final_logit_softcapping if family_of(model).softcaps else None
+    logits_BTV, cap = head_of(model)(hidden_BTD), softcap_of(model)
     return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
+
+
+def has_plain_frozen_head(model: PreTrainedModel) -> bool:
+    """Tell whether the head is no more than its weight and bias: not trained, quantised, sharded, offloaded or hooked."""
+    head = head_of(model)
+    weight, bias = head.weight, head.bias
+    return (
+        type(head) is nn.Linear
+        and type(weight) is nn.Parameter
+        and weight.shape == (head.out_features, head.in_features)
+        and not weight.is_meta
+        and not (weight.requires_grad or (bias is not None and bias.requires_grad))
+        and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+    )
 
 
 def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:

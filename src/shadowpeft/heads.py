@@ -7,6 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch, losses
 from shadowpeft.adapter import Adapter
+from shadowpeft.errors import ConfigError
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 
 
@@ -17,6 +18,11 @@ class Targets(NamedTuple):
     shift_labels: Tensor | None
     num_items: Tensor | None
 
+    @property
+    def given(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None or self.shift_labels is not None
+
 
 def language_output(
     base: PreTrainedModel,
@@ -26,29 +32,44 @@ def language_output(
     targets: Targets,
     logits_to_keep: int | Tensor = 0,
     keep_shadow_logits: bool = False,
+    skip_logits: bool = False,
 ) -> ShadowedCausalLMOutput:
     """Apply the base's head to both states; with labels, L = CE(head(norm(h^(L))), y) + lambda * CE(head(s^(0)), y) (eq. 8, 9).
 
     Args:
-        base: owns the frozen head that both states share.
+        base: owns the head that both states share.
         adapter: gives lambda.
         h_BTD: the base's last hidden state, after its final norm.
         s_BTD: the first shadow state s^(0).
         targets: the labels, if any.
         logits_to_keep: how many last positions, or which positions, get logits.
         keep_shadow_logits: give back head(s^(0)) as well.
+        skip_logits: give back the losses alone. Unless the head is more than a frozen linear layer, the logits are never held.
+
+    Raises:
+        ConfigError: `skip_logits` leaves nothing to compute.
     """
+    if skip_logits and not targets.given:
+        raise ConfigError("skip_logits=True leaves nothing to compute without labels; pass labels, or skip_logits=False")
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    trains = targets.labels is not None or targets.shift_labels is not None
     both_BTD = h_BTD if adapter.share is None else h_BTD + adapter.share * s_BTD
-    logits_BTV = arch.logits(base, both_BTD[:, keep])
-    shadow_BTV = arch.logits(base, s_BTD[:, keep]) if trains or keep_shadow_logits else None
-    result = ShadowedCausalLMOutput(logits=logits_BTV, shadow_logits=shadow_BTV if keep_shadow_logits else None)
-    if trains and shadow_BTV is not None:
-        result.shadow_loss = losses.next_token_loss(shadow_BTV, targets.labels, targets.num_items, targets.shift_labels)
-        own = losses.next_token_loss(logits_BTV, targets.labels, targets.num_items, targets.shift_labels)
-        result.loss = own + adapter.settings.shadow_loss_weight * result.shadow_loss
-    return result
+    both_BTD, s_BTD = both_BTD[:, keep], s_BTD[:, keep]
+    lean = skip_logits and arch.has_plain_frozen_head(base)
+    logits_BTV = None if lean else arch.logits(base, both_BTD)
+    shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits or (targets.given and not lean) else None
+    loss, shadow_loss = None, None
+    if lean:
+        own, shadow_loss = losses.frozen_head_losses((both_BTD, s_BTD), arch.head_of(base), arch.softcap_of(base), *targets)
+    elif targets.given:
+        own, shadow_loss = (losses.next_token_loss(logits, *targets) for logits in (logits_BTV, shadow_BTV) if logits is not None)
+    if shadow_loss is not None:
+        loss = own + adapter.settings.shadow_loss_weight * shadow_loss
+    return ShadowedCausalLMOutput(
+        loss=loss,
+        logits=None if skip_logits else logits_BTV,
+        shadow_loss=shadow_loss,
+        shadow_logits=shadow_BTV if keep_shadow_logits else None,
+    )
 
 
 def classifier_output(

@@ -1,24 +1,66 @@
-"""The losses of both heads, summed as eq. 9 says and normalised as the Trainer asks."""
+"""The losses of both heads, normalised as the Trainer asks: of logits, or of hidden states where nobody wants the logits."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.loss.loss_utils import ForCausalLMLoss, fixed_cross_entropy
+
+from shadowpeft.linear_ce import IGNORED, token_losses
 
 Count = Tensor | None
 
 
-def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor | None, num_items: Count, shift_labels: Tensor | None = None) -> Tensor:
+def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor | None, shift_labels: Tensor | None, num_items: Count) -> Tensor:
     """Cross-entropy of the next token: mean over the labelled tokens, or their sum over `num_items` under accumulation.
 
     Args:
         logits_BTV: the logits of either head.
         labels_BT: token ids, -100 where no loss is wanted; shifted here.
+        shift_labels: labels already shifted, as sequence parallelism passes them, in place of `labels_BT`.
         num_items: labelled tokens in the whole accumulated batch (`num_items_in_batch` of the Trainer), or `None`.
-        shift_labels: labels already shifted, as sequence parallelism passes them.
     """
     return ForCausalLMLoss(logits_BTV, labels_BT, logits_BTV.shape[-1], num_items_in_batch=num_items, shift_labels=shift_labels)
+
+
+def frozen_head_losses(
+    states_BTD: Sequence[Tensor],
+    head: nn.Linear,
+    softcap: float | None,
+    labels_BT: Tensor | None,
+    shift_labels: Tensor | None,
+    num_items: Count,
+) -> list[Tensor]:
+    """Compute `next_token_loss` of several hidden states through one frozen head, all in one sweep and without the logits.
+
+    Args:
+        states_BTD: what the head reads, all of one shape.
+        head: a linear layer of which nothing but weight and bias counts (`arch.has_plain_frozen_head`).
+        softcap: bound of the logits, if any.
+        labels_BT: this and what follows as in `next_token_loss`.
+        shift_labels: labels already shifted.
+        num_items: labelled tokens in the whole accumulated batch, or `None`.
+
+    Returns:
+        One loss for each state.
+    """
+    if shift_labels is None:
+        assert labels_BT is not None
+        shift_labels = F.pad(labels_BT, (0, 1), value=IGNORED)[..., 1:]
+    targets_N = shift_labels.reshape(-1).to(head.weight.device)
+    states_ND = [state_BTD.flatten(0, 1) for state_BTD in states_BTD]
+    count = (targets_N != IGNORED).sum() if num_items is None else num_items
+    # A prompt's tokens need no logits. How many are left is not known to a compiled graph, which sweeps over all.
+    if not torch.compiler.is_compiling():
+        rows = (targets_N != IGNORED).nonzero()[:, 0]
+        targets_N = targets_N[rows]
+        states_ND = [state_ND.index_select(0, rows) for state_ND in states_ND]
+    losses = token_losses(torch.cat(states_ND), targets_N.repeat(len(states_ND)), head.weight, head.bias, softcap)
+    if isinstance(count, Tensor):  # of the Trainer's own device, or a number that a user gives
+        count = count.to(targets_N.device)
+    return [loss_N.sum() / count for loss_N in losses.view(len(states_ND), len(targets_N))]
 
 
 def classification_loss(logits_BC: Tensor, labels: Tensor, config: PretrainedConfig, num_items: Count) -> Tensor:

@@ -165,6 +165,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         adapter: str | None = None,
         output_shadow_logits: bool = False,
         num_items_in_batch: Tensor | None = None,
+        skip_logits: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -182,6 +183,8 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
             adapter: the adapter to run under; the active one by default.
             output_shadow_logits: give back `head(s^(0))` too.
             num_items_in_batch: labelled items in the whole accumulated batch, as the Trainer passes it.
+            skip_logits: of a language model give back the losses and no logits, which then are never held; by default when training with
+                labels, unless shadow logits or a plain tuple are asked for.
             return_dict: `False` for a plain tuple.
             **kwargs: handed to the base's decoder (`output_hidden_states` and the like; `cu_seq_lens_q` and its kin to the shadow's, too);
                 but for `shift_labels`, (B, T), which are labels already shifted, in place of `labels`.
@@ -211,10 +214,12 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         cache = None if past_key_values is None else require_shadow_cache(past_key_values, chosen.shadow.backbone.config.num_hidden_layers)
         out, first_state_BTD = self._run(chosen, inputs, cache, kwargs)
         targets = heads.Targets(labels, shift_labels, num_items_in_batch)
+        if skip_logits is None:
+            skip_logits = self.training and targets.given and not output_shadow_logits and return_dict is not False
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
         if self.task == "causal-lm":
             result = heads.language_output(
-                base, chosen, out.last_hidden_state, first_state_BTD, targets, logits_to_keep, output_shadow_logits
+                base, chosen, out.last_hidden_state, first_state_BTD, targets, logits_to_keep, output_shadow_logits, skip_logits
             )
         else:
             mask_BT = self._padding_mask(input_ids, attention_mask)
