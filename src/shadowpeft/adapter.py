@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +26,14 @@ class Adapter(nn.Module):
 
     Raises:
         ConfigError: `inject_from` leaves no block to adapt.
-    """
 
     Attributes:
         gradient_checkpointing: set by transformers' switch on each module that has it; the boundaries are then computed again, too.
+    """
 
-    def __init__(self, base: PreTrainedModel, config: ShadowConfig, shadow: Shadow) -> None:
     gradient_checkpointing = False
 
+    def __init__(self, base: PreTrainedModel, config: ShadowConfig, shadow: Shadow) -> None:
         super().__init__()
         self.config = config
         self.settings = config.resolved()
@@ -91,13 +92,21 @@ class Adapter(nn.Module):
         Returns:
             The block's input and the shadow state beside it.
         """
-        update, injection = block - 1 - self.reads_from, block - self.settings.inject_from
-        rule = Rule(self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0)
-        update_w = self._update(update).weights(self.norm) if update >= 0 else None
-        inject_w = self._injection(injection).weights() if injection >= 0 else None
-        if update_w is None and inject_w is None:
+        i, j = block - 1 - self.reads_from, block - self.settings.inject_from
+        update, injection = self._update(i) if i >= 0 else None, self._injection(j) if j >= 0 else None
+        if update is None and injection is None:
             return h_BTD, s_BTD
-        return boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+        rule = Rule(self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0)
+
+        def cross(h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
+            update_w = None if update is None else update.weights(self.norm)
+            inject_w = None if injection is None else injection.weights()
+            return boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+
+        run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = cross
+        for weights in (update, injection):
+            run = run if weights is None else partial(weights, run)
+        return run(h_BTD, s_BTD)
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]

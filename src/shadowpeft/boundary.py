@@ -1,14 +1,23 @@
 """The trainable weights at the block boundaries: one injection per adapted block, one update between two of them."""
 
+from collections.abc import Callable
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.ops import InjectionWeights, UpdateWeights
 
 
-class Injection(nn.Module):
+class BoundaryWeights(nn.Module):
+    """Weights that are read while their module is called, and only then: for that long sharded training has gathered them."""
+
+    def forward(self, cross: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `cross(h_BTD, s_BTD)`, which may read the weights."""
+        return cross(h_BTD, s_BTD)
+
+
+class Injection(BoundaryWeights):
     """W_down and W_up of eq. 3 for one block; W_up starts at zero, so that a fresh shadow changes nothing."""
 
     def __init__(self, width: int, config: ResolvedConfig) -> None:
@@ -29,7 +38,7 @@ class Injection(nn.Module):
 GATE_SHIFT = 3.0
 
 
-class Update(nn.Module):
+class Update(BoundaryWeights):
     """T and G of eq. 5 and 6 for one block: two-layer networks with SiLU (`paper`, `normed`) or GELU and biases (`peft`)."""
 
     def __init__(self, width: int, config: ResolvedConfig) -> None:
