@@ -1,5 +1,6 @@
 """Ways to train that must not change what is learned: blocks below the injections, gradient checkpointing, torch.compile, packed rows."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,17 @@ from typing import Any
 import pytest
 import torch
 from families import BLOCKS, TINY, VOCAB, WIDTH, attached, language_batch, perturb, tiny_config, tiny_model, token_ids
+from test_train import save_base, text_rows, write_rows
 from torch import Tensor, nn
-from transformers import DataCollatorWithFlattening, PreTrainedModel
+from transformers import AutoTokenizer, DataCollatorWithFlattening, PreTrainedModel
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, files
+from shadowpeft.cli import main
+from shadowpeft.encode import NO_LOSS, Collator, Example, encode_all, pack
+from shadowpeft.errors import ConfigError
+from shadowpeft.rows import read_rows
+from shadowpeft.train import train
+from shadowpeft.train_config import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
 VARIANTS = ("normed", "paper", "peft")
@@ -283,15 +291,15 @@ def test_families_that_cannot_pack_are_marked_for_a_reason(model_type):
     assert not torch.allclose(got, alone, atol=1e-2)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2", "gptj"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_neox", "gptj"])  # which know positions by their distance alone
 def test_a_mask_of_the_callers_own_reaches_base_and_shadow(model_type):
     """Catches a four-dimensional mask that only one of the two sees."""
     model = build(model_type)
     docs, ids, positions = documents()
-    got = model(ids, attention_mask=block_diagonal(docs), position_ids=positions, use_cache=False, output_shadow_logits=True)
+    got = model(ids, attention_mask=block_diagonal(docs), use_cache=False, output_shadow_logits=True)
     want = model(ids, position_ids=positions, use_cache=False, output_shadow_logits=True)
-    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(got.shadow_logits, want.shadow_logits, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=5e-5)
+    torch.testing.assert_close(got.shadow_logits, want.shadow_logits, rtol=1e-4, atol=5e-5)
 
 
 def test_what_tells_flash_attention_of_documents_reaches_base_and_shadow():
@@ -328,3 +336,86 @@ def test_a_classifier_with_a_mask_of_the_callers_own_pools_the_last_token():
     ids = token_ids(2, 9)
     mask = torch.ones(9, 9).tril().bool().expand(2, 1, 9, 9)
     torch.testing.assert_close(model(ids, attention_mask=mask).logits, model(ids).logits)
+
+
+def example(*ids: int, prompt: int = 0) -> Example:
+    return Example(input_ids=list(ids), labels=[NO_LOSS] * prompt + list(ids[prompt:]))
+
+
+def test_examples_are_packed_where_they_fit_best():
+    """Catches a lost or cut example, a row too long, room that is wasted, and an example's first token learned from its neighbour."""
+    given = [example(1, 2), example(3, 4, 5, 6, 7, prompt=2), example(8), example(9, 10, 11), example(12, 13, 14, 15)]
+    assert pack(given, 8) == [
+        {
+            "input_ids": [3, 4, 5, 6, 7, 9, 10, 11],
+            "labels": [-100, -100, 5, 6, 7, -100, 10, 11],
+            "position_ids": [0, 1, 2, 3, 4, 0, 1, 2],
+        },
+        {
+            "input_ids": [12, 13, 14, 15, 1, 2, 8],
+            "labels": [-100, 13, 14, 15, -100, 2, -100],
+            "position_ids": [0, 1, 2, 3, 0, 1, 0],
+        },
+    ]
+    many = [example(*range(start, start + 1 + start % 7)) for start in range(100)]
+    rows = pack(many, 9)
+    assert sorted(token for row in rows for token in row["input_ids"]) == sorted(token for one in many for token in one["input_ids"])
+    assert max(len(row["input_ids"]) for row in rows) == 9
+    assert len(rows) == -(-sum(len(one["input_ids"]) for one in many) // 9), "these lengths fit without a gap"
+
+
+def test_a_batch_of_packed_rows_has_positions_in_place_of_a_mask():
+    """Catches a mask, beside which transformers does not look for documents, and padding that goes on with the last one."""
+    batch = Collator(0)(pack([example(1, 2, 3), example(4, 5), example(6, 7, 8)], 5))
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]],
+        "labels": [[-100, 2, 3, -100, 5], [-100, 7, 8, -100, -100]],
+        "position_ids": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]],
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("packing")
+    return {"model": str(save_base(folder / "base")), "data": str(write_rows(folder / "rows.jsonl", text_rows(24)))}
+
+
+def test_training_on_packed_rows_starts_at_the_same_loss(folders, tmp_path):
+    """Catches documents that see each other through the Trainer, and evaluation on packed rows."""
+    quiet = ShadowConfig(dropout=0.0)
+    fixed = {**folders, "output": str(tmp_path / "run"), "max_steps": 1, "logging_steps": 1, "batch_size": 24, "max_length": 64}
+    result = train(TrainConfig(**fixed, eval_data=folders["data"], learning_rate=1e-12, packing=True, shadow=quiet))
+    torch.manual_seed(0)
+    model = attach(files.load_model(folders["model"], torch.float32), quiet)
+    out = model(**Collator(2)(encode_all(read_rows(folders["data"]), AutoTokenizer.from_pretrained(folders["model"]), 64)))
+    assert result.train_loss == pytest.approx(out.loss.item(), rel=1e-5)
+    assert result.shadow_loss == pytest.approx(out.shadow_loss.item(), rel=1e-5)
+    assert result.eval_shadow_loss == pytest.approx(result.shadow_loss, rel=1e-5)
+    assert "| packed to | 64 tokens a row |" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def test_packing_takes_fewer_steps(folders, tmp_path, capsys):
+    """Catches a flag that reaches nothing."""
+    flags = ["--output", str(tmp_path / "run"), "--packing", "--max-length", "64", "--batch-size", "1", "--epochs", "1", "--json"]
+    assert main(["train", "--model", folders["model"], "--data", folders["data"], *flags, "--device", "cpu", "--eval-fraction", "0"]) == 0
+    tokens = encode_all(read_rows(folders["data"]), AutoTokenizer.from_pretrained(folders["model"]), 64)
+    assert json.loads(capsys.readouterr().out)["steps"] == len(pack(tokens, 64)) < 24
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "falcon", "opt"])
+@pytest.mark.parametrize("place", ["model", "shadow_model"])
+def test_packing_is_refused_for_families_that_cannot(model_type, place, folders, tmp_path):
+    """Catches a run whose documents see each other without a word, found before the weights are loaded."""
+    tiny_config(model_type).save_pretrained(tmp_path / "other")
+    changed = {**folders, "output": str(tmp_path / "run"), place: str(tmp_path / "other")}
+    with pytest.raises(ConfigError, match=f"{arch.FAMILIES[model_type].name} cannot be trained on packed rows.*leave out packing"):
+        train(TrainConfig(**changed, packing=True, max_length=32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({}, "packing needs max_length"), ({"max_length": 64, "attn_implementation": "flash_attention_2"}, "set batch_size to 1")],
+)
+def test_packing_without_what_it_needs_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig("model", "data", "output", packing=True, **settings)

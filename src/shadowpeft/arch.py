@@ -92,7 +92,8 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "Falcon", "falcon", "FalconForCausalLM", "FalconForSequenceClassification", decoder="transformer", blocks="h",
-            embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads", head_dim=None, passes_kwargs=False, packs=False,
+            embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads", head_dim=None,
+            passes_kwargs=False, packs=False,
         ),
         Family(
             "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer", blocks="h",

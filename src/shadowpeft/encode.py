@@ -4,6 +4,7 @@ Shapes in names: B is the batch, T the tokens of its longest example.
 """
 
 import warnings
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -19,11 +20,18 @@ from shadowpeft.rows import Chat, Pair, Row, Text, parse_form
 NO_LOSS = -100
 
 
-class Example(TypedDict):
-    """One training example: token ids, and as many labels, -100 where there is no loss (labels are not shifted)."""
-
+class _Whole(TypedDict):
     input_ids: list[int]
     labels: list[int]
+
+
+class Example(_Whole, total=False):
+    """One training example: token ids, and as many labels, -100 where there is no loss (labels are not shifted).
+
+    Several in one row have positions, too, which begin anew with each: by these transformers keeps them from seeing each other.
+    """
+
+    position_ids: list[int]
 
 
 # Rows to examples
@@ -262,10 +270,42 @@ def _cut(example: Example, max_length: int, where: str) -> Example:
 # Batches
 
 
+def pack(examples: Sequence[Example], max_length: int) -> list[Example]:
+    """Put examples into few rows of at most `max_length` tokens: the longest first, each where the least room is left that it fits.
+
+    The first token of an example is not learned, as it would be predicted from the example before it.
+
+    Args:
+        examples: None longer than `max_length`.
+        max_length: The most tokens of a row.
+    """
+    rows: list[list[Example]] = []
+    rooms: list[tuple[int, int]] = []  # tokens left and index of each row, the fullest first
+    for example in sorted(examples, key=lambda example: len(example["input_ids"]), reverse=True):
+        length = len(example["input_ids"])
+        fitting = bisect_left(rooms, (length, 0))
+        if fitting == len(rooms):
+            rooms.append((max_length, len(rows)))
+            rows.append([])
+        room, index = rooms.pop(fitting)
+        rows[index].append(example)
+        insort(rooms, (room - length, index))
+    return [_join(row) for row in rows]
+
+
+def _join(row: Sequence[Example]) -> Example:
+    return Example(
+        input_ids=[token for example in row for token in example["input_ids"]],
+        labels=[label for example in row for label in (NO_LOSS, *example["labels"][1:])],
+        position_ids=[position for example in row for position in range(len(example["input_ids"]))],
+    )
+
+
 @dataclass(frozen=True)
 class Collator:
     """Batch examples, padded on the right to the longest, whatever side the tokenizer pads on for generation.
 
+    Packed examples go without a mask, since transformers looks for documents only where there is none; their padding is one more document.
     Not transformers' `DataCollatorForSeq2Seq`: that pads on the tokenizer's side and needs one with a padding token.
 
     Attributes:
@@ -277,11 +317,17 @@ class Collator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Map B examples to `input_ids`, `attention_mask` (1 where there is an example) and `labels`, int64 [B, T] each."""
+        """Map B examples to int64 tensors, [B, T] each: `input_ids`, `labels`, and `attention_mask` (1 where there is an example), or
+        `position_ids` where they are packed."""
         lengths = [len(example["input_ids"]) for example in examples]
         width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padding = [width - length for length in lengths]
-        ids_BT = [example["input_ids"] + [self.pad_token_id] * pad for example, pad in zip(examples, padding, strict=True)]
-        mask_BT = [[1] * length + [0] * pad for length, pad in zip(lengths, padding, strict=True)]
-        labels_BT = [example["labels"] + [NO_LOSS] * pad for example, pad in zip(examples, padding, strict=True)]
-        return {"input_ids": torch.tensor(ids_BT), "attention_mask": torch.tensor(mask_BT), "labels": torch.tensor(labels_BT)}
+        rows: dict[str, list[list[int]]] = {
+            "input_ids": [example["input_ids"] + [self.pad_token_id] * pad for example, pad in zip(examples, padding, strict=True)],
+            "labels": [example["labels"] + [NO_LOSS] * pad for example, pad in zip(examples, padding, strict=True)],
+        }
+        if "position_ids" in examples[0]:
+            rows["position_ids"] = [[*example["position_ids"], *range(pad)] for example, pad in zip(examples, padding, strict=True)]
+        else:
+            rows["attention_mask"] = [[1] * length + [0] * pad for length, pad in zip(lengths, padding, strict=True)]
+        return {name: torch.tensor(values) for name, values in rows.items()}

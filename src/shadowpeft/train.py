@@ -157,7 +157,7 @@ def _check_same_run(config: TrainConfig, path: Path) -> None:
 def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
     """Read and encode all rows, so that a bad one is found before the model is loaded."""
     from shadowpeft import arch, files
-    from shadowpeft.encode import context_length, encode_all
+    from shadowpeft.encode import context_length, encode_all, pack
     from shadowpeft.rows import Row, read_rows, split_rows
 
     rows = read_rows(config.data)
@@ -167,6 +167,8 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     elif config.eval_fraction:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
     base: PretrainedConfig = files.load_config(config.model)
+    if config.packing:
+        _check_packs(config, base)
     positions = arch.context_of(base)
     tokenizer = files.load_tokenizer(config.model)
     limit = context_length(positions, tokenizer, config.max_length)
@@ -175,7 +177,17 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     largest = max(max(example["input_ids"]) for example in [*examples, *eval_examples])
     if largest >= base.vocab_size:
         raise ConfigError(f"the tokenizer of {config.model} gives the id {largest}, but the model knows only {base.vocab_size} tokens")
-    return tokenizer, examples, eval_examples
+    return tokenizer, pack(examples, limit) if config.packing else examples, eval_examples
+
+
+def _check_packs(config: TrainConfig, base: "PretrainedConfig") -> None:
+    """Refuse to pack for a model whose documents would see each other."""
+    from shadowpeft import arch, files
+
+    shadow = base if config.shadow_model is None else files.load_config(config.shadow_model)
+    for family in (arch.family_of_config(base), arch.family_of_config(shadow)):
+        if not family.packs:
+            raise ConfigError(f"{family.name} cannot be trained on packed rows: its documents would see each other; leave out packing")
 
 
 def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments":
@@ -301,6 +313,7 @@ def _facts(
         "data": config.data,
         "rows": rows,
         "eval rows": eval_rows,
+        **({"packed to": f"{config.max_length} tokens a row"} if config.packing else {}),
         "steps": result.steps,
         "epochs": result.epochs,
         **({} if config.max_steps is None else {"max steps": config.max_steps}),

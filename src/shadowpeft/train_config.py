@@ -17,6 +17,8 @@ _LEAST: dict[str, float] = {
 }  # fmt: skip
 
 
+# Attention that is given a mask, which tells packed documents apart in any number of rows; the flash kernels look at one row's positions.
+_MASKED = (None, "sdpa", "eager", "flex_attention")
 _OPTIONAL = ("eval_data", "shadow_model", "max_steps", "max_length", "attn_implementation")
 
 
@@ -43,6 +45,7 @@ class TrainConfig:
         weight_decay: weight decay of AdamW.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
         max_length: tokens a row may have before it is cut; by default what the model takes.
+        packing: fill rows of `max_length` tokens with several examples each, which do not see each other; a batch is so many full rows.
         bf16: load the base in bfloat16 and compute in it; the adapter itself is trained in float32 either way.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attn_implementation: attention code of transformers, such as sdpa or flash_attention_2; by default its own choice.
@@ -79,6 +82,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int | None = None
+    packing: bool = False
     bf16: bool = False
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
@@ -105,6 +109,13 @@ class TrainConfig:
         for name in ("learning_rate", "epochs"):
             if vars(self)[name] == 0:
                 raise ConfigError(f"{name} must be above 0, got 0")
+        if self.packing and self.max_length is None:
+            raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
+        if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:
+            raise ConfigError(
+                f"with packing, attn_implementation {self.attn_implementation} tells documents apart only in a row of its own: set batch_size "
+                "to 1 (and raise max_length or gradient_accumulation), or choose sdpa"
+            )
         if self.eval_fraction >= 1:
             raise ConfigError(f"eval_fraction must be below 1, got {self.eval_fraction}")
 
