@@ -12,7 +12,8 @@ from shadowpeft import arch
 from shadowpeft.boundary import Injection, Update
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.ops import Rule, boundary
+from shadowpeft.ops import Rule, reference
+from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow import Shadow
 
 
@@ -80,7 +81,9 @@ class Adapter(nn.Module):
                 "base's type (the default)"
             )
 
-    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def enter(
+        self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Callable[[Tensor], Tensor], boundary: Boundary = reference.boundary
+    ) -> tuple[Tensor, Tensor]:
         """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)). Below `inject_from`, h stays as it is.
 
         Args:
@@ -88,6 +91,7 @@ class Adapter(nn.Module):
             h_BTD: what the previous block put out (the embeddings for block 0).
             s_BTD: the shadow state before the previous block.
             norm: the frozen input norm of the block about to run; only the variant `normed` reads through it.
+            boundary: what computes it.
 
         Returns:
             The block's input and the shadow state beside it.

@@ -6,7 +6,7 @@ To add a family, add a row and a tiny configuration to `tests/families.py`; `doc
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import transformers
 from torch import Tensor, nn
@@ -194,6 +194,40 @@ def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor
 
 def _unchanged(h_BTD: Tensor) -> Tensor:
     return h_BTD
+
+
+class NormParts(NamedTuple):
+    """What a norm computes, for a kernel that folds it into a product.
+
+    kind `rms`: h (weight + offset) / sqrt(mean(h^2) + eps); `layer`: torch's LayerNorm; `none`: h itself.
+    """
+
+    kind: Literal["none", "rms", "layer"]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
+
+# The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
+_RMS_NORMS = {
+    **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi3")},
+    **{f"{name}RMSNorm": ("eps", 1.0) for name in ("Gemma2", "Gemma3")},
+}
+
+
+def norm_parts(norm: Callable[[Tensor], Tensor]) -> NormParts | None:
+    """Take a norm that `input_norm_of` returned apart; `None` if it is of a class not known here."""
+    if norm is _unchanged:
+        return NormParts("none")
+    if type(norm) is nn.LayerNorm:
+        whole = norm.weight is not None and norm.bias is not None
+        return NormParts("layer", norm.weight, norm.bias, norm.eps) if whole else None
+    if isinstance(norm, nn.Module) and type(norm).__name__ in _RMS_NORMS:
+        eps, offset = _RMS_NORMS[type(norm).__name__]
+        assert isinstance(norm.weight, Tensor)
+        return NormParts("rms", norm.weight, None, getattr(norm, eps), offset)
+    return None
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:

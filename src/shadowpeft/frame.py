@@ -12,14 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 from shadowpeft import arch
 from shadowpeft.adapter import Adapter
+from shadowpeft.ops.choice import Boundary
 
 
 @dataclass
 class ShadowFrame:
-    """One forward pass: the adapter it runs under, the shadow state s, shape (B, T, D), the base's family, whether anything below the
-    first correction wants a gradient (embeddings of the caller's, say), and how many boundaries were crossed."""
+    """One forward pass: the adapter it runs under, what computes its boundaries, the shadow state s, shape (B, T, D), the base's family,
+    whether anything below the first correction wants a gradient (embeddings of the caller's, say), and how many boundaries were crossed."""
 
     adapter: Adapter
+    boundary: Boundary
     state_BTD: Tensor
     family: arch.Family
     embeddings_train: bool
@@ -32,7 +34,7 @@ class ShadowFrame:
             # `enable_input_require_grads`, which checkpointing puts on a base, gives frozen embeddings a gradient; cut it, or autograd
             # would keep every block below the first correction.
             h_BTD = h_BTD.detach()
-        enter = partial(self.adapter.enter, index, norm=arch.input_norm_of(block, self.family))
+        enter = partial(self.adapter.enter, index, norm=arch.input_norm_of(block, self.family), boundary=self.boundary)
         if self.adapter.gradient_checkpointing and self.adapter.training:
             h_BTD, self.state_BTD = checkpoint(enter, h_BTD, self.state_BTD, use_reentrant=False)
         else:

@@ -20,6 +20,7 @@ from shadowpeft.errors import CheckpointError, ConfigError, UnsupportedModelErro
 from shadowpeft.frame import ShadowedBlocks, ShadowFrame, travelling
 from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
+from shadowpeft.ops import choice
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.stock import StockSurface
 from shadowpeft.views import View
@@ -34,6 +35,7 @@ def attach(
     shadow_model: PreTrainedModel | None = None,
     adapter: str = "default",
     dtype: torch.dtype | None = None,
+    impl: str = "auto",
 ) -> "ShadowedModel":
     """Freeze a base and put a fresh shadow beside it; until it is trained, the result computes what the base computes.
 
@@ -45,6 +47,7 @@ def attach(
             small random shadow of the base's own architecture.
         adapter: the name of the adapter.
         dtype: type of the trained weights; the base's by default. Another type than the base's needs autocast.
+        impl: what computes the boundaries: `auto`, `reference`, `compile` or `triton` (see `ShadowedModel.set_impl`).
 
     Returns:
         The shadowed model, its first adapter ready to train.
@@ -55,6 +58,7 @@ def attach(
     """
     model = ShadowedModel(base)
     try:
+        model.set_impl(impl)
         model.add_adapter(adapter, config, shadow_model, dtype)
     except BaseException:
         model.unload()  # a refused base stays as it was
@@ -85,6 +89,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: ShadowedBlocks(arch.blocks_of(base))})
         self.adapters = nn.ModuleDict()
         self.active_adapter = ""
+        self.set_impl("auto")
         self._bare_threads: dict[int, int] = {}
         self.training = base.training
 
@@ -137,6 +142,21 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         if name == self.active_adapter:
             raise ConfigError(f"adapter {name!r} is the active one; set_adapter() another first, or unload()")
         del self.adapters[name]
+
+    def set_impl(self, impl: str) -> None:
+        """Choose what computes the boundaries from now on; it is no part of an adapter and not saved.
+
+        Args:
+            impl: `reference` for plain torch, `compile` for `torch.compile` of it, `triton` for the fused kernels, `auto` for `triton`
+                where it can serve and `reference` elsewhere. A named one never gives way to another.
+
+        Raises:
+            ConfigError: it cannot run on this machine, or cannot serve this model.
+        """
+        chosen = choice.boundary_of(impl)
+        for name in self.adapters:
+            self._require_served(impl, self._adapter(name))
+        self.impl, self._boundary = impl, chosen
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -250,7 +270,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         state_BTD = adapter.shadow(
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow, **kwargs
         )
-        frame = ShadowFrame(adapter, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad)
+        frame = ShadowFrame(adapter, self._boundary, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad)
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}
         if family.mask_fills_cache:
@@ -331,9 +351,9 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, base: PreTrainedModel, folder: str | Path, adapter: str = "default", dtype: torch.dtype | None = None
+        cls, base: PreTrainedModel, folder: str | Path, adapter: str = "default", dtype: torch.dtype | None = None, impl: str = "auto"
     ) -> "ShadowedModel":
-        """Put a saved adapter beside the base it was trained on.
+        """Put a saved adapter beside the base it was trained on; `impl` as for `attach`.
 
         Raises:
             CheckpointError: the folder is damaged or was written for another base; the base is left as it was.
@@ -341,6 +361,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         saved = checkpoint.load(base, folder)
         model = cls(base)
         try:
+            model.set_impl(impl)
             model._own(adapter, saved, dtype)
         except BaseException:
             model.unload()
@@ -394,10 +415,17 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
             raise UnsupportedModelError(
                 "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a device first"
             )
+        self._require_served(self.impl, adapter)
         adapter.to(device=table.device, dtype=dtype or table.dtype)
         adapter.train(self.training)
         self.adapters[name] = adapter
         self.set_adapter(name)
+
+    def _require_served(self, impl: str, adapter: Adapter) -> None:
+        """Refuse an adapter that the named implementation could not run."""
+        base, settings = self._base(), adapter.settings
+        norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)] if settings.variant == "normed" else []
+        choice.require_served(impl, arch.token_embedding_of(base).weight.dtype, (settings.r, settings.update_width), norms)
 
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:

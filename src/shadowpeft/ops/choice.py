@@ -1,0 +1,135 @@
+"""Choose what computes the boundary. A named implementation serves or says why it cannot; only `auto` may fall back.
+
+| impl | |
+| --- | --- |
+| `reference` | plain torch; inside an outer `torch.compile` it is fused with what is around it |
+| `compile` | `torch.compile` of the reference, boundary by boundary |
+| `triton` | the fused kernels: an NVIDIA GPU (or Triton's interpreter), bfloat16 or float32 |
+| `auto` | `triton` where it can serve, else `reference` |
+"""
+
+import functools
+import importlib.util
+import shutil
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from shadowpeft.errors import ConfigError
+from shadowpeft.ops import reference
+from shadowpeft.ops.reference import InjectionWeights, Rule, UpdateWeights
+
+Impl = Literal["auto", "reference", "compile", "triton"]
+
+
+class Boundary(Protocol):
+    """A function that computes `reference.boundary`."""
+
+    def __call__(
+        self,
+        h_BTD: Tensor,
+        s_BTD: Tensor,
+        update_w: UpdateWeights | None,
+        inject_w: InjectionWeights | None,
+        rule: Rule,
+        norm: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Arguments and results as `reference.boundary`."""
+
+
+def boundary_of(impl: str) -> Boundary:
+    """Return the function that computes boundaries, if this machine has what it needs.
+
+    Raises:
+        ConfigError: there is no such implementation, or it cannot run here.
+    """
+    if impl not in get_args(Impl):
+        raise ConfigError(f"impl must be {', '.join(map(repr, get_args(Impl)))}, got {impl!r}")
+    if impl == "compile":
+        _require_compiler()
+        return compiled
+    if impl == "triton":
+        reason = _no_triton()
+        if reason is not None:
+            raise ConfigError(f"impl='triton' {reason}; set impl='auto' or 'reference'")
+        from shadowpeft.ops import triton
+
+        return triton.boundary
+    if impl == "auto" and torch.cuda.is_available() and _no_triton() is None:
+        from shadowpeft.ops import triton
+
+        return triton.boundary_or_reference
+    return reference.boundary
+
+
+def require_served(impl: str, dtype: torch.dtype, widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]) -> None:
+    """Refuse, before any forward pass, a model that the named implementation cannot serve.
+
+    Args:
+        impl: the implementation; only `triton` has limits of its own.
+        dtype: the type of the stream.
+        widths: r and update_width.
+        norms: the norms that are read through.
+
+    Raises:
+        ConfigError: says what is expected and which setting to change.
+    """
+    if impl != "triton":
+        return
+    from shadowpeft.ops import triton
+
+    triton.require(dtype, widths, norms)
+
+
+def _no_triton() -> str | None:
+    """Say why the kernels cannot run on this machine, `None` if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        return None if capability >= (8, 0) else f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
+    from shadowpeft.ops import triton
+
+    return None if triton.INTERPRETED.value else "needs a GPU that torch can use, found none"
+
+
+def _require_compiler() -> None:
+    """Refuse `compile` where torch has nothing to compile with."""
+    if torch.cuda.is_available():
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError("impl='compile' on a GPU needs the package triton, which is not installed; set impl='reference'")
+        return
+    known = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++", sysconfig.get_config_var("CXX") or "g++")
+    if not any(shutil.which(name.split()[0]) for name in known):
+        raise ConfigError("impl='compile' on a CPU needs a C++ compiler, found none; install g++ or set impl='reference'")
+
+
+def compiled(
+    h_BTD: Tensor,
+    s_BTD: Tensor,
+    update_w: UpdateWeights | None,
+    inject_w: InjectionWeights | None,
+    rule: Rule,
+    norm: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Compute `reference.boundary` through `torch.compile`; arguments and results as there."""
+    if torch.compiler.is_compiling():  # an outer compilation takes the reference in
+        return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+    needs = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), h_BTD.requires_grad, s_BTD.requires_grad)
+    run = _compiled(rule, update_w is None, inject_w is None, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
+    return run(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+
+
+@functools.cache
+def _compiled(rule: Rule, *kind: object) -> Boundary:
+    """Return a compiled copy of the reference for one kind of call.
+
+    A copy each, because torch gives up on a function that it had to compile for the ninth time.
+    """
+    code = reference.boundary.__code__.replace(co_name=f"boundary_{abs(hash((rule, *kind)))}")
+    return torch.compile(types.FunctionType(code, reference.boundary.__globals__), fullgraph=True)

@@ -1,0 +1,150 @@
+"""What the fused kernels share: loading a weight, sums over splits, activations, the dropout mask, and the size of their tiles.
+
+Shapes in names: N rows (tokens of a batch), D width, R rank, U width of the update's networks, S splits of a sum. UP and RP are U and R
+padded to what `tl.dot` takes, BM rows and BD columns of a tile. Every sum over splits has a fixed order, so results repeat to the last bit.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+# On a CPU, with TRITON_INTERPRET=1: for tests.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+# Columns that describe a row: in sums over the coordinates (`project`) and, once settled, what the norm makes of it (`scales`).
+STATS = 6
+
+
+class Tile(NamedTuple):
+    """Rows and columns of a kernel's tile, warps of a program and depth of its software pipeline."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int
+
+
+# Kernel by kernel: for 2-byte streams of many rows, of few (decoding), and for float32. `recipes/kernels/boundary.py --sweep` finds them.
+TILES: dict[str, tuple[Tile, Tile, Tile]] = {
+    "project": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "advance": (Tile(32, 64, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "inject": (Tile(32, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "settle": (Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+    "retreat": (Tile(32, 128, 8, 3), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
+    "finish": (Tile(32, 128, 8, 3), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
+    "gather": (Tile(16, 128, 4, 1), Tile(16, 128, 4, 1), Tile(16, 128, 4, 1)),
+}
+FEW_ROWS = 256
+MOST_SPLITS = 8
+
+
+def tile_of(kernel: str, dtype: torch.dtype, rows_N: int, widest: int) -> Tile:
+    """Look up a kernel's tile; the wider the narrow matrices are, the narrower it is, so that the sums stay in registers."""
+    many, few, exact = TILES[kernel]
+    tile = exact if dtype == torch.float32 else few if rows_N <= FEW_ROWS else many
+    return tile._replace(cols=max(16, tile.cols * 16 // max(16, widest // 2)))
+
+
+def splits_for(programs: int, most: int, device: torch.device) -> int:
+    """In how many parts to do work that has so many programs, so that a GPU has about two for each multiprocessor; a power of two."""
+    wanted = 4 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count * 3 // 2
+    splits = 1
+    while splits * 2 <= min(most, MOST_SPLITS) and splits * programs < wanted:
+        splits *= 2
+    return splits
+
+
+@triton.jit
+def weight_tile(w, k, cols, K, D, along_k, along_d):
+    """A tile [k, cols] of a matrix whose elements lie `along_k` and `along_d` apart; zero outside K x D."""
+    return tl.load(w + k[:, None] * along_k + cols[None, :] * along_d, mask=(k[:, None] < K) & (cols[None, :] < D), other=0.0)
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b in float32; float32 factors are not rounded to tf32."""
+    if INTERPRETED:  # its matrix product takes the bits of a bfloat16 for an integer
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def summed(part, rows, k, N, K, width, S: tl.constexpr, BM: tl.constexpr, KP: tl.constexpr):
+    """Sum columns k of the partial sums, (S, N, width), for some rows."""
+    total = tl.zeros((BM, KP), tl.float32)
+    at = rows.to(tl.int64)[:, None] * width + k[None, :]
+    mask = (rows[:, None] < N) & (k[None, :] < K)
+    for i in tl.static_range(S):
+        total += tl.load(part + i * N.to(tl.int64) * width + at, mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def summed_column(part, rows, N, width, S: tl.constexpr, BM: tl.constexpr):
+    """Sum one column of the partial sums, (S, N, width), for some rows."""
+    total = tl.zeros((BM,), tl.float32)
+    at = rows.to(tl.int64) * width
+    for i in tl.static_range(S):
+        total += tl.load(part + i * N.to(tl.int64) * width + at, mask=rows < N, other=0.0)
+    return total
+
+
+@triton.jit
+def summed_vector(part, k, K, width, S: tl.constexpr, KP: tl.constexpr):
+    """Sum K of the partial sums, (S, width), that are the same for every row."""
+    total = tl.zeros((KP,), tl.float32)
+    for i in tl.static_range(S):
+        total += tl.load(part + i * width + k, mask=k < K, other=0.0)
+    return total
+
+
+@triton.jit
+def columns(kept, rows, k, N, K, width):
+    """Columns k of a narrow matrix, (N, width), for some rows; zero outside."""
+    return tl.load(kept + rows.to(tl.int64)[:, None] * width + k[None, :], mask=(rows[:, None] < N) & (k[None, :] < K), other=0.0)
+
+
+@triton.jit
+def put_columns(kept, rows, k, N, K, width, value):
+    """Store what `columns` loads."""
+    tl.store(kept + rows.to(tl.int64)[:, None] * width + k[None, :], value, mask=(rows[:, None] < N) & (k[None, :] < K))
+
+
+@triton.jit
+def activate(z, GELU: tl.constexpr):
+    """silu(z), or the exact gelu(z)."""
+    if GELU:
+        out = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    else:
+        out = z * tl.sigmoid(z)
+    return out
+
+
+@triton.jit
+def activate_slope(z, GELU: tl.constexpr):
+    """The derivative of `activate`."""
+    if GELU:
+        slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    else:
+        sig = tl.sigmoid(z)
+        slope = sig * (1.0 + z * (1.0 - sig))
+    return slope
+
+
+@triton.jit
+def kept_share(seed, rows, k, site, p):
+    """The dropout mask [rows, k] of one site: 1 / (1 - p) where a value is kept, else 0. Philox of (row, column), so any tile agrees."""
+    zero = rows[:, None] * 0 + k[None, :] * 0
+    bits, _, _, _ = tl.philox(tl.load(seed), zero + k[None, :], zero + rows[:, None], zero + site, zero, n_rounds=7)
+    return tl.where(tl.random.uint_to_uniform_float(bits) >= p, 1.0 / (1.0 - p), 0.0)
+
+
+@triton.jit(do_not_specialize=["N", "K"])
+def mask_kernel(seed, out_NK, N, K, site, p, BM: tl.constexpr, BK: tl.constexpr):
+    """Write a dropout mask out; for tests."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    put_columns(out_NK, rows, k, N, K, K, kept_share(seed, rows, k, site, p))
