@@ -104,13 +104,13 @@ class BaseFacts:
 
 
 def _sample(module: nn.Module) -> list[float]:
-    """Read a few values of a module's first matrix, none where it is not stored as numbers in memory."""
-    for parameter in module.parameters():
-        if parameter.ndim == 2 and parameter.is_floating_point() and parameter.device.type != "meta":
-            flat = parameter.detach().flatten()
-            picked = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).long()
-            return flat[picked.to(flat.device)].float().cpu().tolist()
-    return []
+    """Read a few values of a module's first matrix, none where it is quantised (so packed or scaled) or not in memory."""
+    matrix = next((parameter for parameter in module.parameters() if parameter.ndim == 2), None)
+    if matrix is None or matrix.device.type == "meta" or not matrix.is_floating_point() or matrix.itemsize < 2:
+        return []
+    flat = matrix.detach().flatten()
+    picked = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).long()
+    return flat[picked.to(flat.device)].float().cpu().tolist()
 
 
 def _close(wanted: list[float], got: list[float]) -> bool:

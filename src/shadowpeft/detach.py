@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.adapter import Adapter
+from shadowpeft.errors import UnsupportedModelError
 
 
 @torch.no_grad()
@@ -24,9 +25,17 @@ def detached(base: PreTrainedModel, adapter: Adapter, settings: PretrainedConfig
 
     Returns:
         A complete model on the base's device and of the adapter's dtype, in evaluation mode.
+
+    Raises:
+        UnsupportedModelError: the head is quantised, so that nothing can be folded into it.
     """
     shadow = adapter.shadow
     head = arch.head_of(base) if adapter.shadow_score is None else adapter.shadow_score
+    if not head.weight.is_floating_point():
+        raise UnsupportedModelError(
+            "the detached model needs the base's head as plain numbers, and it is quantised: load the base with it left out "
+            "(llm_int8_skip_modules=['lm_head'], or the base unquantised)"
+        )
     config = copy.deepcopy(shadow.backbone.config)
     table = arch.token_embedding_of(base).weight
     config.tie_word_embeddings = shadow.borrows and shadow.projection is None and head.weight is table

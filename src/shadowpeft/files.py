@@ -40,15 +40,28 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(source)
 
 
-def load_model(source: str, dtype: "torch.dtype | str" = "auto", attn_implementation: str | None = None) -> "PreTrainedModel":
+def load_model(
+    source: str, dtype: "torch.dtype | str" = "auto", attn_implementation: str | None = None, load_in_4bit: bool = False
+) -> "PreTrainedModel":
     """Read the causal language model of a folder or hub id, whole: transformers alone would make up weights that are missing.
 
-    Raises:
-        UserError: there is no such model, it cannot be read or reached, or a weight is missing.
-    """
-    from transformers import AutoModelForCausalLM
+    Args:
+        source: the folder or hub id.
+        dtype: type of the weights, and with `load_in_4bit` of what is left unquantised and of the products.
+        attn_implementation: attention code of transformers; by default its own choice.
+        load_in_4bit: store the linear layers, but not the head, in 4 bits (NF4, twice quantised).
 
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    Raises:
+        UserError: there is no such model, it cannot be read or reached, a weight is missing, or it is quantised and the library for that
+            is not installed.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    chosen: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if load_in_4bit:
+        chosen["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     with _reading("model", source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **chosen)
     model, info = loaded

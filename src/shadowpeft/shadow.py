@@ -97,9 +97,11 @@ def explicit(base: PreTrainedModel, shadow_model: PreTrainedModel) -> Shadow:
     """Take another pretrained model's decoder as the shadow (section 3.1, explicit).
 
     Raises:
-        UnsupportedModelError: the two do not share a vocabulary, or the shadow's family cannot carry the base's head.
+        UnsupportedModelError: the two do not share a vocabulary, the shadow's family cannot carry the base's head, or it is quantised.
     """
     family = arch.family_of(shadow_model)
+    if not all(parameter.is_floating_point() for parameter in shadow_model.parameters()):
+        raise UnsupportedModelError("the shadow is trained and so cannot be quantised; load the shadow_model without quantization_config")
     if shadow_model.config.vocab_size != base.config.vocab_size:
         raise UnsupportedModelError(
             f"base and shadow must share one vocabulary: the base has {base.config.vocab_size} tokens, the shadow "

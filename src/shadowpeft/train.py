@@ -76,6 +76,8 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     """
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the accelerate library; pip install 'shadowpeft[train]'")
+    if config.load_in_4bit:
+        _check_4bit(config)
     output = Path(config.output)
     start = _check_output(config, output)
     tokenizer, examples, held_out = _read_data(config)
@@ -99,6 +101,16 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
         run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
         trainer.shadowed.save_pretrained(result.adapter, run=run, is_main_process=trainer.args.should_save)
     return result
+
+
+def _check_4bit(config: TrainConfig) -> None:
+    """Refuse 4 bits where they cannot be trained on: on a CPU, layers of bitsandbytes pass no gradient once they were evaluated."""
+    import torch
+
+    if config.device == "cpu" or not torch.cuda.is_available():
+        raise ConfigError("load_in_4bit needs a GPU, and the run is on a CPU; leave load_in_4bit out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("load_in_4bit needs the bitsandbytes library; pip install 'shadowpeft[4bit]', or leave load_in_4bit out")
 
 
 def _check_output(config: TrainConfig, output: Path) -> Path | None:
@@ -247,7 +259,8 @@ def _build_model(config: TrainConfig) -> "ShadowedModel":
     from shadowpeft import files
     from shadowpeft.model import attach
 
-    base = files.load_model(config.model, torch.bfloat16 if config.bf16 else torch.float32, config.attn_implementation)
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    base = files.load_model(config.model, dtype, config.attn_implementation, config.load_in_4bit)
     explicit = None
     if config.shadow_model is not None:
         explicit = files.load_model(config.shadow_model, torch.float32, config.attn_implementation)
@@ -323,6 +336,7 @@ def _facts(
         "scheduler": f"{config.scheduler}, warmup {config.warmup:g}",
         "shadow loss weight": config.shadow.resolved().shadow_loss_weight,
         "bf16": config.bf16,
+        **({"base": "in 4 bits (NF4)"} if config.load_in_4bit else {}),
         "seed": config.seed,
         **{name: f"{value:.4g}" for name, value in losses.items() if value is not None},
         "seconds": result.seconds,

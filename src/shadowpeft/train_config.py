@@ -47,6 +47,7 @@ class TrainConfig:
         max_length: tokens a row may have before it is cut; by default what the model takes.
         packing: fill rows of `max_length` tokens with several examples each, which do not see each other; a batch is so many full rows.
         bf16: load the base in bfloat16 and compute in it; the adapter itself is trained in float32 either way.
+        load_in_4bit: keep the base's linear layers in 4 bits (NF4, by bitsandbytes, on a GPU); the adapter fits the unquantised base, too.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attn_implementation: attention code of transformers, such as sdpa or flash_attention_2; by default its own choice.
         device: auto for the first GPU if there is one, or cpu.
@@ -84,6 +85,7 @@ class TrainConfig:
     max_length: int | None = None
     packing: bool = False
     bf16: bool = False
+    load_in_4bit: bool = False
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     device: Literal["auto", "cpu"] = "auto"
@@ -113,8 +115,8 @@ class TrainConfig:
             raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:
             raise ConfigError(
-                f"with packing, attn_implementation {self.attn_implementation} tells documents apart only in a row of its own: set batch_size "
-                "to 1 (and raise max_length or gradient_accumulation), or choose sdpa"
+                f"with packing, attn_implementation {self.attn_implementation} tells documents apart in one row only: set batch_size to 1 "
+                "(and raise max_length or gradient_accumulation), or choose sdpa"
             )
         if self.eval_fraction >= 1:
             raise ConfigError(f"eval_fraction must be below 1, got {self.eval_fraction}")
