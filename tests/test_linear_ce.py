@@ -1,6 +1,10 @@
 """The loss of a frozen head without its logits: equal to the plain one in value and gradient, and never holding what it must not."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,9 +154,6 @@ def test_without_gradient_half_the_products_are_saved(monkeypatch):
         torch.testing.assert_close(each.detach(), plain(*given).detach())
 
 
-# Compiled
-
-
 def two_losses(h, s, targets, head):
     own, shadow = losses.frozen_head_losses((h[None], s[None]), head, None, None, targets[None], None)
     return own + 0.5 * shadow, shadow
@@ -162,6 +163,18 @@ def head_of_case(weight):
     head = nn.Linear(WIDTH, VOCAB, bias=False, dtype=weight.dtype).requires_grad_(False)
     head.weight.copy_(weight)
     return head
+
+
+def test_tokens_without_a_label_get_no_logits():
+    """Catches a prompt's tokens going through the head, which may be most of a batch."""
+    x, targets, weight, _ = case(40)
+    targets[3:] = -100
+    with Largest() as seen:
+        two_losses(x, x, targets, head_of_case(weight))[0].backward()
+    assert seen.elements == VOCAB * WIDTH > 2 * 3 * VOCAB, "the head itself"
+
+
+# Compiled
 
 
 def test_compiled_whole_and_for_many_lengths(monkeypatch):
@@ -353,3 +366,15 @@ def test_a_whole_training_step_compiles_without_a_break():
     loss.backward()
     torch.testing.assert_close(loss, expected.loss)
     torch.testing.assert_close({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients)
+
+
+def test_the_recipe_measures():
+    """Runs recipes/linear_ce small: every row is complete, and an unknown way is named."""
+    script = Path(__file__).parent.parent / "recipes" / "linear_ce" / "measure.py"
+    command = [sys.executable, str(script), "--tokens=40", "--width=16", "--vocab=300", "--rounds=2", "--labelled=0.5"]
+    rows = subprocess.run([*command, "--ways=plain,swept"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [json.loads(row)["way"] for row in rows] == ["plain", "swept"]
+    assert all(len(json.loads(row)["errors"]) == 3 and json.loads(row)["ms"] > 0 for row in rows)
+    wrong = subprocess.run([*command, "--ways=plane"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "unknown way 'plane'" in wrong.stderr
