@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.boundary import Injection, Update
+from shadowpeft.boundary import Crossed, Injection, Update
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Rule, reference
@@ -102,15 +102,18 @@ class Adapter(nn.Module):
             return h_BTD, s_BTD
         rule = Rule(self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0)
 
-        def cross(h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             update_w = None if update is None else update.weights(self.norm)
             inject_w = None if injection is None else injection.weights()
-            return boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+            new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+            # Hand out of the modules' calls only what was computed there: sharding ties the gathering for the backward pass to it.
+            return None if injection is None else new_h_BTD, None if update is None else new_s_BTD
 
-        run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = cross
+        run: Callable[[Tensor, Tensor], Crossed] = cross
         for weights in (update, injection):
             run = run if weights is None else partial(weights, run)
-        return run(h_BTD, s_BTD)
+        new_h_BTD, new_s_BTD = run(h_BTD, s_BTD)
+        return h_BTD if new_h_BTD is None else new_h_BTD, s_BTD if new_s_BTD is None else new_s_BTD
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]

@@ -9,10 +9,14 @@ from shadowpeft.config import ResolvedConfig
 from shadowpeft.ops import InjectionWeights, UpdateWeights
 
 
+# The next block's input and the state beside it; `None` for one that stays as it is.
+Crossed = tuple[Tensor | None, Tensor | None]
+
+
 class BoundaryWeights(nn.Module):
     """Weights that are read while their module is called, and only then: for that long sharded training has gathered them."""
 
-    def forward(self, cross: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], h_BTD: Tensor, s_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, cross: Callable[[Tensor, Tensor], Crossed], h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
         """Return `cross(h_BTD, s_BTD)`, which may read the weights."""
         return cross(h_BTD, s_BTD)
 

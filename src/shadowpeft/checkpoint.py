@@ -119,24 +119,21 @@ def _close(wanted: list[float], got: list[float]) -> bool:
     return len(wanted) == len(got) and all(abs(a - b) <= 0.02 * scale for a, b in zip(wanted, got, strict=True))
 
 
-def save(
-    adapter: Adapter, base: PreTrainedModel, folder: str | Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
-) -> None:
+def save(adapter: Adapter, tensors: Mapping[str, Tensor], facts: BaseFacts, folder: str | Path, run: Mapping[str, Any]) -> None:
     """Write an adapter: its tensors, its settings with the facts of its base, and a model card that tells of the run.
 
     Args:
         adapter: what to save.
-        base: the model it was trained on, for its facts.
+        tensors: its tensors by name, whole; its own may be sharded.
+        facts: of the base it was trained on.
         folder: made if need be; its other files are left alone.
         run: what to tell of the training in the card, by name.
-        tensors: the adapter's tensors gathered elsewhere (sharded training), in place of its own.
 
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
     """
     folder = Path(folder)
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in (tensors or adapter.state_dict()).items()}
-    facts = BaseFacts.of(base)
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     backbone = adapter.shadow.backbone.config.to_dict()
     meta = {
         "format": FORMAT,

@@ -1,11 +1,12 @@
 """From hidden states to logits and losses: what each task does with the base's last state and the shadow's first."""
 
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shadowpeft import arch, losses
+from shadowpeft import arch, losses, sharding
 from shadowpeft.adapter import Adapter
 from shadowpeft.errors import ConfigError
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
@@ -54,12 +55,14 @@ def language_output(
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     both_BTD = h_BTD if adapter.share is None else h_BTD + adapter.share * s_BTD
     both_BTD, s_BTD = both_BTD[:, keep], s_BTD[:, keep]
-    lean = skip_logits and arch.has_plain_frozen_head(base)
+    head = arch.head_of(base)
+    lean = skip_logits and (arch.has_plain_frozen_head(base) or sharding.is_frozen_linear(head))
     logits_BTV = None if lean else arch.logits(base, both_BTD)
     shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits or (targets.given and not lean) else None
     loss, shadow_loss = None, None
     if lean:
-        own, shadow_loss = losses.frozen_head_losses((both_BTD, s_BTD), arch.head_of(base), arch.softcap_of(base), *targets)
+        sweep = partial(losses.frozen_head_losses, (both_BTD, s_BTD), head, arch.softcap_of(base), *targets)
+        own, shadow_loss = sharding.with_whole(head, sweep)
     elif targets.given:
         own, shadow_loss = (losses.next_token_loss(logits, *targets) for logits in (logits_BTV, shadow_BTV) if logits is not None)
     if shadow_loss is not None:

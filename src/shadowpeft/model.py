@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from shadowpeft import arch, checkpoint, heads, shadow
+from shadowpeft import arch, checkpoint, heads, shadow, sharding
 from shadowpeft.adapter import Adapter
 from shadowpeft.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
 from shadowpeft.config import ShadowConfig
@@ -85,6 +85,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
             self.loss_type = "ForCausalLM"
         self.all_tied_weights_keys: dict[str, str] = {}
         self._lent = Lent.freeze(base)
+        self._facts = checkpoint.BaseFacts.of(base)  # now, while every process has the whole base
         self.base: PreTrainedModel | None = base
         self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: ShadowedBlocks(arch.blocks_of(base))})
         self.adapters = nn.ModuleDict()
@@ -252,13 +253,13 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
 
     def _padding_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
         """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do."""
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = None  # says which token sees which, not which is padding
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             return input_ids != self.config.pad_token_id
         if attention_mask is None and input_ids is not None and len(input_ids) > 1:
             raise UserError("a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end")
         return attention_mask
-        if attention_mask is not None and attention_mask.ndim == 4:
-            attention_mask = None  # says which token sees which, not which is padding
 
     def _run(
         self, adapter: Adapter, inputs: dict[str, Tensor | None], cache: ShadowCache | None, kwargs: dict[str, Any]
@@ -321,7 +322,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         is_main_process: bool = True,
         **stock: Any,
     ) -> None:
-        """Write one adapter (never the base) to a folder: safetensors, JSON and a model card.
+        """Write one adapter (never the base) to a folder: safetensors, JSON and a model card. Under FSDP every process must call it.
 
         Args:
             save_directory: the folder; files of an earlier save are replaced only once the new ones are complete.
@@ -338,16 +339,19 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         unapplied = [key for key, value in stock.items() if key not in _WITHOUT_USE and value]
         if unapplied:
             raise ConfigError(f"save_pretrained writes an adapter and does not take {', '.join(unapplied)}; to publish call push_to_hub()")
-        if not is_main_process:
-            return
         name = self.active_adapter if adapter is None else adapter
         prefix = f"adapters.{name}."
-        gathered = {key[len(prefix) :]: value for key, value in (state_dict or {}).items() if key.startswith(prefix)}
-        if state_dict is not None and not gathered:
+        if state_dict is None:
+            tensors = sharding.whole(self._adapter(name).state_dict())
+        else:
+            tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not is_main_process:
+            return
+        if not tensors:
             raise CheckpointError(
                 f"the given state_dict holds nothing of adapter {name!r} (no key starts with {prefix!r}); nothing was written"
             )
-        checkpoint.save(self._adapter(name), self._base(), save_directory, run or {}, gathered or None)
+        checkpoint.save(self._adapter(name), tensors, self._facts, save_directory, run or {})
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from shadowpeft import arch
+from shadowpeft import arch, sharding
 from shadowpeft.errors import UserError
 
 
@@ -14,6 +14,7 @@ class StockSurface:
     """Goes before `PreTrainedModel`: the parts of its surface that must not act on the base as if it were ours."""
 
     task: arch.Task
+    adapters: nn.ModuleDict
     active_adapter: str
     base_model_prefix = ""
     supports_gradient_checkpointing = True
@@ -27,6 +28,10 @@ class StockSurface:
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True  # as with attention above: the base has checked its configuration, and this model only copies it
+
+    @property
+    def _no_split_modules(self) -> set[str]:
+        return sharding.unit_classes(self._base(), self.adapters)
 
     def _base(self) -> PreTrainedModel:
         raise NotImplementedError

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from shadowpeft import checkpoint
+from shadowpeft import checkpoint, sharding
 from shadowpeft.encode import Collator, Example
 from shadowpeft.errors import CheckpointError
 from shadowpeft.evaluate import finite, token_losses
@@ -63,6 +63,7 @@ class ShadowTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
+        sharding.prepare(self.accelerator, model)
         self.shadowed = model
         self._shadow_sum = torch.zeros((), device=args.device)
         self._shadow_steps: set[int] = set()
@@ -103,6 +104,13 @@ class ShadowTrainer(Trainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter; under FSDP too, where the Trainer would gather the base as well."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=sharding.whole(self.shadowed.adapters.state_dict(prefix="adapters.")))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # What marks a checkpoint as complete goes first, so that one being overwritten never looks complete.
@@ -119,9 +127,27 @@ class ShadowTrainer(Trainer):
                 f"could not save {folder}: {_first_line(cause)}; earlier checkpoints are unchanged: make room, then continue with resume"
             ) from cause
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = sharding.whole(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            assert self.optimizer is not None
+            assert self.lr_scheduler is not None
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(sharding.divided(state, self.optimizer))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             # torch reports a file that was cut short as a RuntimeError of its reader; any other is not ours to translate.
             if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
@@ -131,7 +157,14 @@ class ShadowTrainer(Trainer):
                 "delete it to resume from the checkpoint before it"
             ) from error
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is not None:
+            return  # FSDP: the Trainer asks for it once more, when the weights are cut up
         assert self.shadowed.base is not None
         saved = checkpoint.load(self.shadowed.base, resume_from_checkpoint)
         own = self.shadowed.adapters[self.shadowed.active_adapter]
