@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.ops import InjectionWeights, UpdateWeights
 
-
 # The next block's input and the state beside it; `None` for one that stays as it is.
 Crossed = tuple[Tensor | None, Tensor | None]
 
