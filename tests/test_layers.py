@@ -24,6 +24,7 @@ LAYERS = [
     {"trainer", "evaluate", "export", "doctor", "harness"},
     {"train"},
     {"compare"},
+    {"bench"},
     {"demo"},
     {"cli"},
 ]

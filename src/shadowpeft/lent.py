@@ -47,11 +47,16 @@ class Lent:
             if name not in self.capturing:
                 vars(module).pop(_CAPTURING, None)
             for number in _hooks(module) - self.hooks.get(name, frozenset()):
-                module._forward_hooks.pop(number, None)
-                module._forward_pre_hooks.pop(number, None)
+                for hooks in (module._forward_hooks, module._forward_pre_hooks, *_about_hooks(module)):
+                    hooks.pop(number, None)
         if base.config._attn_implementation != self.attention and self.attention is not None:
             base.set_attn_implementation(self.attention)
 
 
 def _hooks(module: nn.Module) -> set[int]:
     return {*module._forward_hooks, *module._forward_pre_hooks}
+
+
+def _about_hooks(module: nn.Module) -> tuple[dict[int, bool], ...]:
+    """Return where torch keeps how a hook is to be called; what was compiled asks these, too."""
+    return module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called

@@ -1,7 +1,7 @@
 """The command line: `shadowpeft VERB`. Nothing heavy is imported here; each verb imports what it needs when it runs.
 
 A verb is a module of its name with one typed function `run`: its parameters and docstring become flags and help, and every
-flag may also come from `--config FILE`. `run` returns the exit code, or `None` for success.
+flag may also come from `--config FILE`. `run` returns the exit code, or `None` for success. A verb in `PARTS` has one such function a part.
 """
 
 import contextlib
@@ -24,8 +24,17 @@ VERBS = {
     "generate": "answer prompts, attached or with the shadow alone",
     "eval": "measure loss, perplexity and exact match on rows of text",
     "compare": "train and measure methods side by side, with one table at the end",
+    "bench": "time methods side by side and read their memory: bench train, bench forward, bench table",
     "export": "write the shadow alone as a stock model folder",
     "doctor": "show versions, devices, extras and supported models",
+}
+# Verbs of several parts: `shadowpeft bench train`. Each part is a function of its name in the verb's module.
+PARTS = {
+    "bench": {
+        "train": "time training steps",
+        "forward": "time the reading of a prompt",
+        "table": "print the table of a run again",
+    },
 }
 _MISTAKE, FAILURE, INTERRUPTED, _NOBODY_READS = 2, 1, 130, 141
 # What the operating system refuses for reasons outside this program: one sentence is all there is to say.
@@ -79,8 +88,16 @@ def _run(verb: str, words: list[str]) -> int:
         from shadowpeft.cli import _parser
     except ModuleNotFoundError as error:
         raise UserError(f"the command line needs {error.name}; pip install 'shadowpeft[cli]'") from error
-    run = importlib.import_module(f"shadowpeft.cli.{verb}").run
-    values = _parser.parse(verb, run, words)
+    name = "run"
+    if verb in PARTS:
+        if not words or words[0] in ("-h", "--help"):
+            print(_parts(verb))
+            return 0 if words else _MISTAKE
+        name, words = words[0], words[1:]
+        if name not in PARTS[verb]:
+            raise ConfigError(f"there is no {verb} {name!r}{nearest(name, PARTS[verb])}; there are: {', '.join(PARTS[verb])}")
+    run = vars(importlib.import_module(f"shadowpeft.cli.{verb}"))[name]
+    values = _parser.parse(verb if name == "run" else f"{verb} {name}", run, words)
     if values is None:
         return 0
     with _quiet():
@@ -111,6 +128,11 @@ def _show_warning(
 def _say(name: str, message: Any, code: int) -> int:
     print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
     return code
+
+
+def _parts(verb: str) -> str:
+    lines = [f"  {name:<10}{summary}" for name, summary in PARTS[verb].items()]
+    return "\n".join([f"usage: shadowpeft {verb} PART [flags]", "", VERBS[verb], "", *lines])
 
 
 def _overview() -> str:

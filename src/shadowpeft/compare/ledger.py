@@ -204,10 +204,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
 # Provenance
 
 
-def versions() -> dict[str, str | None]:
-    """Name the versions of Python and of the libraries that results may depend on; `None` for one that is not installed."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Name the versions of Python and of the libraries (and `more`) that results may depend on; `None` for one that is not installed."""
     found: dict[str, str | None] = {"shadowpeft": shadowpeft.__version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in (*_LIBRARIES, *more):
         try:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:

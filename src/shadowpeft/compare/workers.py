@@ -65,7 +65,7 @@ def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
     try:
         return run_cell(cell, study)
     except Exception as error:  # whatever it is, it is recorded and the study goes on
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        if is_out_of_memory(error):
             rows = failed(cell, "out-of-memory", " ".join(str(error).split()))
         else:
             rows = failed(cell, "crashed", _describe(error))
@@ -73,6 +73,13 @@ def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return rows
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that a device's memory ran out."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _describe(error: Exception) -> str:
