@@ -285,7 +285,7 @@ def test_classification_losses_agree_with_transformers(problem, ids):
     labels_count, labels = PROBLEMS[problem]
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=labels_count)).eval()
-    model = attach(base, ShadowConfig(shadow_loss_weight=0.0))
+    model = attach(base, ShadowConfig(variant="paper", shadow_loss_weight=0.0))
     out = model(ids, labels=labels)
     assert model.config.problem_type is None
     torch.testing.assert_close(out.loss, base(ids, labels=labels).loss)

@@ -12,7 +12,7 @@ Variant = Literal["normed", "paper", "peft"]
 
 # Ours from the measurements in results/, the published ones from the paper's table 7 and PEFT's ShadowConfig.
 _DEFAULTS: dict[str, dict[str, float]] = {
-    "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.0, "shadow_loss_weight": 0.5},
+    "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.3, "dropout": 0.0, "shadow_loss_weight": 0.5},
     "paper": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
     "peft": {"r": 8, "update_width": 8, "inject_from": 0, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
 }
@@ -46,7 +46,7 @@ class ShadowConfig:
         ConfigError: a value is out of range.
     """
 
-    variant: Variant = "paper"
+    variant: Variant = "normed"
     r: int | None = None
     update_width: int | None = None
     alpha: float | None = None

@@ -53,15 +53,14 @@ def language_output(
     if skip_logits and not targets.given:
         raise ConfigError("skip_logits=True leaves nothing to compute without labels; pass labels, or skip_logits=False")
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    both_BTD = h_BTD if adapter.share is None else h_BTD + adapter.share * s_BTD
-    both_BTD, s_BTD = both_BTD[:, keep], s_BTD[:, keep]
+    h_BTD, s_BTD = h_BTD[:, keep], s_BTD[:, keep]
     head = arch.head_of(base)
     lean = skip_logits and (arch.has_plain_frozen_head(base) or sharding.is_frozen_linear(head))
-    logits_BTV = None if lean else arch.logits(base, both_BTD)
+    logits_BTV = None if lean else arch.logits(base, h_BTD)
     shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits or (targets.given and not lean) else None
     loss, shadow_loss = None, None
     if lean:
-        sweep = partial(losses.frozen_head_losses, (both_BTD, s_BTD), head, arch.softcap_of(base), *targets)
+        sweep = partial(losses.frozen_head_losses, (h_BTD, s_BTD), head, arch.softcap_of(base), *targets)
         own, shadow_loss = sharding.with_whole(head, sweep)
     elif targets.given:
         own, shadow_loss = (losses.next_token_loss(logits, *targets) for logits in (logits_BTV, shadow_BTV) if logits is not None)
@@ -86,6 +85,8 @@ def classifier_output(
 ) -> ShadowedClassifierOutput:
     """Pool both states at the last real token and apply the adapter's two heads, both trained (eq. 8 and 9).
 
+    In the variant `normed` both heads answer together: logits = score(h^(L)) + shadow_score(s^(0)).
+
     Args:
         config: gives `problem_type`.
         adapter: gives the heads and lambda.
@@ -99,9 +100,9 @@ def classifier_output(
     assert adapter.shadow_score is not None
     trains = targets.labels is not None
     logits_BC = adapter.score(losses.pool_last(h_BTD, mask_BT))
-    both = adapter.settings.variant == "normed"
-    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if both or trains or keep_shadow_logits else None
-    if both and shadow_BC is not None:
+    together = adapter.settings.variant == "normed"
+    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if together or trains or keep_shadow_logits else None
+    if together and shadow_BC is not None:
         logits_BC = logits_BC + shadow_BC
     result = ShadowedClassifierOutput(logits=logits_BC, shadow_logits=shadow_BC if keep_shadow_logits else None)
     if targets.labels is not None and shadow_BC is not None:
