@@ -28,13 +28,13 @@ class Tile(NamedTuple):
 
 # Kernel by kernel: for 2-byte streams of many rows, of few (decoding), and for float32. `recipes/kernels/boundary.py --sweep` finds them.
 TILES: dict[str, tuple[Tile, Tile, Tile]] = {
-    "project": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
-    "advance": (Tile(32, 64, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
-    "inject": (Tile(32, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "project": (Tile(64, 64, 4, 4), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "advance": (Tile(64, 64, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    "inject": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "settle": (Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     "retreat": (Tile(32, 128, 8, 3), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
-    "finish": (Tile(32, 128, 8, 3), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
+    "finish": (Tile(32, 64, 4, 2), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
     "gather": (Tile(16, 128, 4, 1), Tile(16, 128, 4, 1), Tile(16, 128, 4, 1)),
 }
 FEW_ROWS = 256
