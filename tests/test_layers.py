@@ -16,7 +16,7 @@ LAYERS = [
     {"cache"},
     {"shadow", "boundary"},
     {"adapter", "losses", "outputs", "lent"},
-    {"frame", "heads", "generate", "card", "stock"},
+    {"frame", "sharding", "heads", "generate", "card", "stock"},
     {"checkpoint", "detach"},
     {"model"},
     {"rows", "embedded"},

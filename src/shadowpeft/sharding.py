@@ -22,8 +22,6 @@ from shadowpeft.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from shadowpeft.model import ShadowedModel
-
 T = TypeVar("T")
 
 
@@ -36,7 +34,11 @@ def unit_classes(base: PreTrainedModel, adapters: nn.ModuleDict) -> set[str]:
     return {type(module).__name__ for module in units}
 
 
-def prepare(accelerator: "Accelerator", model: "ShadowedModel") -> None:
+# What accelerate calls the types of autocast.
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def prepare(accelerator: "Accelerator", model: PreTrainedModel) -> None:
     """Tell accelerate what its FSDP2 cannot know of a shadowed model; without FSDP this does nothing.
 
     The input norms of the base's blocks stay whole on every device: the variant `normed` reads through a block's norm before the block is
@@ -45,7 +47,7 @@ def prepare(accelerator: "Accelerator", model: "ShadowedModel") -> None:
 
     Args:
         accelerator: the one whose `prepare(model, optimizer)` is called next.
-        model: not sharded yet.
+        model: the shadowed model, not sharded yet.
 
     Raises:
         ConfigError: the FSDP settings ask for what does not work here; the message names the setting.
@@ -66,19 +68,20 @@ def prepare(accelerator: "Accelerator", model: "ShadowedModel") -> None:
         raise ConfigError("units by size would cut weights that are read together; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP")
     if plugin.ignored_modules:
         raise ConfigError("the modules that FSDP leaves whole follow from the model; leave out fsdp_ignored_modules")
-    base = model._base()
+    base = model.get_submodule("base")
+    assert isinstance(base, PreTrainedModel)
     norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)]
     plugin.ignored_modules = [norm.to(accelerator.device) for norm in norms if isinstance(norm, nn.Module)]
-    if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = None
-        forward, precision = model.forward, getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision])
+    precision = _PRECISIONS.get(accelerator.mixed_precision)
+    if precision is not None:
+        plugin.mixed_precision_policy, forward = None, model.forward
 
         @wraps(forward)
         def under_autocast(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast(accelerator.device.type, precision):
                 return forward(*args, **kwargs)
 
-        model.forward = under_autocast  # type: ignore[method-assign]
+        model.forward = under_autocast
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
