@@ -1,5 +1,6 @@
 """Fixtures that several files share, and the switch that skips GPU tests where there is no GPU."""
 
+import interpreter  # noqa: F401 - before anything imports Triton
 import pytest
 import torch
 from families import perturb

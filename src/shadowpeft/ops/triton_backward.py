@@ -188,12 +188,12 @@ def settle_read(
     if UPDATE:
         dt, dg = tl.zeros((BM, UP), tl.float32), tl.zeros((BM, UP), tl.float32)
         line = rows.to(tl.int64)[:, None] * (2 * U) + u[None, :]
-        real = (rows[:, None] < N) & (u[None, :] < U)
         for first in range(0, strips, 8):
             for i in tl.static_range(8):  # eight loads at a time on their way
                 at = hidden_PNU + (first + i) * N.to(tl.int64) * (2 * U) + line
-                dt += tl.load(at, mask=real & (first + i < strips), other=0.0)
-                dg += tl.load(at + U, mask=real & (first + i < strips), other=0.0)
+                mask = (rows[:, None] < N) & (u[None, :] < tl.where(first + i < strips, U, 0))
+                dt += tl.load(at, mask=mask, other=0.0)
+                dg += tl.load(at + U, mask=mask, other=0.0)
         t_BU, g_BU = columns(kept + 2 * R + 6, rows, u, N, U, width), columns(kept + 2 * R + 6 + U, rows, u, N, U, width)
         if DROP == 1 and not UNIT:
             dt *= kept_share(seed, rows, u, 1, dropout)

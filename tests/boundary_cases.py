@@ -1,0 +1,157 @@
+"""Random boundaries of every kind, run by any implementation, and the truth about them in float64."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from shadowpeft import arch
+from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Variant, and what the variant `normed` reads through.
+KINDS = [("normed", "rms"), ("normed", "gemma"), ("normed", "layer"), ("normed", "none"), ("paper", "none"), ("peft", "none")]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A boundary: its equations, sizes, types, and which of its halves there are (`both`, `inject`, `update`)."""
+
+    variant: str = "normed"
+    norm: str = "rms"
+    shape: tuple[int, ...] = (3, 11)
+    D: int = 72
+    U: int = 5
+    R: int = 3
+    halves: str = "both"
+    dropout: float = 0.0
+    stream: torch.dtype = torch.float32
+    weights: torch.dtype | None = None
+    state: torch.dtype | None = None
+
+
+@dataclass
+class Drawn:
+    """The tensors of one random boundary, and the gradients that come to its results."""
+
+    h: Tensor
+    s: Tensor
+    update: UpdateWeights | None
+    inject: InjectionWeights | None
+    rule: Rule
+    norm: Any
+    dh: Tensor
+    ds: Tensor
+
+
+def draw(kind: Kind, seed: int = 0, device: str = DEVICE) -> Drawn:
+    """Draw a boundary: no weight is small, the stream has a mean, and rows differ in size."""
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = kind.weights or kind.stream
+
+    def normal(*shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = weights) -> Tensor:
+        return (shift + scale * torch.randn(*shape, generator=generator, device=device)).to(dtype)
+
+    def matrix(*shape: int) -> Tensor:
+        return normal(*shape, scale=shape[-1] ** -0.5).requires_grad_()
+
+    D, U, R = kind.D, kind.U, kind.R
+    update, inject = None, None
+    if kind.halves != "inject":
+        biases = [matrix(n) if kind.variant == "peft" else None for n in (U, D, U, D)]
+        norm = (normal(D, scale=0.3, shift=1.0).requires_grad_(), normal(D, scale=0.3).requires_grad_(), 1e-5)
+        update = UpdateWeights(
+            matrix(U, D), biases[0], matrix(D, U), biases[1], matrix(U, D), biases[2], matrix(D, U), biases[3],
+            norm if kind.variant == "paper" else None,
+            "gelu" if kind.variant == "peft" else "silu", 3.0 if kind.variant == "normed" else 0.0,
+        )  # fmt: skip
+    if kind.halves != "update":
+        inject = InjectionWeights(matrix(R, D), matrix(D, R))
+    sizes = normal(*kind.shape, 1, dtype=torch.float32).exp()
+    return Drawn(
+        (sizes * normal(*kind.shape, D, scale=3.0, shift=1.0, dtype=torch.float32)).to(kind.stream),
+        normal(*kind.shape, D, dtype=kind.state or kind.stream),
+        update,
+        inject,
+        Rule(kind.variant, 0.7, kind.dropout),  # type: ignore[arg-type]
+        norm_of(kind, generator, device),
+        normal(*kind.shape, D, dtype=kind.stream),
+        normal(*kind.shape, D, dtype=kind.state or kind.stream),
+    )
+
+
+def norm_of(kind: Kind, generator: torch.Generator, device: str) -> Any:
+    """Return a block's norm of the wanted sort, its weights far from their start."""
+    if kind.norm == "none":
+        return arch.input_norm_of(nn.Module(), arch.FAMILIES["olmo2"])
+    makers = {"rms": LlamaRMSNorm, "gemma": Gemma3RMSNorm, "layer": nn.LayerNorm}
+    module = makers[kind.norm](kind.D, eps=1e-5).to(device)
+    for weight in module.parameters():
+        weight.data += 0.3 * torch.randn(weight.shape, generator=generator, device=device)
+    return module.to(kind.stream).requires_grad_(False)
+
+
+def exact_norm(norm: Any) -> Any:
+    """The same norm in float64, written out: the modules of transformers compute in float32 whatever they are given."""
+    parts = arch.norm_parts(norm)
+    assert parts is not None
+    if parts.kind == "none":
+        return norm
+    weight = parts.weight.double() + parts.offset
+    if parts.kind == "layer":
+        return lambda h: nn.functional.layer_norm(h, h.shape[-1:], weight, parts.bias.double(), parts.eps)
+    return lambda h: h * (h.square().mean(-1, keepdim=True) + parts.eps).rsqrt() * weight
+
+
+def in_float64(drawn: Drawn) -> Drawn:
+    """The same boundary, every tensor in float64."""
+
+    def exact(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().double().requires_grad_(value.requires_grad)
+        return tuple(map(exact, value)) if isinstance(value, tuple) else value
+
+    weights = [None if group is None else type(group)(*map(exact, group)) for group in (drawn.update, drawn.inject)]
+    tensors = {name: exact(vars(drawn)[name]) for name in ("h", "s", "dh", "ds")}
+    return replace(drawn, update=weights[0], inject=weights[1], norm=exact_norm(drawn.norm), **tensors)
+
+
+def trained(drawn: Drawn) -> dict[str, Tensor]:
+    """The trained weights by name."""
+    found = {} if drawn.inject is None else dict(drawn.inject._asdict())
+    if drawn.update is not None:
+        found |= drawn.update._asdict()
+        norm = found.pop("norm")
+        found |= {} if norm is None else {"norm_weight": norm[0], "norm_bias": norm[1]}
+    return {name: weight for name, weight in found.items() if isinstance(weight, Tensor)}
+
+
+def run(boundary: Any, drawn: Drawn) -> dict[str, Tensor]:
+    """Cross the boundary and go back: both results and every gradient, by name."""
+    h, s = drawn.h.detach().requires_grad_(), drawn.s.detach().requires_grad_()
+    new_h, new_s = boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+    inputs = {"h": h, "s": s, **trained(drawn)}
+    grads = torch.autograd.grad([new_h, new_s], list(inputs.values()), [drawn.dh, drawn.ds])
+    return {"new_h": new_h.detach(), "new_s": new_s.detach(), **{f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}}
+
+
+def errors(got: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    """||a - truth|| / ||truth|| of each tensor; infinite where it is not finite."""
+    return {
+        name: ((got[name].double() - exact).norm() / exact.norm()).item() if got[name].isfinite().all() else float("inf")
+        for name, exact in truth.items()
+    }
+
+
+def assert_as_exact(boundary: Any, drawn: Drawn, times: float, floor: float, autocast: bool = False) -> None:
+    """Check results and gradients against float64: at most `times` the reference's error in the same type, plus `floor`."""
+    truth = run(reference.boundary, in_float64(drawn))
+    with torch.autocast(drawn.h.device.type, torch.bfloat16, enabled=autocast):
+        got, plain = run(boundary, drawn), run(reference.boundary, drawn)
+    assert all(got[name].dtype == plain[name].dtype and got[name].shape == plain[name].shape for name in truth)
+    mine, theirs = errors(got, truth), errors(plain, truth)
+    worse = {name: (mine[name], theirs[name]) for name in truth if not mine[name] <= times * theirs[name] + floor}
+    assert not worse, f"(error, the reference's): {worse}"
