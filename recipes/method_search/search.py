@@ -56,7 +56,7 @@ class Changed(Adapter):
 
     change: Change
 
-    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None) -> tuple[Tensor, Tensor]:
         """Cross the boundary as `Adapter.enter` does."""
         i, how = block - self.settings.inject_from, self.change
         if i < 0:
