@@ -140,9 +140,10 @@ class ShadowTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
-            if checkpoint is None or not self.is_fsdp_enabled:
+            if checkpoint is None or self.args.world_size == 1:
                 super()._load_optimizer_and_scheduler(checkpoint)
                 return
+            # Of several processes, transformers 5.17 cannot read a state back on a CPU, and no version the one saved here under FSDP.
             assert self.optimizer is not None
             assert self.lr_scheduler is not None
             state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
