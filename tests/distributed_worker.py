@@ -38,6 +38,7 @@ class Case:
         bf16: a bfloat16 base with a float32 adapter under autocast.
         checkpointing: gradient checkpointing.
         inject_from: first block that is corrected; `None` for the variant's own.
+        impl: what computes the boundaries.
     """
 
     model_type: str
@@ -47,6 +48,7 @@ class Case:
     bf16: bool = False
     checkpointing: bool = False
     inject_from: int | None = None
+    impl: str = "reference"
 
 
 CASES = {
@@ -63,6 +65,13 @@ CASES = {
     "checkpointing": Case("qwen3", "paper", checkpointing=True),
     "bf16": Case("llama", "normed", bf16=True),
 }
+if torch.cuda.is_available():
+    CASES |= {
+        "triton": Case("llama", "normed", impl="triton"),
+        "triton, no norm": Case("llama", "paper", impl="triton"),
+        "triton, bf16": Case("llama", "normed", bf16=True, impl="triton"),
+        "triton, checkpointing": Case("qwen3", "normed", checkpointing=True, impl="triton"),
+    }
 
 
 @dataclass
@@ -73,6 +82,7 @@ class Trained:
         losses: of the whole batch, at each step.
         gradients: of the first step.
         weights: after the last.
+        kept: share of all weights that this process holds between the steps.
         gathered: under FSDP2, for each block and boundary of the first step, those whose weights were whole when it began.
         swept: how often the loss was computed without logits.
     """
@@ -80,6 +90,7 @@ class Trained:
     losses: list[float]
     gradients: dict[str, Tensor]
     weights: dict[str, Tensor]
+    kept: float
     gathered: dict[str, set[str]]
     swept: int
 
@@ -91,7 +102,7 @@ def build(case: Case) -> ShadowedModel:
     sizes = {} if case.inject_from is None else {"inject_from": case.inject_from}
     config = ShadowConfig(variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, **sizes)
     torch.manual_seed(0)
-    model = perturb(attach(base, config, shadow, dtype=torch.float32)).train()
+    model = perturb(attach(base, config, shadow, dtype=torch.float32, impl=case.impl)).train()
     if case.checkpointing:  # transformers renamed it between 5.17 and 5.23
         renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
         (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -119,7 +130,7 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
         world, rank = accelerator.num_processes, accelerator.process_index
         sharding.prepare(accelerator, shadowed)
         model, optimizer = accelerator.prepare(model, optimizer)
-    trained, sweep, gathered = Trained([], {}, {}, {}, 0), losses.frozen_head_losses, watch(shadowed)
+    trained, sweep, gathered = Trained([], {}, {}, 1.0, {}, 0), losses.frozen_head_losses, watch(shadowed)
 
     def counted(*args: Any) -> list[Tensor]:
         trained.swept += 1
@@ -147,6 +158,8 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
         trained.losses.append(summed.item())
     losses.frozen_head_losses = sweep
     trained.weights = on_cpu(weights)
+    mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in shadowed.parameters()]
+    trained.kept = sum(weight.numel() for weight in mine) / sum(weight.numel() for weight in shadowed.parameters())
     return trained
 
 

@@ -22,17 +22,15 @@ from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.errors import ConfigError
 
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
-# What `accelerate launch` makes of the settings in docs/distributed.md.
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PAGE = Path(__file__).parent.parent / "docs" / "distributed.md"
 
 
-def launch(*command: str, **environment: str) -> str:
-    """Run a script or module in two processes and return what it printed to stdout."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    done = subprocess.run([*start, *command], capture_output=True, text=True, timeout=250, env=variables, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+def launch(launcher: list[str], *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a script or module in two processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = (sys.executable, "-m", *launcher, *command)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, check=False)
 
 
 # In code
@@ -42,7 +40,8 @@ def launch(*command: str, **environment: str) -> str:
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
     """What came of every case in two processes, by way and name."""
     output = tmp_path_factory.mktemp("together") / "results.pt"
-    launch(WORKER, "cases", str(output))
+    done = launch(TORCHRUN, WORKER, "cases", str(output))
+    assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(output, weights_only=True)
 
 
@@ -71,8 +70,10 @@ def test_two_processes_compute_what_one_does(together: dict[tuple[str, str], dic
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_block_and_its_boundary_are_whole_only_while_they_run(together: dict[tuple[str, str], dict[str, Any]], name: str) -> None:
-    """Catches boundary weights that stay on every GPU for the whole step, and blocks that stay gathered while a boundary is crossed."""
+    """Catches weights that are not shared out, or stay on every GPU for the whole step, and blocks gathered while a boundary is crossed."""
     assert together["ddp", name]["gathered"] == {}
+    assert together["ddp", name]["kept"] == 1
+    assert 0.5 <= together["fsdp", name]["kept"] < 0.55
     gathered = together["fsdp", name]["gathered"]
     injections, updates, blocks = ([unit for unit in gathered if unit.startswith(kind)] for kind in ("injections", "updates", "block"))
     assert blocks == [f"block {i}" for i in range(4)]
@@ -103,10 +104,18 @@ def in_one(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def train_in_two(way: str, *arguments: str) -> dict[str, Any]:
-    if way == "ddp":
-        return json.loads(launch("-m", "shadowpeft", *arguments))
-    return json.loads(launch(WORKER, "fsdp-cli", *arguments, **FSDP))
+@pytest.fixture(scope="module")
+def accelerate(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """`accelerate launch` with the settings that the documentation has for FSDP2."""
+    file = tmp_path_factory.mktemp("settings") / "fsdp2.yaml"
+    file.write_text(PAGE.read_text().split("```yaml\n")[1].split("```")[0])
+    return ["accelerate.commands.launch", "--config_file", str(file), "--main_process_port", "0"]
+
+
+def train_in_two(way: str, accelerate: list[str], *arguments: str) -> dict[str, Any]:
+    done = launch(TORCHRUN, "-m", "shadowpeft", *arguments) if way == "ddp" else launch(accelerate, WORKER, "fsdp-cli", *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
 
 
 def last_losses(folder: Path) -> dict[str, float]:
@@ -123,10 +132,12 @@ def same_weights(folder: Path, other: Path, exact: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_a_run_in_two_processes_is_the_run_in_one(way: str, settings: list[str], in_one: Path, tmp_path: Path) -> None:
+def test_a_run_in_two_processes_is_the_run_in_one(
+    way: str, settings: list[str], in_one: Path, accelerate: list[str], tmp_path: Path
+) -> None:
     """Catches two processes writing one file, a base in the checkpoint, an optimizer's state that only fits shards, and a wrong resume."""
     arguments = [*settings, "--output", str(tmp_path / "two"), "--batch-size", "2"]
-    result = train_in_two(way, *arguments)
+    result = train_in_two(way, accelerate, *arguments)
     assert last_losses(tmp_path / "two") == pytest.approx(last_losses(in_one), rel=1e-4)
     assert result["eval_loss"] == last_losses(tmp_path / "two")["eval_loss"]
     assert same_weights(in_one / "adapter", tmp_path / "two" / "adapter", 1e-4)
@@ -146,10 +157,28 @@ def test_a_run_in_two_processes_is_the_run_in_one(way: str, settings: list[str],
 
     shutil.move(tmp_path / "two" / "adapter", tmp_path / "uninterrupted")
     shutil.rmtree(last)
-    again = train_in_two(way, *arguments, "--resume", "true")
+    again = train_in_two(way, accelerate, *arguments, "--resume", "true")
     assert again["steps"] == 4
     assert "resumed from | checkpoint-2" in (tmp_path / "two" / "adapter" / "README.md").read_text()
     assert same_weights(tmp_path / "uninterrupted", tmp_path / "two" / "adapter", 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [("", "fsdp_cpu_ram_efficient_loading: false"), ("--load-in-4bit", "4-bit base is not sharded")]
+)
+def test_fsdp_settings_are_refused_before_any_work(
+    setting: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    """Catches a base loaded in one process only, as accelerate does by default, and a folder that is in the way of the next try."""
+    variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("shadowpeft.train._check_4bit", lambda config: None)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
+    arguments = ["train", "--model", str(MODEL), "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run")]
+    assert main([*arguments, *setting.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # What DDP and FSDP need to know

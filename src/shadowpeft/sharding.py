@@ -21,6 +21,7 @@ from shadowpeft.errors import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
 
 T = TypeVar("T")
 
@@ -32,6 +33,27 @@ def unit_classes(base: PreTrainedModel, adapters: nn.ModuleDict) -> set[str]:
         assert isinstance(adapter, Adapter)
         units.append(adapter.shadow.backbone.get_submodule(f"{adapter.shadow.family.blocks}.0"))
     return {type(module).__name__ for module in units}
+
+
+def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
+    """Raise if accelerate's FSDP settings ask for what does not work here.
+
+    Raises:
+        ConfigError: names the setting to change.
+    """
+    if plugin.fsdp_version != 2:
+        raise ConfigError(f"of FSDP only version 2 is supported, got {plugin.fsdp_version}; set fsdp_version: 2")
+    if plugin.activation_checkpointing:
+        raise ConfigError(
+            "FSDP's own activation checkpointing drops other values when it recomputes a dropout; set fsdp_activation_checkpointing: "
+            "false and use the training settings' gradient checkpointing (--gradient-checkpointing)"
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ConfigError("attaching needs the base's weights in every process; set fsdp_cpu_ram_efficient_loading: false")
+    if plugin.min_num_params is not None:
+        raise ConfigError("units by size would cut weights that are read together; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP")
+    if plugin.ignored_modules:
+        raise ConfigError("the modules that FSDP leaves whole follow from the model; leave out fsdp_ignored_modules")
 
 
 # What accelerate calls the types of autocast.
@@ -50,24 +72,12 @@ def prepare(accelerator: "Accelerator", model: PreTrainedModel) -> None:
         model: the shadowed model, not sharded yet.
 
     Raises:
-        ConfigError: the FSDP settings ask for what does not work here; the message names the setting.
+        ConfigError: as `refuse`.
     """
-    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
-    if plugin is None:
+    if accelerator.distributed_type != "FSDP":
         return
-    if plugin.fsdp_version != 2:
-        raise ConfigError(f"of FSDP only version 2 is supported, got {plugin.fsdp_version}; set fsdp_version: 2")
-    if plugin.activation_checkpointing:
-        raise ConfigError(
-            "FSDP's own activation checkpointing drops other values when it recomputes a dropout; set fsdp_activation_checkpointing: "
-            "false and use the training settings' gradient checkpointing (--gradient-checkpointing)"
-        )
-    if plugin.cpu_ram_efficient_loading:
-        raise ConfigError("attaching needs the base's weights in every process; set fsdp_cpu_ram_efficient_loading: false")
-    if plugin.min_num_params is not None:
-        raise ConfigError("units by size would cut weights that are read together; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP")
-    if plugin.ignored_modules:
-        raise ConfigError("the modules that FSDP leaves whole follow from the model; leave out fsdp_ignored_modules")
+    plugin = accelerator.state.fsdp_plugin
+    refuse(plugin)
     base = model.get_submodule("base")
     assert isinstance(base, PreTrainedModel)
     norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)]

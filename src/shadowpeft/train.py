@@ -5,6 +5,7 @@ torch and transformers are imported inside functions, so that a mistake is told 
 
 import dataclasses
 import importlib.util
+import os
 import platform
 import sys
 import time
@@ -78,6 +79,8 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
         raise UserError("training needs the accelerate library; pip install 'shadowpeft[train]'")
     if config.load_in_4bit:
         _check_4bit(config)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        _check_fsdp(config)
     output = Path(config.output)
     start = _check_output(config, output)
     tokenizer, examples, held_out = _read_data(config)
@@ -101,6 +104,17 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
         run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
         trainer.shadowed.save_pretrained(result.adapter, run=run, is_main_process=trainer.args.should_save)
     return result
+
+
+def _check_fsdp(config: TrainConfig) -> None:
+    """Refuse what `accelerate launch` was set to and cannot work, before a base is loaded under it."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    from shadowpeft import sharding
+
+    if config.load_in_4bit:
+        raise ConfigError("a 4-bit base is not sharded: leave out load_in_4bit, or start the run with torchrun, without FSDP")
+    sharding.refuse(FullyShardedDataParallelPlugin())
 
 
 def _check_4bit(config: TrainConfig) -> None:
