@@ -35,7 +35,7 @@ SHADOW = (
 )
 FLAGS = {
     train_verb: "model data output eval_data eval_fraction shadow_model epochs max_steps batch_size eval_batch_size gradient_accumulation "
-    "learning_rate scheduler warmup weight_decay max_grad_norm max_length packing bf16 load_in_4bit gradient_checkpointing "
+    "learning_rate scheduler warmup weight_decay max_grad_norm max_length packing bf16 load_in_4bit gradient_checkpointing impl "
     "attn_implementation device deterministic seed eval_steps save_steps save_total_limit logging_steps report_to resume json "
     + " ".join(f"shadow.{name}" for name in SHADOW.split()),
     demo_verb: "report json seed",

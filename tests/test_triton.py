@@ -10,10 +10,12 @@ import pytest
 import torch
 from boundary_cases import DEVICE, KINDS, Kind, assert_as_exact, draw, errors, in_float64, run
 from families import TINY, attached, language_batch, perturb, tiny_model, token_ids
+from test_train import save_base, text_rows, write_rows
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
+from shadowpeft.cli import main
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import choice, reference
 
@@ -298,8 +300,8 @@ def test_operations_keep_torch_s_contract() -> None:
     """Catches a schema that hides a mutation, and a fake that differs in shape or type."""
     for kind in (
         Kind("paper", "none"),
-        Kind("normed", "layer", halves="inject"),
-        Kind("peft", "none", halves="update", weights=torch.float32),
+        Kind("normed", "layer", halves="inject", stream=torch.bfloat16),
+        Kind("peft", "none", halves="update", stream=torch.bfloat16, weights=torch.float32, state=torch.float32),
     ):
         drawn = draw(kind)
         w = drawn.update or fused._NO_UPDATE
@@ -388,6 +390,13 @@ def test_a_model_that_cannot_be_served_is_refused_before_its_first_forward() -> 
     assert list(served.adapters) == ["default"]
 
 
+def test_the_command_line_hands_the_choice_on(tmp_path, capsys) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", text_rows(4))
+    words = ["train", "--model", save_base(tmp_path / "base"), "--data", rows, "--output", tmp_path / "run", "--max-steps", 1]
+    assert main([str(word) for word in [*words, "--impl", "triton", "--shadow.r", 200]]) == 2
+    assert "impl='triton' takes r and update_width up to 128, got 200" in capsys.readouterr().err
+
+
 def test_a_machine_without_triton_or_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a named implementation that gives way in silence, and `auto` that does not give way."""
     base, ids = tiny_model("qwen3"), token_ids(1, 5)
@@ -402,11 +411,6 @@ def test_a_machine_without_triton_or_gpu_says_so(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="impl='triton' needs the package triton, which is not installed"):
         attach(base, impl="triton")
     assert attach(base).eval()(ids).logits.isfinite().all()
-
-
-def test_names_are_checked() -> None:
-    with pytest.raises(ConfigError, match="impl must be 'auto', 'reference', 'compile', 'triton', got 'fast'"):
-        attach(tiny_model("qwen3"), impl="fast")
 
 
 def test_the_choice_is_kept_with_the_model_and_not_with_the_adapter(tmp_path) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from shadowpeft.errors import ConfigError
 
 Variant = Literal["normed", "paper", "peft"]
+# What computes the boundaries; see `ops/choice.py`. No setting of an adapter: any of them computes the same.
+Impl = Literal["auto", "reference", "compile", "triton"]
 
 # Ours from the measurements in results/, the published ones from the paper's table 7 and PEFT's ShadowConfig.
 _DEFAULTS: dict[str, dict[str, float]] = {

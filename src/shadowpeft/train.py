@@ -279,7 +279,7 @@ def _build_model(config: TrainConfig) -> "ShadowedModel":
     if config.shadow_model is not None:
         explicit = files.load_model(config.shadow_model, torch.float32, config.attn_implementation)
     transformers.set_seed(config.seed)
-    return attach(base, config.shadow, explicit, dtype=torch.float32)
+    return attach(base, config.shadow, explicit, dtype=torch.float32, impl=config.impl)
 
 
 def _build_trainer(

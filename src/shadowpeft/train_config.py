@@ -6,7 +6,7 @@ from typing import Literal
 
 import yaml
 
-from shadowpeft.config import ShadowConfig
+from shadowpeft.config import Impl, ShadowConfig
 from shadowpeft.errors import ConfigError
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -50,6 +50,8 @@ class TrainConfig:
         load_in_4bit: keep the base's linear layers in 4 bits (NF4, by bitsandbytes, on a GPU); the adapter fits the unquantised base, too.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attn_implementation: attention code of transformers, such as sdpa or flash_attention_2; by default its own choice.
+        impl: what computes the boundaries: triton for fused kernels on a GPU, reference for plain torch, compile for torch.compile of it,
+            or auto for triton where it can serve and reference elsewhere.
         device: auto for the first GPU if there is one, or cpu.
         deterministic: choose only GPU operations that give the same bits every time, so that a resumed run ends as an
             uninterrupted one to the last bit; slower. On a CPU it is so anyway.
@@ -88,6 +90,7 @@ class TrainConfig:
     load_in_4bit: bool = False
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    impl: Impl = "auto"
     device: Literal["auto", "cpu"] = "auto"
     deterministic: bool = False
     seed: int = 0

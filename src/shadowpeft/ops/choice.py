@@ -15,16 +15,15 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from shadowpeft.config import Impl
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import reference
 from shadowpeft.ops.reference import InjectionWeights, Rule, UpdateWeights
-
-Impl = Literal["auto", "reference", "compile", "triton"]
 
 
 class Boundary(Protocol):

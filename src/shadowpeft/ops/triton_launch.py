@@ -66,7 +66,8 @@ class Case(NamedTuple):
 
     def pick(self, names: str) -> dict[str, Any]:
         """Return the named fields, as a kernel takes them."""
-        return {name: getattr(self, name) for name in names.split()}
+        fields = self._asdict()
+        return {name: fields[name] for name in names.split()}
 
 
 _NORMS = {"none": 0, "rms": 1, "layer": 2}
