@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from shadowpeft import ShadowConfig, arch, sharding
 from shadowpeft.cli import main
 from shadowpeft.embedded import CLINC150, MODEL
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, UserError
 
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -221,9 +221,16 @@ def accelerator(mixed_precision: str = "no", **settings: Any) -> Any:
 )
 def test_fsdp_settings_that_do_not_work_are_refused(settings: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches wrong gradients under recomputed dropout, weights that exist in one process only, and obscure errors in the first step."""
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the plugin writes it
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", str("cpu_ram_efficient_loading" in settings))  # the plugin would write it
     with pytest.raises(ConfigError, match=message):
         sharding.prepare(accelerator(**settings), attached(tiny_model("llama")))
+
+
+def test_fsdp_with_an_old_accelerate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches accelerate 1.12, which makes a bfloat16 base float32 under FSDP, in twice the memory."""
+    monkeypatch.setattr("shadowpeft.sharding.is_accelerate_available", lambda minimum: False)
+    with pytest.raises(UserError, match=r"accelerate 1\.13 or later"):
+        sharding.prepare(accelerator(), attached(tiny_model("llama")))
 
 
 def test_fsdp_leaves_the_norms_whole_and_the_types_alone() -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
+from transformers.utils import is_accelerate_available
 
 from shadowpeft import arch
 from shadowpeft.adapter import Adapter
 from shadowpeft.boundary import BoundaryWeights
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,8 +40,11 @@ def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
     """Raise if accelerate's FSDP settings ask for what does not work here.
 
     Raises:
+        UserError: accelerate is too old: it would not leave the norms whole, or make the frozen base float32.
         ConfigError: names the setting to change.
     """
+    if not is_accelerate_available("1.13.0"):
+        raise UserError("FSDP needs accelerate 1.13 or later; pip install -U accelerate")
     if plugin.fsdp_version != 2:
         raise ConfigError(f"of FSDP only version 2 is supported, got {plugin.fsdp_version}; set fsdp_version: 2")
     if plugin.activation_checkpointing:
@@ -72,7 +76,7 @@ def prepare(accelerator: "Accelerator", model: PreTrainedModel) -> None:
         model: the shadowed model, not sharded yet.
 
     Raises:
-        ConfigError: as `refuse`.
+        UserError: as `refuse`.
     """
     if accelerator.distributed_type != "FSDP":
         return
