@@ -90,6 +90,8 @@ def _no_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if torch.cuda.is_available():
+        if torch.version.hip is not None:
+            return "needs an NVIDIA GPU"
         capability = torch.cuda.get_device_capability()
         return None if capability >= (8, 0) else f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
     from shadowpeft.ops import triton

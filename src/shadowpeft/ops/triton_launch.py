@@ -110,7 +110,8 @@ def _by_columns(name: str, h: Tensor, case: Case, rows: int, parts: int) -> tupl
 
 
 def _shape(tile: Tile) -> dict[str, int]:
-    return {"BM": tile.rows, "BD": tile.cols, "STAGES": tile.stages, "num_warps": tile.warps}
+    limit = {"maxnreg": tile.registers} if tile.registers else {}
+    return {"BM": tile.rows, "BD": tile.cols, "STAGES": tile.stages, "num_warps": tile.warps, **limit}
 
 
 def run_forward(case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | None, n: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -182,9 +183,10 @@ def run_backward(
             **case.pick("U R UP RP UNIT UPDATE INJECT GELU DROP"), S=splits, BM=settle.rows, num_warps=settle.warps,
         )  # fmt: skip
 
-        tile, (strips, _), _ = _by_columns("retreat", h, case, rows, 1)
+        name = "retreat" if case.INJECT else "retreat_only"
+        tile, (strips, _), _ = _by_columns(name, h, case, rows, 1)
         parts = splits_for(strips, triton.cdiv(rows, tile.rows), h.device)
-        tile, grid, span = _by_columns("retreat", h, case, rows, parts)
+        tile, grid, span = _by_columns(name, h, case, rows, parts)
         hidden = h.new_empty(strips, rows, 2 * case.U, dtype=torch.float32)
         grads = h.new_empty(parts, 4 * case.U + 3 * case.R + 4, case.D, dtype=torch.float32)
         back.retreat[grid](

@@ -4,6 +4,7 @@ Shapes in names: N rows (tokens of a batch), D width, R rank, U width of the upd
 padded to what `tl.dot` takes, BM rows and BD columns of a tile. Every sum over splits has a fixed order, so results repeat to the last bit.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -18,12 +19,13 @@ STATS = 6
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a kernel's tile, warps of a program and depth of its software pipeline."""
+    """Rows and columns of a kernel's tile, warps of a program, depth of its software pipeline, and most registers a thread (0: any)."""
 
     rows: int
     cols: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 # Kernel by kernel: for 2-byte streams of many rows, of few (decoding), and for float32. `recipes/kernels/boundary.py --sweep` finds them.
@@ -32,9 +34,10 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "advance": (Tile(64, 64, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "inject": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
-    "settle": (Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-    "retreat": (Tile(32, 128, 8, 3), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
-    "finish": (Tile(32, 64, 4, 2), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
+    "settle": (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+    "retreat": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
+    "retreat_only": (Tile(64, 64, 4, 2), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),  # without an injection Triton lays 32 rows out twice
+    "finish": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
     "gather": (Tile(16, 128, 4, 1), Tile(16, 128, 4, 1), Tile(16, 128, 4, 1)),
 }
 FEW_ROWS = 256
@@ -50,11 +53,16 @@ def tile_of(kernel: str, dtype: torch.dtype, rows_N: int, widest: int) -> Tile:
 
 def splits_for(programs: int, most: int, device: torch.device) -> int:
     """In how many parts to do work that has so many programs, so that a GPU has about two for each multiprocessor; a power of two."""
-    wanted = 4 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count * 3 // 2
+    wanted = _multiprocessors(device) * 3 // 2
     splits = 1
     while splits * 2 <= min(most, MOST_SPLITS) and splits * programs < wanted:
         splits *= 2
     return splits
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 @triton.jit
