@@ -180,6 +180,15 @@ def test_recipe_of_the_scales(tmp_path):
 
 
 @pytest.mark.slow
+def test_recipe_of_the_kernels(tmp_path):
+    run("kernels/boundary.py", "--rows", 5, "--width", 24, "--impls", "reference", "--output", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["what"], row["impl"], row["width"]) for row in rows] == [
+        ("forward", "reference", 24), ("forward and backward", "reference", 24)
+    ]  # fmt: skip
+    assert all(row["us"] > 0 for row in rows)
+
+
 def test_recipe_of_gsm8k(tmp_path):
     """Trains, kills with SIGKILL, resumes and compares every bit, then generates attached, detached and exported."""
     rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}", "final": str(2 * i)} for i in range(40)]
