@@ -91,6 +91,13 @@ def test_bfloat16(variant: str, norm: str) -> None:
     assert_as_exact(fused.boundary, draw(Kind(variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16)), **BFLOAT16)
 
 
+@pytest.mark.parametrize("halves", ["both", "inject", "update"])
+def test_more_rows_than_decoding_has(halves: str) -> None:
+    """Catches a tile that only a long batch uses."""
+    kind = Kind("normed", "rms", (triton_parts.FEW_ROWS + 9,), 140, 10, 16, halves, stream=torch.bfloat16)
+    assert_as_exact(fused.boundary, draw(kind), **BFLOAT16)
+
+
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
 def test_float32_weights_and_state_beside_a_bfloat16_stream(variant: str, norm: str) -> None:
     """Catches a gradient in the stream's type: under autocast the weights and their gradients stay float32."""
