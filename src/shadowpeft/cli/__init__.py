@@ -7,6 +7,7 @@ flag may also come from `--config FILE`. `run` returns the exit code, or `None` 
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import re
 import sys
@@ -111,6 +112,8 @@ def _quiet() -> Iterator[None]:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Says on every start that a kernel it could do without was not downloaded; PEFT imports it, whatever the verb.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
