@@ -49,7 +49,6 @@ class Adapter(nn.Module):
         classifies = self.task == "sequence-classification"
         self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
         self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
-        self.share = None if classifies or self.settings.variant != "normed" else nn.Parameter(torch.zeros(width))
 
     @property
     def dtype(self) -> torch.dtype:

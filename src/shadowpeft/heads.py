@@ -40,8 +40,7 @@ def language_output(
     """
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     trains = targets.labels is not None or targets.shift_labels is not None
-    both_BTD = h_BTD if adapter.share is None else h_BTD + adapter.share * s_BTD
-    logits_BTV = arch.logits(base, both_BTD[:, keep])
+    logits_BTV = arch.logits(base, h_BTD[:, keep])
     shadow_BTV = arch.logits(base, s_BTD[:, keep]) if trains or keep_shadow_logits else None
     result = ShadowedCausalLMOutput(logits=logits_BTV, shadow_logits=shadow_BTV if keep_shadow_logits else None)
     if trains and shadow_BTV is not None:
