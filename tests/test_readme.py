@@ -54,12 +54,17 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         rows = (CLINC150 / f"{name}.jsonl").read_text().splitlines()[:8]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")]
-    assert [command.split()[1] for command in commands] == ["train", "generate", "eval", "eval", "export", "doctor", "compare"]
+    assert [command.split()[1] for command in commands] == [
+        *("train", "generate", "eval", "eval", "export", "doctor", "bench", "bench", "compare")
+    ]
     for command in commands:
         if "--lm-eval" in command or " compare " in command:  # runs of their own, below
             continue
-        words = shlex.split(command.replace(HUB_ID, str(MODEL)))[1:]
-        words += {"train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"]}.get(words[0], [])
+        words = shlex.split(command.replace(HUB_ID, str(MODEL)).replace("--shape 0.6b", "--shape tiny"), comments=True)[1:]
+        words += {
+            "train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"],
+            "bench": ["--methods", "base,shadow", "--rounds", "1", "--device", "cpu"],
+        }.get(words[0], [])  # fmt: skip
         assert main(words) == 0, capsys.readouterr().err
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 1
 
