@@ -314,7 +314,7 @@ def test_methods_are_what_a_user_would_build(bare, ids):
         assert all(int(name.split("layers.")[1].split(".")[0]) >= (fitted.inject_from or 0) for name in trained)
         bare.take_off()
     fitted = methods.fit(spec("shadow"), bare.base, TrainBench())
-    assert fitted.model.adapters["default"].config == methods.config_of(None)
+    assert fitted.model.adapters["default"].config == arch.with_shadow_sizes(bare.base.config, methods.config_of(None))
     bare.take_off()
     fitted = methods.fit(spec("shadow@2"), bare.base, TrainBench(variant="peft"))
     assert (fitted.model.adapters["default"].config.variant, fitted.inject_from) == ("peft", 2)

@@ -50,6 +50,14 @@ def test_the_file_names_every_setting_of_the_variant(model, folder, base):
     assert ShadowedModel.from_pretrained(base, folder).adapters["default"].settings == settings
 
 
+def test_a_file_without_the_shadow_s_size_means_the_base_s(base, ids, tmp_path):
+    """Catches adapters of before the variant had a size of its own being refused, or built at the new one."""
+    model = perturb(attach(base, ShadowConfig(shadow_intermediate_size=base.config.intermediate_size)))
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda meta: meta["shadow"].update(shadow_intermediate_size=None))
+    assert torch.equal(ShadowedModel.from_pretrained(base, tmp_path)(ids).logits, model(ids).logits)
+
+
 def test_the_card_tells_of_the_run(model, tmp_path):
     model.save_pretrained(tmp_path, run={"steps": 7, "final loss": 1.23456})
     card = (tmp_path / "README.md").read_text()

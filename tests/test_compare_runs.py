@@ -264,9 +264,10 @@ def test_whole_backbone_is_kept_where_it_fits_and_shrunk_to_its_share_where_not(
     """Catches a search that spends everything on one part, or shrinks what fits."""
     roomy, tight = methods.matched(tiny, "shadow", 400), methods.matched(tiny, "shadow", 8)
     assert "shadow_attention_heads" not in roomy
-    assert roomy["shadow_intermediate_size"] == 96
-    assert tight["shadow_intermediate_size"] < 96
+    assert roomy["shadow_intermediate_size"] == 96 // 4, "the variant's own size"
+    assert tight["shadow_intermediate_size"] < 96 // 4
     assert tight["r"] > 1
+    assert methods.matched(tiny, "shadow-paper", 400)["shadow_intermediate_size"] == 96
 
 
 def test_given_sizes_stay_as_given(tiny: str) -> None:

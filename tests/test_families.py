@@ -212,6 +212,25 @@ def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, varia
     assert all(torch.equal(value, base_before[name]) for name, value in model.base.state_dict().items())
 
 
+@pytest.mark.parametrize("model_type", TINY)
+def test_our_variant_takes_a_quarter_of_the_mlp_and_the_published_ones_all_of_it(model_type: str) -> None:
+    """Catches a default that a family reads elsewhere, or that reaches the published variants."""
+    whole = arch.mlp_width(tiny_model(model_type).config)
+
+    def width(**settings: Any) -> int | None:
+        model = attached(tiny_model(model_type), ShadowConfig(**settings))
+        return arch.mlp_width(model.adapters["default"].shadow.backbone.config)
+
+    assert width(variant="paper") == width(variant="peft") == whole
+    if whole is None:
+        return
+    own = width()
+    assert own is not None
+    assert own % 8 == 0
+    assert abs(own - whole / 4) < 8
+    assert width(shadow_intermediate_size=24) == 24
+
+
 def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
     """Catches shadow experts that no token chose, and so no gradient reached."""
     model = attached(tiny_model("qwen3_moe"), CONFIG)

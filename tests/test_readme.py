@@ -194,6 +194,27 @@ def test_recipe_of_the_kernels(tmp_path):
     assert all(row["us"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_recipe_of_the_shadow_s_size():
+    """Catches sizes that are not what their name says."""
+    lines = run("shadow_size/measure.py", "--seeds", 0, "--sizes", "full", "mlp/4,heads/4", "--rows", 16).splitlines()
+    full, small = map(json.loads, lines)
+    assert (full["shadow_intermediate_size"], small["shadow_intermediate_size"], small["shadow_attention_heads"]) == (704, 176, 1)
+    assert small["trainable"] < full["trainable"]
+
+
+@pytest.mark.slow
+def test_recipe_of_inject_from():
+    """Catches a comparison of two runs that are the same."""
+    rows = [json.loads(line) for line in run("inject_from/measure.py", "--seeds", 1, "--max-steps", 3, "--rows", 4).splitlines()]
+    assert [(row["variant"], row["inject_from"], row["reads"]) for row in rows[:3]] == [
+        ("normed", 4, True),
+        ("normed", 4, False),
+        ("normed", 6, True),
+    ]
+    assert all(with_them["loss"] != without["loss"] for with_them, without in zip(rows[::2], rows[1::2], strict=True))
+
+
 def test_recipe_of_gsm8k(tmp_path):
     """Trains, kills with SIGKILL, resumes and compares every bit, then generates attached, detached and exported."""
     rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}", "final": str(2 * i)} for i in range(40)]

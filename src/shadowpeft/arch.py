@@ -5,14 +5,14 @@ To add a family, add a row and a tiny configuration to `tests/families.py`; `doc
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shadowpeft.config import ResolvedConfig
+from shadowpeft.config import ResolvedConfig, ShadowConfig
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 
 Task = Literal["causal-lm", "sequence-classification"]
@@ -267,6 +267,23 @@ def has_plain_frozen_head(model: PreTrainedModel) -> bool:
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
     )
+
+
+def mlp_width(config: PretrainedConfig) -> int | None:
+    """Return the width of the MLP of a model's blocks, `None` where the family has no setting for it."""
+    field = FAMILIES[config.model_type].mlp
+    return None if field is None else getattr(config, field) or 4 * config.hidden_size
+
+
+def with_shadow_sizes(model: PretrainedConfig, config: ShadowConfig) -> ShadowConfig:
+    """Fill in the sizes of an implicit shadow that a variant has of its own: in `normed` an MLP of a quarter of the base's width.
+
+    They become numbers, so that an adapter still means the same when a default has changed.
+    """
+    width = mlp_width(model)
+    if config.variant != "normed" or config.shadow_intermediate_size is not None or width is None:
+        return config
+    return replace(config, shadow_intermediate_size=max(8, width // 32 * 8))
 
 
 def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:

@@ -39,7 +39,7 @@ class ShadowConfig:
         inject_from: index (from 0) of the first block whose input is corrected; blocks before it run without gradients, and the shadow
             state still reads what they put out.
         shadow_layers: number of blocks of an implicit shadow.
-        shadow_intermediate_size: MLP width of the shadow's blocks.
+        shadow_intermediate_size: MLP width of the shadow's blocks; in the variant `normed` a quarter of the base's unless set.
         shadow_attention_heads: attention heads of the shadow's blocks.
         shadow_key_value_heads: key and value heads of the shadow's blocks.
         shadow_head_dim: width of one attention head of the shadow's blocks.

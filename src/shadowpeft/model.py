@@ -111,6 +111,8 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
             raise ConfigError(f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping")
         if shadow_model is not None and {id(p) for p in shadow_model.parameters()} & {id(p) for p in self.parameters()}:
             raise ConfigError("this shadow_model is already part of the model (as base or as another adapter's shadow); give a copy of it")
+        if shadow_model is None:
+            config = arch.with_shadow_sizes(base.config, config)
         network = shadow.implicit(base, config.resolved()) if shadow_model is None else shadow.explicit(base, shadow_model)
         self._own(name, Adapter(base, config, network), dtype)
 

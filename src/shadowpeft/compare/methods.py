@@ -204,12 +204,14 @@ def _costs(counter: _Counter) -> budget.Costs:
     ours = counter.method != "peft-shadow"
     names = _names(counter.family, ours)
     given = {size: counter.settings[name] for size, name in names.items() if counter.settings.get(name) is not None}
-    config = counter.config.to_dict()
     defaults = {}
+    own = ShadowConfig.from_dict({k: v for k, v in counter.settings.items() if k != "r"}) if ours else ShadowConfig(variant="peft")
     if "mlp" in names:
-        defaults["mlp"] = config.get(str(counter.family.mlp)) or 4 * counter.config.hidden_size
+        width = arch.with_shadow_sizes(counter.config, own).shadow_intermediate_size or arch.mlp_width(counter.config)
+        assert width is not None  # the family names it
+        defaults["mlp"] = width
     if "update" in names:
-        defaults["update"] = ShadowConfig.from_dict({k: v for k, v in counter.settings.items() if k != "r"}).resolved().update_width
+        defaults["update"] = own.resolved().update_width
     start = {names[size]: value for size, value in {"r": 1, **defaults, **given}.items()}
     backbones = tuple(_backbones(counter, start, names, list(_attentions(counter, ours))))
     total = counter.count(start)

@@ -1,0 +1,64 @@
+"""Does it help that the shadow state reads the blocks below `inject_from`? Train with and without these updates: a JSON line each.
+
+python recipes/inject_from/measure.py
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from shadowpeft import ShadowConfig, ShadowedModel, files
+from shadowpeft.adapter import Adapter
+from shadowpeft.embedded import CLINC150, MODEL
+from shadowpeft.evaluate import evaluate
+from shadowpeft.rows import read_rows
+from shadowpeft.train import train
+from shadowpeft.train_config import TrainConfig
+
+SETTINGS = {
+    "paper": {"variant": "paper", "r": 64, "alpha": 4.0, "shadow_loss_weight": 1.0, "dropout": 0.05},
+    "normed": {"variant": "normed", "r": 64, "alpha": 1.0, "shadow_loss_weight": 1.0, "dropout": 0.0},
+}
+_build = Adapter.__init__
+
+
+def build_without(self: Adapter, *arguments: Any) -> None:
+    """Build an adapter whose state begins at the first injection."""
+    _build(self, *arguments)
+    first = self.settings.inject_from
+    self.updates = self.updates[first - self.reads_from :]
+    self.reads_from = first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--max-steps", type=int, help="in place of one epoch")
+    parser.add_argument("--rows", type=int, help="validation requests; all by default")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer, rows = AutoTokenizer.from_pretrained(MODEL), read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
+    places = [("normed", 4), ("normed", 6), ("paper", 4)]
+    for seed, (variant, first), reads in itertools.product(range(args.seeds), places, (True, False)):
+        Adapter.__init__ = _build if reads else build_without  # type: ignore[method-assign]
+        settings = ShadowConfig(inject_from=first, **SETTINGS[variant])  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainConfig(
+                model=str(MODEL), data=str(CLINC150 / "train.jsonl"), output=f"{folder}/run", eval_fraction=0, shadow=settings, epochs=1.0,
+                max_steps=args.max_steps, batch_size=32, learning_rate=1e-3, seed=seed, save_steps=10000, device="cpu",
+            )  # fmt: skip
+            run = train(config)
+            model = ShadowedModel.from_pretrained(files.load_model(str(MODEL), torch.float32), run.adapter)
+        found = evaluate(model, tokenizer, rows, batch_size=64, progress=False)
+        row = {"seed": seed, "variant": variant, "inject_from": first, "reads": reads}
+        row |= {"loss": round(found.loss, 4), "em": found.exact_match, "seconds": run.seconds, "steps": run.steps}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

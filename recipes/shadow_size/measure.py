@@ -1,0 +1,63 @@
+"""Train the demo's rows with shadows of several sizes, and score attached and detached on the validation split: a JSON line each.
+
+python recipes/shadow_size/measure.py --seeds 0 1 --sizes full mlp/4 mlp/4,heads/4 mlp/12,heads/4
+"""
+
+import argparse
+import json
+import tempfile
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from shadowpeft import ShadowConfig, attach
+from shadowpeft.demo.labels import label_scores
+from shadowpeft.demo.methods import fit
+from shadowpeft.demo.run import MAX_LENGTH, count, load_base
+from shadowpeft.demo.settings import Settings
+from shadowpeft.embedded import CLINC150, MODEL
+from shadowpeft.encode import encode_all
+from shadowpeft.rows import read_rows
+
+
+def sizes(config: object, text: str) -> dict[str, int]:
+    """Read `mlp/4,heads/4` as settings of ShadowConfig; `full` is the base's own sizes."""
+    parts = dict(part.split("/") for part in text.split(",")) if text != "full" else {}
+    settings = {"shadow_intermediate_size": config.intermediate_size // int(parts.get("mlp", 1))}
+    if "heads" in parts:
+        settings["shadow_attention_heads"] = max(1, config.num_attention_heads // int(parts["heads"]))
+        settings["shadow_key_value_heads"] = max(1, config.num_key_value_heads // int(parts["heads"]))
+    return settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--sizes", nargs="+", default=["full", "mlp/4", "mlp/4,heads/4", "mlp/12,heads/4"])
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--rows", type=int, default=10**6)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    train = encode_all(read_rows(str(CLINC150 / "train.jsonl"))[: args.rows], tokenizer, MAX_LENGTH)
+    held = read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
+    labels = json.loads((CLINC150 / "labels.json").read_text())
+
+    def accuracy(model: PreTrainedModel) -> float:
+        scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in held], labels, batch=100)
+        return sum(labels[best] == row.fields["completion"] for best, row in zip(scores.argmax(1).tolist(), held, strict=True)) / len(held)
+
+    for seed in args.seeds:
+        for text in args.sizes:
+            base = load_base()
+            chosen = sizes(base.config, text)
+            torch.manual_seed(seed)
+            model = attach(base, ShadowConfig(**chosen))
+            with tempfile.TemporaryDirectory() as folder:
+                run = fit(model, train, tokenizer.pad_token_id, Settings(seed=seed), args.learning_rate, folder, lambda done, total: None)
+            row = {"size": text, "seed": seed, "trainable": count(model), **chosen, "seconds": round(run.seconds, 1)}
+            row |= {"attached": round(accuracy(model), 4), "detached": round(accuracy(model.detached()), 4)}
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
