@@ -12,6 +12,7 @@ IGNORED = -100
 # Logits in hand at once, whatever the batch: 0.6 GB in float32. A thousand tokens of a vocabulary of 151,936, since a GPU multiplies
 # much smaller matrices slower and reads the head once for each; smaller vocabularies are done in one go.
 LOGITS_AT_A_TIME = 160 * 2**20
+CACHED_LOGITS = 4 * 2**20  # on a CPU: 16 MB in float32 stay near it between the product, the softmax and the next product
 
 
 def token_losses(x_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None, softcap: float | None = None) -> Tensor:
@@ -35,7 +36,9 @@ def token_losses(x_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Ten
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)  # here, once: autocast would cast a frozen weight anew for every chunk
         x_ND, weight_VD, bias_V = x_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-    at_a_time = max(1, LOGITS_AT_A_TIME // len(weight_VD))
+    # A compiled graph fuses the softmax and is built for one count of chunks: the fewer there are, the more lengths share it.
+    logits = LOGITS_AT_A_TIME if kind != "cpu" or torch.compiler.is_compiling() else min(LOGITS_AT_A_TIME, CACHED_LOGITS)
+    at_a_time = max(1, logits // len(weight_VD))
     chunks = max(1, -(-len(x_ND) // at_a_time))
     differentiate = torch.is_grad_enabled() and x_ND.requires_grad
     with torch.autocast(kind, enabled=False):
