@@ -102,11 +102,11 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
-def attached(base: PreTrainedModel, config: ShadowConfig | None = None, shadow_model: PreTrainedModel | None = None) -> ShadowedModel:
+def attached(base: PreTrainedModel, config: ShadowConfig | None = None, shadow: PreTrainedModel | None = None) -> ShadowedModel:
     """Attach a shadow whose random start is always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return attach(base, config, shadow_model)
+        return attach(base, config, shadow)
 
 
 def perturb(model: ShadowedModel, seed: int = 1) -> ShadowedModel:

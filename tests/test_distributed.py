@@ -259,5 +259,5 @@ def test_units_are_the_blocks_and_the_boundaries() -> None:
     assert attached(tiny_model("llama"))._no_split_modules == {"LlamaDecoderLayer", "Injection", "Update"}
     one_block = tiny_model("llama", config=tiny_config("llama", num_hidden_layers=1))
     assert attached(one_block, ShadowConfig(inject_from=0))._no_split_modules == {"LlamaDecoderLayer", "Injection"}
-    explicit = attached(tiny_model("llama"), shadow_model=tiny_model("gpt2", seed=7))
+    explicit = attached(tiny_model("llama"), shadow=tiny_model("gpt2", seed=7))
     assert explicit._no_split_modules == {"LlamaDecoderLayer", "GPT2Block", "Injection", "Update"}

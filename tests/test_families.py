@@ -464,7 +464,7 @@ def explicit(pair: str, task: arch.Task = "causal-lm", variant: Any = "normed") 
     base_config, shadow_config = (make() for make in PAIRS[pair])
     base = tiny_model(base_config.model_type, task, config=base_config)
     shadow = tiny_model(shadow_config.model_type, seed=7, config=shadow_config)
-    return attached(base, ShadowConfig(variant=variant, **CHANGES), shadow_model=shadow)
+    return attached(base, ShadowConfig(variant=variant, **CHANGES), shadow=shadow)
 
 
 EXPLICIT = pytest.mark.parametrize(

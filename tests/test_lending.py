@@ -70,10 +70,10 @@ def test_caches_that_do_not_fit_are_refused(model, ids):
 
 def test_one_model_cannot_be_shadow_twice():
     base, other = tiny_model("llama"), tiny_model("llama", seed=4)
-    model = attached(base, shadow_model=other)
+    model = attached(base, shadow=other)
     for again in (other, base):
         with pytest.raises(ConfigError, match="already part of the model"):
-            model.add_adapter("b", shadow_model=again)
+            model.add_adapter("b", shadow=again)
 
 
 def test_an_offloaded_base_is_refused_before_the_adapter_is_lost(base):

@@ -315,4 +315,4 @@ def test_explicit_shadow_must_fit_the_base(base):
     torch.manual_seed(0)
     other = AutoModelForCausalLM.from_config(qwen3_config(vocab_size=50))
     with pytest.raises(UnsupportedModelError, match="share one vocabulary"):
-        attach(base, shadow_model=other)
+        attach(base, shadow=other)

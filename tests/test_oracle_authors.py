@@ -77,7 +77,7 @@ def both(model_type: str, task: str = "causal-lm", narrow: bool = False) -> tupl
     bases = [tiny_model(model_type, task, dtype=torch.float64) for _ in range(2)]
     config = tiny_config(model_type, hidden_size=16)
     explicit = [tiny_model(model_type, seed=3, dtype=torch.float64, config=config) if narrow else None for _ in range(2)]
-    ours = perturb(attached(bases[0], OURS, shadow_model=explicit[0]))
+    ours = perturb(attached(bases[0], OURS, shadow=explicit[0]))
     if explicit[1] is not None:  # the authors leave it to their scripts to freeze the embeddings; ours are frozen
         explicit[1].get_input_embeddings().requires_grad_(False)
     wrap = {"causal-lm": shadow_peft.ShadowForCausalLM, "sequence-classification": shadow_peft.ShadowForSequenceClassification}[task]

@@ -69,7 +69,7 @@ def both(model_type: str, task: str = "causal-lm", shadow: Path | None = None) -
     """Build the same shadowed model twice, in float64, with every weight random; `shadow` is the folder of an explicit one."""
     ours_base, theirs_base = (tiny_model(model_type, task, dtype=torch.float64) for _ in range(2))
     explicit = None if shadow is None else AutoModelForCausalLM.from_pretrained(shadow, dtype=torch.float64)
-    ours = perturb(attached(ours_base, OURS, shadow_model=explicit))
+    ours = perturb(attached(ours_base, OURS, shadow=explicit))
     kind = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}[task]
     settings = peft.ShadowConfig(task_type=kind, shadow_model="mirror" if shadow is None else str(shadow), **THEIRS)
     theirs = peft.get_peft_model(theirs_base, settings).double().eval()

@@ -113,13 +113,34 @@ def test_a_base_quantised_in_part_is_known_again(tmp_path):
 
 
 @needs_bitsandbytes
-def test_a_quantised_head_trains_and_cannot_be_detached(tmp_path):
-    base = load_quantised(save_plain(tmp_path / "base", "llama"), torch.float32, llm_int8_skip_modules=["norm"])
+@pytest.mark.parametrize("settings", [{}, {"load_in_4bit": False, "load_in_8bit": True}], ids=["4 bits", "8 bits"])
+@pytest.mark.parametrize("width", [64, 32])
+def test_a_quantised_head_trains_and_is_detached(settings, width, tmp_path):
+    """Catches a packed head copied as if it were numbers, and one folded with P otherwise than it computes."""
+    base = load_quantised(save_plain(tmp_path / "base", "llama"), torch.float32, llm_int8_skip_modules=["norm"], **settings)
     assert not arch.head_of(base).weight.is_floating_point()
-    model = perturb(attached(base, ShadowConfig())).train()
+    shadow = None if width == 64 else tiny_model("llama", config=tiny_config("llama", hidden_size=width, head_dim=8))
+    model = perturb(attached(base, ShadowConfig(), shadow)).train()
     model(**language_batch()).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    with pytest.raises(UnsupportedModelError, match=r"llm_int8_skip_modules=\['lm_head'\]"):
+    ids = token_ids(1, 7)
+    with torch.no_grad():
+        want, small = model.eval()(ids, output_shadow_logits=True).shadow_logits, model.detached()
+        assert not packed(small)
+        # In 8 bits the attached head rounds the states, too.
+        torch.testing.assert_close(small(ids).logits, want, rtol=0, atol=(0.02 if settings else 1e-5) * want.abs().max().item())
+
+
+def test_a_head_that_does_not_answer_cannot_be_folded():
+    """Catches a detached model made of whatever a packed head's tensor happens to be."""
+    model = attached(tiny_model("llama"), ShadowConfig())
+
+    class Packed(torch.nn.Linear):
+        def forward(self, _):
+            raise RuntimeError("no kernel for this device")
+
+    model.base.lm_head = Packed(32, 97, bias=False)
+    with pytest.raises(UnsupportedModelError, match=r"this Packed does not give them \(no kernel for this device\): load the base with its"):
         model.detached()
 
 
@@ -138,8 +159,8 @@ def test_a_quantised_classifier_trains_both_heads(tmp_path):
 @needs_bitsandbytes
 def test_a_quantised_shadow_is_refused(tmp_path):
     folder = save_plain(tmp_path / "base", "llama")
-    with pytest.raises(UnsupportedModelError, match="load the shadow_model without quantization_config"):
-        attach(files.load_model(str(folder)), shadow_model=load_quantised(folder, torch.float32))
+    with pytest.raises(UnsupportedModelError, match="load it without quantization_config"):
+        attach(files.load_model(str(folder)), shadow=load_quantised(folder, torch.float32))
 
 
 @needs_bitsandbytes

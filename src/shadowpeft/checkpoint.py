@@ -5,22 +5,22 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import shadowpeft
-from shadowpeft import arch, shadow
+from shadowpeft import arch, shadow, strict
 from shadowpeft.adapter import Adapter
 from shadowpeft.card import model_card
 from shadowpeft.config import ShadowConfig
-from shadowpeft.errors import CheckpointError, UserError
+from shadowpeft.errors import CheckpointError
 from shadowpeft.files import text, write_together
 
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
@@ -28,7 +28,6 @@ FORMAT = 1
 # Enough values of each to tell two fine-tunings of one base apart, few enough to read in the JSON.
 _SAMPLES = 16
 _TYPES = {"name": str, "model_type": str, "task": str, "hidden_size": int, "num_hidden_layers": int, "vocab_size": int, "sample": dict}
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,30 @@ class BaseFacts:
         )
 
     @classmethod
-    def read(cls, values: Any, path: Path) -> "BaseFacts":
-        """Take the facts from parsed JSON.
+    def read(cls, values: Any, path: Path, whose: str = "an adapter's") -> "BaseFacts":
+        """Take the facts from parsed JSON; `whose` says in errors what the file describes.
 
         Raises:
             CheckpointError: a fact is missing or of the wrong type.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict) or sorted(values) != sorted(names):
-            raise CheckpointError(f"{path} is not an adapter's configuration: 'base' must hold {', '.join(names)}")
+            raise CheckpointError(f"{path} is not {whose} configuration: 'base' must hold {', '.join(names)}")
         wrong = [name for name, kind in _TYPES.items() if not isinstance(values[name], kind)]
         parts = values["sample"].values() if "sample" not in wrong else []
         if not all(isinstance(part, list) and all(isinstance(x, float) and math.isfinite(x) for x in part) for part in parts):
             wrong.append("sample")
         if wrong:
-            raise CheckpointError(f"{path} is not an adapter's configuration: base.{wrong[0]} has a value of the wrong kind")
+            raise CheckpointError(f"{path} is not {whose} configuration: base.{wrong[0]} has a value of the wrong kind")
         return cls(**values)
 
-    def refuse_other(self, base: "BaseFacts", folder: Path) -> None:
+    def refuse_other(self, base: "BaseFacts", folder: Path, what: str = "adapter") -> None:
         """Raise unless `base` is the model these facts were read off, at whatever precision it was loaded.
+
+        Args:
+            base: the facts of the model at hand.
+            folder: where these facts were written down.
+            what: what the folder holds.
 
         Raises:
             CheckpointError: another family, size, task or set of weights; the message says which.
@@ -92,13 +96,13 @@ class BaseFacts:
             wanted, got = vars(self)[field], vars(base)[field]
             if wanted != got:
                 raise CheckpointError(
-                    f"the adapter in {folder} was trained on another base ({self.name}): {field} {wanted}, this base has {got}"
+                    f"the {what} in {folder} was trained on another base ({self.name}): {field} {wanted}, this base has {got}"
                 )
         for part, values in self.sample.items():
             found = base.sample.get(part, [])
             if values and found and not _close(values, found):  # a quantised or offloaded part has no sample
                 raise CheckpointError(
-                    f"the adapter in {folder} was trained on another base ({self.name}): this base has the same shape but other "
+                    f"the {what} in {folder} was trained on another base ({self.name}): this base has the same shape but other "
                     f"weights (of its {part}); load the base it was trained on"
                 )
 
@@ -167,89 +171,30 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     if not isinstance(meta.get("shadow"), dict) or not (explicit is None or isinstance(explicit, dict)):
         raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
-    config, found = ShadowConfig.from_dict(meta["shadow"]), _read_header(folder / WEIGHTS)
+    config, found = ShadowConfig.from_dict(meta["shadow"]), strict.read_header(folder / WEIGHTS)
     if config.alpha is None or config.dropout is None or config.shadow_loss_weight is None:
         raise CheckpointError(f"{folder / CONFIG} must say alpha, dropout and shadow_loss_weight, and does not; save the adapter again")
-    _compare(folder / WEIGHTS, _wanted(base, config, explicit, folder, len(found)), found)
+    layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
+    build = partial(_build, base, config, explicit)
+    strict.compare(folder / WEIGHTS, strict.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)), found)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in found}
-    adapter = _build(base, config, explicit)
+    adapter = build()
     adapter.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
     return adapter
-
-
-def _wanted(
-    base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None, folder: Path, tensors: int
-) -> dict[str, tuple[int, ...]]:
-    """Work out, without allocating, the names and shapes that a configuration asks for."""
-    layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
-    if not isinstance(layers, int) or layers > tensors:
-        raise CheckpointError(f"{folder / CONFIG} asks for {layers} shadow blocks, {folder / WEIGHTS} holds {tensors} tensors in all")
-    try:
-        with torch.device("meta"):
-            return {name: tuple(tensor.shape) for name, tensor in _build(base, config, explicit).state_dict().items()}
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
-        # Whatever transformers says of sizes and names it cannot build from.
-        raise CheckpointError(f"{folder / CONFIG} does not describe a shadow that can be built: {' '.join(str(error).split())}") from error
 
 
 def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:
     if explicit is None:
         return Adapter(base, config, shadow.implicit(base, config.resolved()))
-    return Adapter(base, config, shadow.explicit_from_config(base, _stock_config(explicit)))
-
-
-def _stock_config(values: dict[str, Any]) -> PretrainedConfig:
-    """Turn stored values into a configuration of a supported family; a class or code path named in them is not looked at."""
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in arch.FAMILIES:
-        raise CheckpointError(
-            f"the adapter's shadow is of the family {model_type!r}, which is not supported; supported: {arch.supported()}"
-        )
-    return CONFIG_MAPPING[model_type].from_dict({name: value for name, value in values.items() if name != "auto_map"})
+    return Adapter(base, config, shadow.explicit_from_config(base, strict.stock_config(explicit, "the adapter's shadow")))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"there is no adapter folder {folder} (adapters are read from folders, not from hub ids)")
     path = folder / CONFIG
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         hint = "; did you mean its adapter/?" if (folder / "adapter" / CONFIG).is_file() else ""
-        raise CheckpointError(f"{folder} holds no {CONFIG}: it is not an adapter folder{hint}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else None
-        raise CheckpointError(f"{path} has format {found!r}, this version of shadowpeft reads format {FORMAT}")
-    return meta
-
-
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes, and nothing else, of a file that must hold floating-point tensors only."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            odd = [name for name, part in slices.items() if part.get_dtype() not in _FLOATS]
-            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again or use an earlier checkpoint") from error
-    if odd:
-        raise CheckpointError(f"{path}: {odd[0]} is not of a floating-point type ({', '.join(_FLOATS)})")
-    return found
-
-
-def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"extra {name}" for name in found if name not in wanted]
-    problems += [f"{name} has shape {found[name]}, expected {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(problems[:3])}{more}")
+        raise CheckpointError(f"{folder} holds no {CONFIG}: it is not an adapter folder{hint}")
+    return strict.read_meta(path, FORMAT)

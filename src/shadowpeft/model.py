@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from shadowpeft import arch, checkpoint, heads, shadow, sharding
+from shadowpeft import arch, checkpoint, heads, shadow_source, sharding
 from shadowpeft.adapter import Adapter
 from shadowpeft.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
 from shadowpeft.config import ShadowConfig
@@ -22,6 +22,7 @@ from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
 from shadowpeft.ops import choice
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
+from shadowpeft.shadow import explicit, implicit
 from shadowpeft.stock import StockSurface
 from shadowpeft.views import View
 
@@ -32,7 +33,7 @@ _WITHOUT_USE = ("max_shard_size", "safe_serialization", "save_peft_format", "tok
 def attach(
     base: PreTrainedModel,
     config: ShadowConfig | None = None,
-    shadow_model: PreTrainedModel | None = None,
+    shadow: PreTrainedModel | str | Path | None = None,
     adapter: str = "default",
     dtype: torch.dtype | None = None,
     impl: str = "auto",
@@ -45,8 +46,9 @@ def attach(
         base: a causal language model or sequence classifier of a supported family. It is lent: nothing on it changes but
             its `requires_grad` flags, and `unload()` gives it back as it was.
         config: the settings; `ShadowConfig()` by default.
-        shadow_model: a pretrained model whose decoder becomes an explicit shadow and is trained in place; `None` builds a
-            small random shadow of the base's own architecture.
+        shadow: what to start from: a pretrained model whose decoder becomes an explicit shadow and is trained in place, or the folder of
+            a pretrained shadow (of `shadowpeft pretrain`, or a projected model of the authors' package), whose sizes are taken; `None`
+            builds a small random shadow of the base's own architecture.
         adapter: the name of the adapter.
         dtype: type of the trained weights; the base's by default. Another type than the base's needs autocast.
         impl: what computes the boundaries: `auto`, `reference`, `compile` or `triton` (see `ShadowedModel.set_impl`).
@@ -56,12 +58,13 @@ def attach(
 
     Raises:
         UnsupportedModelError: base or shadow is not of a supported family, or the two do not fit.
-        ConfigError: a setting does not fit the base.
+        ConfigError: a setting does not fit the base, or contradicts the folder of the shadow.
+        CheckpointError: the folder of the shadow is damaged, or it was pretrained beside another base.
     """
     model = ShadowedModel(base)
     try:
         model.set_impl(impl)
-        model.add_adapter(adapter, config, shadow_model, dtype)
+        model.add_adapter(adapter, config, shadow, dtype)
     except BaseException:
         model.unload()  # a refused base stays as it was
         raise
@@ -102,18 +105,22 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         self,
         name: str,
         config: ShadowConfig | None = None,
-        shadow_model: PreTrainedModel | None = None,
+        shadow: PreTrainedModel | str | Path | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
         base, config = self._base(), config or ShadowConfig()
         if not isinstance(config, ShadowConfig):
             raise ConfigError(f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping")
-        if shadow_model is not None and {id(p) for p in shadow_model.parameters()} & {id(p) for p in self.parameters()}:
-            raise ConfigError("this shadow_model is already part of the model (as base or as another adapter's shadow); give a copy of it")
-        if shadow_model is None:
+        if isinstance(shadow, str | Path):
+            network, config = shadow_source.load(base, config, shadow)
+        elif shadow is not None:
+            if isinstance(shadow, nn.Module) and {id(p) for p in shadow.parameters()} & {id(p) for p in self.parameters()}:
+                raise ConfigError("this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it")
+            network = explicit(base, shadow)
+        else:
             config = arch.with_shadow_sizes(base.config, config)
-        network = shadow.implicit(base, config.resolved()) if shadow_model is None else shadow.explicit(base, shadow_model)
+            network = implicit(base, config.resolved())
         self._own(name, Adapter(base, config, network), dtype)
 
     def load_adapter(  # type: ignore[override]

@@ -82,6 +82,18 @@ class Shadow(nn.Module):
         return state_BTS if self.projection is None else self.projection(state_BTS)
 
 
+def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:
+    """Read a shadow's sizes off its backbone's configuration, by their names in `ShadowConfig`; `None` for one its family does not have."""
+    family, values = arch.family_of_config(config), config.to_dict()
+    return {
+        "shadow_layers": config.num_hidden_layers,
+        "shadow_intermediate_size": arch.mlp_width(config),
+        "shadow_attention_heads": config.num_attention_heads,
+        "shadow_key_value_heads": None if family.kv_heads is None else values[family.kv_heads],
+        "shadow_head_dim": None if family.head_dim is None else values[family.head_dim],
+    }
+
+
 def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
     """Build a random shadow of the base's own architecture (section 3.1, implicit)."""
     backbone_config = arch.shadow_model_config(base, config)
@@ -93,25 +105,34 @@ def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
     return Shadow(base, backbone, borrows=True)
 
 
-def explicit(base: PreTrainedModel, shadow_model: PreTrainedModel) -> Shadow:
+def explicit(base: PreTrainedModel, model: PreTrainedModel) -> Shadow:
     """Take another pretrained model's decoder as the shadow (section 3.1, explicit).
 
     Raises:
         UnsupportedModelError: the two do not share a vocabulary, the shadow's family cannot carry the base's head, or it is quantised.
     """
-    family = arch.family_of(shadow_model)
-    if not all(parameter.is_floating_point() for parameter in shadow_model.parameters()):
-        raise UnsupportedModelError("the shadow is trained and so cannot be quantised; load the shadow_model without quantization_config")
-    if shadow_model.config.vocab_size != base.config.vocab_size:
+    arch.family_of(model)
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise UnsupportedModelError("the shadow is trained and so cannot be quantised; load it without quantization_config")
+    refuse_misfit(base, model.config)
+    return Shadow(base, arch.decoder_of(model), borrows=False)
+
+
+def refuse_misfit(base: PreTrainedModel, config: PretrainedConfig) -> None:
+    """Raise unless a model of this configuration can be the base's explicit shadow.
+
+    Raises:
+        UnsupportedModelError: the two do not share a vocabulary, or the shadow's family cannot carry the base's head.
+    """
+    if config.vocab_size != base.config.vocab_size:
         raise UnsupportedModelError(
             f"base and shadow must share one vocabulary: the base has {base.config.vocab_size} tokens, the shadow "
-            f"{shadow_model.config.vocab_size}; choose a shadow with the base's tokenizer and as many rows (padding rows count)"
+            f"{config.vocab_size}; choose a shadow with the base's tokenizer and as many rows (padding rows count)"
         )
     base_family = arch.family_of(base)
     special_head = base_family.softcaps or (arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None)
-    if special_head and family is not base_family:
+    if special_head and arch.family_of_config(config) is not base_family:
         raise UnsupportedModelError(f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of head")
-    return Shadow(base, arch.decoder_of(shadow_model), borrows=False)
 
 
 def explicit_from_config(base: PreTrainedModel, config: PretrainedConfig) -> Shadow:

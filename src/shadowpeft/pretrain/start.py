@@ -1,0 +1,101 @@
+"""Where pretraining starts: a fresh small shadow, another pretrained model, or blocks copied from the base itself."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadowpeft import arch
+from shadowpeft.config import ShadowConfig
+from shadowpeft.errors import ConfigError, UnsupportedModelError
+from shadowpeft.shadow import Shadow, explicit, implicit
+
+
+def fresh(base: PreTrainedModel, config: ShadowConfig, dtype: torch.dtype | None = None) -> Shadow:
+    """Build a small random shadow of the base's own architecture, the one that `attach(base, config)` would build.
+
+    Args:
+        base: the frozen base.
+        config: gives the sizes.
+        dtype: type of the weights; the base's by default.
+
+    Raises:
+        ConfigError: a size does not fit the base.
+        UnsupportedModelError: the base is not of a supported family.
+    """
+    return _placed(base, implicit(base, arch.with_shadow_sizes(base.config, config).resolved()), dtype)
+
+
+def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Shadow:
+    """Take another pretrained model's decoder, in place, as the shadow; its projection, if the widths differ, is random yet.
+
+    Where the widths are equal there is no projection, and nothing translates between the model's hidden states and the base's head.
+
+    Args:
+        base: the frozen base.
+        model: a causal language model with the base's tokenizer.
+        dtype: type of the weights; the base's by default.
+
+    Raises:
+        UnsupportedModelError: the two do not fit, or the model is quantised.
+    """
+    return _placed(base, explicit(base, model), dtype)
+
+
+def from_base_blocks(base: PreTrainedModel, blocks: Sequence[int], dtype: torch.dtype | None = None) -> Shadow:
+    """Build an implicit shadow whose blocks are copies of some of the base's, with a copy of its final norm behind them.
+
+    Args:
+        base: the frozen base.
+        blocks: indices from 0 of the base's blocks, in the order they are to run.
+        dtype: type of the weights; the base's by default.
+
+    Raises:
+        ConfigError: there is no such block, or a block attends otherwise than the shadow's block in its place would.
+        UnsupportedModelError: the base's blocks are quantised, not in memory, or mixtures of experts, which no shadow has.
+    """
+    _check_blocks(base, blocks)
+    shadow = _placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
+    decoder, wanted = arch.decoder_of(base).state_dict(), shadow.backbone.state_dict()
+    place = re.compile(rf"^{re.escape(shadow.family.blocks)}\.(\d+)\.")
+    source = {name: place.sub(lambda found: f"{shadow.family.blocks}.{blocks[int(found[1])]}.", name) for name in wanted}
+    state: dict[str, Tensor] = {}
+    for name, tensor in wanted.items():
+        original = decoder.get(source[name])
+        if original is None or original.shape != tensor.shape:
+            raise UnsupportedModelError(
+                f"blocks of this {shadow.family.name} base cannot be copied: the shadow's {name} has no counterpart (a mixture of experts "
+                "gets dense shadow blocks); start from a fresh shadow"
+            )
+        if original.is_meta or not original.is_floating_point():
+            raise UnsupportedModelError("blocks of a quantised or offloaded base cannot be copied; load the base whole, unquantised")
+        state[name] = original
+    shadow.backbone.load_state_dict(state, strict=True)
+    return shadow
+
+
+def _check_blocks(base: PreTrainedModel, blocks: Sequence[int]) -> None:
+    depth = len(arch.blocks_of(base))
+    if not blocks or not all(0 <= block < depth for block in blocks):
+        raise ConfigError(f"blocks must name at least one of the base's {depth} blocks, 0 to {depth - 1}, got {list(blocks)}")
+    if len(blocks) > depth:
+        raise ConfigError(f"a shadow has at most as many blocks as the base, {depth}, got {len(blocks)}")
+    kinds = base.config.to_dict().get("layer_types")
+    for place, block in enumerate(blocks):
+        # An adapter remembers how many blocks its shadow has, and their kinds are those of the base's first ones.
+        if kinds and kinds[place] != kinds[block]:
+            raise ConfigError(
+                f"block {block} of the base attends by {kinds[block]}, and block {place} of a shadow by {kinds[place]}, as the base's "
+                f"own block {place}; choose there one of the blocks {_listed(kinds, kinds[place])}"
+            )
+
+
+def _listed(kinds: Sequence[str], kind: str) -> str:
+    return ", ".join(str(block) for block, other in enumerate(kinds) if other == kind)
+
+
+def _placed(base: PreTrainedModel, shadow: Shadow, dtype: torch.dtype | None) -> Shadow:
+    table = arch.token_embedding_of(base).weight
+    return shadow.to(device=table.device, dtype=dtype or table.dtype)

@@ -1,0 +1,118 @@
+"""Reading a folder of ours strictly: everything that its files say is compared before anything is built or allocated."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from shadowpeft import arch
+from shadowpeft.errors import CheckpointError, UserError
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_meta(path: Path, layout: int) -> dict[str, Any]:
+    """Read a description that this version of the package understands.
+
+    Raises:
+        CheckpointError: as `read_json`, or it is of another format.
+    """
+    meta = read_json(path)
+    if not isinstance(meta, dict) or meta.get("format") != layout:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise CheckpointError(f"{path} has format {found!r}, this version of shadowpeft reads format {layout}")
+    return meta
+
+
+def stock_config(values: Mapping[str, Any], whose: str) -> PretrainedConfig:
+    """Turn stored values into a configuration of a supported family; a class or code path named in them is not looked at.
+
+    Raises:
+        CheckpointError: the family is not supported; `whose` says what the values describe.
+    """
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in arch.FAMILIES:
+        raise CheckpointError(f"{whose} is of the family {model_type!r}, which is not supported; supported: {arch.supported()}")
+    return CONFIG_MAPPING[model_type].from_dict({name: value for name, value in values.items() if name != "auto_map"})
+
+
+def shapes_of(build: Callable[[], nn.Module], description: Path, weights: Path, layers: Any, tensors: int) -> Shapes:
+    """Work out, without allocating, the names and shapes of the module that a description asks for.
+
+    Args:
+        build: makes the module.
+        description: the file that asks for it.
+        weights: the file that should hold it.
+        layers: how many blocks the description asks for.
+        tensors: how many tensors the weights file holds.
+
+    Raises:
+        CheckpointError: no such module can be built.
+    """
+    if not isinstance(layers, int) or layers > tensors:
+        raise CheckpointError(f"{description} asks for {layers} shadow blocks, {weights} holds {tensors} tensors in all")
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        # Whatever transformers says of sizes and names it cannot build from.
+        raise CheckpointError(f"{description} does not describe a shadow that can be built: {' '.join(str(error).split())}") from error
+
+
+def read_header(path: Path) -> Shapes:
+    """Read names and shapes, and nothing else, of a file that must hold floating-point tensors only.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds tensors of another type.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            odd = [name for name, part in slices.items() if part.get_dtype() not in _FLOATS]
+            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again or use an earlier checkpoint") from error
+    if odd:
+        raise CheckpointError(f"{path}: {odd[0]} is not of a floating-point type ({', '.join(_FLOATS)})")
+    return found
+
+
+def compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a weights file whose names or shapes are not exactly those wanted.
+
+    Raises:
+        CheckpointError: the message names the first three differences.
+    """
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"extra {name}" for name in found if name not in wanted]
+    problems += [f"{name} has shape {found[name]}, expected {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(problems[:3])}{more}")
