@@ -44,7 +44,7 @@ FLAGS = {
     generate_verb: "model adapter prompt detached raw max_new_tokens temperature top_p top_k seed dtype device json",
     eval_verb: "model data lm_eval adapter split detached base batch_size max_length max_new_tokens exact_match limit num_fewshot "
     "include_path dtype device json",
-    export_verb: "model adapter output dtype json",
+    export_verb: "model adapter shadow_model to output dtype max_shard_size push json",
 }
 
 

@@ -27,8 +27,8 @@ FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
 
-def save_plain(folder: Path, model_type: str, task: arch.Task = "causal-lm") -> Path:
-    config = tiny_config(model_type)
+def save_plain(folder: Path, model_type: str, task: arch.Task = "causal-lm", **changes: int) -> Path:
+    config = tiny_config(model_type, **changes)
     for name, size in SIZES.items():
         if name in vars(config):
             setattr(config, name, size)
@@ -117,9 +117,10 @@ def test_a_base_quantised_in_part_is_known_again(tmp_path):
 @pytest.mark.parametrize("width", [64, 32])
 def test_a_quantised_head_trains_and_is_detached(settings, width, tmp_path):
     """Catches a packed head copied as if it were numbers, and one folded with P otherwise than it computes."""
-    base = load_quantised(save_plain(tmp_path / "base", "llama"), torch.float32, llm_int8_skip_modules=["norm"], **settings)
+    folder = save_plain(tmp_path / "base", "llama", vocab_size=128)  # bitsandbytes' product on a CPU takes no 97 rows
+    base = load_quantised(folder, torch.float32, llm_int8_skip_modules=["norm"], **settings)
     assert not arch.head_of(base).weight.is_floating_point()
-    shadow = None if width == 64 else tiny_model("llama", config=tiny_config("llama", hidden_size=width, head_dim=8))
+    shadow = None if width == 64 else tiny_model("llama", config=tiny_config("llama", hidden_size=width, head_dim=8, vocab_size=128))
     model = perturb(attached(base, ShadowConfig(), shadow)).train()
     model(**language_batch()).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -127,8 +128,8 @@ def test_a_quantised_head_trains_and_is_detached(settings, width, tmp_path):
     with torch.no_grad():
         want, small = model.eval()(ids, output_shadow_logits=True).shadow_logits, model.detached()
         assert not packed(small)
-        # In 8 bits the attached head rounds the states, too.
-        torch.testing.assert_close(small(ids).logits, want, rtol=0, atol=(0.02 if settings else 1e-5) * want.abs().max().item())
+        # The packed head's products round the states, too.
+        torch.testing.assert_close(small(ids).logits, want, rtol=0, atol=0.02 * want.abs().max().item())
 
 
 def test_a_head_that_does_not_answer_cannot_be_folded():
@@ -140,7 +141,7 @@ def test_a_head_that_does_not_answer_cannot_be_folded():
             raise RuntimeError("no kernel for this device")
 
     model.base.lm_head = Packed(32, 97, bias=False)
-    with pytest.raises(UnsupportedModelError, match=r"this Packed does not give them \(no kernel for this device\): load the base with its"):
+    with pytest.raises(UnsupportedModelError, match=r"this Packed does not give them \(no kernel for this device\)"):
         model.detached()
 
 

@@ -71,6 +71,25 @@ def load_model(
     return model
 
 
+def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
+    """Read a model as a sequence classifier of so many classes, whole but for the head: an adapter brings its own.
+
+    Raises:
+        UserError: there is no such model, it cannot be read or reached, or a weight other than the head's is missing.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with _reading("model", source):
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=labels, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    model, info = loaded
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("score."))
+    if missing:
+        raise UserError(f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete model")
+    return model
+
+
 @contextmanager
 def _reading(what: str, source: str) -> Iterator[None]:
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()

@@ -6,22 +6,30 @@ from typing import Literal
 
 def run(
     model: str,
-    adapter: str,
     output: str,
+    adapter: str | None = None,
+    shadow_model: str | None = None,
+    to: Literal["hf"] = "hf",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_shard_size: str = "50GB",
+    push: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write the shadow alone as a complete model folder that stock transformers loads, with the base's tokenizer.
+    """Write the shadow alone as a complete model that stock transformers loads, with the base's tokenizer.
 
     Args:
-        model: folder or hub id of the base that the adapter was trained on.
+        model: folder or hub id of the base that the shadow was trained beside.
+        output: folder to write, must be new or empty.
         adapter: folder of the adapter.
-        output: folder to write; must be new or empty.
+        shadow_model: folder of a pretrained shadow, in place of --adapter.
+        to: hf for a model folder.
         dtype: type of the weights; auto for the base's.
+        max_shard_size: largest file of weights in a folder, such as 2GB.
+        push: repository on the Hugging Face hub (user/name) to upload to, too.
         json: print the summary as JSON.
     """
     from shadowpeft.cli import _models
     from shadowpeft.export import export
 
     _models.refuse_swapped(model, adapter)
-    _models.print_result(asdict(export(model, adapter, output, dtype)), json)
+    _models.print_result(asdict(export(model, adapter, output, dtype, to, shadow_model, max_shard_size, push)), json)
