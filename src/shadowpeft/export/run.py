@@ -1,0 +1,135 @@
+"""What an export is, whatever it writes: refuse first, then detach, write aside, rename into place, and push."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+
+from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.export import folder, hub
+from shadowpeft.export.card import model_card
+from shadowpeft.export.source import Source
+
+Format = Literal["hf"]
+# What a tokenizer, a card and configurations may take beside the weights.
+_BESIDE = 64 << 20
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        output: the folder, or the GGUF file.
+        model_class: the transformers class of the model.
+        parameters: how many it has.
+        size_bytes: size of all files.
+        pushed: where on the hub it is, `None` if it was not pushed.
+    """
+
+    output: str
+    model_class: str
+    parameters: int
+    size_bytes: int
+    pushed: str | None = None
+
+
+def export(
+    base: str,
+    adapter: str | Path | None,
+    output: str | Path,
+    dtype: torch.dtype | str = "auto",
+    to: Format = "hf",
+    shadow: str | Path | None = None,
+    max_shard_size: str = "50GB",
+    push: str | None = None,
+) -> ExportResult:
+    """Detach a shadow and write it, complete with the base's tokenizer, generation settings and a card.
+
+    Args:
+        base: folder or hub id of the base that the shadow was trained beside.
+        adapter: the adapter's folder.
+        output: folder to write, for `gguf` the file; it appears only once everything in it is complete.
+        dtype: type of the weights; the base's by default. For `gguf` also `q8_0`.
+        to: `hf` for a folder that stock transformers loads, `gguf` for one file that llama.cpp runs.
+        shadow: folder of a pretrained shadow, in place of `adapter`.
+        max_shard_size: largest file of weights in a folder, such as `2GB`.
+        push: repository on the Hugging Face hub (`user/name`) to upload to afterwards.
+
+    Raises:
+        ConfigError: the output is taken, or arguments contradict each other.
+        CheckpointError: the adapter cannot be used, the output cannot be written, or there is no room for it.
+        UserError: the base cannot be loaded, or the hub does not let in.
+    """
+    output = Path(output)
+    if to == "hf" and dtype == "q8_0":
+        raise ConfigError("q8_0 is a type of GGUF files: give --to gguf, or one of float32, bfloat16 and float16")
+    _refuse_taken(output, to)
+    folder.refuse_shard_size(max_shard_size)
+    source = Source.look(base, adapter, shadow)
+    client = None if push is None else hub.logged_in(push)
+    model = source.detach("auto" if dtype == "q8_0" else dtype)
+    card = model_card(source, model, to, str(model.dtype if dtype == "auto" else dtype).removeprefix("torch."))
+    _refuse_full(output, folder.bytes_of(model) + _BESIDE)
+    with _aside(output) as partial:
+        folder.write(model, source.tokenizer, card, partial, max_shard_size)
+    paths = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
+    pushed = None if client is None or push is None else hub.upload(client, push, output, card)
+    return ExportResult(str(output), type(model).__name__, model.num_parameters(), sum(path.stat().st_size for path in paths), pushed)
+
+
+def _refuse_taken(output: Path, to: Format) -> None:
+    if to == "gguf":
+        if output.suffix != ".gguf":
+            raise ConfigError(f"a GGUF export is one file, so the output must end in .gguf, got {output}")
+        if output.exists():
+            raise ConfigError(f"the output {output} exists; choose another")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"the output {output} exists and is not an empty folder; choose another")
+
+
+def _refuse_full(output: Path, needed: int) -> None:
+    """Raise if the disk has no room, before the first byte is written.
+
+    Raises:
+        CheckpointError: it has not; the message says how much is needed and free.
+    """
+    place = next(path for path in output.absolute().parents if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise CheckpointError(
+            f"there is no room for {output}: it takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}; "
+            "choose another disk or a smaller --dtype"
+        )
+
+
+@contextmanager
+def _aside(output: Path) -> Iterator[Path]:
+    """Give a path beside the output to write to, and rename it into place once the context is left without an error.
+
+    Raises:
+        CheckpointError: it could not be written; nothing is left of it.
+    """
+    partial = output.parent / f".{output.name}.partial"
+    try:
+        _remove(partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, output)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {output}: {error}; nothing is left of it") from error
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""What is exported: the shadow of an adapter, or a pretrained one, and the tokenizer that goes with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from shadowpeft import arch, checkpoint, files, shadow_folder, strict
+from shadowpeft.checkpoint import BaseFacts
+from shadowpeft.detach import detached_shadow
+from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.evaluate import stop_ids
+from shadowpeft.model import ShadowedModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shadow to export, looked at and not loaded yet.
+
+    Attributes:
+        base: folder or hub id of the base.
+        folder: the adapter's folder, or that of a pretrained shadow.
+        pretrained: whether it is the latter.
+        tokenizer: the base's.
+        backbone_type: `model_type` of the shadow's family.
+        task: what it was trained for.
+        labels: how many classes a classifier tells.
+    """
+
+    base: str
+    folder: Path
+    pretrained: bool
+    tokenizer: PreTrainedTokenizerBase
+    backbone_type: str
+    task: arch.Task
+    labels: int | None
+
+    @classmethod
+    def look(cls, base: str, adapter: str | Path | None, shadow: str | Path | None) -> "Source":
+        """Find out what is to be exported from the small files, before any weights are read.
+
+        Raises:
+            ConfigError: not exactly one of adapter and shadow is given.
+            CheckpointError: there is no such folder, or what describes it is damaged.
+            UserError: the base cannot be reached.
+        """
+        if (adapter is None) == (shadow is None):
+            raise ConfigError("give either --adapter, the folder of an adapter, or --shadow, that of a pretrained shadow")
+        if adapter is not None and not Path(adapter).is_dir():
+            raise CheckpointError(f"no adapter folder at {adapter}")
+        config = files.load_config(base)  # a base that cannot be reached is found out with one request
+        tokenizer = files.load_tokenizer(base)
+        if adapter is None:
+            assert shadow is not None
+            kind = shadow_folder.backbone_config(shadow, config).model_type
+            return cls(base, Path(shadow), True, tokenizer, kind, "causal-lm", None)
+        kind, facts = _described(Path(adapter), config)
+        task: arch.Task = "causal-lm" if facts.task == "causal-lm" else "sequence-classification"
+        return cls(base, Path(adapter), False, tokenizer, kind, task, facts.num_labels)
+
+    def detach(self, dtype: torch.dtype | str) -> PreTrainedModel:
+        """Load the base, build the detached model in its type, and let it stop where the base's answers end.
+
+        Raises:
+            CheckpointError: the shadow's folder is damaged or was written for another base.
+            UserError: the base cannot be loaded, or its head cannot be folded.
+        """
+        if self.task == "causal-lm":
+            base = files.load_model(self.base, dtype)
+        else:
+            assert self.labels is not None
+            base = files.load_classifier(self.base, self.labels, dtype)
+        if self.pretrained:
+            shadow = shadow_folder.load(base, self.folder)
+            model = detached_shadow(base, shadow, base.config, arch.token_embedding_of(base).weight.dtype)
+        else:
+            model = ShadowedModel.from_pretrained(base, self.folder).detached()
+        if self.task == "causal-lm":
+            model.generation_config.eos_token_id = stop_ids(model, self.tokenizer)
+        return model
+
+
+def _described(adapter: Path, base: PretrainedConfig) -> tuple[str, BaseFacts]:
+    """Read the family of an adapter's shadow, and the facts of its base."""
+    path = adapter / checkpoint.CONFIG
+    if not path.exists():
+        raise CheckpointError(f"{adapter} holds no {checkpoint.CONFIG}: it is not an adapter folder")
+    meta = strict.read_meta(path, checkpoint.FORMAT)
+    explicit = meta.get("explicit_shadow")
+    kind = strict.stock_config(explicit, "the adapter's shadow").model_type if isinstance(explicit, dict) else base.model_type
+    return kind, BaseFacts.read(meta.get("base"), path)
