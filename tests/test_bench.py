@@ -405,7 +405,7 @@ def test_ratios_are_to_the_named_references():
 
 def test_defaults_that_cannot_run_are_named(tmp_path, capsys, monkeypatch):
     """Catches a default that refuses to run at all where there is no GPU, and one that is left out in silence."""
-    monkeypatch.setattr(choice, "_no_triton", lambda: "needs a GPU")
+    monkeypatch.setattr(choice, "no_triton", lambda: "needs a GPU")
     monkeypatch.setitem(DEFAULTS, "train", "base,shadow,shadow:triton")
     words = command("train", "shadow:triton", tmp_path / "rows.jsonl", "--rounds", "1")
     assert main(words) == 2

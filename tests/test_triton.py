@@ -14,7 +14,7 @@ from test_train import save_base, text_rows, write_rows
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, linear_ce
 from shadowpeft.cli import main
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import choice, reference
@@ -30,7 +30,7 @@ if importlib.util.find_spec("triton") is not None:
     import triton.language as tl
 
     from shadowpeft.ops import triton as fused
-    from shadowpeft.ops import triton_parts
+    from shadowpeft.ops import triton_parts, triton_slope
 
 # float32 is rounded elsewhere than in the reference; tf32 would be a thousand times worse.
 FLOAT32 = {"times": 3.0, "floor": 5e-7}
@@ -433,3 +433,56 @@ def test_the_interpreter_is_never_chosen_by_itself() -> None:
         assert choice.boundary_of("auto") is reference.boundary
     else:
         assert choice.boundary_of("auto") is fused.boundary_or_reference
+
+
+# The loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "classes"), [(0, 5), (1, 1), (3, 7), (5, 4096), (2, 4097), (3, 9001)])
+def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype: torch.dtype) -> None:
+    """Catches columns beyond a tile that are left out or counted twice, and a target whose 1 is not taken off."""
+    z = (4 * torch.randn(rows, classes, dtype=torch.float64)).to(DEVICE, dtype)
+    y = torch.randint(classes, (rows,), device=DEVICE)
+    if rows > 1:
+        z[0, y[0]] = 30.0  # sure
+        z[1, : classes // 2] = -torch.inf  # ruled out
+        y[1] = classes - 1
+    exact = torch.log_softmax(z.double(), -1)
+    loss = -exact.gather(1, y[:, None])[:, 0]
+    slope = exact.exp()
+    slope[torch.arange(rows), y] = exact.gather(1, y[:, None])[:, 0].expm1()
+    found = triton_slope.loss_and_slope(z, y)
+    torch.testing.assert_close(found.double(), loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=2e-7)
+
+
+def test_a_nan_among_the_logits_is_a_nan_of_the_loss() -> None:
+    """Catches a maximum that steps over it: training would go on as if nothing were wrong."""
+    z = torch.randn(2, 50, device=DEVICE)
+    z[1, 20] = torch.nan
+    found = triton_slope.loss_and_slope(z, torch.tensor([3, 4], device=DEVICE))
+    assert found.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_training_loss_takes_the_kernel_where_it_can(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a kernel that is never called, and one whose results go elsewhere than the plain way's."""
+    torch.manual_seed(0)
+    weight, offset = torch.randn(37, 8, device=DEVICE), torch.randn(37, device=DEVICE) if bias else None
+    x, y = torch.randn(9, 8, device=DEVICE), torch.randint(37, (9,), device=DEVICE)
+    y[4] = linear_ce.IGNORED
+    calls: list[int] = []
+    whole = triton_slope.loss_and_slope
+    monkeypatch.setattr(triton_slope, "loss_and_slope", lambda z, y: (calls.append(len(z)), whole(z, y))[1])
+    monkeypatch.setattr(linear_ce, "LOGITS_AT_A_TIME", 4 * 37)
+    results = []
+    for kernel in (True, False):
+        monkeypatch.setattr(linear_ce, "_has_kernel", lambda logits_nV, kernel=kernel: kernel)
+        given = x.clone().requires_grad_()
+        losses = linear_ce.token_losses(given, y, weight, offset)
+        losses.square().sum().backward()
+        results.append((losses.detach(), given.grad))
+    assert calls == [3, 3, 3]
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

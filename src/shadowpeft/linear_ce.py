@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from shadowpeft.ops import choice
+
 IGNORED = -100
+_KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Logits in hand at once, whatever the batch: 0.6 GB in float32. A thousand tokens of a vocabulary of 151,936, since a GPU multiplies
 # much smaller matrices slower and reads the head once for each; smaller vocabularies are done in one go.
 LOGITS_AT_A_TIME = 160 * 2**20
@@ -84,6 +87,11 @@ def _sweep(
 ) -> tuple[Tensor, Tensor]:
     """Return loss_n and, if wanted, d loss_n / d x_nD (else no rows) of some tokens."""
     logits_nV = F.linear(x_nD, weight_VD, bias_V)
+    if differentiate and softcap is None and _has_kernel(logits_nV):
+        from shadowpeft.ops.triton_slope import loss_and_slope
+
+        loss_n = loss_and_slope(logits_nV, y_n)
+        return loss_n, logits_nV @ weight_VD
     wide = torch.promote_types(logits_nV.dtype, torch.float32)
     if softcap is not None:
         bent_nV = (logits_nV.to(wide) / softcap).tanh_()
@@ -99,3 +107,8 @@ def _sweep(
         slope_nV = log_p_nV.exp_().scatter_(1, y_n[:, None], log_p_n1.expm1())
         slope_nV = logits_nV.copy_(slope_nV.mul_(1 - bent_nV.square_()))
     return loss_n, slope_nV @ weight_VD
+
+
+def _has_kernel(logits_nV: Tensor) -> bool:
+    """Tell whether one kernel can take the place of what follows; a compiled graph makes its own."""
+    return logits_nV.is_cuda and logits_nV.dtype in _KERNEL_TYPES and not torch.compiler.is_compiling() and choice.no_triton() is None

@@ -53,13 +53,13 @@ def boundary_of(impl: str) -> Boundary:
         _require_compiler()
         return compiled
     if impl == "triton":
-        reason = _no_triton()
+        reason = no_triton()
         if reason is not None:
             raise ConfigError(f"impl='triton' {reason}; set impl='auto' or 'reference'")
         from shadowpeft.ops import triton
 
         return triton.boundary
-    if impl == "auto" and torch.cuda.is_available() and _no_triton() is None:
+    if impl == "auto" and torch.cuda.is_available() and no_triton() is None:
         from shadowpeft.ops import triton
 
         return triton.boundary_or_reference
@@ -85,7 +85,7 @@ def require_served(impl: str, dtype: torch.dtype, widths: Iterable[int], norms: 
     triton.require(dtype, widths, norms)
 
 
-def _no_triton() -> str | None:
+def no_triton() -> str | None:
     """Say why the kernels cannot run on this machine, `None` if they can."""
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
