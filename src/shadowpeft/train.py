@@ -182,7 +182,7 @@ def _check_same_run(config: TrainConfig, path: Path) -> None:
 
 def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
     """Read and encode all rows, so that a bad one is found before the model is loaded."""
-    from shadowpeft import arch, files
+    from shadowpeft import arch, files, shadow_source
     from shadowpeft.encode import context_length, encode_all, pack
     from shadowpeft.rows import Row, read_rows, split_rows
 
@@ -193,8 +193,9 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     elif config.eval_fraction:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
     base: PretrainedConfig = files.load_config(config.model)
+    shadow = base if config.shadow_model is None else shadow_source.config_of(config.shadow_model, base)
     if config.packing:
-        _check_packs(config, base)
+        _check_packs(base, shadow)
     positions = arch.context_of(base)
     tokenizer = files.load_tokenizer(config.model)
     limit = context_length(positions, tokenizer, config.max_length)
@@ -206,11 +207,10 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     return tokenizer, pack(examples, limit) if config.packing else examples, eval_examples
 
 
-def _check_packs(config: TrainConfig, base: "PretrainedConfig") -> None:
+def _check_packs(base: "PretrainedConfig", shadow: "PretrainedConfig") -> None:
     """Refuse to pack for a model whose documents would see each other."""
-    from shadowpeft import arch, files
+    from shadowpeft import arch
 
-    shadow = base if config.shadow_model is None else files.load_config(config.shadow_model)
     for family in (arch.family_of_config(base), arch.family_of_config(shadow)):
         if not family.packs:
             raise ConfigError(f"{family.name} cannot be trained on packed rows: its documents would see each other; leave out packing")
@@ -270,16 +270,16 @@ def _build_model(config: TrainConfig) -> "ShadowedModel":
     import torch
     import transformers
 
-    from shadowpeft import files
+    from shadowpeft import files, shadow_source
     from shadowpeft.model import attach
 
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     base = files.load_model(config.model, dtype, config.attn_implementation, config.load_in_4bit)
-    explicit = None
+    shadow = None
     if config.shadow_model is not None:
-        explicit = files.load_model(config.shadow_model, torch.float32, config.attn_implementation)
+        shadow = shadow_source.open_source(config.shadow_model, torch.float32, config.attn_implementation)
     transformers.set_seed(config.seed)
-    return attach(base, config.shadow, explicit, dtype=torch.float32, impl=config.impl)
+    return attach(base, config.shadow, shadow, dtype=torch.float32, impl=config.impl)
 
 
 def _build_trainer(

@@ -33,7 +33,8 @@ class TrainConfig:
         eval_data: rows to evaluate on; by default a part of `data` is held out.
         eval_fraction: share of `data` held out where there is no `eval_data`; 0 for no evaluation.
         shadow: the adapter's settings.
-        shadow_model: folder or hub id of a pretrained model to be the shadow; by default a small random one is built.
+        shadow_model: what the shadow starts from: folder of a pretrained shadow, or folder or hub id of a pretrained model; by default a
+            small random one is built.
         epochs: passes over the data.
         max_steps: optimizer steps, in place of `epochs`.
         batch_size: rows per forward pass.

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import typing
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
     parser.add_function_arguments(run, skip={"settings"})
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))
+    _show_shadow(parser)
     return parser
 
 
@@ -49,7 +51,7 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     """
     parser = build(verb, run)
     known = flags(parser)
-    words = _repeated(words, _hints(run))
+    words = _repeated(_as_fields(words, known), _hints(run))
     try:
         _refuse_unknown(words, known, verb)
         found = parser.parse_args(words)
@@ -87,6 +89,28 @@ def _as_users_write(parser: ArgumentParser, action: Any, hint: Any) -> None:
     action.option_strings = dashed
     if hint is bool or bool in typing.get_args(hint):
         action.nargs, action.const = "?", True
+
+
+def _show_shadow(parser: ArgumentParser) -> None:
+    """Show `--shadow FOLDER` in the help in place of `--shadow-model`; `_as_fields` translates it.
+
+    jsonargparse would take the bare name of the group `--shadow.r` for a file with the group's settings, which `--config` is for.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    folder, group = actions.get("shadow_model"), actions.get("shadow")
+    if folder is None:
+        return
+    if group is None:
+        folder.option_strings, folder.metavar = ["--shadow"], "FOLDER"
+    else:
+        group.help, group.metavar, folder.help = f"{folder.help} (in a file: shadow_model)", "FOLDER", SUPPRESS
+
+
+def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Name the field that `--shadow FOLDER` sets: in settings and files, `shadow` holds the adapter's settings."""
+    if "shadow_model" not in known:
+        return list(words)
+    return ["--shadow_model" + word.removeprefix("--shadow") if word.partition("=")[0] == "--shadow" else word for word in words]
 
 
 def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:
@@ -127,7 +151,8 @@ def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
     for group in _groups(known) & content.keys():
         value = content[group]
         if not isinstance(value, dict):
-            raise ConfigError(f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}")
+            other = f"; a folder to start from is {group}_model" if isinstance(value, str) and f"{group}_model" in known else ""
+            raise ConfigError(f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}{other}")
     for key in _flat_keys(content, known):
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise ConfigError(f"{path}: unknown setting {key!r}{nearest(key, known)}")
@@ -153,6 +178,7 @@ def _nearest_flag(name: str, known: Sequence[str]) -> str:
 
 def _plain(message: str) -> str:
     """Say jsonargparse's message in one line, in the words of the command line."""
+    message = message.replace("argument --shadow-model:", "argument --shadow:")
     for old, new in (("Parser key ", ""), (":\n  Expected a <class '", ": expected "), ("'>. Got value:", ", got"), ("typing.", "")):
         message = message.replace(old, new)
     return " ".join(message.replace("\n  Expected a ", " expected ").replace(". Got value:", ", got").split())

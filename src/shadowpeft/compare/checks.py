@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from shadowpeft import arch, files
+from shadowpeft import arch, files, shadow_source
 from shadowpeft.compare.study import SHADOWS, Study
 from shadowpeft.compare.tasks import find
 from shadowpeft.compare.tasks.base import Item, Task
@@ -33,8 +33,8 @@ def check_models(study: Study) -> None:
         files.load_tokenizer(model)
         if set(study.names("methods")) & set(SHADOWS):
             arch.family_of_config(config)
-    if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
-        files.load_config(study.shadow_model)
+        if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
+            shadow_source.config_of(study.shadow_model, config)
     methods.check(study)
 
 

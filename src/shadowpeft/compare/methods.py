@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from peft import ShadowConfig as PeftShadowConfig
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, logging
 
-from shadowpeft import arch, files
+from shadowpeft import arch, files, shadow_source
 from shadowpeft.compare import budget
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import METHODS, Study
@@ -93,14 +93,14 @@ def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, set
         shown = {"target_modules": "all-linear", **settings} if method != "peft-shadow" else settings
         detach = model.base_model.unload_shadow if method == "peft-shadow" else None
         return Built(model, base, shown, detach)
-    explicit = None
+    pretrained = None
     if method == "shadow-explicit":
         if study.shadow_model is None:
             raise ConfigError("shadow-explicit needs a pretrained shadow; set shadow_model to a folder or hub id")
-        explicit = files.load_model(study.shadow_model, torch.float32)
+        pretrained = shadow_source.open_source(study.shadow_model, torch.float32)
     ours = ShadowConfig.from_dict(settings)
-    shadowed = attach(base, ours, explicit, dtype=torch.float32)
-    extra = {} if explicit is None else {"shadow_model": study.shadow_model, "matched": False}
+    shadowed = attach(base, ours, pretrained, dtype=torch.float32)
+    extra = {} if pretrained is None else {"shadow_model": study.shadow_model, "matched": False}
     return Built(shadowed, base, {**ours.to_dict(), **extra}, shadowed.detached)
 
 

@@ -52,7 +52,7 @@ class Study:
         ranks: LoRA ranks that set the budget of trainable parameters; the search is made at the first one.
         search: settings to try in place of the built-in ones: method -> list of {learning_rate, alpha}; equally many for every method.
         overrides: settings of a method in place of its defaults: method -> {setting: value}.
-        shadow_model: folder or hub id of the pretrained shadow for `shadow-explicit`.
+        shadow_model: folder of the pretrained shadow for `shadow-explicit`, or folder or hub id of a pretrained model.
         data_dir: folder with one folder a data set; by default rows come from the hub.
         train_rows: rows of the training split to draw from; by default all.
         validation_rows: rows of the validation split to choose settings on.
