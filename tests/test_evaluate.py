@@ -11,7 +11,7 @@ from test_encode import build_tokenizer
 from test_train import one_thread  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft import evaluate as evaluation
 from shadowpeft.encode import encode
 from shadowpeft.errors import ConfigError, DataError
@@ -68,6 +68,16 @@ def test_losses_equal_the_slow_way(kind, shadowed, tokenizer):
         assert bare.loss != pytest.approx(result.loss, rel=1e-2)
     else:
         assert result.shadow_loss is None
+
+
+def test_the_losses_of_a_shadowed_model_hold_no_logits(shadowed, tokenizer, monkeypatch):
+    """Catches an evaluation that needs more memory than the training: logits of 8 rows of 2,048 tokens and 262,144 classes are 17 GB."""
+
+    def refuse(*_):
+        raise AssertionError("logits were computed")
+
+    monkeypatch.setattr(arch, "logits", refuse)
+    assert evaluate(shadowed, tokenizer, rows_with([" is", " four", " a", " b"]), exact_match=False, progress=False).loss > 0
 
 
 def test_exact_match_counts_what_is_right(shadowed, tokenizer):

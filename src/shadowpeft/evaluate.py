@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
+from shadowpeft.config import ShadowConfig
 from shadowpeft.encode import NO_LOSS, Collator, Example, context_length, encode_all, encode_prompt
 from shadowpeft.errors import DataError
 from shadowpeft.model import ShadowedModel
@@ -109,20 +110,16 @@ def token_losses(model: PreTrainedModel, examples: Sequence[Example], collator: 
     Raises:
         DataError: no example has a token to predict.
     """
-    extra = {"output_shadow_logits": True} if isinstance(model, ShadowedModel) else {}
     own, shadow, tokens = 0.0, 0.0, 0
     shadowed, was_training = False, model.training
     model.eval()
     for batch in _batches(sorted(examples, key=lambda example: len(example["input_ids"])), batch_size, "loss", progress):
         inputs = {name: tensor.to(model.device) for name, tensor in collator(batch).items()}
-        targets_BT = inputs.pop("labels")[:, 1:]
-        out = model(**inputs, **extra, use_cache=False)
-        own += _summed_loss(out.logits, targets_BT)
-        if isinstance(out, ShadowedCausalLMOutput):
-            assert out.shadow_logits is not None
-            shadow += _summed_loss(out.shadow_logits, targets_BT)
-            shadowed = True
-        tokens += int((targets_BT != NO_LOSS).sum())
+        tokens += int((inputs["labels"][:, 1:] != NO_LOSS).sum())
+        own_of_batch, shadow_of_batch = _summed_losses(model, inputs)
+        own += own_of_batch
+        if shadow_of_batch is not None:
+            shadow, shadowed = shadow + shadow_of_batch, True
     model.train(was_training)
     if not tokens:
         raise DataError("no row has a token to predict; rows need an answer or more than one token of text")
@@ -224,10 +221,21 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summed_loss(logits_BTV: Tensor, targets_BT: Tensor) -> float:
+def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, float | None]:
+    """Sum the loss over a batch, of a shadow that answers, too; a shadowed model need not hold the logits of either head for it."""
+    lean = {"skip_logits": True, "num_items_in_batch": torch.ones((), device=model.device)} if isinstance(model, ShadowedModel) else {}
+    out = model(**inputs, **lean, use_cache=False)
+    if isinstance(out, ShadowedCausalLMOutput) and isinstance(model, ShadowedModel):
+        assert out.loss is not None
+        assert out.shadow_loss is not None
+        settings = model.adapters[model.active_adapter].settings
+        assert isinstance(settings, ShadowConfig)
+        shadow = out.shadow_loss.item()
+        return out.loss.item() - settings.resolved().shadow_loss_weight * shadow, shadow
+    targets_BT = inputs["labels"][:, 1:]
     predicted_BT = targets_BT != NO_LOSS
-    loss = F.cross_entropy(logits_BTV[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum")
-    return loss.item()
+    loss = F.cross_entropy(out.logits[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum")
+    return loss.item(), None
 
 
 def _batches(items: Sequence, size: int, title: str, progress: bool) -> tqdm:
