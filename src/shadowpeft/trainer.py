@@ -28,7 +28,54 @@ from shadowpeft.evaluate import finite, token_losses
 from shadowpeft.model import ShadowedModel
 
 
-class ShadowTrainer(Trainer):
+class SafeTrainer(Trainer):
+    """The Trainer with checkpoints that are complete or do not count, and that never cost an earlier one."""
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed at its end, the Trainer would go one step too far before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # What marks a checkpoint as complete goes first, so that one being overwritten never looks complete.
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, CheckpointError) as error:
+            # torch reports a full disk as a RuntimeError of its own file writer; any other is not ours to translate.
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            cause = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ is not None else error
+            raise CheckpointError(
+                f"could not save {folder}: {_first_line(cause)}; earlier checkpoints are unchanged: make room, then continue with resume"
+            ) from cause
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            if checkpoint is None or self.args.world_size == 1:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            # Of several processes, transformers 5.17 cannot read a state back on a CPU, and no version the one saved here under FSDP.
+            assert self.optimizer is not None
+            assert self.lr_scheduler is not None
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(sharding.divided(state, self.optimizer))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            # torch reports a file that was cut short as a RuntimeError of its reader; any other is not ours to translate.
+            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{checkpoint} is damaged: the state of its optimizer cannot be read ({_first_line(error)}); "
+                "delete it to resume from the checkpoint before it"
+            ) from error
+
+
+class ShadowTrainer(SafeTrainer):
     """The Trainer for a shadowed language model: adapter-only checkpoints, token-weighted evaluation, the shadow's loss logged.
 
     The logged `loss` is L of eq. 9, `shadow_loss` the unweighted loss of the shadow's head; `eval_loss` is the cross-entropy
@@ -97,35 +144,12 @@ class ShadowTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed at its end, the Trainer would go one step too far before it looks.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter; under FSDP too, where the Trainer would gather the base as well."""
         if self.is_fsdp_enabled:
             self._save(output_dir, state_dict=sharding.whole(self.shadowed.adapters.state_dict(prefix="adapters.")))
         else:
             super().save_model(output_dir, _internal_call)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # What marks a checkpoint as complete goes first, so that one being overwritten never looks complete.
-        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, CheckpointError) as error:
-            # torch reports a full disk as a RuntimeError of its own file writer; any other is not ours to translate.
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            cause = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ is not None else error
-            raise CheckpointError(
-                f"could not save {folder}: {_first_line(cause)}; earlier checkpoints are unchanged: make room, then continue with resume"
-            ) from cause
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -137,26 +161,6 @@ class ShadowTrainer(Trainer):
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            if checkpoint is None or self.args.world_size == 1:
-                super()._load_optimizer_and_scheduler(checkpoint)
-                return
-            # Of several processes, transformers 5.17 cannot read a state back on a CPU, and no version the one saved here under FSDP.
-            assert self.optimizer is not None
-            assert self.lr_scheduler is not None
-            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(sharding.divided(state, self.optimizer))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            # torch reports a file that was cut short as a RuntimeError of its reader; any other is not ours to translate.
-            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
-                raise
-            raise CheckpointError(
-                f"{checkpoint} is damaged: the state of its optimizer cannot be read ({_first_line(error)}); "
-                "delete it to resume from the checkpoint before it"
-            ) from error
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         if self.is_fsdp_enabled and resume_from_checkpoint is not None:
