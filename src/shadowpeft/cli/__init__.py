@@ -22,6 +22,7 @@ from shadowpeft.errors import ConfigError, UserError
 VERBS = {
     "demo": "train a shadow on a small data set and compare what it can do, offline and in minutes",
     "train": "train a shadow beside a frozen base on rows of text",
+    "pretrain": "pretrain a shadow on plain text, before it is trained for a task",
     "generate": "answer prompts, attached or with the shadow alone",
     "eval": "measure loss, perplexity and exact match on rows of text",
     "compare": "train and measure methods side by side, with one table at the end",

@@ -1,0 +1,127 @@
+"""Pretrain the shadow that ships with the embedded model, within a time budget, on token files from `tokens.py`.
+
+    python -u recipes/pretrained_shadow/train.py --tokens DIR --output DIR --seconds 240
+
+Four blocks, copied from the base with the neurons of their MLPs that say most, learn the base's own probabilities and the next token.
+What it writes to OUTPUT/shadow is 3.9 MB in bfloat16. A run that is cut off leaves a shadow folder in its newest checkpoint.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from shadowpeft import ShadowConfig, arch, shadow_folder
+from shadowpeft.checkpoint import BaseFacts
+from shadowpeft.embedded import MODEL
+from shadowpeft.pretrain import start
+from shadowpeft.pretrain.run import PretrainResult, pretrain
+from shadowpeft.pretrain.settings import PretrainConfig
+from shadowpeft.shadow import Shadow
+
+BLOCKS, MLP = (0, 2, 5, 7), 384
+MOST_BYTES = 4_000_000
+
+
+def loudest(base: PreTrainedModel, ids_BT: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Which neurons of each copied block's MLP add most to the stream: size of the activation times that of what it writes."""
+    found = {}
+
+    def note(block: int, x_BTM: torch.Tensor) -> None:
+        written_M = base.model.layers[block].mlp.down_proj.weight.float().norm(dim=0)
+        found[block] = (x_BTM.float().square().mean((0, 1)).sqrt() * written_M).topk(MLP).indices.sort().values
+
+    hooks = [
+        base.model.layers[block].mlp.down_proj.register_forward_pre_hook(lambda _, inputs, block=block: note(block, inputs[0]))
+        for block in BLOCKS
+    ]
+    with torch.no_grad():
+        base.model(ids_BT, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def cut_copy(base: PreTrainedModel, ids_BT: torch.Tensor) -> Shadow:
+    """Copy the chosen blocks of the base, with fewer neurons in their MLPs."""
+    config = ShadowConfig(shadow_layers=len(BLOCKS), shadow_intermediate_size=MLP)
+    shadow, chosen = start.fresh(base, config, torch.float32), loudest(base, ids_BT)
+    state = dict(start.from_base_blocks(base, BLOCKS, torch.float32).backbone.state_dict())
+    for place, block in enumerate(BLOCKS):
+        for name, dimension in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+            key = f"layers.{place}.mlp.{name}.weight"
+            state[key] = state[key].index_select(dimension, chosen[block])
+    shadow.backbone.load_state_dict(state, strict=True)
+    return shadow
+
+
+def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
+    """The run; chosen on the held-out text by short runs on a CPU, see README.md."""
+    length = {"max_seconds": args.seconds} if args.steps is None else {"max_steps": args.steps}
+    return PretrainConfig(
+        model=str(MODEL),
+        data=str(args.tokens / "train.npz"),
+        eval_data=str(args.tokens / "heldout.npz"),
+        output=str(args.output),
+        start=str(begin),
+        next_token=args.next_token,
+        distil=args.distil,
+        temperature=args.temperature,
+        batch_size=args.batch,
+        max_length=args.length,
+        shuffle_rows=100_000,
+        learning_rate=args.learning_rate,
+        warmup=0.02,
+        weight_decay=0.05,
+        bf16=torch.cuda.is_available(),
+        eval_rows=args.eval_rows,
+        eval_steps=args.every,
+        save_steps=args.every,
+        logging_steps=max(1, args.every // 10),
+        **length,
+    )
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=Path, required=True, help="folder written by tokens.py")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run; must be new or empty")
+    parser.add_argument("--seconds", type=float, default=240, help="of training; loading and evaluation come on top, about 30 s")
+    parser.add_argument("--steps", type=int, help="so many steps in place of --seconds")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--next-token", type=float, default=0.3)
+    parser.add_argument("--distil", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--eval-rows", type=int, default=512)
+    parser.add_argument("--every", type=int, default=500, help="evaluate and save every so many steps")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> PretrainResult:
+    """Build the start, train, and say how large the result is."""
+    began, args = time.monotonic(), arguments(words)
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.load(args.tokens / "train.npz")["ids"][: 16 * args.length].astype(np.int64))
+    begin = args.output.with_name(args.output.name + ".start")
+    shadow_folder.save(cut_copy(base, ids.view(16, -1)), BaseFacts.of(base), begin, {"blocks": str(BLOCKS), "neurons": MLP})
+    print(f"start: {arch.family_of(base).name}, blocks {BLOCKS} with {MLP} neurons, after {time.monotonic() - began:.1f} s", flush=True)
+    result = pretrain(settings(args, begin), command=f"python -u recipes/pretrained_shadow/train.py {' '.join(words or sys.argv[1:])}")
+    print(json.dumps(vars(result), indent=1), flush=True)
+    if result.shadow is not None:
+        size = (Path(result.shadow) / shadow_folder.WEIGHTS).stat().st_size
+        print(f"{result.shadow}: {size:,} bytes, {time.monotonic() - began:.1f} s in all", flush=True)
+        if torch.cuda.is_available() and size > MOST_BYTES:
+            raise SystemExit(f"the shadow has {size:,} bytes, expected at most {MOST_BYTES:,}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

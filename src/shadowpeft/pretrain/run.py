@@ -1,0 +1,363 @@
+"""Pretrain a shadow on plain text: everything that can be checked is checked first, then transformers' Trainer runs.
+
+torch and transformers are imported inside functions, so that a mistake is told before they are waited for.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowpeft import run_folder
+from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.pretrain.settings import BLOCKS, FRESH, PretrainConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from shadowpeft.pretrain.lesson import Lesson
+    from shadowpeft.pretrain.packing import Rows
+    from shadowpeft.pretrain.trainer import PretrainTrainer
+    from shadowpeft.shadow import Shadow
+    from shadowpeft.trainer import StopOnSignal
+
+SHADOW = "shadow"
+# What may differ between a run and its continuation; the length is not among it, since the learning rate depends on it.
+_FREE_ON_RESUME = ("resume", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "device")
+_ENDLESS = 10**9  # steps, where the clock ends the run
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run came to.
+
+    Attributes:
+        output: the run's folder.
+        shadow: the shadow folder; `None` if the run was stopped.
+        checkpoint: the newest complete checkpoint.
+        stopped: whether a signal stopped the run before its end; it can be resumed.
+        steps: optimizer steps, those of earlier sessions included.
+        tokens: tokens trained on, those of earlier sessions included.
+        laps: how many times the text was read to its end.
+        empty_rows: rows of the source that hold no text, as far as it was read.
+        undecodable_rows: rows of it that could not be decoded.
+        parameters: values of the shadow that train.
+        start_loss: next-token loss of the detached shadow on the held-out text before the first step.
+        eval_loss: the same at the end.
+        eval_perplexity: its exponential.
+        base_loss: the base's own loss there.
+        tokens_per_second: of training in this session, evaluation and saving left out.
+        plain_tokens_per_second: of plain forward and backward passes of the same model alone, logits held; `None` where they do not fit.
+        share_of_plain: the one by the other.
+        seconds: how long the run trained, earlier sessions included.
+    """
+
+    output: str
+    shadow: str | None
+    checkpoint: str | None
+    stopped: bool
+    steps: int
+    tokens: int
+    laps: int
+    empty_rows: int
+    undecodable_rows: int
+    parameters: int
+    start_loss: float | None
+    eval_loss: float | None
+    eval_perplexity: float | None
+    base_loss: float | None
+    tokens_per_second: float | None
+    plain_tokens_per_second: float | None
+    share_of_plain: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run reads: rows to train on, and held-out ones."""
+
+    rows: "Rows"
+    held_out: "list[np.ndarray]"
+
+
+def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pretrain(...)") -> PretrainResult:
+    """Pretrain a shadow and write its folder.
+
+    Everything that can be checked without the model's weights is checked before they are loaded. On Ctrl-C or SIGTERM the step is
+    finished and saved, and the result says `stopped`.
+
+    Args:
+        config: the settings.
+        command: how the run was started, for the model card.
+
+    Raises:
+        UserError: settings, text, model or output folder cannot be used; its type and message say which.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError("pretraining needs the accelerate library; pip install 'shadowpeft[train]'")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("pretraining runs in one process; start it without torchrun or accelerate launch")
+    start = run_folder.prepare(config, SHADOW, _FREE_ON_RESUME)
+    text = read_text(config)
+    args = _training_arguments(config)
+
+    import transformers
+
+    from shadowpeft import files
+    from shadowpeft.trainer import sound_attention
+
+    transformers.set_seed(config.seed)
+    trainer, stop = _build_trainer(config, _build_lesson(config, args, text), args, text)
+    output = Path(config.output)
+    files.write_together(output, {run_folder.RUN: files.text(config.to_yaml())})
+    if config.resume:
+        print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
+    with stop.listening(), sound_attention():
+        plain = trainer.plain_rate()
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        result = _summarise(config, trainer, stop, plain)
+    if result.shadow is not None:
+        trainer.save_shadow(result.shadow, _facts(config, result, command, args))
+    return result
+
+
+# Text
+
+
+def read_text(config: PretrainConfig) -> Text:
+    """Open the text and read what is held out, so that what cannot be used is found before the model is loaded.
+
+    Raises:
+        DataError: there is no such text, or too little of it.
+        ConfigError: base, tokenizer and settings do not fit.
+    """
+    from shadowpeft import files
+    from shadowpeft.encode import context_length
+    from shadowpeft.pretrain.corpus import Corpus
+    from shadowpeft.pretrain.packing import Encoder, Rows
+
+    corpus = Corpus(config.data, config.text_field)
+    apart = None if config.eval_data is None else Corpus(config.eval_data, config.text_field)
+    if apart is None and corpus.holds_tokens:
+        raise ConfigError(f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too")
+    base = files.load_config(config.model)
+    tokenizer = files.load_tokenizer(config.model)
+    length = context_length(_positions(config, base, tokenizer), tokenizer, config.max_length)
+    encoder = Encoder(tokenizer, base.vocab_size)
+    held_out = 0 if apart is not None else config.eval_documents
+    rows = Rows(corpus, encoder, length, held_out, config.shuffle_rows, config.seed)
+    rows.head(1)
+    evaluated = Rows(apart, encoder, length) if apart is not None else Rows(_First(corpus, held_out), encoder, length)  # type: ignore[arg-type]
+    return Text(rows, evaluated.head(config.eval_rows))
+
+
+class _First:
+    """The first documents of a corpus."""
+
+    def __init__(self, corpus: Any, most: int) -> None:
+        self.source, self._corpus, self._most = f"the first {most} documents of {corpus.source}", corpus, most
+
+    def read(self, first: int = 0) -> Any:
+        import itertools
+
+        return itertools.islice(self._corpus.read(first), max(0, self._most - first))
+
+
+def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
+    from shadowpeft import arch, files, shadow_folder
+
+    limits = [arch.context_of(base)]
+    if config.start not in (FRESH, BLOCKS) and not shadow_folder.holds(config.start):
+        from shadowpeft.pretrain.tokens import refuse_other_tokenizer
+
+        limits.append(arch.context_of(files.load_config(config.start)))
+        refuse_other_tokenizer(tokenizer, files.load_tokenizer(config.start))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+# Model
+
+
+def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text) -> "Lesson":
+    import torch
+
+    from shadowpeft import arch, files
+    from shadowpeft.pretrain.lesson import Lesson, Weights, train_parts
+
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    base = files.load_model(config.model, dtype, config.attn_implementation).to(args.device)  # type: ignore[arg-type]
+    if config.match_block is not None and config.match_block >= len(arch.blocks_of(base)):
+        raise ConfigError(f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}")
+    shadow = _start(config, base, text).float()
+    if config.train_parts == "projection" and shadow.projection is None:
+        raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
+    train_parts(shadow, config.train_parts)
+    weights = Weights(**{field.name: vars(config)[field.name] for field in dataclasses.fields(Weights)})
+    return Lesson(base, shadow, weights)
+
+
+def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text) -> "Shadow":
+    """Make the shadow that the run begins with."""
+    import torch
+
+    from shadowpeft import arch, files, shadow_folder
+    from shadowpeft.config import ShadowConfig
+    from shadowpeft.pretrain import start
+
+    depth, layers = len(arch.blocks_of(base)), config.layers or 2
+    if config.start == FRESH:
+        sizes = {f"shadow_{name}": vars(config)[name] for name in ("intermediate_size", "attention_heads", "key_value_heads", "head_dim")}
+        return start.fresh(base, ShadowConfig(shadow_layers=layers, **sizes), torch.float32)
+    if config.start == BLOCKS:
+        if layers > depth:
+            raise ConfigError(f"layers must be at most the base's {depth} blocks, got {layers}")
+        spread = [round(place * (depth - 1) / max(layers - 1, 1)) for place in range(layers)]
+        return start.from_base_blocks(base, config.blocks or spread, torch.float32)
+    if shadow_folder.holds(config.start):
+        return shadow_folder.load(base, config.start).to(base.device)
+    model = files.load_model(config.start, torch.float32, config.attn_implementation).to(base.device)  # type: ignore[arg-type]
+    shadow = start.from_model(base, model, torch.float32)
+    if shadow.projection is not None and config.warm_start != "none":
+        _warm_start(config, base, model, shadow, text)
+    return shadow
+
+
+def _warm_start(config: PretrainConfig, base: "PreTrainedModel", model: "PreTrainedModel", shadow: "Shadow", text: Text) -> None:
+    """Fit the projection before any training, and say how well it fits."""
+    raise NotImplementedError
+
+
+# Training
+
+
+def _training_arguments(config: PretrainConfig) -> "TrainingArguments":
+    import torch
+    from transformers import TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        args = TrainingArguments(
+            output_dir=str(Path(config.output) / run_folder.CHECKPOINTS),
+            max_steps=config.max_steps or _ENDLESS,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.warmup,
+            weight_decay=config.weight_decay,
+            adam_beta2=0.95,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),  # else bf16 would ask for a GPU
+            seed=config.seed,
+            eval_strategy="steps",
+            eval_steps=config.eval_steps,
+            eval_on_start=True,
+            save_strategy="steps",
+            save_steps=config.save_steps,
+            save_total_limit=config.save_total_limit,
+            logging_steps=config.logging_steps,
+            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+            report_to=config.report_to,
+            disable_tqdm=True,  # its bar writes to stdout; `PretrainProgress` takes its place
+            remove_unused_columns=False,
+            ignore_data_skip=True,  # the rows know their place themselves
+            dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        )
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()  # only here would it say that its library is not installed
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"the settings do not fit this machine or each other: {error}") from error
+    return args
+
+
+def _build_trainer(
+    config: PretrainConfig, lesson: "Lesson", args: "TrainingArguments", text: Text
+) -> "tuple[PretrainTrainer, StopOnSignal]":
+    from shadowpeft.pretrain.pace import Pace
+    from shadowpeft.pretrain.trainer import PretrainProgress, PretrainTrainer
+    from shadowpeft.trainer import MetricsFile, StopOnSignal
+
+    if config.gradient_checkpointing:
+        lesson.shadow.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    stop, pace = StopOnSignal(), Pace(config.max_steps, config.max_seconds)
+    callbacks = [stop, MetricsFile(Path(config.output) / run_folder.METRICS), PretrainProgress(pace)]
+    return PretrainTrainer(lesson, args, text.rows, text.held_out, pace, config.scheduler, callbacks), stop
+
+
+# Result
+
+
+def _summarise(config: PretrainConfig, trainer: "PretrainTrainer", stop: "StopOnSignal", plain: float | None) -> PretrainResult:
+    from shadowpeft.trainer import latest_checkpoint
+
+    state, output = trainer.state, Path(config.output)
+    over = state.global_step >= state.max_steps or trainer.pace.is_over()
+    stopped = stop.requested and not over
+    seconds, rate = trainer.pace.seconds(), trainer.session_rate()
+    if not stopped and not any("eval_loss" in entry for entry in state.log_history[-3:]):
+        trainer.evaluate()
+    evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
+    last = evaluated[-1] if evaluated and not stopped else {}
+    _warn_of_skipped(trainer.rows)
+    newest = latest_checkpoint(output / run_folder.CHECKPOINTS)
+    return PretrainResult(
+        output=str(output),
+        shadow=None if stopped else str(output / SHADOW),
+        checkpoint=None if newest is None else str(newest),
+        stopped=stopped,
+        steps=state.global_step,
+        tokens=trainer.tokens,
+        laps=trainer.place().lap,
+        empty_rows=trainer.rows.skipped["empty"],
+        undecodable_rows=trainer.rows.skipped["undecodable"],
+        parameters=sum(parameter.numel() for parameter in trainer.lesson.shadow.parameters() if parameter.requires_grad),
+        start_loss=evaluated[0]["eval_loss"] if evaluated and evaluated[0]["step"] == 0 else None,
+        eval_loss=last.get("eval_loss"),
+        eval_perplexity=last.get("eval_perplexity"),
+        base_loss=None if stopped else trainer.held_out_loss(trainer.lesson.base_losses),
+        tokens_per_second=rate,
+        plain_tokens_per_second=plain,
+        share_of_plain=None if rate is None or plain is None else round(rate / plain, 4),
+        seconds=round(seconds, 3),
+    )
+
+
+def _warn_of_skipped(rows: "Rows") -> None:
+    counted = []
+    for kind, count in sorted(rows.skipped.items()):
+        if count:
+            counted.append(f"{count} {kind} (the first is {rows.first_skipped.get(kind, 'of an earlier session')})")
+    if counted:
+        warnings.warn(f"rows of the text without a document were passed over: {', '.join(counted)}", stacklevel=2)
+
+
+def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "TrainingArguments") -> dict[str, Any]:
+    """Collect what the shadow folder tells of the run."""
+    import torch
+    import transformers
+
+    losses = {name: vars(config)[name] for name in ("next_token", "distil", "match") if vars(config)[name]}
+    told = {name: value for name, value in dataclasses.asdict(result).items() if name not in ("output", "shadow", "checkpoint", "stopped")}
+    return {
+        "command": command,
+        "data": config.data,
+        "start": config.start,
+        "trained": config.train_parts,
+        "losses": ", ".join(f"{name} {weight:g}" for name, weight in losses.items()),
+        "rows": f"{config.batch_size} x {config.gradient_accumulation} of {config.max_length} tokens a step",
+        "learning rate": f"{config.learning_rate:g}, {config.scheduler}, warmup {config.warmup:g}",
+        "bf16": config.bf16,
+        "seed": config.seed,
+        **{name.replace("_", " "): value for name, value in told.items() if value is not None},
+        "device": torch.cuda.get_device_name(0) if args.device.type == "cuda" else str(args.device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,284 @@
+"""transformers' Trainer for pretraining: the shadow alone is saved, with the place in the text; losses and speed are logged."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shadowpeft import shadow_folder
+from shadowpeft.checkpoint import BaseFacts
+from shadowpeft.errors import CheckpointError
+from shadowpeft.pretrain.lesson import Lesson
+from shadowpeft.pretrain.pace import Pace, rate_factor
+from shadowpeft.pretrain.packing import Place, Rows, collate
+from shadowpeft.trainer import SafeTrainer
+
+PROGRESS = "progress.json"
+
+
+class PretrainTrainer(SafeTrainer):
+    """Train the shadow of a lesson on a stream of rows.
+
+    Args:
+        lesson: shadow, base and losses.
+        args: the Trainer's own settings.
+        rows: what to train on.
+        held_out: rows to evaluate on.
+        pace: how far the run has come.
+        schedule: form of the learning rate after the warm-up.
+        callbacks: called beside the Trainer's own.
+
+    Attributes:
+        tokens: how many tokens were trained on, earlier sessions included.
+    """
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        args: TrainingArguments,
+        rows: Rows,
+        held_out: list[np.ndarray],
+        pace: Pace,
+        schedule: str,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        args._n_gpu = min(args.n_gpu, 1)
+        super().__init__(
+            model=lesson,
+            args=args,
+            data_collator=collate,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            callbacks=[_Clock(pace, self._begin), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
+        self.lesson, self.rows, self.held_out, self.pace, self.schedule = lesson, rows, held_out, pace, schedule
+        self._facts = BaseFacts.of(lesson.base)
+        self._place: Tensor = torch.tensor(rows.start)
+        self.tokens = 0
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+        self._watch = _Watch()
+
+    def _begin(self) -> None:
+        """Start the clocks behind all that is loaded and measured before."""
+        self.pace.start()
+        self._watch.start(self.tokens)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """Compute the weighted losses, keep each for the log, and remember where in the text this batch ends."""
+        with self.compute_loss_context_manager():
+            out = model(inputs["input_ids"])
+        for name, value in out.items():
+            if name != "loss":
+                self._sums[name] = self._sums.get(name, 0) + value
+        self._batches += 1
+        # Read only when it is saved: to ask the GPU for it now would be to wait for the batch.
+        self._place = inputs["place"]
+        self.tokens += inputs["input_ids"].numel()
+        return (out["loss"], out) if return_outputs else out["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with each part of the loss averaged over the same steps, and the speed since the last entry."""
+        if "loss" in logs and self._batches:
+            logs.update({name: value.item() / self._batches for name, value in self._sums.items()})
+            logs["tokens"] = self.tokens
+            logs["tokens_per_second"] = round(self._watch.rate(self.tokens), 1)
+            self._sums, self._batches = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Measure the next-token loss of the detached shadow on the held-out rows."""
+        with self._watch.paused():
+            metrics = perplexity_metrics(metric_key_prefix, self.held_out_loss(self.lesson.shadow_losses))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def held_out_loss(self, losses_of: Any) -> float:
+        """Average the losses that a function gives for ids (B, T) over all held-out tokens."""
+        total, count = 0.0, 0
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(self.held_out), size):
+            rows = self.held_out[start : start + size]  # of one length each, or a single one
+            with torch.no_grad(), self.accelerator.autocast():
+                losses_N = losses_of(torch.from_numpy(np.stack(rows)).to(self.args.device))
+            total += losses_N.sum(dtype=torch.float64).item()
+            count += len(losses_N)
+        return total / count
+
+    def plain_rate(self, passes: int = 3) -> float | None:
+        """Time plain forward and backward passes of the shadow on a batch, all its own weights trained and logits held, in tokens a second.
+
+        This is what any training of the same model would cost without an optimizer; the rate of this run is compared with it.
+
+        Returns:
+            The best of so many passes; `None` where the logits of a batch do not fit into memory.
+        """
+        ids_BT = torch.from_numpy(np.stack([self.rows.head(1)[0]] * self.args.per_device_train_batch_size)).to(self.args.device)
+        chosen = [parameter for parameter in self.lesson.shadow.parameters() if parameter.requires_grad]
+        rates = []
+        try:
+            for _ in range(passes + 1):
+                began = time.perf_counter()
+                with self.accelerator.autocast():
+                    loss = self.lesson.plain_loss(ids_BT)
+                torch.autograd.grad(loss, chosen)
+                if ids_BT.is_cuda:
+                    torch.cuda.synchronize()
+                rates.append(ids_BT.numel() / (time.perf_counter() - began))
+        except torch.OutOfMemoryError:
+            return None
+        return round(max(rates[1:]), 1)
+
+    def session_rate(self) -> float | None:
+        """Return the tokens a second of this session's training; `None` where there was none."""
+        return self._watch.overall()
+
+    def place(self) -> Place:
+        """Return where in the text training has come to."""
+        return Place(*self._place.tolist())
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Let the learning rate follow the steps, or the time where that is what the run has."""
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None
+            warmup, schedule, pace = self.args.warmup_steps, self.schedule, self.pace
+            self.lr_scheduler = LambdaLR(chosen, lambda step: rate_factor(pace, schedule, warmup, step))
+        return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        assert output_dir is not None
+        folder = Path(output_dir)
+        with self._watch.paused():
+            shadow_folder.save(self.lesson.shadow, self._facts, folder, {"steps": self.state.global_step, "tokens": self.tokens})
+            progress = {"place": self._place.tolist(), "tokens": self.tokens, "seconds": self.pace.seconds()}
+            (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+
+    def save_shadow(self, folder: str | Path, run: Mapping[str, Any]) -> None:
+        """Write the shadow folder, which tells of the run; with bf16 in bfloat16, which the checkpoints are not."""
+        if self.args.bf16:  # in what the base is loaded and computed in
+            self.lesson.shadow.to(torch.bfloat16)
+        shadow_folder.save(self.lesson.shadow, self._facts, folder, run)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = shadow_folder.load(self.lesson.base, resume_from_checkpoint)
+        self.lesson.shadow.load_state_dict(saved.state_dict(), strict=True)
+        path = Path(resume_from_checkpoint) / PROGRESS
+        try:
+            progress = json.loads(path.read_text(encoding="utf-8"))
+            self.rows.start, self.tokens, self.pace.before = Place(*progress["place"]), progress["tokens"], progress["seconds"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is missing or damaged ({error}); delete its folder to resume from the checkpoint before it"
+            ) from error
+        self._place = torch.tensor(self.rows.start)
+
+
+def perplexity_metrics(prefix: str, loss: float) -> dict[str, float]:
+    """Return loss and perplexity by name; not by math.exp, which raises where the result is too large for a float."""
+    return {f"{prefix}_loss": loss, f"{prefix}_perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
+
+
+class _Watch:
+    """Tokens per second of training, evaluation and saving left out."""
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, tokens: int) -> None:
+        """Begin a session."""
+        self._began, self.left_out = time.monotonic(), 0.0
+        self._marks = [(0.0, tokens)]
+
+    def rate(self, tokens: int) -> float:
+        """Return the rate since the last call."""
+        self._marks.append((time.monotonic() - self._began - self.left_out, tokens))
+        return self._between(self._marks[-2], self._marks[-1])
+
+    def overall(self) -> float | None:
+        """Return the rate up to the last call of `rate`; from the first one on if there were several, which leaves warming up out."""
+        first = 1 if len(self._marks) > 2 else 0
+        return round(self._between(self._marks[first], self._marks[-1]), 1) if len(self._marks) > 1 else None
+
+    def _between(self, first: tuple[float, int], last: tuple[float, int]) -> float:
+        return (last[1] - first[1]) / max(last[0] - first[0], 1e-9)
+
+    def paused(self) -> "_Pause":
+        """Leave out the time of a context."""
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was asked for before belongs to training
+        self._began = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._watch.left_out += time.monotonic() - self._began
+
+
+class _Clock(TrainerCallback):
+    """Tell when a session begins, and end a run whose time is up."""
+
+    def __init__(self, pace: Pace, begin: Callable[[], None]) -> None:
+        self._pace, self._begin = pace, begin
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Pass it on."""
+        self._begin()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop when the time is up."""
+        if self._pace.is_over():
+            control.should_save, control.should_log, control.should_training_stop = True, True, True
+
+
+class PretrainProgress(TrainerCallback):
+    """A bar on stderr while someone watches, else one line per log entry."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar where training starts from."""
+        done = round(100 * self._pace.share(state.global_step))
+        self._bar = tqdm(total=100, initial=done, desc="pretrain", unit="%", disable=None, file=sys.stderr)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._bar.update(round(100 * self._pace.share(state.global_step)) - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Show losses and speed."""
+        names = ("loss", "next_token", "distil", "match", "eval_loss", "tokens", "tokens_per_second")
+        shown = {name: f"{logs[name]:,.0f}" if "tokens" in name else f"{logs[name]:.4g}" for name in names if logs and name in logs}
+        if not shown:
+            return
+        self._bar.set_postfix(shown)
+        if self._bar.disable:
+            line = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+            print(f"step {state.global_step} ({self._pace.share(state.global_step):.0%})  {line}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the finished bar."""
+        self._bar.close()
