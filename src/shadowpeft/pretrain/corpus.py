@@ -22,11 +22,13 @@ class Document(NamedTuple):
     """One document, or a piece of one.
 
     Attributes:
-        content: its text, or its token ids.
-        ends: whether the document ends here.
+        content: its text, or its token ids, to which nothing is added.
+        begins: whether the document begins here.
+        ends: whether it ends here.
     """
 
     content: str | np.ndarray
+    begins: bool = True
     ends: bool = True
 
 
@@ -178,17 +180,17 @@ def _of_text(value: Any) -> Document:
     return Document(value or "")
 
 
-def _pieces(path: Path, field: str) -> Iterator[tuple[bytes, bool]]:
+def _pieces(path: Path, field: str) -> Iterator[tuple[bytes, bool, bool]]:
     with open(path, "rb") as file:
-        piece = b"".join(file.readlines(_PIECE))
+        piece, begins = b"".join(file.readlines(_PIECE)), True
         while piece:
             following = b"".join(file.readlines(_PIECE))
-            yield piece, not following
-            piece = following
+            yield piece, begins, not following
+            piece, begins = following, False
 
 
-def _parse_piece(piece: tuple[bytes, bool], field: str) -> Document:
-    return Document(piece[0].decode("utf-8-sig"), piece[1])
+def _parse_piece(piece: tuple[bytes, bool, bool], field: str) -> Document:
+    return Document(piece[0].decode("utf-8-sig"), *piece[1:])
 
 
 def _cells(path: Path, field: str) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Documents to rows of tokens, one behind another, from any place of the text on: what was read before need not be read again.
 
-Shapes in names: T tokens of a row.
+Shapes in names: N tokens of a document, T of a row.
 """
 
 import random
@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.pretrain.corpus import Corpus, Unusable
+from shadowpeft.pretrain.corpus import Corpus, Document, Unusable
 
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 class Encoder:
-    """A document to token ids, with the separator behind its end.
+    """A document to token ids: what the tokenizer puts before a text, the text, and the separator behind it.
 
     Args:
         tokenizer: the base's.
@@ -58,18 +58,24 @@ class Encoder:
         if separator is None:
             raise ConfigError("the tokenizer has no end-of-text token to put between documents; set tokenizer.eos_token")
         self.separator = int(separator)
+        bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        self._before = whole[: len(whole) - len(bare)] if whole[-len(bare) :] == bare else whole[: whole.index(bare[0])]
 
-    def __call__(self, content: str | np.ndarray, ends: bool) -> np.ndarray:
+    def __call__(self, document: Document) -> np.ndarray:
         """Map a document, or a piece of one, to int64 ids.
 
         Raises:
             DataError: an id is beyond the base's vocabulary.
         """
-        given = content if isinstance(content, np.ndarray) else self._tokenizer(content, verbose=False)["input_ids"]
-        ids: np.ndarray = np.asarray(given, dtype=np.int64)
-        if len(ids) and ids.max() >= self._vocabulary:
-            raise DataError(f"the text gives the token id {ids.max()}, but the model knows only {self._vocabulary} tokens")
-        return np.append(ids, self.separator) if ends and (not len(ids) or ids[-1] != self.separator) else ids
+        if isinstance(document.content, str):
+            ids = self._tokenizer(document.content, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = [*(self._before if document.begins else []), *ids, *([self.separator] if document.ends else [])]
+        else:
+            ids = document.content
+        ids_N: np.ndarray = np.asarray(ids, dtype=np.int64)
+        if len(ids_N) and ids_N.max() >= self._vocabulary:
+            raise DataError(f"the text gives the token id {ids_N.max()}, but the model knows only {self._vocabulary} tokens")
+        return ids_N
 
 
 class Rows(IterableDataset):
@@ -153,7 +159,7 @@ class Rows(IterableDataset):
                     self.skipped[found.kind] += 1
                     self.first_skipped.setdefault(found.kind, found.where)
                 continue
-            ids, taken = self._encoder(*found), place.offset if index == place.document else 0
+            ids, taken = self._encoder(found), place.offset if index == place.document else 0
             while len(ids) - taken >= missing:
                 row_T = np.concatenate([*parts, ids[taken : taken + missing]])
                 taken, parts, missing = taken + missing, [], self.length
