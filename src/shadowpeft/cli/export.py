@@ -9,21 +9,21 @@ def run(
     output: str,
     adapter: str | None = None,
     shadow_model: str | None = None,
-    to: Literal["hf"] = "hf",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    to: Literal["hf", "gguf"] = "hf",
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto",
     max_shard_size: str = "50GB",
     push: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write the shadow alone as a complete model that stock transformers loads, with the base's tokenizer.
+    """Write the shadow alone as a complete model that stock transformers or llama.cpp loads, with the base's tokenizer.
 
     Args:
         model: folder or hub id of the base that the shadow was trained beside.
-        output: folder to write, must be new or empty.
+        output: folder to write, must be new or empty; with --to gguf the file, such as small.gguf.
         adapter: folder of the adapter.
         shadow_model: folder of a pretrained shadow, in place of --adapter.
-        to: hf for a model folder.
-        dtype: type of the weights; auto for the base's.
+        to: hf for a model folder, gguf for a file that llama.cpp runs.
+        dtype: type of the weights; auto for the base's. q8_0 (8 bits) only with --to gguf.
         max_shard_size: largest file of weights in a folder, such as 2GB.
         push: repository on the Hugging Face hub (user/name) to upload to, too.
         json: print the summary as JSON.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from shadowpeft.export import folder, hub
 from shadowpeft.export.card import model_card
 from shadowpeft.export.source import Source
 
-Format = Literal["hf"]
+Format = Literal["hf", "gguf"]
 # What a tokenizer, a card and configurations may take beside the weights.
 _BESIDE = 64 << 20
 
@@ -73,15 +74,34 @@ def export(
     _refuse_taken(output, to)
     folder.refuse_shard_size(max_shard_size)
     source = Source.look(base, adapter, shadow)
+    if to == "gguf":
+        gguf_file = _gguf()
+        gguf_file.refuse_unknown(source.backbone, source.task, source.tokenizer)
     client = None if push is None else hub.logged_in(push)
     model = source.detach("auto" if dtype == "q8_0" else dtype)
     card = model_card(source, model, to, str(model.dtype if dtype == "auto" else dtype).removeprefix("torch."))
     _refuse_full(output, folder.bytes_of(model) + _BESIDE)
     with _aside(output) as partial:
-        folder.write(model, source.tokenizer, card, partial, max_shard_size)
+        if to == "hf":
+            folder.write(model, source.tokenizer, card, partial, max_shard_size)
+        else:
+            gguf_file.write(model, source.tokenizer, partial, quantise=dtype == "q8_0")
     paths = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
     pushed = None if client is None or push is None else hub.upload(client, push, output, card)
     return ExportResult(str(output), type(model).__name__, model.num_parameters(), sum(path.stat().st_size for path in paths), pushed)
+
+
+def _gguf() -> ModuleType:
+    """Import what writes GGUF; its library is an extra.
+
+    Raises:
+        ConfigError: the library is not installed.
+    """
+    try:
+        from shadowpeft.export import gguf_file
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--to gguf needs {error.name}; pip install 'shadowpeft[gguf]'") from error
+    return gguf_file
 
 
 def _refuse_taken(output: Path, to: Format) -> None:

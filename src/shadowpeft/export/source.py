@@ -23,7 +23,7 @@ class Source:
         folder: the adapter's folder, or that of a pretrained shadow.
         pretrained: whether it is the latter.
         tokenizer: the base's.
-        backbone_type: `model_type` of the shadow's family.
+        backbone: configuration of the shadow, with whether its head will be tied; of an implicit one the base's, whose sizes differ.
         task: what it was trained for.
         labels: how many classes a classifier tells.
     """
@@ -32,7 +32,7 @@ class Source:
     folder: Path
     pretrained: bool
     tokenizer: PreTrainedTokenizerBase
-    backbone_type: str
+    backbone: PretrainedConfig
     task: arch.Task
     labels: int | None
 
@@ -53,11 +53,11 @@ class Source:
         tokenizer = files.load_tokenizer(base)
         if adapter is None:
             assert shadow is not None
-            kind = shadow_folder.backbone_config(shadow, config).model_type
-            return cls(base, Path(shadow), True, tokenizer, kind, "causal-lm", None)
-        kind, facts = _described(Path(adapter), config)
+            backbone = shadow_folder.backbone_config(shadow, config)
+            return cls(base, Path(shadow), True, tokenizer, _untied(backbone, config), "causal-lm", None)
+        backbone, facts = _described(Path(adapter), config)
         task: arch.Task = "causal-lm" if facts.task == "causal-lm" else "sequence-classification"
-        return cls(base, Path(adapter), False, tokenizer, kind, task, facts.num_labels)
+        return cls(base, Path(adapter), False, tokenizer, _untied(backbone, config), task, facts.num_labels)
 
     def detach(self, dtype: torch.dtype | str) -> PreTrainedModel:
         """Load the base, build the detached model in its type, and let it stop where the base's answers end.
@@ -81,12 +81,19 @@ class Source:
         return model
 
 
-def _described(adapter: Path, base: PretrainedConfig) -> tuple[str, BaseFacts]:
-    """Read the family of an adapter's shadow, and the facts of its base."""
+def _untied(backbone: PretrainedConfig, base: PretrainedConfig) -> PretrainedConfig:
+    """Say that an explicit shadow's head is not tied: it is the base's, and its embeddings are its own."""
+    if backbone is not base:
+        backbone.tie_word_embeddings = False
+    return backbone
+
+
+def _described(adapter: Path, base: PretrainedConfig) -> tuple[PretrainedConfig, BaseFacts]:
+    """Read the configuration of an adapter's shadow, and the facts of its base."""
     path = adapter / checkpoint.CONFIG
     if not path.exists():
         raise CheckpointError(f"{adapter} holds no {checkpoint.CONFIG}: it is not an adapter folder")
     meta = strict.read_meta(path, checkpoint.FORMAT)
     explicit = meta.get("explicit_shadow")
-    kind = strict.stock_config(explicit, "the adapter's shadow").model_type if isinstance(explicit, dict) else base.model_type
-    return kind, BaseFacts.read(meta.get("base"), path)
+    backbone = strict.stock_config(explicit, "the adapter's shadow") if isinstance(explicit, dict) else base
+    return backbone, BaseFacts.read(meta.get("base"), path)

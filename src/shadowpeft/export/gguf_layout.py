@@ -1,0 +1,193 @@
+"""How llama.cpp lays out the families that it shares with us: their hyperparameters, and each tensor's name and form there.
+
+The names come from the package `gguf`; the forms follow from llama.cpp computing some things otherwise than transformers does, which the
+methods of `Layout` say.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from shadowpeft import arch
+from shadowpeft.errors import UnsupportedModelError
+
+# Stands for no soft cap where llama.cpp always applies one: cap * tanh(x / cap) is x to float32's last digit.
+_NO_CAP = 1e9
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where llama.cpp differs from transformers for one family.
+
+    Args:
+        name: llama.cpp's name of the architecture.
+        activation: the only one that it computes there.
+        pairs_neighbours: its rotary embedding turns neighbouring numbers (2i, 2i+1) together, transformers' i and i + half.
+        norm_offset: transformers multiplies by the norm's weight plus this, llama.cpp by the weight.
+        window_every: it knows sliding windows, and every so many blocks one without; `None` where it knows none.
+        caps: its attention logits and its output are soft-capped, always.
+        always_tied: it reads no head but the embeddings.
+        biases: it takes biases on the attention if the model has them.
+    """
+
+    name: str
+    activation: str
+    pairs_neighbours: bool = False
+    norm_offset: float = 0.0
+    window_every: int | None = None
+    caps: bool = False
+    always_tied: bool = False
+    biases: bool = False
+
+
+LAYOUTS = {
+    "llama": Layout("llama", "silu", pairs_neighbours=True, biases=True),
+    "mistral": Layout("llama", "silu", pairs_neighbours=True),
+    "qwen2": Layout("qwen2", "silu"),
+    "qwen3": Layout("qwen3", "silu"),
+    "gemma2": Layout("gemma2", "gelu_pytorch_tanh", norm_offset=1.0, window_every=2, caps=True, always_tied=True),
+    "gemma3_text": Layout("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, window_every=6),
+}
+
+
+def layout_of(config: PretrainedConfig) -> Layout:
+    """Find the layout of a model, by its configuration alone.
+
+    Raises:
+        UnsupportedModelError: llama.cpp does not compute it, or we do not write it; the message says what and which families we do.
+    """
+    family = arch.family_of_config(config)
+    if family.model_type not in LAYOUTS:
+        known = ", ".join(arch.FAMILIES[name].name for name in LAYOUTS)
+        raise UnsupportedModelError(f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf")
+    layout = LAYOUTS[family.model_type]
+    activation = config.hidden_activation if family.softcaps else config.hidden_act
+    problems = {
+        f"its activation is {activation}, llama.cpp's {layout.activation}": activation != layout.activation,
+        "llama.cpp ties its head to its embeddings, and here they differ": layout.always_tied and not config.tie_word_embeddings,
+        "its attention has biases": not layout.biases and "attention_bias" in vars(config) and config.attention_bias,
+        "its logits are soft-capped": family.softcaps and not layout.caps and config.final_logit_softcapping is not None,
+    }
+    problems |= {f"its rotary embedding is of the type {kind}": True for kind in _rope_types(config) - _known_ropes(layout)}
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise UnsupportedModelError(f"this {family.name} shadow cannot be written as GGUF: {found[0]}; give --to hf")
+    return layout
+
+
+def _rope_types(config: PretrainedConfig) -> set[str]:
+    kinds = {part.get("rope_type", "default") for part in _ropes(config).values()}
+    return kinds | {"partial" for part in _ropes(config).values() if part.get("partial_rotary_factor", 1.0) != 1.0}
+
+
+def _known_ropes(layout: Layout) -> set[str]:
+    return {"default", "linear"} | ({"llama3"} if layout.name == "llama" else set())
+
+
+def _ropes(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
+    """Return the rotary parameters of blocks with full attention and of those with a window."""
+    given = config.rope_parameters
+    return given if "full_attention" in given else {"full_attention": given, "sliding_attention": given}
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Return the width of an attention head."""
+    return vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
+
+
+def write_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
+    """Write the hyperparameters, by llama.cpp's names for them."""
+    layout, head_dim = layout_of(config), head_dim_of(config)
+    writer.add_context_length(_context(config, layout))
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    full, sliding = _ropes(config)["full_attention"], _ropes(config)["sliding_attention"]
+    writer.add_rope_freq_base(full["rope_theta"])
+    if full.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(full["factor"])
+    if layout.window_every is not None:
+        windowed = [kind == "sliding_attention" for kind in config.layer_types]
+        writer.add_sliding_window(config.sliding_window)
+        if windowed != [(block + 1) % layout.window_every != 0 for block in range(len(windowed))]:
+            writer.add_sliding_window_pattern(windowed)
+        if sliding["rope_theta"] != full["rope_theta"]:
+            writer.add_float32(gguf.Keys.Rope.FREQ_BASE_SWA.format(arch=layout.name), sliding["rope_theta"])
+    if layout.caps:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _NO_CAP)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping or _NO_CAP)
+
+
+def _context(config: PretrainedConfig, layout: Layout) -> int:
+    """Return the most tokens. Where llama.cpp knows no window, it must not see beyond one."""
+    kinds = vars(config).get("layer_types") or []
+    windowed = config.model_type == "mistral" or "sliding_attention" in kinds
+    window = vars(config).get("sliding_window") if windowed and layout.window_every is None else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+def tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Give each tensor by llama.cpp's name and in its form, one after another."""
+    config = model.config
+    layout = layout_of(config)
+    names = gguf.get_tensor_name_map(_architecture(layout), config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, f"gguf has no name for {name}"
+        yield theirs, _formed(name, tensor, config, layout)
+    if _ropes(config)["full_attention"].get("rope_type") == "llama3":
+        yield "rope_freqs.weight", _frequency_factors(config)
+
+
+def _architecture(layout: Layout) -> gguf.MODEL_ARCH:
+    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.name)
+
+
+def _formed(name: str, tensor: Tensor, config: PretrainedConfig, layout: Layout) -> Tensor:
+    """Change a tensor so that what llama.cpp computes with it is what transformers computes with the original."""
+    if layout.pairs_neighbours and ".q_proj." in name:
+        return _neighbours(tensor, config.num_attention_heads)
+    if layout.pairs_neighbours and ".k_proj." in name:
+        return _neighbours(tensor, config.num_key_value_heads)
+    formed = tensor.float() + layout.norm_offset if name.endswith("norm.weight") else tensor
+    # llama.cpp divides by the square root of the head's width; Gemma's own divisor goes into what makes the queries.
+    queries = {"gemma2": ".q_proj.weight", "gemma3_text": ".q_norm.weight"}.get(config.model_type)
+    if queries is not None and name.endswith(queries):
+        return formed.float() * (head_dim_of(config) / config.query_pre_attn_scalar) ** 0.5
+    return formed
+
+
+def _neighbours(tensor: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of each head from two halves to neighbours: the new row 2i is the old i, 2i + 1 is the old i + half."""
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _frequency_factors(config: PretrainedConfig) -> Tensor:
+    """Return by how much Llama 3 slows each rotary frequency down: llama.cpp divides by it."""
+    width, theta = head_dim_of(config), _ropes(config)["full_attention"]["rope_theta"]
+    slowed, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return (plain / slowed.double()).float()
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """Give a tensor to numpy, which knows no bfloat16."""
+    return tensor.detach().float().cpu().contiguous().numpy()
