@@ -230,13 +230,13 @@ def test_token_files_are_taken_as_they_are(tmp_path, encoder):
     assert take(rows, 3) == np.arange(24).reshape(3, 8).tolist()
 
 
-def test_batch_keeps_the_place_behind_its_last_row(tmp_path, encoder):
-    """Catches a place of the batch's first row, after which the rest would be trained on twice."""
+def test_batch_keeps_each_rows_place(tmp_path, encoder):
+    """Catches places that a batch mixes up, cuts short or loses."""
     rows = list(islice(rows_of(tmp_path, TEXTS, encoder), 3))
     batch = collate(rows)
     assert batch["input_ids"].shape == (3, 7)
     assert batch["input_ids"].dtype == torch.int64
-    assert batch["place"].tolist() == rows[-1]["place"].tolist()
+    assert batch["places"].tolist() == [row["place"].tolist() for row in rows]
 
 
 def test_beginning_of_text_comes_once_a_document():

@@ -172,6 +172,6 @@ class Rows(IterableDataset):
 
 
 def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Batch rows: `input_ids`, (B, T), and `place`, where the text goes on behind the last of them."""
+    """Batch rows: `input_ids`, (B, T), and `places`, where the text goes on behind each."""
     ids_BT = torch.from_numpy(np.stack([row["input_ids"] for row in rows]))
-    return {"input_ids": ids_BT, "place": torch.from_numpy(rows[-1]["place"])}
+    return {"input_ids": ids_BT, "places": torch.from_numpy(np.stack([row["place"] for row in rows]))}

@@ -105,7 +105,7 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
         raise ConfigError("pretraining runs in one process; start it without torchrun or accelerate launch")
     start = run_folder.prepare(config, SHADOW, _FREE_ON_RESUME)
     text = read_text(config)
-    args = _training_arguments(config)
+    args = _training_arguments(config, start)
 
     import transformers
 
@@ -113,7 +113,7 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
     from shadowpeft.trainer import sound_attention
 
     transformers.set_seed(config.seed)
-    trainer, stop = _build_trainer(config, _build_lesson(config, args, text), args, text)
+    trainer, stop = _build_trainer(config, _build_lesson(config, args, text, start), args, text)
     output = Path(config.output)
     files.write_together(output, {run_folder.RUN: files.text(config.to_yaml())})
     if config.resume:
@@ -185,7 +185,7 @@ def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "Pre
 # Model
 
 
-def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text) -> "Lesson":
+def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text, start: Path | None) -> "Lesson":
     import torch
 
     from shadowpeft import arch, files
@@ -195,7 +195,7 @@ def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text)
     base = files.load_model(config.model, dtype, config.attn_implementation).to(args.device)  # type: ignore[arg-type]
     if config.match_block is not None and config.match_block >= len(arch.blocks_of(base)):
         raise ConfigError(f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}")
-    shadow = _start(config, base, text).float()
+    shadow = _start(config, base, text, fits=start is None).float()
     if config.train_parts == "projection" and shadow.projection is None:
         raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
     train_parts(shadow, config.train_parts)
@@ -203,8 +203,8 @@ def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text)
     return Lesson(base, shadow, weights)
 
 
-def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text) -> "Shadow":
-    """Make the shadow that the run begins with."""
+def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bool) -> "Shadow":
+    """Make the shadow that the run begins with; a run that goes on need not fit a projection."""
     import torch
 
     from shadowpeft import arch, files, shadow_folder
@@ -224,20 +224,43 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text) -> "Shad
         return shadow_folder.load(base, config.start).to(base.device)
     model = files.load_model(config.start, torch.float32, config.attn_implementation).to(base.device)  # type: ignore[arg-type]
     shadow = start.from_model(base, model, torch.float32)
-    if shadow.projection is not None and config.warm_start != "none":
+    if fits and shadow.projection is not None and config.warm_start != "none":
         _warm_start(config, base, model, shadow, text)
     return shadow
 
 
 def _warm_start(config: PretrainConfig, base: "PreTrainedModel", model: "PreTrainedModel", shadow: "Shadow", text: Text) -> None:
     """Fit the projection before any training, and say how well it fits."""
-    raise NotImplementedError
+    import itertools
+
+    import numpy as np
+    import torch
+
+    from shadowpeft.pretrain import warm
+
+    assert config.warm_start != "none"
+    rows = [row["input_ids"] for row in itertools.islice(text.rows, config.warm_start_rows)] if config.warm_start != "pinv" else []
+    # Held-out rows are of one length, or there is a single one.
+    read, held_out = (
+        [torch.from_numpy(np.stack(part)).to(base.device) for part in _parts(of, config.batch_size)] for of in (rows, text.held_out)
+    )
+    fit = warm.start(shadow, base, model, config.warm_start, read, held_out)
+    chosen = "" if fit.strength is None else f", strength {fit.strength:g}"
+    print(
+        f"warm start {config.warm_start}{chosen}: the projection misses {fit.in_weights:.4g} of the head's weights and {fit.in_logits:.4g} "
+        "of its logits on held-out text (0 is exact, 1 as bad as none)",
+        file=sys.stderr,
+    )
+
+
+def _parts(rows: "list[np.ndarray]", size: int) -> "list[list[np.ndarray]]":
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 # Training
 
 
-def _training_arguments(config: PretrainConfig) -> "TrainingArguments":
+def _training_arguments(config: PretrainConfig, start: Path | None) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
     from transformers.integrations import get_reporting_integration_callbacks
@@ -258,7 +281,7 @@ def _training_arguments(config: PretrainConfig) -> "TrainingArguments":
             seed=config.seed,
             eval_strategy="steps",
             eval_steps=config.eval_steps,
-            eval_on_start=True,
+            eval_on_start=start is None,
             save_strategy="steps",
             save_steps=config.save_steps,
             save_total_limit=config.save_total_limit,
@@ -267,6 +290,7 @@ def _training_arguments(config: PretrainConfig) -> "TrainingArguments":
             report_to=config.report_to,
             disable_tqdm=True,  # its bar writes to stdout; `PretrainProgress` takes its place
             remove_unused_columns=False,
+            accelerator_config={"dispatch_batches": False},
             ignore_data_skip=True,  # the rows know their place themselves
             dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
         )

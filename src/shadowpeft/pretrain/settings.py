@@ -14,8 +14,8 @@ Schedule = Literal["cosine", "linear", "constant"]
 FRESH, BLOCKS = "fresh", "blocks"
 _LEAST: dict[str, float] = {
     "max_steps": 1, "max_seconds": 0, "batch_size": 1, "gradient_accumulation": 1, "max_length": 2, "shuffle_rows": 1, "eval_documents": 1,
-    "eval_rows": 1, "next_token": 0, "distil": 0, "match": 0, "top_k": 1, "warmup": 0, "weight_decay": 0, "max_grad_norm": 0,
-    "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "seed": 0,
+    "eval_rows": 1, "warm_start_rows": 1, "next_token": 0, "distil": 0, "match": 0, "top_k": 1, "warmup": 0, "weight_decay": 0,
+    "max_grad_norm": 0, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "seed": 0,
 }  # fmt: skip
 _ABOVE_0 = ("learning_rate", "temperature", "max_seconds")
 _SIZES = ("layers", "intermediate_size", "attention_heads", "key_value_heads", "head_dim")
@@ -43,7 +43,9 @@ class PretrainConfig:
         attention_heads: attention heads of a fresh shadow's blocks; as many as the base by default.
         key_value_heads: key and value heads of a fresh shadow's blocks; as many as the base by default.
         head_dim: width of an attention head of a fresh shadow's blocks; the base's by default.
-        warm_start: how the projection of a model of another width is started; none for at random.
+        warm_start: how the projection of a model of another width is started: `pinv` as published, `weighted` by how often tokens occur,
+            `ridge` from the hidden states of both; none for at random.
+        warm_start_rows: rows of text that it reads.
         train_parts: `projection` for it alone, `all-but-embeddings`, or `everything`. A shadow of the base's own kind reads the base's
             embeddings, which stay frozen whatever is chosen, so that the last two are one for it.
         next_token: weight of the loss of the next token, through the base's head.
@@ -94,6 +96,7 @@ class PretrainConfig:
     key_value_heads: int | None = None
     head_dim: int | None = None
     warm_start: WarmStart = "weighted"
+    warm_start_rows: int = 256
     train_parts: TrainParts = "all-but-embeddings"
     next_token: float = 0.5
     distil: float = 0.5

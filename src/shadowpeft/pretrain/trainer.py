@@ -86,7 +86,7 @@ class PretrainTrainer(SafeTrainer):
                 self._sums[name] = self._sums.get(name, 0) + value
         self._batches += 1
         # Read only when it is saved: to ask the GPU for it now would be to wait for the batch.
-        self._place = inputs["place"]
+        self._place = inputs["places"][-1]
         self.tokens += inputs["input_ids"].numel()
         return (out["loss"], out) if return_outputs else out["loss"]
 
@@ -165,7 +165,7 @@ class PretrainTrainer(SafeTrainer):
         folder = Path(output_dir)
         with self._watch.paused():
             shadow_folder.save(self.lesson.shadow, self._facts, folder, {"steps": self.state.global_step, "tokens": self.tokens})
-            progress = {"place": self._place.tolist(), "tokens": self.tokens, "seconds": self.pace.seconds()}
+            progress = {"place": self.place()._asdict(), "tokens": self.tokens, "seconds": self.pace.seconds()}
             (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
     def save_shadow(self, folder: str | Path, run: Mapping[str, Any]) -> None:
@@ -180,7 +180,8 @@ class PretrainTrainer(SafeTrainer):
         path = Path(resume_from_checkpoint) / PROGRESS
         try:
             progress = json.loads(path.read_text(encoding="utf-8"))
-            self.rows.start, self.tokens, self.pace.before = Place(*progress["place"]), progress["tokens"], progress["seconds"]
+            self.rows.start = Place(**progress["place"])
+            self.tokens, self.pace.before = progress["tokens"], progress["seconds"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} is missing or damaged ({error}); delete its folder to resume from the checkpoint before it"
