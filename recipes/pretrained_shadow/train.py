@@ -3,13 +3,15 @@
     python -u recipes/pretrained_shadow/train.py --tokens DIR --output DIR --seconds 240
 
 Four blocks, copied from the base with the neurons of their MLPs that say most, learn the base's own probabilities and the next token.
-What it writes to OUTPUT/shadow is 3.9 MB in bfloat16. A run that is cut off leaves a shadow folder in its newest checkpoint.
+OUTPUT/package is what ships: 3.9 MB in bfloat16. A run that is cut off leaves a shadow folder in its newest checkpoint, and
+`--ship CHECKPOINT` makes OUTPUT/package of that.
 """
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,14 @@ from shadowpeft.shadow import Shadow
 
 BLOCKS, MLP = (0, 2, 5, 7), 384
 MOST_BYTES = 4_000_000
+_CARD = """# The embedded model's pretrained shadow
+
+{parameters:,} parameters in bfloat16: {blocks} blocks of the embedded model's kind, each with {neurons} neurons in its MLP. It reads the
+base's embeddings and speaks through its head. Start an adapter from it with `attach(base, shadow=<this folder>)`, where `base` is the
+model in `shadowpeft.embedded.MODEL`. The texts that it learned from are those of the base, whose README.md names them and their licences.
+
+{run}
+"""
 
 
 def loudest(base: PreTrainedModel, ids_BT: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -58,6 +68,21 @@ def cut_copy(base: PreTrainedModel, ids_BT: torch.Tensor) -> Shadow:
             state[key] = state[key].index_select(dimension, chosen[block])
     shadow.backbone.load_state_dict(state, strict=True)
     return shadow
+
+
+def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
+    """Write a shadow folder as the package holds it: in bfloat16, without the paths of this machine; return the bytes of its weights."""
+    shadow = shadow_folder.load(base, folder).to(torch.bfloat16)
+    run = json.loads((folder / shadow_folder.CONFIG).read_text(encoding="utf-8"))["run"]
+    run = {name: value for name, value in run.items() if name not in ("command", "data", "start")}
+    shadow_folder.save(shadow, replace(BaseFacts.of(base), name="shadowpeft.embedded"), output, run)
+    told = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in run.items())])
+    count = sum(parameter.numel() for parameter in shadow.parameters())
+    card = _CARD.format(parameters=count, blocks=shadow.backbone.config.num_hidden_layers, neurons=MLP, run=told)
+    (output / shadow_folder.CARD).write_text(card, encoding="utf-8")
+    weights = output / shadow_folder.WEIGHTS
+    weights.chmod(0o644)  # written private, but the package ships it
+    return weights.stat().st_size
 
 
 def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
@@ -94,6 +119,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; must be new or empty")
     parser.add_argument("--seconds", type=float, default=240, help="of training; loading and evaluation come on top, about 30 s")
     parser.add_argument("--steps", type=int, help="so many steps in place of --seconds")
+    parser.add_argument("--ship", type=Path, help="train nothing, make OUTPUT/package of this shadow folder or checkpoint")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -105,10 +131,13 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: list[str] | None = None) -> PretrainResult:
+def main(words: list[str] | None = None) -> PretrainResult | None:
     """Build the start, train, and say how large the result is."""
     began, args = time.monotonic(), arguments(words)
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    if args.ship is not None:
+        print(f"{ship(base, args.ship, args.output / 'package'):,} bytes of weights", flush=True)
+        return None
     ids = torch.from_numpy(np.load(args.tokens / "train.npz")["ids"][: 16 * args.length].astype(np.int64))
     begin = args.output.with_name(args.output.name + ".start")
     shadow_folder.save(cut_copy(base, ids.view(16, -1)), BaseFacts.of(base), begin, {"blocks": str(BLOCKS), "neurons": MLP})
@@ -116,9 +145,9 @@ def main(words: list[str] | None = None) -> PretrainResult:
     result = pretrain(settings(args, begin), command=f"python -u recipes/pretrained_shadow/train.py {' '.join(words or sys.argv[1:])}")
     print(json.dumps(vars(result), indent=1), flush=True)
     if result.shadow is not None:
-        size = (Path(result.shadow) / shadow_folder.WEIGHTS).stat().st_size
-        print(f"{result.shadow}: {size:,} bytes, {time.monotonic() - began:.1f} s in all", flush=True)
-        if torch.cuda.is_available() and size > MOST_BYTES:
+        size = ship(base, Path(result.shadow), args.output / "package")
+        print(f"{args.output / 'package'}: {size:,} bytes of weights, {time.monotonic() - began:.1f} s in all", flush=True)
+        if size > MOST_BYTES:
             raise SystemExit(f"the shadow has {size:,} bytes, expected at most {MOST_BYTES:,}")
     return result
 
