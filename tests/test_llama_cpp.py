@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from exported import ANSWER, PROMPTS, greedy, save_adapter, until_end
 from families import attached, perturb, tiny_config, tiny_model
 from gguf_tokenizers import TEXTS, TOKENIZERS, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from shadowpeft import ShadowConfig, embedded
+from shadowpeft import ShadowConfig
 from shadowpeft.export import export
 
 pytest.importorskip("gguf")
 xllamacpp = pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.llama_cpp
 
-ANSWER = 64
 SLIDING = "sliding_attention"
 THETA = {"rope_theta": 10000.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -103,24 +103,9 @@ def llama_cpp(path: Path) -> Iterator[LlamaCpp]:
     gc.collect()
 
 
-def greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
-    given = torch.tensor([ids])
-    with torch.no_grad():
-        out = model.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=ANSWER, do_sample=False, top_p=None, top_k=None, temperature=None
-        )
-    return out[0, len(ids) :].tolist()
-
-
 def log_probabilities(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].float(), -1)
-
-
-def until_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Cut an answer where llama.cpp does: at the model's end token, and at some others that it knows by name."""
-    ends = set(tokenizer.convert_tokens_to_ids([tokenizer.eos_token, "<|endoftext|>", "<|im_end|>"]))
-    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def assert_same_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, texts: list[str]) -> None:
@@ -186,30 +171,16 @@ def test_every_tokenizer_reads_as_in_transformers(kind: str, tmp_path: Path) -> 
 
 # The embedded model, whose shadow writes words
 
-PROMPTS = [
-    "The history of the city", "In 1984, the first", "She opened the door and", "What is the capital of France?", "The river flows",
-    "A list of colours:", "He was born in", "The film was released", "Once upon a time", "Water boils at", "My favourite food is",
-    "The population of the town", "It was a dark night", "The company was founded", "To make bread, you", "The war began",
-    "Scientists have found", "The song reached number 1", "“Come in,” he said,", "Réunion is an island",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def embedded_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the embedded model's shadow in all types: three of its blocks, so that what it says is not noise."""
-    folder = Path(embedded.__file__).parent / "model"
-    tmp_path, base = tmp_path_factory.mktemp("embedded"), AutoModelForCausalLM.from_pretrained(folder)
-    config = ShadowConfig(shadow_layers=8, shadow_intermediate_size=base.config.intermediate_size)
-    model = attached(base, config)
-    state = base.model.state_dict()
-    with torch.no_grad():
-        for name, tensor in model.adapters["default"].shadow.backbone.named_parameters():
-            tensor.copy_(state[name])
-    model.save_pretrained(tmp_path / "adapter")
+    """Files of the embedded model's shadow in all types."""
+    tmp_path = tmp_path_factory.mktemp("embedded")
+    folder = save_adapter(tmp_path / "adapter")
     for dtype in ("float32", "float16", "bfloat16"):
-        export(str(folder), tmp_path / "adapter", tmp_path / dtype, dtype)
-        export(str(folder), tmp_path / "adapter", tmp_path / f"{dtype}.gguf", dtype, to="gguf")
-    export(str(folder), tmp_path / "adapter", tmp_path / "q8_0.gguf", "q8_0", to="gguf")
+        export(folder, tmp_path / "adapter", tmp_path / dtype, dtype)
+        export(folder, tmp_path / "adapter", tmp_path / f"{dtype}.gguf", dtype, to="gguf")
+    export(folder, tmp_path / "adapter", tmp_path / "q8_0.gguf", "q8_0", to="gguf")
     return tmp_path
 
 
