@@ -17,7 +17,7 @@ LAYERS = [
     {"shadow", "boundary"},
     {"adapter", "losses", "outputs", "lent"},
     {"frame", "sharding", "heads", "generate", "card", "stock"},
-    {"strict", "checkpoint", "shadow_folder", "shadow_source", "detach"},
+    {"strict", "checkpoint", "authors", "shadow_folder", "shadow_source", "detach"},
     {"model"},
     {"rows", "embedded"},
     {"encode"},

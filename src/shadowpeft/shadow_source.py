@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowpeft import files, shadow_folder
+from shadowpeft import authors, files, shadow_folder
 from shadowpeft.config import ShadowConfig
 from shadowpeft.shadow import Shadow
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def holds(source: str | Path) -> bool:
     """Tell whether a path is a folder of a pretrained shadow, rather than of a whole model."""
-    return shadow_folder.holds(source)
+    return shadow_folder.holds(source) or authors.holds(source)
 
 
 def load(base: "PreTrainedModel", config: ShadowConfig, folder: str | Path) -> tuple[Shadow, ShadowConfig]:
@@ -25,7 +25,7 @@ def load(base: "PreTrainedModel", config: ShadowConfig, folder: str | Path) -> t
         ConfigError: the settings ask for another size.
         UnsupportedModelError: the shadow does not fit the base.
     """
-    shadow = shadow_folder.load(base, folder)
+    shadow = authors.load(base, folder) if authors.holds(folder) else shadow_folder.load(base, folder)
     return shadow, shadow_folder.with_sizes(config, shadow, folder)
 
 
@@ -44,4 +44,6 @@ def config_of(source: str, base: "PretrainedConfig") -> "PretrainedConfig":
     Raises:
         UserError: there is no such model or folder, or its description cannot be read.
     """
-    return shadow_folder.backbone_config(source, base) if holds(source) else files.load_config(source)
+    if authors.holds(source):
+        return authors.backbone_config(source)
+    return shadow_folder.backbone_config(source, base) if shadow_folder.holds(source) else files.load_config(source)

@@ -139,23 +139,34 @@ def start(shadow: Shadow, base: PreTrainedModel, model: PreTrainedModel, method:
 def fit(base: PreTrainedModel, model: PreTrainedModel, method: Method, text: list[Tensor], held_out: list[Tensor]) -> Fit:
     """Fit a projection; arguments and errors as `start`."""
     runs = base if method == "ridge" else None
-    base_VD, own_Vd = head_weight(base), head_weight(model)
-    judge = Moments.of(model, held_out, runs)
+    read = None if method == "pinv" else Moments.of(model, text, runs)
+    return solve(method, head_weight(base), head_weight(model), read, Moments.of(model, held_out, runs))
+
+
+def solve(method: Method, base_VD: Tensor, own_Vd: Tensor, text: Moments | None, held_out: Moments) -> Fit:
+    """Fit a projection to sums that were taken before, and judge it.
+
+    Args:
+        method: `pinv`, `weighted` or `ridge`.
+        base_VD: the base's head.
+        own_Vd: the smaller model's head.
+        text: sums over the text to fit on; not read by `pinv`. For `ridge` both need the base's states.
+        held_out: sums over other text.
+    """
     strength = None
     if method == "pinv":
         weight_Dd = pinv(base_VD, own_Vd)
-    elif method == "weighted":
-        weight_Dd = weighted(base_VD, own_Vd, Moments.of(model, text).frequencies_V())
     else:
-        weight_Dd, strength = ridge(Moments.of(model, text, base), judge)
-    width, narrow = base_VD.shape[1], own_Vd.shape[1]
+        assert text is not None
+        weight_Dd, strength = ridge(text, held_out) if method == "ridge" else (weighted(base_VD, own_Vd, text.frequencies_V()), None)
+    width, narrow = weight_Dd.shape
     return Fit(
         weight_Dd,
         in_weights=reconstruction_error(base_VD, own_Vd, weight_Dd, torch.eye(narrow, dtype=torch.float64, device=weight_Dd.device)),
-        in_logits=reconstruction_error(base_VD, own_Vd, weight_Dd, judge.xx_dd),
+        in_logits=reconstruction_error(base_VD, own_Vd, weight_Dd, held_out.xx_dd),
         strength=strength,
-        state_rms=(((weight_Dd @ judge.xx_dd) * weight_Dd).sum().item() / judge.tokens / width) ** 0.5,
-        target_rms=None if runs is None else (judge.yy / judge.tokens / width) ** 0.5,
+        state_rms=(((weight_Dd @ held_out.xx_dd) * weight_Dd).sum().item() / held_out.tokens / width) ** 0.5,
+        target_rms=None if held_out.yx_Dd is None else (held_out.yy / held_out.tokens / width) ** 0.5,
     )
 
 
