@@ -1,0 +1,135 @@
+"""Compare the warm starts of a projection before any training: a table on stdout, one JSON line a row in --output.
+
+    python recipes/warm_starts/measure.py --model BASE --shadow SMALLER --data train.jsonl.gz --held-out validation.jsonl [flags]
+
+Both models are folders or hub ids with one tokenizer; the text is what `shadowpeft pretrain` reads. Rows of the table: the base and the
+smaller model through their own heads, then the smaller model through P and the base's head (the detached shadow) with P as each method
+starts it. Perplexity is per token of the held-out rows. "error" is ||W_base P x - W x|| / ||W x|| over held-out states x, and the same
+of the weights, each with the mean logit taken away.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadowpeft import arch, files
+from shadowpeft.linear_ce import token_losses
+from shadowpeft.pretrain import start, warm
+from shadowpeft.pretrain.corpus import Corpus
+from shadowpeft.pretrain.packing import Encoder, Rows
+from shadowpeft.pretrain.tokens import refuse_other_tokenizer
+
+COLUMNS = ("P", "perplexity", "error of logits", "error of weights", "rms of P x", "ridge strength", "seconds")
+
+
+def read_rows(source: str, encoder: Encoder, length: int, count: int, batch: int, device: str) -> list[Tensor]:
+    """Pack the beginning of a text into rows, in batches of at most so many."""
+    rows = Rows(Corpus(source), encoder, length).head(count)
+    return [torch.stack([torch.from_numpy(row) for row in rows[i : i + batch]]).to(device) for i in range(0, len(rows), batch)]
+
+
+@torch.inference_mode()
+def perplexity(states: Callable[[Tensor], Tensor], head_of: PreTrainedModel, rows: list[Tensor]) -> float:
+    """Perplexity per token of what a head says of the states that a decoder gives it."""
+    head, cap, total, tokens = arch.head_of(head_of), arch.softcap_of(head_of), 0.0, 0
+    for ids_BT in rows:
+        x_BTD = states(ids_BT)[:, :-1].to(head.weight.dtype)
+        losses_N = token_losses(x_BTD.flatten(0, 1), ids_BT[:, 1:].flatten(), head.weight, head.bias, cap)
+        total, tokens = total + losses_N.double().sum().item(), tokens + losses_N.numel()
+    return float(torch.tensor(total / tokens).exp())
+
+
+def own_states(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    return lambda ids_BT: arch.decoder_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table."""
+    tokenizer = files.load_tokenizer(args.model)
+    refuse_other_tokenizer(tokenizer, files.load_tokenizer(args.shadow))
+    encoder = Encoder(tokenizer, files.load_config(args.model).vocab_size)
+    text = read_rows(args.data, encoder, args.length, args.rows, args.batch, args.device)
+    held_out = read_rows(args.held_out, encoder, args.length, args.held_out_rows, args.batch, args.device)
+    dtype = getattr(torch, args.dtype)
+    base, model = (files.load_model(source, dtype).to(args.device).eval() for source in (args.model, args.shadow))
+    yield {"P": "the base, own head", "perplexity": perplexity(own_states(base), base, held_out)}
+    yield {"P": "the smaller model, own head", "perplexity": perplexity(own_states(model), model, held_out)}
+
+    torch.manual_seed(0)
+    shadow = start.from_model(base, model)
+    if shadow.projection is None:
+        raise SystemExit(f"both models have the width {base.config.hidden_size}: there is no projection to start")
+    projection = shadow.projection.float()  # as it is trained
+
+    def states(ids_BT: Tensor) -> Tensor:
+        return projection(own_states(model)(ids_BT).to(projection.weight.dtype))
+
+    yield {"P": "random", "perplexity": perplexity(states, base, held_out)}
+    runs = base if "ridge" in args.methods else None
+    began = time.perf_counter()
+    read, judge = warm.Moments.of(model, text, runs), warm.Moments.of(model, held_out, runs)
+    reading = time.perf_counter() - began
+    print(f"read {read.tokens} tokens in {reading:.1f} s", file=sys.stderr, flush=True)
+    for method in args.methods:
+        began = time.perf_counter()
+        found = warm.solve(method, warm.head_weight(base), warm.head_weight(model), read, judge)
+        seconds = time.perf_counter() - began
+        with torch.no_grad():
+            projection.weight.copy_(found.weight_Dd)
+        yield {
+            "P": method,
+            "perplexity": perplexity(states, base, held_out),
+            "error of logits": found.in_logits,
+            "error of weights": found.in_weights,
+            "rms of P x": found.state_rms,
+            "ridge strength": found.strength,
+            "seconds": seconds,
+            "rms of what the base's head reads": found.target_rms,
+            "tokens": read.tokens,
+            "reading seconds": reading,
+        }
+
+
+def shown(row: dict[str, Any]) -> str:
+    cells = [row.get(name) for name in COLUMNS]
+    return "| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id of the base")
+    parser.add_argument("--shadow", required=True, help="folder or hub id of the smaller model")
+    parser.add_argument("--data", required=True, help="text to fit on")
+    parser.add_argument("--held-out", required=True, help="text to judge on")
+    parser.add_argument("--methods", nargs="+", default=["pinv", "weighted", "ridge"], choices=["pinv", "weighted", "ridge"])
+    parser.add_argument("--rows", type=int, default=512, help="rows of the text to fit on")
+    parser.add_argument("--held-out-rows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--batch", type=int, default=8, help="rows a forward pass")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="file to append one JSON line a row to")
+    args = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.cuda.get_device_name(0) if args.device.startswith("cuda") else platform.processor() or platform.machine()
+    facts = {**vars(args), "output": None, "device": device, "torch": torch.__version__}
+    print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|", flush=True)
+    for row in measure(args):
+        print(shown(row), flush=True)
+        if args.output is not None:
+            with args.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**row, "settings": facts}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
