@@ -80,8 +80,8 @@ def test_copies_keep_the_neurons_that_say_most(tokens):
     train = recipe("train")
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     ids_BT = torch.from_numpy(np.load(tokens / "train.npz")["ids"][:512].astype(np.int64)).view(4, -1)
-    chosen = train.loudest(base, ids_BT)
-    shadow = train.cut_copy(base, ids_BT)
+    chosen = train.loudest(base, train.BLOCKS, train.NEURONS, ids_BT)
+    shadow = train.cut_copy(base, train.BLOCKS, train.NEURONS, ids_BT)
     for place, block in enumerate(train.BLOCKS):
         ours, theirs, kept = shadow.backbone.layers[place].mlp, base.model.layers[block].mlp, chosen[block]
         x_BTD = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(0))

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shadowpeft import ShadowConfig, arch, shadow_folder
+from shadowpeft import ShadowConfig, shadow_folder
 from shadowpeft.checkpoint import BaseFacts
 from shadowpeft.embedded import MODEL
 from shadowpeft.pretrain import start
@@ -26,7 +27,7 @@ from shadowpeft.pretrain.run import PretrainResult, pretrain
 from shadowpeft.pretrain.settings import PretrainConfig
 from shadowpeft.shadow import Shadow
 
-BLOCKS, MLP = (0, 2, 5, 7), 384
+BLOCKS, NEURONS = (0, 2, 5, 7), 384
 MOST_BYTES = 4_000_000
 _CARD = """# The embedded model's pretrained shadow
 
@@ -38,17 +39,17 @@ model in `shadowpeft.embedded.MODEL`. The texts that it learned from are those o
 """
 
 
-def loudest(base: PreTrainedModel, ids_BT: torch.Tensor) -> dict[int, torch.Tensor]:
+def loudest(base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT: torch.Tensor) -> dict[int, torch.Tensor]:
     """Which neurons of each copied block's MLP add most to the stream: size of the activation times that of what it writes."""
     found = {}
 
     def note(block: int, x_BTM: torch.Tensor) -> None:
         written_M = base.model.layers[block].mlp.down_proj.weight.float().norm(dim=0)
-        found[block] = (x_BTM.float().square().mean((0, 1)).sqrt() * written_M).topk(MLP).indices.sort().values
+        found[block] = (x_BTM.float().square().mean((0, 1)).sqrt() * written_M).topk(neurons).indices.sort().values
 
     hooks = [
         base.model.layers[block].mlp.down_proj.register_forward_pre_hook(lambda _, inputs, block=block: note(block, inputs[0]))
-        for block in BLOCKS
+        for block in blocks
     ]
     with torch.no_grad():
         base.model(ids_BT, use_cache=False)
@@ -57,17 +58,22 @@ def loudest(base: PreTrainedModel, ids_BT: torch.Tensor) -> dict[int, torch.Tens
     return found
 
 
-def cut_copy(base: PreTrainedModel, ids_BT: torch.Tensor) -> Shadow:
+def cut_copy(base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT: torch.Tensor) -> Shadow:
     """Copy the chosen blocks of the base, with fewer neurons in their MLPs."""
-    config = ShadowConfig(shadow_layers=len(BLOCKS), shadow_intermediate_size=MLP)
-    shadow, chosen = start.fresh(base, config, torch.float32), loudest(base, ids_BT)
-    state = dict(start.from_base_blocks(base, BLOCKS, torch.float32).backbone.state_dict())
-    for place, block in enumerate(BLOCKS):
+    shadow, chosen = random_blocks(base, len(blocks), neurons), loudest(base, blocks, neurons, ids_BT)
+    state = dict(start.from_base_blocks(base, blocks, torch.float32).backbone.state_dict())
+    for place, block in enumerate(blocks):
         for name, dimension in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
             key = f"layers.{place}.mlp.{name}.weight"
             state[key] = state[key].index_select(dimension, chosen[block])
     shadow.backbone.load_state_dict(state, strict=True)
     return shadow
+
+
+def random_blocks(base: PreTrainedModel, blocks: int, neurons: int) -> Shadow:
+    """The same shadow from nothing."""
+    torch.manual_seed(0)
+    return start.fresh(base, ShadowConfig(shadow_layers=blocks, shadow_intermediate_size=neurons), torch.float32)
 
 
 def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
@@ -78,7 +84,9 @@ def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
     shadow_folder.save(shadow, replace(BaseFacts.of(base), name="shadowpeft.embedded"), output, run)
     told = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in run.items())])
     count = sum(parameter.numel() for parameter in shadow.parameters())
-    card = _CARD.format(parameters=count, blocks=shadow.backbone.config.num_hidden_layers, neurons=MLP, run=told)
+    card = _CARD.format(
+        parameters=count, blocks=shadow.backbone.config.num_hidden_layers, neurons=shadow.backbone.config.intermediate_size, run=told
+    )
     (output / shadow_folder.CARD).write_text(card, encoding="utf-8")
     weights = output / shadow_folder.WEIGHTS
     weights.chmod(0o644)  # written private, but the package ships it
@@ -96,6 +104,7 @@ def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
         start=str(begin),
         next_token=args.next_token,
         distil=args.distil,
+        match=args.match,
         temperature=args.temperature,
         batch_size=args.batch,
         max_length=args.length,
@@ -120,11 +129,15 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=240, help="of training; loading and evaluation come on top, about 30 s")
     parser.add_argument("--steps", type=int, help="so many steps in place of --seconds")
     parser.add_argument("--ship", type=Path, help="train nothing, make OUTPUT/package of this shadow folder or checkpoint")
+    parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS, help="blocks of the base to copy")
+    parser.add_argument("--neurons", type=int, default=NEURONS, help="neurons that the MLP of each keeps")
+    parser.add_argument("--fresh", action="store_true", help="random blocks of that shape instead, to compare with")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--next-token", type=float, default=0.3)
     parser.add_argument("--distil", type=float, default=0.7)
+    parser.add_argument("--match", type=float, default=0.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--eval-rows", type=int, default=512)
     parser.add_argument("--every", type=int, default=500, help="evaluate and save every so many steps")
@@ -140,8 +153,12 @@ def main(words: list[str] | None = None) -> PretrainResult | None:
         return None
     ids = torch.from_numpy(np.load(args.tokens / "train.npz")["ids"][: 16 * args.length].astype(np.int64))
     begin = args.output.with_name(args.output.name + ".start")
-    shadow_folder.save(cut_copy(base, ids.view(16, -1)), BaseFacts.of(base), begin, {"blocks": str(BLOCKS), "neurons": MLP})
-    print(f"start: {arch.family_of(base).name}, blocks {BLOCKS} with {MLP} neurons, after {time.monotonic() - began:.1f} s", flush=True)
+    if args.fresh:
+        shadow = random_blocks(base, len(args.blocks), args.neurons)
+    else:
+        shadow = cut_copy(base, args.blocks, args.neurons, ids.view(16, -1))
+    shadow_folder.save(shadow, BaseFacts.of(base), begin, {})
+    print(f"start after {time.monotonic() - began:.1f} s", flush=True)
     result = pretrain(settings(args, begin), command=f"python -u recipes/pretrained_shadow/train.py {' '.join(words or sys.argv[1:])}")
     print(json.dumps(vars(result), indent=1), flush=True)
     if result.shadow is not None:
