@@ -104,7 +104,7 @@ def test_the_error_is_that_of_the_logits_themselves():
 
 
 def moments(x_Nd: torch.Tensor, y_ND: torch.Tensor) -> warm.Moments:
-    return warm.Moments(len(x_Nd), torch.zeros(V), x_Nd.T @ x_Nd, y_ND.T @ x_Nd, y_ND.square().sum().item())
+    return warm.Moments(len(x_Nd), x_Nd.T @ x_Nd, y_ND.T @ x_Nd, y_ND.square().sum().item())
 
 
 def test_ridge_finds_the_map_from_noisy_states():
@@ -156,22 +156,29 @@ def test_moments_are_of_what_the_heads_read():
     assert close(got.xx_dd, x_Nd.T @ x_Nd)
     assert close(got.yx_Dd, y_ND.T @ x_Nd)
     assert got.yy == pytest.approx(y_ND.square().sum().item())
-    assert got.tokens == got.counts_V.sum() == 54
-    assert got.counts_V[int(text[0][0, 0])] == sum((ids == text[0][0, 0]).sum() for ids in text)
-    assert got.frequencies_V().sum().item() == pytest.approx(1)
-    assert got.frequencies_V().min() > 0, "a token that the text lacks is in the softmax all the same"
+    assert got.tokens == 54
 
 
-def test_only_ridge_runs_the_base():
-    """Catches a base run for a fit that reads heads alone."""
+def test_frequencies_are_shares_of_the_text():
+    """Catches counts of the last row alone, and tokens without weight: one that the text lacks is in the softmax all the same."""
+    text = rows(3)
+    share_V, every = warm.frequencies(text, V), torch.cat(text).flatten().tolist()
+    for token in range(V):
+        assert share_V[token].item() == pytest.approx(0.9 * every.count(token) / 54 + 0.1 / V)
+    assert share_V.min() > 0
+
+
+def test_models_are_run_only_where_their_states_are_read():
+    """Catches a base run for a fit that reads heads alone, and a model run for the counting of tokens."""
     base, model, _ = pair("llama")
-    ran: list[int] = []
-    base.model.register_forward_hook(lambda *_: ran.append(1))
+    ran: list[str] = []
+    for name, network in (("base", base), ("model", model)):
+        network.model.register_forward_hook(lambda *_, name=name: ran.append(name))
     for method in ("pinv", "weighted"):
         assert warm.fit(base, model, method, rows(2), rows(1, seed=1)).target_rms is None
-    assert not ran
+    assert ran == ["model"] * 2
     warm.fit(base, model, "ridge", rows(2), rows(1, seed=1))
-    assert len(ran) == 3
+    assert sorted(ran[2:]) == ["base"] * 3 + ["model"] * 3
 
 
 @pytest.mark.parametrize("method", ["pinv", "weighted"])
@@ -229,7 +236,7 @@ def test_ridge_matches_the_base_best_and_weighted_the_likely_tokens_best():
     assert min(missed, key=missed.get) == "ridge"
 
     def likely(weight_Dd: torch.Tensor) -> float:
-        share_V = read.frequencies_V()
+        share_V = warm.frequencies(text, V)
         error_Vd = arch.head_of(base).weight @ weight_Dd - arch.head_of(model).weight
         return (share_V[:, None] * (error_Vd - share_V @ error_Vd) ** 2).sum().item()
 

@@ -11,7 +11,6 @@ of the weights, each with the mean logit taken away.
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadowpeft import arch, files
@@ -75,28 +75,29 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return projection(own_states(model)(ids_BT).to(projection.weight.dtype))
 
     yield {"P": "random", "perplexity": perplexity(states, base, held_out)}
-    runs = base if "ridge" in args.methods else None
-    began = time.perf_counter()
-    read, judge = warm.Moments.of(model, text, runs), warm.Moments.of(model, held_out, runs)
-    reading = time.perf_counter() - began
-    print(f"read {read.tokens} tokens in {reading:.1f} s", file=sys.stderr, flush=True)
+    own_Vd, base_VD = warm.head_weight(model), warm.head_weight(base)
+    judge = warm.Moments.of(model, held_out, base)
     for method in args.methods:
-        began = time.perf_counter()
-        found = warm.solve(method, warm.head_weight(base), warm.head_weight(model), read, judge)
+        began, strength = time.perf_counter(), None
+        if method == "pinv":
+            weight_Dd = warm.pinv(base_VD, own_Vd)
+        elif method == "weighted":
+            weight_Dd = warm.weighted(base_VD, own_Vd, warm.frequencies(text, len(base_VD)))
+        else:
+            weight_Dd, strength = warm.ridge(warm.Moments.of(model, tqdm(text[: args.ridge_batches], "reading for ridge"), base), judge)
+        found = warm.judged(base_VD, own_Vd, weight_Dd, judge, strength)
         seconds = time.perf_counter() - began
         with torch.no_grad():
-            projection.weight.copy_(found.weight_Dd)
+            projection.weight.copy_(weight_Dd)
         yield {
             "P": method,
             "perplexity": perplexity(states, base, held_out),
             "error of logits": found.in_logits,
             "error of weights": found.in_weights,
             "rms of P x": found.state_rms,
-            "ridge strength": found.strength,
+            "ridge strength": strength,
             "seconds": seconds,
             "rms of what the base's head reads": found.target_rms,
-            "tokens": read.tokens,
-            "reading seconds": reading,
         }
 
 
@@ -112,7 +113,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="text to fit on")
     parser.add_argument("--held-out", required=True, help="text to judge on")
     parser.add_argument("--methods", nargs="+", default=["pinv", "weighted", "ridge"], choices=["pinv", "weighted", "ridge"])
-    parser.add_argument("--rows", type=int, default=512, help="rows of the text to fit on")
+    parser.add_argument("--rows", type=int, default=8192, help="rows of the text to fit on")
+    parser.add_argument("--ridge-batches", type=int, default=256, help="batches of them that ridge runs both models on")
     parser.add_argument("--held-out-rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--batch", type=int, default=8, help="rows a forward pass")

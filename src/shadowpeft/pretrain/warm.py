@@ -56,14 +56,12 @@ class Moments:
 
     Attributes:
         tokens: how many were read.
-        counts_V: how often each was.
         xx_dd: sum of x x^T, where x is what the smaller model's own head reads.
         yx_Dd: sum of y x^T, where y is what the base's head reads; `None` if the base was not run.
         yy: sum of ||y||^2.
     """
 
     tokens: int
-    counts_V: Tensor
     xx_dd: Tensor
     yx_Dd: Tensor | None
     yy: float
@@ -81,28 +79,20 @@ class Moments:
         Raises:
             ConfigError: there is no text.
         """
-        vocabulary, width = arch.head_of(model).weight.shape
-        device = _exact(arch.head_of(model).weight.device)
-        counts_V = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+        device, width = _exact(arch.token_embedding_of(model).weight.device), model.config.hidden_size
         xx_dd = torch.zeros(width, width, dtype=torch.float64, device=device)
         yx_Dd = None if base is None else torch.zeros(base.config.hidden_size, width, dtype=torch.float64, device=device)
         tokens, yy = 0, 0.0
         for ids_BT in batches:
             x_Nd = _states(model, ids_BT, device)
-            counts_V += torch.bincount(ids_BT.flatten().to(device), minlength=vocabulary)
             xx_dd += x_Nd.T @ x_Nd
             tokens += ids_BT.numel()
             if base is not None and yx_Dd is not None:
                 y_ND = _states(base, ids_BT, device)
                 yx_Dd += y_ND.T @ x_Nd
                 yy += y_ND.square().sum().item()
-        if not tokens:
-            raise ConfigError("a warm start needs text, and there is none: give at least one row")
-        return cls(tokens, counts_V, xx_dd, yx_Dd, yy)
-
-    def frequencies_V(self) -> Tensor:
-        """Return each token's share of the text, a tenth of it spread evenly over the vocabulary."""
-        return (1 - _EVENLY) * self.counts_V / self.tokens + _EVENLY / len(self.counts_V)
+        _refuse_no_text(tokens)
+        return cls(tokens, xx_dd, yx_Dd, yy)
 
     def miss(self, weight_Dd: Tensor) -> float:
         """Sum ||y - P x||^2 over the text, from the sums alone."""
@@ -110,7 +100,9 @@ class Moments:
         return ((weight_Dd @ self.xx_dd) * weight_Dd).sum().item() - 2 * (weight_Dd * self.yx_Dd).sum().item() + self.yy
 
 
-def start(shadow: Shadow, base: PreTrainedModel, model: PreTrainedModel, method: Method, text: list[Tensor], held_out: list[Tensor]) -> Fit:
+def start(
+    shadow: Shadow, base: PreTrainedModel, model: PreTrainedModel, method: Method, text: Iterable[Tensor], held_out: Iterable[Tensor]
+) -> Fit:
     """Fit a shadow's projection and put it in place.
 
     Args:
@@ -136,29 +128,21 @@ def start(shadow: Shadow, base: PreTrainedModel, model: PreTrainedModel, method:
     return found
 
 
-def fit(base: PreTrainedModel, model: PreTrainedModel, method: Method, text: list[Tensor], held_out: list[Tensor]) -> Fit:
+def fit(base: PreTrainedModel, model: PreTrainedModel, method: Method, text: Iterable[Tensor], held_out: Iterable[Tensor]) -> Fit:
     """Fit a projection; arguments and errors as `start`."""
-    runs = base if method == "ridge" else None
-    read = None if method == "pinv" else Moments.of(model, text, runs)
-    return solve(method, head_weight(base), head_weight(model), read, Moments.of(model, held_out, runs))
-
-
-def solve(method: Method, base_VD: Tensor, own_Vd: Tensor, text: Moments | None, held_out: Moments) -> Fit:
-    """Fit a projection to sums that were taken before, and judge it.
-
-    Args:
-        method: `pinv`, `weighted` or `ridge`.
-        base_VD: the base's head.
-        own_Vd: the smaller model's head.
-        text: sums over the text to fit on; not read by `pinv`. For `ridge` both need the base's states.
-        held_out: sums over other text.
-    """
-    strength = None
+    base_VD, own_Vd, strength = head_weight(base), head_weight(model), None
+    judge = Moments.of(model, held_out, base if method == "ridge" else None)
     if method == "pinv":
         weight_Dd = pinv(base_VD, own_Vd)
+    elif method == "weighted":
+        weight_Dd = weighted(base_VD, own_Vd, frequencies(text, len(base_VD)))
     else:
-        assert text is not None
-        weight_Dd, strength = ridge(text, held_out) if method == "ridge" else (weighted(base_VD, own_Vd, text.frequencies_V()), None)
+        weight_Dd, strength = ridge(Moments.of(model, text, base), judge)
+    return judged(base_VD, own_Vd, weight_Dd, judge, strength)
+
+
+def judged(base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, held_out: Moments, strength: float | None = None) -> Fit:
+    """Say how well a projection fits, from sums over held-out text."""
     width, narrow = weight_Dd.shape
     return Fit(
         weight_Dd,
@@ -168,6 +152,20 @@ def solve(method: Method, base_VD: Tensor, own_Vd: Tensor, text: Moments | None,
         state_rms=(((weight_Dd @ held_out.xx_dd) * weight_Dd).sum().item() / held_out.tokens / width) ** 0.5,
         target_rms=None if held_out.yx_Dd is None else (held_out.yy / held_out.tokens / width) ** 0.5,
     )
+
+
+def frequencies(text: Iterable[Tensor], vocabulary: int) -> Tensor:
+    """Return each token's share of the text, (V,), a tenth of it spread evenly over the vocabulary. No model is run.
+
+    Raises:
+        ConfigError: there is no text.
+    """
+    counts_V = torch.zeros(vocabulary, dtype=torch.float64)
+    for ids_BT in text:
+        counts_V += torch.bincount(ids_BT.flatten(), minlength=vocabulary).cpu()
+    tokens = int(counts_V.sum())
+    _refuse_no_text(tokens)
+    return (1 - _EVENLY) * counts_V / tokens + _EVENLY / vocabulary
 
 
 def pinv(base_VD: Tensor, own_Vd: Tensor) -> Tensor:
@@ -263,6 +261,11 @@ def head_weight(model: PreTrainedModel) -> Tensor:
             "a warm start reads the heads of both models as plain numbers, and one is quantised or not in memory; load it unquantised"
         )
     return weight.detach()
+
+
+def _refuse_no_text(tokens: int) -> None:
+    if not tokens:
+        raise ConfigError("a warm start needs text, and there is none: give at least one row")
 
 
 def _sums(base_VD: Tensor, own_Vd: Tensor, share_V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
