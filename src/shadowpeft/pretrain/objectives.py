@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.linear_ce import LOGITS_AT_A_TIME
+from shadowpeft.linear_ce import CACHED_LOGITS, LOGITS_AT_A_TIME
 
 # Both sides' logits and their gradient's intermediate results are in hand at once.
 _AT_A_TIME = LOGITS_AT_A_TIME // 4
@@ -36,6 +36,11 @@ class Head(NamedTuple):
         logits_nV = F.linear(x_nD, self.weight_VD, self.bias_V)
         logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
         return logits_nV if self.softcap is None else self.softcap * (logits_nV / self.softcap).tanh()
+
+    def log_probabilities(self, x_nD: Tensor, temperature: float) -> Tensor:
+        """Apply it and the softmax, flattened by the temperature."""
+        logits_nV = self.logits(x_nD)
+        return F.log_softmax(logits_nV if temperature == 1 else logits_nV / temperature, -1)
 
     def to(self, dtype: torch.dtype) -> "Head":
         """Cast weight and bias."""
@@ -76,12 +81,13 @@ class _Divergences(torch.autograd.Function):
         ctx: FunctionCtx, s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
     ) -> Tensor:
         losses, slopes = [], []
-        size = max(1, _AT_A_TIME // len(head.weight_VD))
+        logits = min(_AT_A_TIME, CACHED_LOGITS) if s_ND.device.type == "cpu" else _AT_A_TIME
+        size = max(1, logits // len(head.weight_VD))
         for s_nD, h_nD in zip(s_ND.split(size), h_ND.split(size), strict=True):
-            log_p_nV = F.log_softmax(head.logits(h_nD) / temperature, -1)
+            log_p_nV = head.log_probabilities(h_nD, temperature)
             with torch.set_grad_enabled(differentiate):
                 x_nD = s_nD.detach().requires_grad_(differentiate)
-                log_q_nV = F.log_softmax(head.logits(x_nD) / temperature, -1)
+                log_q_nV = head.log_probabilities(x_nD, temperature)
                 loss_n = temperature**2 * (_divergence(log_p_nV, log_q_nV) if top_k is None else _coarse(log_p_nV, log_q_nV, top_k))
                 if differentiate:
                     slopes.extend(torch.autograd.grad(loss_n.sum(), x_nD))
