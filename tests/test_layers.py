@@ -21,7 +21,7 @@ LAYERS = [
     {"model"},
     {"rows", "embedded"},
     {"encode"},
-    {"trainer", "evaluate", "export", "doctor", "harness"},
+    {"trainer", "evaluate", "export", "doctor", "harness", "run_folder"},
     {"train", "pretrain"},
     {"compare"},
     {"bench"},

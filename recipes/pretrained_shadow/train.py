@@ -2,7 +2,7 @@
 
     python -u recipes/pretrained_shadow/train.py --tokens DIR --output DIR --seconds 240
 
-Four blocks, copied from the base with the neurons of their MLPs that say most, learn the base's own next-token probabilities.
+Four blocks, copied from the base with the neurons of their MLPs that say most, learn the base's next-token probabilities and its state.
 OUTPUT/package is what ships: 3.9 MB in bfloat16. A run that is cut off leaves a shadow folder in its newest checkpoint, and
 `--ship CHECKPOINT` makes OUTPUT/package of that.
 """
@@ -137,7 +137,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--next-token", type=float, default=0.0)
     parser.add_argument("--distil", type=float, default=1.0)
-    parser.add_argument("--match", type=float, default=0.0)
+    parser.add_argument("--match", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--eval-rows", type=int, default=512)
     parser.add_argument("--every", type=int, default=500, help="evaluate and save every so many steps")
