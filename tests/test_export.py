@@ -207,6 +207,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"max_shard_size": "2 gigabytes"}, "such as 500MB or 2GB, got '2 gigabytes'"),
         ({"dtype": "q8_0"}, "q8_0 is a type of GGUF files"),
+        ({"to": "gguf", "max_shard_size": "2GB"}, "max_shard_size is of a model folder"),
         ({"shadow": "somewhere"}, "give either --adapter"),
         ({"adapter": None}, "give either --adapter"),
         ({"adapter": None, "shadow": "somewhere"}, "there is no shadow folder somewhere"),

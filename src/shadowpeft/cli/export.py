@@ -11,7 +11,7 @@ def run(
     shadow_model: str | None = None,
     to: Literal["hf", "gguf"] = "hf",
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto",
-    max_shard_size: str = "50GB",
+    max_shard_size: str | None = None,
     push: str | None = None,
     json: bool = False,
 ) -> None:
@@ -24,7 +24,7 @@ def run(
         shadow_model: folder of a pretrained shadow, in place of --adapter.
         to: hf for a model folder, gguf for a file that llama.cpp runs.
         dtype: type of the weights; auto for the base's. q8_0 (8 bits) only with --to gguf.
-        max_shard_size: largest file of weights in a folder, such as 2GB.
+        max_shard_size: largest file of weights in a folder, such as 2GB; transformers' default otherwise.
         push: repository on the Hugging Face hub (user/name) to upload to, too.
         json: print the summary as JSON.
     """

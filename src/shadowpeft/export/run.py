@@ -48,7 +48,7 @@ def export(
     dtype: torch.dtype | str = "auto",
     to: Format = "hf",
     shadow: str | Path | None = None,
-    max_shard_size: str = "50GB",
+    max_shard_size: str | None = None,
     push: str | None = None,
 ) -> ExportResult:
     """Detach a shadow and write it, complete with the base's tokenizer, generation settings and a card.
@@ -60,7 +60,7 @@ def export(
         dtype: type of the weights; the base's by default. For `gguf` also `q8_0`.
         to: `hf` for a folder that stock transformers loads, `gguf` for one file that llama.cpp runs.
         shadow: folder of a pretrained shadow, in place of `adapter`.
-        max_shard_size: largest file of weights in a folder, such as `2GB`.
+        max_shard_size: largest file of weights in a folder, such as `2GB`; transformers' default otherwise.
         push: repository on the Hugging Face hub (`user/name`) to upload to afterwards.
 
     Raises:
@@ -71,6 +71,8 @@ def export(
     output = Path(output)
     if to == "hf" and dtype == "q8_0":
         raise ConfigError("q8_0 is a type of GGUF files: give --to gguf, or one of float32, bfloat16 and float16")
+    if to == "gguf" and max_shard_size is not None:
+        raise ConfigError("max_shard_size is of a model folder, and a GGUF export is one file; leave it out")
     _refuse_taken(output, to)
     folder.refuse_shard_size(max_shard_size)
     source = Source.look(base, adapter, shadow)
