@@ -199,6 +199,22 @@ def test_the_vocabulary_is_written_in_full(kind: str, tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.model"] == ("llama" if "sentencepiece" in kind else "gpt2")
 
 
+def test_the_shadow_of_a_mixture_of_experts_is_written_as_the_dense_blocks_it_has(tmp_path: Path) -> None:
+    """Catches a refusal for experts that the shadow has not, and a file that llama.cpp would look for them in."""
+    model, tokenizer = made("qwen3_moe")
+    as_a_user(model, tokenizer, tmp_path)
+    export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
+    export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small")
+    small, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "small"), tokenizer("the quick brown fox jumps").input_ids
+    with torch.no_grad():
+        wanted = small(torch.tensor([ids])).logits[0]
+    file = File(tmp_path / "small.gguf")
+    assert file.arch == "qwen3"
+    torch.testing.assert_close(by_the_equations(file, ids), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UnsupportedModelError, match="a Qwen3-MoE shadow cannot be written"):
+        gguf_file.write(model, tokenizer, tmp_path / "base.gguf")
+
+
 # The command
 
 

@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("mistral", "sentencepiece with a space", {"sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
     "qwen3": ("qwen3", "qwen2", {"head_dim": 16}),
+    "qwen3-moe": ("qwen3_moe", "qwen2", {}),
     "gemma 2": ("gemma2", "sentencepiece", {"query_pre_attn_scalar": 32, "tie_word_embeddings": True, "attn_logit_softcapping": 2.0}),
     "gemma 2, no caps": (
         "gemma2", "sentencepiece", {"tie_word_embeddings": True, "attn_logit_softcapping": None, "final_logit_softcapping": None},

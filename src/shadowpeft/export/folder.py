@@ -7,7 +7,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.errors import ConfigError
 
-
 _SHARD = "50GB"  # transformers' own
 
 

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from shadowpeft import arch
@@ -64,6 +64,8 @@ def layout_of(config: PretrainedConfig) -> Layout:
         UnsupportedModelError: llama.cpp does not compute it, or we do not write it; the message says what and which families we do.
     """
     family = arch.family_of_config(config)
+    if family.model_type == "qwen3_moe" and len(config.mlp_only_layers) == config.num_hidden_layers:
+        return layout_of(_as_qwen3(config))
     if family.model_type not in LAYOUTS:
         known = ", ".join(arch.FAMILIES[name].name for name in LAYOUTS)
         raise UnsupportedModelError(f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf")
@@ -80,6 +82,12 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if found:
         raise UnsupportedModelError(f"this {family.name} shadow cannot be written as GGUF: {found[0]}; give --to hf")
     return layout
+
+
+def _as_qwen3(config: PretrainedConfig) -> PretrainedConfig:
+    """Describe the shadow of a Qwen3-MoE base, which has no experts, as what its blocks are."""
+    values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    return CONFIG_MAPPING["qwen3"].from_dict(values)
 
 
 def _rope_types(config: PretrainedConfig) -> set[str]:

@@ -1,5 +1,6 @@
 """What is exported: the shadow of an adapter, or a pretrained one, and the tokenizer that goes with it."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Source:
         folder: the adapter's folder, or that of a pretrained shadow.
         pretrained: whether it is the latter.
         tokenizer: the base's.
-        backbone: configuration of the shadow, with whether its head will be tied; of an implicit one the base's, whose sizes differ.
+        backbone: configuration that tells what kind of model the detached one will be, sizes left aside.
         task: what it was trained for.
         labels: how many classes a classifier tells.
     """
@@ -54,10 +55,10 @@ class Source:
         if adapter is None:
             assert shadow is not None
             backbone = shadow_folder.backbone_config(shadow, config)
-            return cls(base, Path(shadow), True, tokenizer, _untied(backbone, config), "causal-lm", None)
+            return cls(base, Path(shadow), True, tokenizer, _detached_kind(backbone, config), "causal-lm", None)
         backbone, facts = _described(Path(adapter), config)
         task: arch.Task = "causal-lm" if facts.task == "causal-lm" else "sequence-classification"
-        return cls(base, Path(adapter), False, tokenizer, _untied(backbone, config), task, facts.num_labels)
+        return cls(base, Path(adapter), False, tokenizer, _detached_kind(backbone, config), task, facts.num_labels)
 
     def detach(self, dtype: torch.dtype | str) -> PreTrainedModel:
         """Load the base, build the detached model in its type, and let it stop where the base's answers end.
@@ -81,9 +82,13 @@ class Source:
         return model
 
 
-def _untied(backbone: PretrainedConfig, base: PretrainedConfig) -> PretrainedConfig:
-    """Say that an explicit shadow's head is not tied: it is the base's, and its embeddings are its own."""
-    if backbone is not base:
+def _detached_kind(backbone: PretrainedConfig, base: PretrainedConfig) -> PretrainedConfig:
+    """Describe the detached model by kind, its sizes left aside: an explicit shadow's head is the base's and so never tied to its own
+    embeddings; an implicit one has dense blocks, whatever the base's are, and one stands for all."""
+    if backbone is base:
+        backbone = copy.deepcopy(base)
+        arch.set_depth(backbone, 1)
+    else:
         backbone.tie_word_embeddings = False
     return backbone
 
