@@ -214,16 +214,21 @@ def test_the_printed_errors_are_of_the_models_themselves():
     for method in ("pinv", "weighted", "ridge"):
         found = warm.fit(base, model, method, rows(6), held_out)
         with torch.no_grad():
-            said, meant, sizes = [], [], []
+            said, meant, sizes, aims = [], [], [], []
             for ids_BT in held_out:
                 x_BTd = model.model(ids_BT).last_hidden_state
                 meant.append(with_mean_taken(model(ids_BT).logits))
                 said.append(with_mean_taken(arch.head_of(base)(x_BTd @ found.weight_Dd.T)))
                 sizes.append(x_BTd @ found.weight_Dd.T)
+                aims.append(base.model(ids_BT).last_hidden_state)
             error = (torch.cat(said) - torch.cat(meant)).norm() / torch.cat(meant).norm()
         assert found.in_logits == pytest.approx(error.item(), rel=1e-9), method
         assert found.state_rms == pytest.approx(torch.cat(sizes).square().mean().sqrt().item(), rel=1e-9)
         assert 0.01 < found.in_weights < 2
+        if method == "ridge":
+            wanted = torch.cat(aims)
+            assert found.in_states == pytest.approx(((torch.cat(sizes) - wanted).norm() / wanted.norm()).item(), rel=1e-9)
+            assert found.target_rms == pytest.approx(wanted.square().mean().sqrt().item(), rel=1e-9)
 
 
 def test_ridge_matches_the_base_best_and_weighted_the_likely_tokens_best():

@@ -5,7 +5,7 @@
 Both models are folders or hub ids with one tokenizer; the text is what `shadowpeft pretrain` reads. Rows of the table: the base and the
 smaller model through their own heads, then the smaller model through P and the base's head (the detached shadow) with P as each method
 starts it. Perplexity is per token of the held-out rows. "error" is ||W_base P x - W x|| / ||W x|| over held-out states x, and the same
-of the weights, each with the mean logit taken away.
+of the weights, each with the mean logit taken away; of the states, ||P x - y|| / ||y|| with y what the base's own head reads.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from shadowpeft.pretrain.corpus import Corpus
 from shadowpeft.pretrain.packing import Encoder, Rows
 from shadowpeft.pretrain.tokens import refuse_other_tokenizer
 
-COLUMNS = ("P", "perplexity", "error of logits", "error of weights", "rms of P x", "ridge strength", "seconds")
+COLUMNS = ("P", "perplexity", "error of logits", "error of weights", "error of states", "rms of P x", "ridge strength", "seconds")
 
 
 def read_rows(source: str, encoder: Encoder, length: int, count: int, batch: int, device: str) -> list[Tensor]:
@@ -94,6 +94,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "perplexity": perplexity(states, base, held_out),
             "error of logits": found.in_logits,
             "error of weights": found.in_weights,
+            "error of states": found.in_states,
             "rms of P x": found.state_rms,
             "ridge strength": strength,
             "seconds": seconds,

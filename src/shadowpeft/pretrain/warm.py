@@ -36,7 +36,8 @@ class Fit:
         weight_Dd: P.
         in_weights: ||C (W_base P - W)|| / ||C W||, where C takes from each column its mean over the vocabulary: a constant added to all
             logits of a position changes no probability.
-        in_logits: the same of the logits W_base P x and W x, over held-out hidden states x.
+        in_logits: the same of the logits W_base P x and W x, over held-out hidden states x. `ridge` does not aim at these.
+        in_states: ||P x - y|| / ||y|| over held-out text, where y is what the base's own head reads; `None` if the base was not run.
         strength: what `ridge` chose, as a share of the states' mean square; `None` for the others.
         state_rms: root mean square of s^(0) = P x, on held-out text.
         target_rms: the same of what the base's own head reads, if it was run; a boundary of the variant `normed` compares at 1.
@@ -45,6 +46,7 @@ class Fit:
     weight_Dd: Tensor
     in_weights: float
     in_logits: float
+    in_states: float | None
     strength: float | None
     state_rms: float
     target_rms: float | None
@@ -148,6 +150,7 @@ def judged(base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, held_out: Moments
         weight_Dd,
         in_weights=reconstruction_error(base_VD, own_Vd, weight_Dd, torch.eye(narrow, dtype=torch.float64, device=weight_Dd.device)),
         in_logits=reconstruction_error(base_VD, own_Vd, weight_Dd, held_out.xx_dd),
+        in_states=None if held_out.yx_Dd is None else (held_out.miss(weight_Dd) / held_out.yy) ** 0.5,
         strength=strength,
         state_rms=(((weight_Dd @ held_out.xx_dd) * weight_Dd).sum().item() / held_out.tokens / width) ** 0.5,
         target_rms=None if held_out.yx_Dd is None else (held_out.yy / held_out.tokens / width) ** 0.5,
