@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from shadowpeft.errors import CheckpointError, ConfigError, UserError
+from shadowpeft import run_folder
+from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from shadowpeft.model import ShadowedModel
     from shadowpeft.trainer import ShadowTrainer, StopOnSignal
 
-RUN, ADAPTER, CHECKPOINTS, METRICS = "run.yaml", "adapter", "checkpoints", "metrics.jsonl"
+ADAPTER = "adapter"
 # What may differ between a run and its continuation; everything else would make it another run.
 _FREE_ON_RESUME = ("resume", "epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "device")
 
@@ -82,7 +81,7 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _check_fsdp(config)
     output = Path(config.output)
-    start = _check_output(config, output)
+    start = run_folder.prepare(config, ADAPTER, _FREE_ON_RESUME)
     tokenizer, examples, held_out = _read_data(config)
     args = _training_arguments(config, output)
     trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, output)
@@ -92,7 +91,7 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
 
     trainer.accelerator.wait_for_everyone()  # of several processes, none may find what the first is about to write
     if trainer.args.should_save:
-        files.write_together(output, {RUN: files.text(config.to_yaml())})
+        files.write_together(output, {run_folder.RUN: files.text(config.to_yaml())})
         if config.resume:
             print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
     began = time.perf_counter()
@@ -125,59 +124,6 @@ def _check_4bit(config: TrainConfig) -> None:
         raise ConfigError("load_in_4bit needs a GPU, and the run is on a CPU; leave load_in_4bit out")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("load_in_4bit needs the bitsandbytes library; pip install 'shadowpeft[4bit]', or leave load_in_4bit out")
-
-
-def _check_output(config: TrainConfig, output: Path) -> Path | None:
-    """Refuse a folder that is not ours to write to and make it; return the checkpoint to resume from, if any."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output must be a folder, {output} is a file; choose another")
-    is_run = (output / RUN).is_file()
-    if not is_run and output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"the output folder {output} holds something other than a run (it has no {RUN}); choose another or empty it")
-    if is_run and not config.resume and _has_results(output):
-        raise ConfigError(f"the output folder {output} holds a run already; continue it with resume, or choose another")
-    start = _checkpoint_to_resume(config, output, is_run) if config.resume else None
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"the output folder {output} cannot be made ({error.strerror}); choose another") from error
-    return start
-
-
-def _has_results(output: Path) -> bool:
-    """Tell whether a run has come to something that starting it again would overwrite."""
-    from shadowpeft import trainer
-
-    return (output / ADAPTER).exists() or any(trainer.is_complete(folder) for folder in (output / CHECKPOINTS).glob("*"))
-
-
-def _checkpoint_to_resume(config: TrainConfig, output: Path, is_run: bool) -> Path | None:
-    from shadowpeft import trainer
-
-    if is_run:
-        _check_same_run(config, output / RUN)
-    if isinstance(config.resume, str):
-        start = Path(config.resume)
-        if not trainer.is_complete(start):
-            raise CheckpointError(f"{start} is not a complete checkpoint; resume true takes the newest complete one")
-        return start
-    if not is_run:
-        raise ConfigError(f"there is no run to resume in {output.absolute()}; leave out --resume, or start it where the run was started")
-    return trainer.latest_checkpoint(output / CHECKPOINTS)
-
-
-def _check_same_run(config: TrainConfig, path: Path) -> None:
-    """Refuse to continue a run under settings that would have made it another run."""
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML, so the run cannot be continued: {error}") from error
-    now = yaml.safe_load(config.to_yaml())
-    changed = [name for name in now if name not in _FREE_ON_RESUME and (not isinstance(before, dict) or before.get(name) != now[name])]
-    if changed:
-        raise ConfigError(
-            f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run"
-        )
 
 
 def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
@@ -227,7 +173,7 @@ def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments
     checkpointing: dict[str, Any] = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
     try:
         args = TrainingArguments(
-            output_dir=str(output / CHECKPOINTS),
+            output_dir=str(output / run_folder.CHECKPOINTS),
             num_train_epochs=config.epochs,
             max_steps=config.max_steps or -1,
             per_device_train_batch_size=config.batch_size,
@@ -295,7 +241,7 @@ def _build_trainer(
     from shadowpeft.evaluate import padding_id
 
     stop = trainer.StopOnSignal()
-    callbacks = [stop, trainer.MetricsFile(output / METRICS), trainer.Progress()]
+    callbacks = [stop, trainer.MetricsFile(output / run_folder.METRICS), trainer.Progress()]
     return trainer.ShadowTrainer(model, args, Collator(padding_id(tokenizer)), examples, held_out or None, callbacks), stop
 
 
@@ -309,7 +255,7 @@ def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSigna
     last: dict[str, Any] = {}
     for entry in state.log_history:
         last.update(entry)
-    newest = latest_checkpoint(output / CHECKPOINTS)
+    newest = latest_checkpoint(output / run_folder.CHECKPOINTS)
     return TrainResult(
         output=str(output),
         adapter=None if stopped else str(output / ADAPTER),

@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 
 from shadowpeft.cli import FAILURE, INTERRUPTED
-from shadowpeft.train import RUN, TrainResult, train
+from shadowpeft.run_folder import RUN
+from shadowpeft.train import TrainResult, train
 from shadowpeft.train_config import TrainConfig
 
 
