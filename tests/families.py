@@ -121,7 +121,7 @@ def _jolt(model: PreTrainedModel, seed: int, std: float, all_of_it: bool = False
     for parameter in model.parameters():
         if all_of_it or parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_((std * noise).to(parameter.dtype))
+            parameter.add_((std * noise).to(parameter))
 
 
 def token_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

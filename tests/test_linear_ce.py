@@ -215,8 +215,34 @@ def test_compiled_forward_hands_no_logits_to_the_backward_pass(monkeypatch):
     nodes = {name: list(graph.graph.nodes) for name, graph in graphs.items()}
     handed = [node.meta["val"].numel() for node in nodes["backward"] if node.op == "placeholder"]
     assert max(handed) == 2 * 45 * WIDTH
-    assert not [node for node in nodes["backward"] if "mm" in str(node.target)]
-    assert max(node.meta["val"].numel() for node in nodes["forward"] if "mm" in str(node.target)) == 30 * VOCAB
+    assert not [node for graph in nodes.values() for node in graph if "mm" in str(node.target)], "the products are inside one operation"
+    values = [value for node in nodes["forward"] for value in tree_leaves(node.meta.get("val"))]
+    sizes = [value.numel() for value in values if isinstance(value, torch.Tensor)]
+    assert max(sizes) == VOCAB * WIDTH, "the head itself"
+
+
+def test_the_operation_of_a_compiled_graph_is_one_to_torch():
+    """Catches a shape told to the compiler that is another one at run time, and a gradient that compiled code would get wrong."""
+    x, targets, weight, bias = case(7, torch.float32, bias=True)
+    aimed = targets != -100
+    given = (x, torch.where(aimed, targets, 0), aimed, weight, bias)
+    for softcap, differentiate in ((None, True), (3.0, True), (None, False)):
+        tensors = given if differentiate else (x.detach(), *given[1:])
+        torch.library.opcheck(linear_ce._operation, (*tensors, softcap, differentiate), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_second_derivatives_are_refused(compiled):
+    """Catches second derivatives that are silently zero."""
+    x, targets, weight, _ = case(5, torch.float32)
+    run = torch.compile(token_losses, backend="aot_eager", fullgraph=True) if compiled else token_losses
+
+    def twice():
+        (gradient,) = torch.autograd.grad(run(x, targets, weight).sum(), x, create_graph=True)
+        gradient.sum().backward()
+
+    with pytest.raises(RuntimeError):
+        twice()
 
 
 # In the model

@@ -442,6 +442,7 @@ def test_the_interpreter_is_never_chosen_by_itself() -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(0, 5), (1, 1), (3, 7), (5, 4096), (2, 4097), (3, 9001)])
 def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype: torch.dtype) -> None:
     """Catches columns beyond a tile that are left out or counted twice, and a target whose 1 is not taken off."""
+    torch.manual_seed(rows)
     z = (4 * torch.randn(rows, classes, dtype=torch.float64)).to(DEVICE, dtype)
     y = torch.randint(classes, (rows,), device=DEVICE)
     if rows > 1:
@@ -454,7 +455,7 @@ def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype:
     slope[torch.arange(rows), y] = exact.gather(1, y[:, None])[:, 0].expm1()
     found = triton_slope.loss_and_slope(z, y)
     torch.testing.assert_close(found.double(), loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=2e-7)
+    torch.testing.assert_close(z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=5e-7)  # four roundings of 1
 
 
 def test_a_nan_among_the_logits_is_a_nan_of_the_loss() -> None:

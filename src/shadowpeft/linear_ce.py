@@ -39,14 +39,34 @@ def token_losses(x_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Ten
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)  # here, once: autocast would cast a frozen weight anew for every chunk
         x_ND, weight_VD, bias_V = x_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-    # A compiled graph fuses the softmax and is built for one count of chunks: the fewer there are, the more lengths share it.
-    logits = LOGITS_AT_A_TIME if kind != "cpu" or torch.compiler.is_compiling() else min(LOGITS_AT_A_TIME, CACHED_LOGITS)
+    differentiate = torch.is_grad_enabled() and x_ND.requires_grad
+    aimed_N = targets_N != IGNORED
+    y_N = torch.where(aimed_N, targets_N, 0)
+    # In a compiled graph one operation: inductor would compute the logits of all chunks before it needs the first.
+    losses_and_slopes = _operation if torch.compiler.is_compiling() else _TokenLosses.apply
+    losses_N, _ = losses_and_slopes(x_ND, y_N, aimed_N, weight_VD, bias_V, softcap, differentiate)
+    return torch.where(aimed_N, losses_N, 0)
+
+
+def _losses_and_slopes(
+    x_ND: Tensor, y_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """Return each token's loss and, if wanted, its derivative by x_ND (else no rows), a few tokens at a time."""
+    logits = LOGITS_AT_A_TIME if x_ND.device.type != "cpu" else min(LOGITS_AT_A_TIME, CACHED_LOGITS)
     at_a_time = max(1, logits // len(weight_VD))
     chunks = max(1, -(-len(x_ND) // at_a_time))
-    differentiate = torch.is_grad_enabled() and x_ND.requires_grad
-    with torch.autocast(kind, enabled=False):
-        losses_N: Tensor = _TokenLosses.apply(x_ND, targets_N, weight_VD, bias_V, softcap, int(chunks), differentiate)
-    return losses_N
+    size = -(-len(x_ND) // chunks)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        parts = []
+        for i in range(chunks):
+            part = slice(i * size, (i + 1) * size)
+            parts.append(_sweep(x_ND[part], y_N[part], weight_VD, bias_V, softcap, differentiate))
+        return torch.cat([loss_n for loss_n, _ in parts]), torch.cat([slope_nD for _, slope_nD in parts])
+
+
+def _scaled(slope_ND: Tensor, aimed_N: Tensor, grad_N: Tensor) -> Tensor:
+    """Scale the slopes by the gradients of the losses; not a product with the mask: a mean over no token at all sends infinities."""
+    return torch.where(aimed_N[:, None], slope_ND * grad_N[:, None], 0).to(slope_ND.dtype)
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -54,32 +74,53 @@ class _TokenLosses(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         x_ND: Tensor,
-        targets_N: Tensor,
+        y_N: Tensor,
+        aimed_N: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
         softcap: float | None,
-        chunks: int,
         differentiate: bool,
-    ) -> Tensor:
-        aimed_N = targets_N != IGNORED
-        y_N = torch.where(aimed_N, targets_N, 0)
-        # A count of chunks, not their size, is what a compiled graph is built for: then batches of many lengths share one graph.
-        size = -(-len(x_ND) // chunks)
-        parts = []
-        for i in range(chunks):
-            part = slice(i * size, (i + 1) * size)
-            parts.append(_sweep(x_ND[part], y_N[part], weight_VD, bias_V, softcap, differentiate))
-        if differentiate:
-            ctx.save_for_backward(torch.cat([slope_nD for _, slope_nD in parts]), aimed_N[:, None])
-        return torch.where(aimed_N, torch.cat([loss_n for loss_n, _ in parts]), 0)
+    ) -> tuple[Tensor, Tensor]:
+        losses_N, slope_ND = _losses_and_slopes(x_ND, y_N, weight_VD, bias_V, softcap, differentiate)
+        ctx.save_for_backward(slope_ND, aimed_N)
+        ctx.mark_non_differentiable(slope_ND)
+        return losses_N, slope_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_N: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-        slope_ND, aimed_N1 = ctx.saved_tensors
-        # Not a product with the mask: a mean over no token at all sends infinities.
-        grad_ND = torch.where(aimed_N1, slope_ND * grad_N[:, None], 0).to(slope_ND.dtype)
-        return grad_ND, None, None, None, None, None, None
+    def backward(ctx, grad_N: Tensor, *_: Tensor) -> tuple:  # type: ignore[no-untyped-def]
+        slope_ND, aimed_N = ctx.saved_tensors
+        return _scaled(slope_ND, aimed_N, grad_N), None, None, None, None, None, None
+
+
+@torch.library.custom_op("shadowpeft::token_losses", mutates_args=())
+def _operation(
+    x_ND: Tensor, y_N: Tensor, aimed_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute `_TokenLosses` as one operation of a graph, whatever the number of tokens."""
+    return _losses_and_slopes(x_ND, y_N, weight_VD, bias_V, softcap, differentiate)
+
+
+@_operation.register_fake
+def _(x_ND, y_N, aimed_N, weight_VD, bias_V, softcap, differentiate):  # type: ignore[no-untyped-def]
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    tokens, width = x_ND.shape  # not len(), which would tie the graph to one number of tokens
+    return x_ND.new_empty(tokens, dtype=wide), x_ND.new_empty((tokens if differentiate else 0, width))
+
+
+def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], inputs[2])
+
+
+def _backward(ctx, grad_N, grad_slope):  # type: ignore[no-untyped-def]
+    if grad_slope is not None:
+        raise RuntimeError("the loss of a frozen head can be differentiated once; pass skip_logits=False for second derivatives")
+    slope_ND, aimed_N = ctx.saved_tensors
+    return _scaled(slope_ND, aimed_N, grad_N), None, None, None, None, None, None
+
+
+_operation.register_autograd(_backward, setup_context=_remember)
 
 
 def _sweep(
@@ -110,5 +151,5 @@ def _sweep(
 
 
 def _has_kernel(logits_nV: Tensor) -> bool:
-    """Tell whether one kernel can take the place of what follows; a compiled graph makes its own."""
-    return logits_nV.is_cuda and logits_nV.dtype in _KERNEL_TYPES and not torch.compiler.is_compiling() and choice.no_triton() is None
+    """Tell whether one kernel can take the place of what follows."""
+    return logits_nV.is_cuda and logits_nV.dtype in _KERNEL_TYPES and choice.no_triton() is None
