@@ -245,10 +245,10 @@ def _warm_start(config: PretrainConfig, base: "PreTrainedModel", model: "PreTrai
         [torch.from_numpy(np.stack(part)).to(base.device) for part in _parts(of, config.batch_size)] for of in (rows, text.held_out)
     )
     fit = warm.start(shadow, base, model, config.warm_start, read, held_out)
-    chosen = "" if fit.strength is None else f", strength {fit.strength:g}"
+    aimed = "" if fit.in_states is None else f"{fit.in_states:.4g} of the base's states at strength {fit.strength:g}, and "
     print(
-        f"warm start {config.warm_start}{chosen}: the projection misses {fit.in_weights:.4g} of the head's weights and {fit.in_logits:.4g} "
-        "of its logits on held-out text (0 is exact, 1 as bad as none)",
+        f"warm start {config.warm_start}: on held-out text the projection misses {aimed}{fit.in_logits:.4g} of the smaller model's logits "
+        f"({fit.in_weights:.4g} of its head's weights); 0 is exact, 1 as bad as none",
         file=sys.stderr,
     )
 
