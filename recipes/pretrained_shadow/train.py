@@ -27,7 +27,7 @@ from shadowpeft.pretrain.run import PretrainResult, pretrain
 from shadowpeft.pretrain.settings import PretrainConfig
 from shadowpeft.shadow import Shadow
 
-BLOCKS, NEURONS = (0, 2, 5, 7), 384
+BLOCKS, NEURONS = (0, 1, 2, 7), 384
 MOST_BYTES = 4_000_000
 _CARD = """# The embedded model's pretrained shadow
 
