@@ -226,6 +226,9 @@ def test_what_is_no_shadow_folder(kept, tmp_path):
         attach(base, shadow=tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"it is not a shadow folder; did you mean its shadow/\?"):
         attach(base, shadow=folder.parent)
+    base.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="it seems to be a model: load it"):
+        attach(base, shadow=tmp_path / "model")
     (folder / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"pretrained_shadow\.safetensors is missing"):
         attach(base, shadow=folder)

@@ -123,10 +123,12 @@ def _build(base: PreTrainedModel, meta: Mapping[str, Any]) -> Shadow:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"there is no shadow folder {folder}")
+        raise CheckpointError(f"there is no shadow folder {folder}; a model of the hub is loaded first, then given itself")
     path = folder / CONFIG
     if not path.exists():
         hint = "; did you mean its shadow/?" if holds(folder / "shadow") else ""
+        if (folder / "config.json").is_file():
+            hint = "; it seems to be a model: load it with AutoModelForCausalLM.from_pretrained(...) and give that"
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not a shadow folder{hint}")
     meta = strict.read_meta(path, FORMAT)
     sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
