@@ -258,7 +258,7 @@ def test_start_from_blocks_copies_them(base_folder, text_file, tmp_path):
     base = files.load_model(str(base_folder), torch.float32)
     for settings, blocks in (({"blocks": [2, 1]}, [2, 1]), ({"layers": 3}, [0, 2, 3]), ({}, [0, 3])):
         config = _settings(base_folder, text_file, tmp_path / "run", **settings)
-        shadow = pretraining._start(config, base, None, fits=True)  # type: ignore[arg-type] - no text is read
+        shadow, _ = pretraining._start(config, base, None, fits=True)  # type: ignore[arg-type] - no text is read
         for place, block in enumerate(blocks):
             ours, theirs = shadow.backbone.layers[place].state_dict(), base.model.layers[block].state_dict()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -272,6 +272,9 @@ def test_start_from_a_smaller_model(base_folder, text_file, tmp_path, capsys, me
     with pytest.warns(UserWarning, match="passed over"):
         result = pretrain(_settings(base_folder, text_file, tmp_path / "run", **settings))
     assert result.parameters == 16 * 32
+    text = pretraining.read_text(_settings(base_folder, text_file, tmp_path / "same"))
+    rows = torch.stack([torch.from_numpy(row) for row in text.held_out])
+    assert result.model_loss == pytest.approx(files.load_model(str(small), torch.float32)(rows, labels=rows).loss.item(), rel=1e-4)
     assert (f"warm start {method}" in capsys.readouterr().err) == (method != "none")
     saved, before = weights_of(tmp_path / "run" / "shadow"), files.load_model(str(small), torch.float32).model.state_dict()
     assert all(torch.equal(saved[f"backbone.{name}"], tensor) for name, tensor in before.items()), "only the projection is trained"

@@ -3,6 +3,7 @@
 Shape legend: B rows, T tokens a row, N = B (T - 1) predicted tokens, D width of the base.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,16 @@ class Lesson(nn.Module):
 
     def _losses(self, x_BTD: Tensor, input_ids: Tensor) -> Tensor:
         return token_losses(x_BTD[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), *Head.of(self.base))
+
+
+@torch.no_grad()
+def own_loss(model: PreTrainedModel, rows: Sequence[Tensor]) -> float:
+    """Return the next-token loss of a stock model through its own head over rows of ids, (T,) each."""
+    losses = []
+    for row_T in rows:
+        x_BTD = arch.decoder_of(model)(input_ids=row_T[None], use_cache=False, return_dict=True).last_hidden_state
+        losses.append(token_losses(x_BTD[0, :-1], row_T[1:], *Head.of(model)).double())
+    return torch.cat(losses).mean().item()
 
 
 def train_parts(shadow: Shadow, parts: str) -> None:

@@ -52,6 +52,7 @@ class PretrainResult:
         eval_loss: the same at the end.
         eval_perplexity: its exponential.
         base_loss: the base's own loss there.
+        model_loss: of a run that starts from a smaller model, that model's loss there through its own head.
         tokens_per_second: of training in this session, evaluation and saving left out.
         plain_tokens_per_second: of plain forward and backward passes of the same model alone, logits held; `None` where they do not fit.
         share_of_plain: the one by the other.
@@ -72,6 +73,7 @@ class PretrainResult:
     eval_loss: float | None
     eval_perplexity: float | None
     base_loss: float | None
+    model_loss: float | None
     tokens_per_second: float | None
     plain_tokens_per_second: float | None
     share_of_plain: float | None
@@ -113,7 +115,8 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
     from shadowpeft.trainer import sound_attention
 
     transformers.set_seed(config.seed)
-    trainer, stop = _build_trainer(config, _build_lesson(config, args, text, start), args, text)
+    lesson, model_loss = _build_lesson(config, args, text, start)
+    trainer, stop = _build_trainer(config, lesson, args, text)
     output = Path(config.output)
     files.write_together(output, {run_folder.RUN: files.text(config.to_yaml())})
     if config.resume:
@@ -121,7 +124,7 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
     with stop.listening(), sound_attention():
         plain = trainer.plain_rate()
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
-        result = _summarise(config, trainer, stop, plain)
+        result = _summarise(config, trainer, stop, plain, model_loss)
     if result.shadow is not None:
         trainer.save_shadow(result.shadow, _facts(config, result, command, args))
     return result
@@ -185,7 +188,7 @@ def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "Pre
 # Model
 
 
-def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text, start: Path | None) -> "Lesson":
+def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text, start: Path | None) -> "tuple[Lesson, float | None]":
     import torch
 
     from shadowpeft import arch, files
@@ -195,38 +198,40 @@ def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text,
     base = files.load_model(config.model, dtype, config.attn_implementation).to(args.device)  # type: ignore[arg-type]
     if config.match_block is not None and config.match_block >= len(arch.blocks_of(base)):
         raise ConfigError(f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}")
-    shadow = _start(config, base, text, fits=start is None).float()
+    shadow, model_loss = _start(config, base, text, fits=start is None)
+    shadow.float()
     if config.train_parts == "projection" and shadow.projection is None:
         raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
     train_parts(shadow, config.train_parts)
     weights = Weights(**{field.name: vars(config)[field.name] for field in dataclasses.fields(Weights)})
-    return Lesson(base, shadow, weights)
+    return Lesson(base, shadow, weights), model_loss
 
 
-def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bool) -> "Shadow":
-    """Make the shadow that the run begins with; a run that goes on need not fit a projection."""
+def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bool) -> "tuple[Shadow, float | None]":
+    """Make the shadow that the run begins with, and measure the smaller model it is made of; a run that goes on fits no projection."""
     import torch
 
     from shadowpeft import arch, files, shadow_folder
     from shadowpeft.config import ShadowConfig
     from shadowpeft.pretrain import start
+    from shadowpeft.pretrain.lesson import own_loss
 
     depth, layers = len(arch.blocks_of(base)), config.layers or 2
     if config.start == FRESH:
         sizes = {f"shadow_{name}": vars(config)[name] for name in ("intermediate_size", "attention_heads", "key_value_heads", "head_dim")}
-        return start.fresh(base, ShadowConfig(shadow_layers=layers, **sizes), torch.float32)
+        return start.fresh(base, ShadowConfig(shadow_layers=layers, **sizes), torch.float32), None
     if config.start == BLOCKS:
         if layers > depth:
             raise ConfigError(f"layers must be at most the base's {depth} blocks, got {layers}")
         spread = [round(place * (depth - 1) / max(layers - 1, 1)) for place in range(layers)]
-        return start.from_base_blocks(base, config.blocks or spread, torch.float32)
+        return start.from_base_blocks(base, config.blocks or spread, torch.float32), None
     if shadow_folder.holds(config.start):
-        return shadow_folder.load(base, config.start).to(base.device)
+        return shadow_folder.load(base, config.start).to(base.device), None
     model = files.load_model(config.start, torch.float32, config.attn_implementation).to(base.device)  # type: ignore[arg-type]
     shadow = start.from_model(base, model, torch.float32)
     if fits and shadow.projection is not None and config.warm_start != "none":
         _warm_start(config, base, model, shadow, text)
-    return shadow
+    return shadow, own_loss(model, [torch.from_numpy(row).to(base.device) for row in text.held_out])
 
 
 def _warm_start(config: PretrainConfig, base: "PreTrainedModel", model: "PreTrainedModel", shadow: "Shadow", text: Text) -> None:
@@ -318,7 +323,9 @@ def _build_trainer(
 # Result
 
 
-def _summarise(config: PretrainConfig, trainer: "PretrainTrainer", stop: "StopOnSignal", plain: float | None) -> PretrainResult:
+def _summarise(
+    config: PretrainConfig, trainer: "PretrainTrainer", stop: "StopOnSignal", plain: float | None, model_loss: float | None
+) -> PretrainResult:
     from shadowpeft.trainer import latest_checkpoint
 
     state, output = trainer.state, Path(config.output)
@@ -346,6 +353,7 @@ def _summarise(config: PretrainConfig, trainer: "PretrainTrainer", stop: "StopOn
         eval_loss=last.get("eval_loss"),
         eval_perplexity=last.get("eval_perplexity"),
         base_loss=None if stopped else trainer.held_out_loss(trainer.lesson.base_losses),
+        model_loss=None if model_loss is None else round(model_loss, 6),
         tokens_per_second=rate,
         plain_tokens_per_second=plain,
         share_of_plain=None if rate is None or plain is None else round(rate / plain, 4),
