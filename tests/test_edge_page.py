@@ -49,3 +49,13 @@ def test_the_pages_measurement_runs(tmp_path):
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "% of 3 right" in done.stdout
+
+
+def test_the_measurement_of_a_trimmed_vocabulary_runs(tmp_path):
+    """Catches a recipe that no longer runs, and one that drops what a token is merged of: text it counted must not lose any."""
+    words = ["--tokenizer", MODEL, "--width", 256, "--train", CLINC150 / "test.jsonl", "--test", CLINC150 / "test.jsonl"]
+    script = ROOT / "recipes" / "vocabulary" / "measure.py"
+    done = subprocess.run([sys.executable, str(script), *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 6,144" in done.stdout
+    assert "0.00% of" in done.stdout

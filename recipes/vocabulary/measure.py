@@ -1,0 +1,69 @@
+"""What trimming a vocabulary to the tokens of a domain would save, and what it would cost.
+
+Tokens are kept that the domain's text uses, and those that they are merged of; text of the domain that was not seen is then cut
+otherwise where it uses a token that is gone.
+
+    python recipes/vocabulary/measure.py --tokenizer FOLDER --width 896 --train train.jsonl --test test.jsonl
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+
+def texts(path: Path, characters: int) -> Iterator[str]:
+    """Give the strings of each row, up to so many characters in all."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            text = " ".join(value for value in json.loads(line).values() if isinstance(value, str))
+            characters -= len(text)
+            yield text
+            if characters < 0:
+                return
+
+
+def closed(used: set[int], vocabulary: dict[str, int], merges: list[list[str]]) -> set[int]:
+    """Add what tokens are merged of, and the bytes."""
+    halves: dict[int, tuple[int, int]] = {}
+    for left, right in merges:
+        halves.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))
+    kept, left_over = {index for index in vocabulary.values() if index not in halves}, list(used)
+    while left_over:
+        index = left_over.pop()
+        if index not in kept:
+            kept.add(index)
+            left_over += halves[index]
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of a model with a byte-level BPE tokenizer")
+    parser.add_argument("--width", type=int, required=True, help="the model's hidden size: numbers a token costs in one table")
+    parser.add_argument("--train", type=Path, required=True, help="text of the domain, JSON lines (.gz)")
+    parser.add_argument("--test", type=Path, required=True, help="more of it, not counted")
+    parser.add_argument("--characters", type=int, default=40_000_000, help="read at most so many of each")
+    settings = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    seen = 0
+    used: set[int] = set()
+    for text in texts(settings.train, settings.characters):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        seen, used = seen + len(ids), used | set(ids)
+    kept = closed(used, model["vocab"], model["merges"])
+    tested = [index for text in texts(settings.test, settings.characters) for index in tokenizer(text, add_special_tokens=False).input_ids]
+    gone = sum(index not in kept for index in tested) / len(tested)
+    saved = (len(model["vocab"]) - len(kept)) * settings.width
+    print(
+        f"{seen:,} tokens of the domain use {len(used):,} of {len(model['vocab']):,}; {len(kept):,} are kept with what they are merged of"
+    )
+    print(f"saved: {saved / 1e6:.1f} M numbers in each of the tables (embeddings, head); {gone:.2%} of {len(tested):,} new tokens are gone")
+
+
+if __name__ == "__main__":
+    main()
