@@ -13,13 +13,14 @@ import torch
 from families import LABELS, TINY, VOCAB, attached, padded, perturb, tiny_config, tiny_model, token_ids
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
+from safetensors.torch import load_file, save_file
 from test_encode import CHATML, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, shadow_folder
 from shadowpeft.checkpoint import BaseFacts
-from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.errors import CheckpointError, ConfigError, UserError
 from shadowpeft.export import export
 
 # In float32, relative to the largest logit: the stated bound.
@@ -135,6 +136,19 @@ def test_a_classifier_on_a_base_saved_as_language_model(tmp_path: Path) -> None:
     export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small")
     inputs = batch()
     assert error(stock_logits(tmp_path / "small", **inputs), shadow_logits(model, **inputs)) < BOUND
+
+
+@pytest.mark.parametrize("how", ["missing", "misshapen"])
+def test_a_classifiers_base_must_be_whole(how: str, tmp_path: Path) -> None:
+    """Catches a weight other than the head that transformers draws at random, as it does for every one that does not fit."""
+    model = made(tiny_config("llama"), task="sequence-classification")
+    saved(model, tmp_path / "base", tmp_path / "adapter")
+    state = load_file(tmp_path / "base" / "model.safetensors")
+    name = "model.layers.2.mlp.up_proj.weight"
+    left = {key: tensor for key, tensor in state.items() if key != name} | ({} if how == "missing" else {name: torch.zeros(3, 3)})
+    save_file(left, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks 1 weights of the right shape, such as {name}"):
+        export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small")
 
 
 @pytest.mark.parametrize("shadow_config", [None, lambda: tiny_config("qwen3", hidden_size=16)], ids=["implicit", "explicit"])

@@ -84,9 +84,10 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
             source, num_labels=labels, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
         )
     model, info = loaded
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("score."))
+    misshapen = {name for name, *_ in info["mismatched_keys"]}
+    missing = sorted(name for name in {*info["missing_keys"], *misshapen} if not name.startswith("score."))
     if missing:
-        raise UserError(f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete model")
+        raise UserError(f"the model {source} lacks {len(missing)} weights of the right shape, such as {missing[0]}; use a complete model")
     return model
 
 
