@@ -25,18 +25,35 @@ def test_the_table_is_complete_and_true(tmp_path):
     for name, step in (("data", 3), ("held-out", 7)):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": " ".join(WORDS[(i * step + j) % 10] for j in range(30))} for i in range(20)])
     paths = ["--model", base, "--shadow", small, "--data", tmp_path / "data.jsonl", "--held-out", tmp_path / "held-out.jsonl"]
-    sizes = ["--rows=8", "--held-out-rows=4", "--length=16", "--batch=3", "--device=cpu", "--output", tmp_path / "rows.jsonl"]
+    sizes = [
+        "--rows=8",
+        "--held-out-rows=4",
+        "--length=16",
+        "--batch=3",
+        "--device=cpu",
+        "--evenly=0.5",
+        "--output",
+        tmp_path / "rows.jsonl",
+    ]
     done = subprocess.run([sys.executable, SCRIPT, *map(str, paths + sizes)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["P"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
-    assert list(rows) == ["the base, own head", "the smaller model, own head", "random", "pinv", "weighted", "ridge"]
+    assert list(rows) == [
+        "the base, own head",
+        "the smaller model, own head",
+        "random",
+        "pinv",
+        "weighted",
+        "ridge",
+        "weighted, 0.5 evenly",
+    ]
     assert all(math.isfinite(row["perplexity"]) for row in rows.values())
     for method in ("pinv", "weighted"):
         assert abs(rows[method]["perplexity"] / rows["the smaller model, own head"]["perplexity"] - 1) < 1e-3
         assert rows[method]["error of logits"] < 1e-3
     assert abs(rows["random"]["perplexity"] / rows["pinv"]["perplexity"] - 1) > 0.05, "each method is measured with its own P"
     assert rows["ridge"]["ridge strength"] is not None
-    assert done.stdout.count("\n|") == 7
+    assert done.stdout.count("\n|") == 8
 
 
 def test_models_of_one_width_are_one_sentence(tmp_path):

@@ -77,12 +77,13 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"P": "random", "perplexity": perplexity(states, base, held_out)}
     own_Vd, base_VD = warm.head_weight(model), warm.head_weight(base)
     judge = warm.Moments.of(model, held_out, base)
-    for method in args.methods:
+    for method in [*args.methods, *(f"weighted, {evenly:g} evenly" for evenly in args.evenly)]:
         began, strength = time.perf_counter(), None
         if method == "pinv":
             weight_Dd = warm.pinv(base_VD, own_Vd)
-        elif method == "weighted":
-            weight_Dd = warm.weighted(base_VD, own_Vd, warm.frequencies(text, len(base_VD)))
+        elif method.startswith("weighted"):
+            evenly = warm.EVENLY if method == "weighted" else float(method.split()[1])
+            weight_Dd = warm.weighted(base_VD, own_Vd, warm.frequencies(text, len(base_VD), evenly))
         else:
             weight_Dd, strength = warm.ridge(warm.Moments.of(model, tqdm(text[: args.ridge_batches], "reading for ridge"), base), judge)
         found = warm.judged(base_VD, own_Vd, weight_Dd, judge, strength)
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="text to fit on")
     parser.add_argument("--held-out", required=True, help="text to judge on")
     parser.add_argument("--methods", nargs="+", default=["pinv", "weighted", "ridge"], choices=["pinv", "weighted", "ridge"])
+    parser.add_argument("--evenly", nargs="*", default=[], type=float, help="other shares of weight that `weighted` spreads evenly, to try")
     parser.add_argument("--rows", type=int, default=8192, help="rows of the text to fit on")
     parser.add_argument("--ridge-batches", type=int, default=256, help="batches of them that ridge runs both models on")
     parser.add_argument("--held-out-rows", type=int, default=64)

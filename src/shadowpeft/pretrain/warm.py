@@ -24,7 +24,7 @@ Method = Literal["pinv", "weighted", "ridge"]
 _ROWS = 8192
 # The share of all weight that is spread evenly over the vocabulary: a token that the text lacks, or a padding row that no token has,
 # is in the softmax all the same.
-_EVENLY = 0.1
+EVENLY = 0.02
 _STRENGTHS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -157,8 +157,8 @@ def judged(base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, held_out: Moments
     )
 
 
-def frequencies(text: Iterable[Tensor], vocabulary: int) -> Tensor:
-    """Return each token's share of the text, (V,), a tenth of it spread evenly over the vocabulary. No model is run.
+def frequencies(text: Iterable[Tensor], vocabulary: int, evenly: float = EVENLY) -> Tensor:
+    """Return each token's share of the text, (V,), a part `evenly` of it spread over the whole vocabulary. No model is run.
 
     Raises:
         ConfigError: there is no text.
@@ -168,7 +168,7 @@ def frequencies(text: Iterable[Tensor], vocabulary: int) -> Tensor:
         counts_V += torch.bincount(ids_BT.flatten(), minlength=vocabulary).cpu()
     tokens = int(counts_V.sum())
     _refuse_no_text(tokens)
-    return (1 - _EVENLY) * counts_V / tokens + _EVENLY / vocabulary
+    return (1 - evenly) * counts_V / tokens + evenly / vocabulary
 
 
 def pinv(base_VD: Tensor, own_Vd: Tensor) -> Tensor:
