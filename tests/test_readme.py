@@ -53,9 +53,13 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     for name in ("train", "test"):
         rows = (CLINC150 / f"{name}.jsonl").read_text().splitlines()[:8]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    write_rows(
+        tmp_path / "text.jsonl",
+        [{"text": f"The river runs past the old town, and it never sleeps, they say, number {i}."} for i in range(40)],
+    )
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")]
     assert [command.split()[1] for command in commands] == [
-        *("train", "generate", "eval", "eval", "export", "doctor", "bench", "bench", "compare")
+        *("train", "generate", "eval", "eval", "export", "export", "pretrain", "doctor", "bench", "bench", "compare")
     ]
     for command in commands:
         if "--lm-eval" in command or " compare " in command:  # runs of their own, below
@@ -63,10 +67,13 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         words = shlex.split(command.replace(HUB_ID, str(MODEL)).replace("--shape 0.6b", "--shape tiny"), comments=True)[1:]
         words += {
             "train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"],
+            "pretrain": ["--max-steps", "2", "--batch-size", "2", "--max-length", "32", "--eval-documents", "2", "--eval-rows", "2"],
             "bench": ["--methods", "base,shadow", "--rounds", "1", "--device", "cpu"],
         }.get(words[0], [])  # fmt: skip
         assert main(words) == 0, capsys.readouterr().err
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 1
+    assert (tmp_path / "small.gguf").read_bytes()[:4] == b"GGUF"
+    assert (tmp_path / "shadow" / "shadow").is_dir()
 
 
 def test_the_standard_tasks_of_the_readme_run(tmp_path, capsys):
