@@ -16,7 +16,7 @@ from shadowpeft.demo import screen
 from shadowpeft.demo.labels import calibrated_scores, label_scores
 from shadowpeft.demo.run import DemoResult, MethodResult, load_base
 from shadowpeft.demo.settings import Settings
-from shadowpeft.embedded import CLINC150, FOLDER, MODEL
+from shadowpeft.embedded import CLINC150, FOLDER, MODEL, SHADOW
 
 # Of PEFT's own making: it reads a property that transformers renamed. And torch's, told of no GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -37,9 +37,10 @@ def test_the_embedded_files_keep_to_their_limits():
     """Catches a model too large for the package, and a missing credit."""
     assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 16_000_000
     assert sum(parameter.numel() for parameter in load_base().parameters()) <= 8_000_000
+    assert sum(path.stat().st_size for path in SHADOW.iterdir()) <= 4_000_000
     assert "CC BY 3.0" in (CLINC150 / "README.md").read_text()
     assert re.search(r"licen[cs]e", (MODEL / "README.md").read_text(), re.I)
-    assert {path.name for path in FOLDER.iterdir()} >= {"model", "clinc150"}
+    assert {path.name for path in FOLDER.iterdir()} >= {"model", "clinc150", "shadow"}
 
 
 @pytest.mark.parametrize("shadowed", [False, True])
@@ -70,8 +71,11 @@ def test_the_demo_runs_small(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(screen, "Settings", lambda seed: small)
     assert main(["demo", "--report", str(tmp_path / "report.html"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [method["name"] for method in result["methods"]] == ["base", "LoRA", "shadow attached", "shadow detached"]
-    assert result["methods"][2]["trainable"] > result["methods"][3]["trainable"] > 0
+    shadows = ["shadow attached", "shadow detached", "pretrained shadow attached", "pretrained shadow detached"]
+    assert [method["name"] for method in result["methods"]] == ["base", "LoRA", *shadows]
+    for attached, alone in ((2, 3), (4, 5)):
+        assert result["methods"][attached]["trainable"] > result["methods"][alone]["trainable"] > 0
+    assert result["methods"][2]["trainable"] != result["methods"][4]["trainable"]
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "12\nheld-out requests" in page

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,10 +46,10 @@ def with_lora(base: PreTrainedModel, lora: Lora = LORA) -> Any:
     return get_peft_model(base, LoraConfig(r=lora.rank, lora_alpha=2 * lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
 
 
-def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW) -> Any:
-    """Put a shadow beside a base, of the variant that the settings were searched for."""
+def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW, pretrained: Path | None = None) -> Any:
+    """Put a shadow beside a base, of the variant that the settings were searched for: a random one, or one from its folder."""
     config = ShadowConfig(variant="paper", r=shadow.rank, alpha=shadow.alpha, shadow_loss_weight=shadow.loss_weight, dropout=shadow.dropout)
-    return attach(base, config)
+    return attach(base, config, shadow=pretrained)
 
 
 def fit(model: Any, rows: list[Example], pad_token_id: int, settings: Settings, learning_rate: float, folder: str, progress: Any) -> Fit:

@@ -18,7 +18,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HEADINGS = ("method", "accuracy", "trainable parameters", "training seconds", "ms per answer")
-COLOURS = {"base": "#9aa0a6", "LoRA": "#c77c2e", "shadow attached": "#2f6fb3", "shadow detached": "#7fb0dc"}
+COLOURS = {
+    "base": "#9aa0a6",
+    "LoRA": "#c77c2e",
+    "shadow attached": "#2f6fb3",
+    "shadow detached": "#7fb0dc",
+    "pretrained shadow attached": "#2e7d4f",
+    "pretrained shadow detached": "#86c29b",
+}
 
 
 def cells(method: MethodResult) -> tuple[str, ...]:
@@ -56,7 +63,7 @@ def write_report(result: DemoResult, path: Path) -> None:
 def _curves(result: DemoResult) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     for name, run in result.fits.items():
-        axes.plot(run.steps, run.losses, label=name, color=COLOURS["LoRA" if name == "LoRA" else "shadow attached"], linewidth=1.6)
+        axes.plot(run.steps, run.losses, label=name, color=COLOURS["LoRA" if name == "LoRA" else f"{name} attached"], linewidth=1.6)
     axes.set(xlabel="optimiser step", ylabel="training loss", yscale="log")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -67,7 +74,7 @@ def _bars(result: DemoResult) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     names = [method.name for method in result.methods]
     heights = [100 * method.accuracy for method in result.methods]
-    bars = axes.bar(names, heights, color=[COLOURS[name] for name in names], width=0.6)
+    bars = axes.bar([name.replace(" ", "\n") for name in names], heights, color=[COLOURS[name] for name in names], width=0.6)
     axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2)
     axes.set(ylabel="accuracy on held-out requests, %", ylim=(0, 105))
     axes.spines[["top", "right"]].set_visible(False)
@@ -100,10 +107,11 @@ th, td {{ text-align: left; padding: .35rem .7rem; border-bottom: 1px solid #ddd
 .pictures {{ display: flex; flex-wrap: wrap; gap: 1rem; }} .pictures img {{ flex: 1 1 24rem; max-width: 100%; min-width: 0; }}
 footer {{ color: #666; font-size: .85rem; margin-top: 2rem; }}
 </style></head><body>
-<h1>One small model, adapted to {labels} answers in two ways</h1>
+<h1>One small model, adapted to {labels} answers</h1>
 <p>The embedded language model learns to name the intent of a request, and to hand over what is out of scope by answering
 <code>[REMOTE]</code>. <b>LoRA</b> changes the model's own layers. The <b>shadow</b> is a small network beside the untouched model:
-<b>attached</b> it corrects the model, <b>detached</b> it answers alone. All answer by the most likely of the {labels} labels, on {rows}
+<b>attached</b> it corrects the model, <b>detached</b> it answers alone. One shadow starts at random, one from a shadow that was
+<b>pretrained</b> on plain text and ships with the model. All answer by the most likely of the {labels} labels, on {rows}
 held-out requests; the untaught base gets its likelihoods calibrated by an empty request, which suits it best.</p>
 <div class="wide">{table}</div>
 <h2>Training</h2>

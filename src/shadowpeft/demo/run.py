@@ -1,4 +1,4 @@
-"""Run the demo from the embedded model to the table: base, LoRA, shadow attached, shadow detached."""
+"""Run the demo from the embedded model to the table: base, LoRA, and two shadows, random and pretrained, attached and detached."""
 
 import json
 import statistics
@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from shadowpeft.demo.labels import calibrated_scores, label_scores
 from shadowpeft.demo.methods import Fit, fit, with_lora, with_shadow
-from shadowpeft.demo.settings import LORA, SHADOW, Settings
+from shadowpeft.demo.settings import LORA, PRETRAINED_SHADOW, SHADOW, Settings
 from shadowpeft.embedded import CLINC150, MODEL
+from shadowpeft.embedded import SHADOW as PRETRAINED
 from shadowpeft.encode import encode_all
 from shadowpeft.rows import Row, read_rows
 
@@ -59,14 +60,22 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     train = encode_all(read_rows(str(CLINC150 / "train.jsonl")), tokenizer, MAX_LENGTH)
-    lora, shadowed = with_lora(load_base()), with_shadow(load_base())
-    trainable = {"LoRA": count(lora), "shadow": count(shadowed)}
+    adapted = {
+        "LoRA": (with_lora(load_base()), LORA.learning_rate),
+        "shadow": (with_shadow(load_base()), SHADOW.learning_rate),
+        "pretrained shadow": (with_shadow(load_base(), PRETRAINED_SHADOW, PRETRAINED), PRETRAINED_SHADOW.learning_rate),
+    }
+    trainable = {name: count(model) for name, (model, _) in adapted.items()}
     fits = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, model, rate in (("LoRA", lora, LORA.learning_rate), ("shadow", shadowed, SHADOW.learning_rate)):
+        for name, (model, rate) in adapted.items():
             with ui.task(f"training {name} ({trainable[name]:,} parameters)", len(train)) as progress:
                 fits[name] = fit(model, train, tokenizer.pad_token_id, settings, rate, folder, progress)
-    models = {"base": load_base().to(shadowed.device), "LoRA": lora, "shadow attached": shadowed, "shadow detached": shadowed.detached()}
+    models = {"base": load_base().to(adapted["LoRA"][0].device), "LoRA": adapted["LoRA"][0]}
+    for name in ("shadow", "pretrained shadow"):
+        shadowed = adapted[name][0]
+        models |= {f"{name} attached": shadowed, f"{name} detached": shadowed.detached()}
+        trainable[f"{name} detached"] = count_shadow(shadowed)
     rows = read_rows(str(CLINC150 / "test.jsonl"))[: settings.test_rows]
     labels = json.loads((CLINC150 / "labels.json").read_text())
     chosen = {}
@@ -83,13 +92,13 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     methods = []
     for name in models:
         right = sum(row.fields["completion"] == label for row, label in zip(rows, chosen[name], strict=True))
-        fitted = name.split()[0]
+        fitted = name.removesuffix(" attached").removesuffix(" detached")
         methods.append(
             MethodResult(
                 name,
                 right / len(rows),
                 len(rows),
-                trainable.get(fitted, 0) if name != "shadow detached" else count_shadow(shadowed),
+                trainable.get(name, trainable.get(fitted, 0)),
                 fits[fitted].seconds if fitted in fits else None,
                 statistics.median(timings[name]),
                 (quantile(timings[name], 0.25), quantile(timings[name], 0.75)),

@@ -24,7 +24,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Shadow:
-    """A shadow of one block."""
+    """A shadow: of one random block, or pretrained."""
 
     rank: int = 64
     alpha: float = 4.0
@@ -34,3 +34,4 @@ class Shadow:
 
 
 LORA, SHADOW = Lora(), Shadow()
+PRETRAINED_SHADOW = Shadow()
