@@ -10,7 +10,9 @@ from shadow_peft import AutoModelForCausalLMWithHiddenProjection, get_shadow_mod
 from shadow_peft import ShadowConfig as TheirConfig
 
 from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, attach, authors, shadow_source
+from shadowpeft.pretrain import run as pretrain_run
 from shadowpeft.pretrain import warm
+from shadowpeft.pretrain.settings import PretrainConfig
 
 WEIGHTS = authors.WEIGHTS
 
@@ -57,6 +59,16 @@ def test_their_package_attaches_the_same(kept):
     for name, tensor in ours.items():
         ending = "shadow_hidden_projection.weight" if name == "projection.weight" else f"shadow_model.{name.removeprefix('backbone.')}"
         assert any(key.endswith(ending) and torch.equal(tensor, value) for key, value in state.items()), name
+
+
+def test_pretraining_goes_on_from_it(kept):
+    """Catches `--start FOLDER` taking it for a whole model, whose projection would then be fitted anew."""
+    base, _, folder = kept
+    config = PretrainConfig(model="base", data="text", output="run", start=str(folder), max_steps=1)
+    shadow, _ = pretrain_run._start(config, base, pretrain_run.Text([], []), fits=True)
+    ours = authors.load(tiny_model("qwen3"), folder).state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
+    assert pretrain_run._positions(config, base.config, None) == shadow_source.config_of(folder, base.config).max_position_embeddings
 
 
 def test_an_adapter_that_started_from_it_is_kept_as_any_other(kept, tmp_path):

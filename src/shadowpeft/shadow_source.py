@@ -25,8 +25,18 @@ def load(base: "PreTrainedModel", config: ShadowConfig, folder: str | Path) -> t
         ConfigError: the settings ask for another size.
         UnsupportedModelError: the shadow does not fit the base.
     """
-    shadow = authors.load(base, folder) if authors.holds(folder) else shadow_folder.load(base, folder)
+    shadow = read(base, folder)
     return shadow, shadow_folder.with_sizes(config, shadow, folder)
+
+
+def read(base: "PreTrainedModel", folder: str | Path) -> Shadow:
+    """Read the shadow of a folder.
+
+    Raises:
+        CheckpointError: the folder is damaged, holds something else, or its shadow was pretrained beside another base.
+        UnsupportedModelError: the shadow does not fit the base.
+    """
+    return authors.load(base, folder) if authors.holds(folder) else shadow_folder.load(base, folder)
 
 
 def open_source(source: str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel | str":

@@ -174,14 +174,15 @@ class _First:
 
 def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
-    from shadowpeft import arch, files, shadow_folder
+    from shadowpeft import arch, files, shadow_source
 
     limits = [arch.context_of(base)]
-    if config.start not in (FRESH, BLOCKS) and not shadow_folder.holds(config.start):
-        from shadowpeft.pretrain.tokens import refuse_other_tokenizer
+    if config.start not in (FRESH, BLOCKS):
+        limits.append(arch.context_of(shadow_source.config_of(config.start, base)))
+        if not shadow_source.holds(config.start):
+            from shadowpeft.pretrain.tokens import refuse_other_tokenizer
 
-        limits.append(arch.context_of(files.load_config(config.start)))
-        refuse_other_tokenizer(tokenizer, files.load_tokenizer(config.start))
+            refuse_other_tokenizer(tokenizer, files.load_tokenizer(config.start))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -211,7 +212,7 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bo
     """Make the shadow that the run begins with, and measure the smaller model it is made of; a run that goes on fits no projection."""
     import torch
 
-    from shadowpeft import arch, files, shadow_folder
+    from shadowpeft import arch, files, shadow_source
     from shadowpeft.config import ShadowConfig
     from shadowpeft.pretrain import start
     from shadowpeft.pretrain.lesson import own_loss
@@ -225,8 +226,8 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bo
             raise ConfigError(f"layers must be at most the base's {depth} blocks, got {layers}")
         spread = [round(place * (depth - 1) / max(layers - 1, 1)) for place in range(layers)]
         return start.from_base_blocks(base, config.blocks or spread, torch.float32), None
-    if shadow_folder.holds(config.start):
-        return shadow_folder.load(base, config.start).to(base.device), None
+    if shadow_source.holds(config.start):
+        return shadow_source.read(base, config.start).to(base.device), None
     model = files.load_model(config.start, torch.float32, config.attn_implementation).to(base.device)  # type: ignore[arg-type]
     shadow = start.from_model(base, model, torch.float32)
     if fits and shadow.projection is not None and config.warm_start != "none":
