@@ -53,9 +53,7 @@ def test_the_flag_without_a_folder_is_named_as_it_was_written():
 
 def test_a_folder_in_place_of_the_settings_in_a_file_is_explained(tmp_path):
     (tmp_path / "run.yaml").write_text("shadow: some/folder\n")
-    with pytest.raises(
-        ConfigError, match="shadow must hold settings, got 'some/folder'; a folder to start from is shadow_model"
-    ):
+    with pytest.raises(ConfigError, match="shadow must hold settings, got 'some/folder'; a folder to start from is shadow_model"):
         settings("--config", str(tmp_path / "run.yaml"))
 
 
