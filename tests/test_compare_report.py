@@ -401,3 +401,11 @@ def test_the_terminal_shows_the_averages(tmp_path):
     text = terminal(summary(study(tmp_path), study_rows()))
     assert [line.split()[0] for line in text.splitlines()] == ["method", "base", "lora", "shadow", "shadow"]
     assert all(len(line) < 100 for line in text.splitlines())
+
+
+def test_the_forest_shows_the_points_whatever_two_seeds_make_of_an_interval():
+    """Catches a picture 400 points wide in which no difference can be seen."""
+    wide = stats.Difference(0.01, (-0.02, 0.04), (-2.3, 1.8), 2, 1000, 1)
+    low, high = plots._span([wide])
+    assert -10 < low < -2
+    assert 4 < high < 10

@@ -10,7 +10,7 @@ import numpy as np
 
 from shadowpeft import files
 from shadowpeft.compare.results import Line, Results, Row, short
-from shadowpeft.compare.stats import Difference
+from shadowpeft.compare.stats import Difference, Interval
 from shadowpeft.compare.study import Study
 
 matplotlib.use("Agg")
@@ -144,7 +144,9 @@ def _differences(results: Results) -> Figure | None:
         Line2D([], [], color="#555555", linewidth=1.0, label="95 %, other test items and seeds"),
     ]
     title = f"Share of test items answered correctly: difference to LoRA of rank {results.rank}"
-    return _frame(figure, title, [*(_entry(method, joined=False) for method in methods), *bars])
+    return _frame(
+        figure, title, [*(_entry(method, joined=False) for method in methods), *bars], "A line that reaches the edge goes on beyond it."
+    )
 
 
 def _average_label(results: Results, methods: Sequence[str]) -> str:
@@ -154,19 +156,30 @@ def _average_label(results: Results, methods: Sequence[str]) -> str:
 
 def _forest(axes: Axes, results: Results, lines: Sequence[Line], places: list[tuple[str, str]], methods: list[str]) -> None:
     offsets = dict(zip(methods, np.linspace(-0.3, 0.3, len(methods)) if len(methods) > 1 else [0.0], strict=True))
+    drawn = []
     for line in lines:
         found = results.difference(line)
         assert found is not None, "lines without a difference are not drawn"
-        _bar(axes, found, places.index((line.model, line.task)) + offsets[line.method], line)
+        drawn.append((found, places.index((line.model, line.task)) + offsets[line.method], line))
     for average in results.averages() if len(places) > 1 else []:
         if average.difference and average.method in offsets and average.mode == lines[0].mode:
-            _bar(axes, average.difference, len(places) + offsets[average.method], average.lines[0])
+            drawn.append((average.difference, len(places) + offsets[average.method], average.lines[0]))
+    for found, y, line in drawn:
+        _bar(axes, found, y, line)
+    axes.set_xlim(*_span([found for found, _, _ in drawn]))
     axes.axhspan(len(places) - 0.5, len(places) + 0.5, color="#f2f2f2", zorder=0)
     for y in range(1, len(places)):
         axes.axhline(y - 0.5, color="#cccccc", linewidth=0.6)
     axes.axvline(0, color=_style("lora")[0], linewidth=1.2)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
+
+
+def _span(found: Sequence[Difference]) -> Interval:
+    """Give the points to show: an interval over two seeds may be wider than a difference can be, and would leave nothing else to see."""
+    ends = [0.0, *(100 * end for difference in found for end in difference.items)]
+    margin = max(2.5, 0.15 * (max(ends) - min(ends)))
+    return min(ends) - margin, max(ends) + margin
 
 
 def _bar(axes: Axes, found: Difference, y: float, line: Line) -> None:
