@@ -262,12 +262,12 @@ def test_budgets_are_met_on_the_real_model(model_type: str, study: Study, tmp_pa
 
 def test_whole_backbone_is_kept_where_it_fits_and_shrunk_to_its_share_where_not(tiny: str) -> None:
     """Catches a search that spends everything on one part, or shrinks what fits."""
-    roomy, tight = methods.matched(tiny, "shadow", 400), methods.matched(tiny, "shadow", 8)
-    assert "shadow_attention_heads" not in roomy
-    assert roomy["shadow_intermediate_size"] == 96 // 4, "the variant's own size"
-    assert tight["shadow_intermediate_size"] < 96 // 4
-    assert tight["r"] > 1
-    assert methods.matched(tiny, "shadow-paper", 400)["shadow_intermediate_size"] == 96
+    for variant, whole in (("paper", 96), ("normed", 96 // 4)):
+        roomy, tight = (methods.matched(tiny, "shadow", rank, (("variant", variant),)) for rank in (400, 3))
+        assert "shadow_attention_heads" not in roomy
+        assert roomy["shadow_intermediate_size"] == whole
+        assert tight["shadow_intermediate_size"] < 96 // 4
+        assert tight["r"] > 1
 
 
 def test_given_sizes_stay_as_given(tiny: str) -> None:
