@@ -48,8 +48,9 @@ def show(report: Path, seed: int, as_json: bool) -> None:
 def table(result: DemoResult) -> Table:
     """Lay out the results."""
     made = Table(title=f"{result.labels} answers, {result.test_rows} held-out requests, scored by the most likely answer")
-    for number, heading in enumerate(HEADINGS):
-        made.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number in (0, 1, 4))
+    widths = (17, None, 10, 8, None)  # so that at 80 columns a long name takes a second line and no number loses its end
+    for number, (heading, width) in enumerate(zip(HEADINGS, widths, strict=True)):
+        made.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number in (1, 4), width=width)
     for method in result.methods:
         made.add_row(*cells(method))
     return made
