@@ -142,3 +142,30 @@ def _check(name: str, value: object) -> None:
     least = 0 if name == "inject_from" else 1
     if not least <= value < _LARGEST:
         raise ConfigError(f"{name} must be {least} or more (and below {_LARGEST}), got {value!r}")
+
+
+def refuse_gaps(settings: Any, optional: Iterable[str]) -> None:
+    """Refuse a dataclass of settings in which one has no value that must have one.
+
+    Raises:
+        ConfigError: names it.
+    """
+    for entry in dataclasses.fields(settings):
+        if vars(settings)[entry.name] is None and entry.name not in optional:
+            raise ConfigError(f"{entry.name} must have a value, got null")
+
+
+def refuse_below(settings: Any, least: Mapping[str, float], above_0: Iterable[str]) -> None:
+    """Refuse a dataclass of settings in which one is below its least value, or 0 or less where it must be above; `None` passes.
+
+    Raises:
+        ConfigError: names it.
+    """
+    for name, bound in least.items():
+        value = vars(settings)[name]
+        if value is not None and not value >= bound:  # nor NaN
+            raise ConfigError(f"{name} must be {bound} or more, got {value!r}")
+    for name in above_0:
+        value = vars(settings)[name]
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be above 0, got {value!r}")

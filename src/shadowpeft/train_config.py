@@ -6,7 +6,7 @@ from typing import Literal
 
 import yaml
 
-from shadowpeft.config import Impl, ShadowConfig
+from shadowpeft.config import Impl, ShadowConfig, refuse_below, refuse_gaps
 from shadowpeft.errors import ConfigError
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -103,18 +103,10 @@ class TrainConfig:
     resume: bool | str = False
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
-                raise ConfigError(f"{entry.name} must have a value, got null")
+        refuse_gaps(self, _OPTIONAL)
         if not isinstance(self.shadow, ShadowConfig):
             raise ConfigError(f"shadow must hold settings, got {self.shadow!r}")
-        for name, least in _LEAST.items():
-            value = vars(self)[name]
-            if value is not None and not value >= least:
-                raise ConfigError(f"{name} must be {least} or more, got {value!r}")
-        for name in ("learning_rate", "epochs"):
-            if vars(self)[name] == 0:
-                raise ConfigError(f"{name} must be above 0, got 0")
+        refuse_below(self, _LEAST, ("learning_rate", "epochs"))
         if self.packing and self.max_length is None:
             raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from shadowpeft.config import nearest
+from shadowpeft.config import nearest, refuse_gaps
 from shadowpeft.errors import ConfigError
 
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
@@ -97,9 +97,7 @@ class Study:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
-                raise ConfigError(f"{entry.name} must have a value, got null")
+        refuse_gaps(self, _OPTIONAL)
         for name, least in _LEAST.items():
             value = vars(self)[name]
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):

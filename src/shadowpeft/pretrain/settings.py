@@ -6,6 +6,7 @@ from typing import Literal
 
 import yaml
 
+from shadowpeft.config import refuse_below, refuse_gaps
 from shadowpeft.errors import ConfigError
 
 TrainParts = Literal["projection", "all-but-embeddings", "everything"]
@@ -128,16 +129,8 @@ class PretrainConfig:
     resume: bool | str = False
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            if vars(self)[entry.name] is None and entry.name not in _OPTIONAL:
-                raise ConfigError(f"{entry.name} must have a value, got null")
-        for name, least in _LEAST.items():
-            value = vars(self)[name]
-            if value is not None and not value >= least:
-                raise ConfigError(f"{name} must be {least} or more, got {value!r}")
-        for name in _ABOVE_0:
-            if vars(self)[name] is not None and not vars(self)[name] > 0:
-                raise ConfigError(f"{name} must be above 0, got {vars(self)[name]!r}")
+        refuse_gaps(self, _OPTIONAL)
+        refuse_below(self, _LEAST, _ABOVE_0)
         if (self.max_steps is None) == (self.max_seconds is None):
             raise ConfigError("say how long to train: max_steps or max_seconds, one of the two")
         if not (self.next_token or self.distil or self.match):
