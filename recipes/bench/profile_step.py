@@ -1,0 +1,98 @@
+"""Say which kernels a training step spends its time in: of each method, eager and compiled, microseconds a step by kernel, as JSON lines.
+
+    python recipes/bench/profile_step.py [--shape 8b] [--batch 4] [--tokens 1024] [--steps 3] [--methods base-chunked,shadow]
+                                         [--compiled base-chunked,shadow] [--adapter-dtype base] [--output FILE]
+
+`span_us` is a step from its first kernel to its last, `busy_us` the sum of its kernels, so the difference is what the GPU waited for.
+"""
+
+import argparse
+import gc
+import json
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from shadowpeft.bench import measure, methods, shapes
+from shadowpeft.bench.bare import Bare
+from shadowpeft.bench.settings import TrainBench
+from shadowpeft.bench.specs import Spec
+
+KEPT = 60  # kernels named; the rest are added up
+
+
+def kernels_of(call: measure.Call, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int) -> dict[str, Any]:
+    """Profile warm steps."""
+    settled = TrainBench(**{**vars(settings), "warmup": 2, "repeats": 1})
+    measure.train(call, bare.base, ids_BT, settled)
+    timed = TrainBench(**{**vars(settings), "warmup": 0, "repeats": steps})
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        visit = measure.train(call, bare.base, ids_BT, timed)
+    time, count = Counter[str](), Counter[str]()
+    begun, ended = [], []
+    for event in found.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            time[event.name] += event.time_range.elapsed_us()
+            count[event.name] += 1
+            begun.append(event.time_range.start)
+            ended.append(event.time_range.end)
+    top = [{"kernel": name[:160], "us": round(us / steps, 1), "launches": count[name] / steps} for name, us in time.most_common(KEPT)]
+    rest = sum(time.values()) - sum(us for _, us in time.most_common(KEPT))
+    return {
+        "ms": visit.ms, "span_us": round((max(ended) - min(begun)) / steps, 1), "busy_us": round(sum(time.values()) / steps, 1),
+        "kernels": top, "rest_us": round(rest / steps, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="8b")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--methods", default="base-chunked,shadow")
+    parser.add_argument("--compiled", default="base-chunked,shadow")
+    parser.add_argument("--adapter-dtype", default="base")
+    parser.add_argument("--output")
+    options = parser.parse_args()
+    settings = TrainBench(
+        shape=options.shape, batch=options.batch, tokens=options.tokens, methods=options.methods, compiled=options.compiled,
+        adapter_dtype=options.adapter_dtype, device="cuda",
+    )  # fmt: skip
+    device = torch.device("cuda")
+    bare = Bare(shapes.build(options.shape, device, settings.base_dtype(device), settings.seed))
+    ids_BT = torch.randint(3, bare.base.config.vocab_size, (options.batch, options.tokens), device=device)
+    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": os.environ.get("SHADOWPEFT_COMMIT")}
+    for spec in settings.specs():
+        row = {"shape": options.shape, "batch": options.batch, "tokens": options.tokens, "method": spec.name, **facts}
+        row |= profiled(spec, bare, ids_BT, settings, options.steps)
+        line = json.dumps(row)
+        print(f"{spec.name}: {row['busy_us'] / 1000:.1f} ms busy of {row['span_us'] / 1000:.1f}", file=sys.stderr, flush=True)
+        print(line, flush=True)
+        if options.output:
+            with open(options.output, "a") as file:
+                print(line, file=file)
+
+
+def profiled(spec: Spec, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int) -> dict[str, Any]:
+    """Put a method on the base, profile it and take it off."""
+    torch.manual_seed(settings.seed)
+    fitted = methods.fit(spec, bare.base, settings)
+    call = measure.Call(fitted, spec.compiled)
+    measure.prepare(fitted, settings)
+    try:
+        return kernels_of(call, bare, ids_BT, settings, steps)
+    finally:
+        del call, fitted
+        bare.take_off()
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
