@@ -422,6 +422,8 @@ def test_batches_are_padded_on_the_right():
     }
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert examples[1] == {"input_ids": [8], "labels": [8]}  # not padded in place
+    batch.pop("attention_mask")
+    torch.testing.assert_close(Collator(pad_token_id=9, mask=False)(examples), batch)
 
 
 @pytest.mark.parametrize(("length", "multiple", "width"), [(3, 4, 4), (4, 4, 4), (5, 4, 8), (5, 1, 5)])

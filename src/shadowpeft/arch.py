@@ -41,6 +41,7 @@ class Family:
         mask_fills_cache: its position bias is as long as the attention mask, so with a static cache the mask must be as long as its room.
         rope_switch: config field of the length at which the rotary factors change, so that what was cached before is void.
         softcaps: the logits pass through `cap * tanh(logits / cap)` when the config sets a cap.
+        masks_itself: given no mask, its blocks' attention (`sdpa`) lets each token see all before it and none after.
     """
 
     name: str
@@ -61,23 +62,26 @@ class Family:
     mask_fills_cache: bool = False
     rope_switch: str | None = None
     softcaps: bool = False
+    masks_itself: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family("Llama", "llama", "LlamaForCausalLM", "LlamaForSequenceClassification"),
-        Family("Mistral", "mistral", "MistralForCausalLM", "MistralForSequenceClassification"),
-        Family("Qwen2", "qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", head_dim=None),
-        Family("Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
-        Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification"),
+        Family("Llama", "llama", "LlamaForCausalLM", "LlamaForSequenceClassification", masks_itself=True),
+        Family("Mistral", "mistral", "MistralForCausalLM", "MistralForSequenceClassification", masks_itself=True),
+        Family("Qwen2", "qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", head_dim=None, masks_itself=True),
+        Family("Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", masks_itself=True),
+        Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification", masks_itself=True),
         Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", softcaps=True),
-        Family("Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True),
+        Family(
+            "Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True, masks_itself=True
+        ),
         Family(
             "Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None,
-            rope_switch="original_max_position_embeddings",
+            rope_switch="original_max_position_embeddings", masks_itself=True,
         ),
-        Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None),
+        Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None, masks_itself=True),
         Family(
             "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder", input_norm="self_attn_layer_norm",
             embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None, packs=False,
@@ -178,6 +182,19 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     blocks = decoder_of(model).get_submodule(family_of(model).blocks)
     assert isinstance(blocks, nn.ModuleList)
     return blocks
+
+
+def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
+    """Tell whether a block's attention is right without a mask for whole rows of so many tokens that are one document each, unpadded."""
+    if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
+        return False
+    if getattr(config, "use_bidirectional_attention", False):  # a Gemma 3 that was made an encoder
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and layer_types[index] == "full_attention":
+        return True
+    window = getattr(config, "sliding_window", None)
+    return window is None or tokens <= window
 
 
 def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:

@@ -311,14 +311,17 @@ class Collator:
     Attributes:
         pad_token_id: Any id of the vocabulary, as padding is neither attended to nor learned.
         pad_to_multiple_of: Round the padded length up to a multiple of this many tokens.
+        mask: Give an attention mask. A causal model that is trained needs none, since no token sees the padding behind it; without one
+            attention runs as flash attention where a GPU has it.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int = 1
+    mask: bool = True
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Map B examples to int64 tensors, [B, T] each: `input_ids`, `labels`, and `attention_mask` (1 where there is an example), or
-        `position_ids` where they are packed."""
+        """Map B examples to int64 tensors, [B, T] each: `input_ids`, `labels`, and `attention_mask` (1 where there is an example) unless
+        it is left out, or `position_ids` where they are packed."""
         lengths = [len(example["input_ids"]) for example in examples]
         width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padding = [width - length for length in lengths]
@@ -328,6 +331,6 @@ class Collator:
         }
         if "position_ids" in examples[0]:
             rows["position_ids"] = [[*example["position_ids"], *range(pad)] for example, pad in zip(examples, padding, strict=True)]
-        else:
+        elif self.mask:
             rows["attention_mask"] = [[1] * length + [0] * pad for length, pad in zip(lengths, padding, strict=True)]
         return {name: torch.tensor(values) for name, values in rows.items()}

@@ -92,7 +92,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         self._lent = Lent.freeze(base)
         self._facts = checkpoint.BaseFacts.of(base)  # now, while every process has the whole base
         self.base: PreTrainedModel | None = base
-        self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: ShadowedBlocks(arch.blocks_of(base))})
+        self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: ShadowedBlocks(arch.blocks_of(base), base.config)})
         self.adapters = nn.ModuleDict()
         self.active_adapter = ""
         self.set_impl("auto")
@@ -282,7 +282,11 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         state_BTD = adapter.shadow(
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow, **kwargs
         )
-        frame = ShadowFrame(adapter, self._boundary, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad)
+        plain = inputs["attention_mask"] is None and inputs["position_ids"] is None and cache is None and not kwargs
+        frame = ShadowFrame(
+            adapter, self._boundary, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad,
+            unmasked=plain and torch.compiler.is_compiling(),
+        )  # fmt: skip
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}
         if family.mask_fills_cache:

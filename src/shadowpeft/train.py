@@ -242,7 +242,7 @@ def _build_trainer(
 
     stop = trainer.StopOnSignal()
     callbacks = [stop, trainer.MetricsFile(output / run_folder.METRICS), trainer.Progress()]
-    return trainer.ShadowTrainer(model, args, Collator(padding_id(tokenizer)), examples, held_out or None, callbacks), stop
+    return trainer.ShadowTrainer(model, args, Collator(padding_id(tokenizer), mask=False), examples, held_out or None, callbacks), stop
 
 
 def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSignal", seconds: float) -> TrainResult:

@@ -3,7 +3,7 @@
 Shape legend: N tokens, n of them in hand, D width of the base, V vocabulary, K likeliest tokens.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,18 +80,17 @@ class _Divergences(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
     ) -> Tensor:
-        losses, slopes = [], []
+        losses: list[Tensor] = []
+        slopes: list[Any] = []
         logits = min(_AT_A_TIME, CACHED_LOGITS) if s_ND.device.type == "cpu" else _AT_A_TIME
         size = max(1, logits // len(head.weight_VD))
         for s_nD, h_nD in zip(s_ND.split(size), h_ND.split(size), strict=True):
-            log_p_nV = head.log_probabilities(h_nD, temperature)
-            with torch.set_grad_enabled(differentiate):
-                x_nD = s_nD.detach().requires_grad_(differentiate)
-                log_q_nV = head.log_probabilities(x_nD, temperature)
-                loss_n = temperature**2 * (_divergence(log_p_nV, log_q_nV) if top_k is None else _coarse(log_p_nV, log_q_nV, top_k))
-                if differentiate:
-                    slopes.extend(torch.autograd.grad(loss_n.sum(), x_nD))
-            losses.append(loss_n.detach())
+            if top_k is None and head.softcap is None:
+                loss_n, slope_nD = _told_apart(s_nD, h_nD, head, temperature, differentiate)
+            else:
+                loss_n, slope_nD = _by_autograd(s_nD, h_nD, head, temperature, top_k, differentiate)
+            losses.append(loss_n)
+            slopes.append(slope_nD)
         if differentiate:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses)
@@ -101,6 +100,30 @@ class _Divergences(torch.autograd.Function):
     def backward(ctx, grad_N: Tensor) -> tuple:  # type: ignore[no-untyped-def]
         (slope_ND,) = ctx.saved_tensors
         return (slope_ND * grad_N[:, None]).to(slope_ND.dtype), None, None, None, None, None
+
+
+def _told_apart(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+    """Give tau^2 KL(p || q) and its gradient tau (q - p) W, in place where that can be, as all of this is reading and writing logits."""
+    log_p_nV, log_q_nV = head.log_probabilities(h_nD, temperature), head.log_probabilities(s_nD, temperature)
+    p_nV = log_p_nV.exp()
+    loss_n = temperature**2 * torch.linalg.vecdot(p_nV, log_p_nV.sub_(log_q_nV))
+    if not differentiate:
+        return loss_n, None
+    slope_nV = log_q_nV.exp_().sub_(p_nV)
+    return loss_n, temperature * (slope_nV.to(head.weight_VD.dtype) @ head.weight_VD)
+
+
+def _by_autograd(
+    s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same for what has no short gradient: a soft cap, or the likeliest tokens alone."""
+    log_p_nV = head.log_probabilities(h_nD, temperature)
+    with torch.set_grad_enabled(differentiate):
+        x_nD = s_nD.detach().requires_grad_(differentiate)
+        log_q_nV = head.log_probabilities(x_nD, temperature)
+        loss_n = temperature**2 * (_divergence(log_p_nV, log_q_nV) if top_k is None else _coarse(log_p_nV, log_q_nV, top_k))
+        slope_nD = torch.autograd.grad(loss_n.sum(), x_nD)[0] if differentiate else None
+    return loss_n.detach(), slope_nD
 
 
 def _divergence(log_p_nV: Tensor, log_q_nV: Tensor) -> Tensor:
