@@ -228,7 +228,7 @@ def test_other_settings_are_another_run(command, tmp_path, capsys):
 
 
 def test_run_by_the_clock_ends_and_anneals(base_folder, text_file, tmp_path, monkeypatch):
-    """Catches a run that overruns its time, that ends with a high learning rate, or without a shadow."""
+    """Catches a run that overruns its time, that ends with a high learning rate, without a shadow, or without a last evaluation."""
     monkeypatch.setattr(PretrainProgress, "on_step_end", lambda *_, **__: time.sleep(0.05))
     settings = _settings(base_folder, text_file, tmp_path / "run", max_steps=None, max_seconds=1.5)
     with pytest.warns(UserWarning, match="passed over"):
@@ -238,6 +238,18 @@ def test_run_by_the_clock_ends_and_anneals(base_folder, text_file, tmp_path, mon
     assert result.shadow is not None
     rates = logged(tmp_path / "run", "learning_rate")
     assert rates[-1] < 0.1 * max(rates)
+    assert result.eval_loss is not None
+    assert result.start_loss is not None
+    assert result.eval_loss < result.start_loss
+
+
+def test_a_run_of_few_steps_is_evaluated_at_its_end(base_folder, text_file, tmp_path):
+    """Catches the evaluation before the first step taken for that after the last, where the clock ends a run soon."""
+    settings = _settings(base_folder, text_file, tmp_path / "run", max_steps=None, max_seconds=1e-3)
+    with pytest.warns(UserWarning, match="passed over"):
+        result = pretrain(settings)
+    assert result.steps == 1
+    assert len(logged(tmp_path / "run", "eval_loss")) == 2
 
 
 def test_rate_follows_the_schedule():

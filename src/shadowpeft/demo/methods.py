@@ -71,7 +71,9 @@ def fit(model: Any, rows: list[Example], pad_token_id: int, settings: Settings, 
     )
     result = Fit()
     dataset: Any = rows  # a list is all the data loader needs
-    trainer = Trainer(model, arguments, data_collator=Collator(pad_token_id, mask=False), train_dataset=dataset, callbacks=[_Watch(result, progress)])
+    trainer = Trainer(
+        model, arguments, data_collator=Collator(pad_token_id, mask=False), train_dataset=dataset, callbacks=[_Watch(result, progress)]
+    )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     trainer.train()

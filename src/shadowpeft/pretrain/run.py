@@ -333,7 +333,7 @@ def _summarise(
     over = state.global_step >= state.max_steps or trainer.pace.is_over()
     stopped = stop.requested and not over
     seconds, rate = trainer.pace.seconds(), trainer.session_rate()
-    if not stopped and not any("eval_loss" in entry for entry in state.log_history[-3:]):
+    if not stopped and not any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history):
         trainer.evaluate()
     evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
     last = evaluated[-1] if evaluated and not stopped else {}
