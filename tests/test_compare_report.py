@@ -379,6 +379,41 @@ def test_the_search_is_told(tmp_path):
     assert "| gemma-270m | gsm8k | shadow | 0.001 | 0.3 | loss | 1.2346 | - |  |" in text
 
 
+def test_second_seeds_are_told(tmp_path):
+    """Catches a second run that hides the first in the table of trials, a mean of one run, and a choice whose way is not told."""
+    rows = study_rows(methods=("lora",), tasks=("clinc150",))
+    trial = {"stage": "search", "split": "validation"}
+    for seed, rate, value in ((1000, 1e-3, 0.61), (1000, 3e-3, 0.63), (1000, 1e-2, 0.1), (1001, 3e-3, 0.02), (1001, 1e-3, 0.6)):
+        rows.append(row(MODELS[0], "clinc150", "lora", seed=seed, learning_rate=rate, value=value, **trial))
+    for seed, value in ((1000, 1.25), (1001, 1.75)):
+        rows.append(row(MODELS[0], "gsm8k", "lora", seed=seed, metric="loss", value=value, **trial))
+    lost = {"status": "crashed", "value": None, "metric": None}
+    rows.append(row(MODELS[1], "gsm8k", "lora", seed=1000, metric="loss", value=1.25, **trial))
+    rows.append(row(MODELS[1], "gsm8k", "lora", seed=1001, **lost, **trial))
+    text = report(study(tmp_path, trials=3, finalists=2), rows, tmp_path).read_text()
+    assert (
+        "3 settings of each method tried on the validation split, the best 2 again from a second seed and chosen among by the mean" in text
+    )
+    assert "among these the mean of both seeds decides" in text
+    table = table_of(text, "Search")
+    assert table[0][6:] == ["attached", "detached", "second seed", "mean of both", ""]
+    assert [line[6:10] for line in table[2:]] == [
+        ["61.00", "-", "60.00", "60.50"],
+        ["63.00", "-", "2.00", "32.50"],
+        ["10.00", "-", "-", "-"],
+        ["1.2500", "-", "1.7500", "1.5000"],
+        ["1.2500", "-", "crashed", "-"],
+    ]
+    assert "second seed" not in report(study(tmp_path, trials=3), rows, tmp_path).read_text()
+
+
+def test_skipped_test_rows_are_told(tmp_path):
+    """Catches a table that does not say that its test rows are not those of the study before."""
+    said = "The test rows are others than those that a study of 1,000 test rows reads."
+    assert said in report(study(tmp_path, test_skip=1000), study_rows(), tmp_path).read_text()
+    assert "The test rows are others" not in report(study(tmp_path), study_rows(), tmp_path).read_text()
+
+
 def test_several_ranks_make_a_scaling_table_and_a_picture(tmp_path):
     """Catches ranks mixed up in one line."""
     plan = study(tmp_path, ranks="16,4,64")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,55 @@ def test_rows_are_drawn_the_same_for_every_seed() -> None:
     drawn = run_cell.draw(range(100), 10)
     assert drawn == run_cell.draw(range(100), 10) == sorted(drawn)
     assert run_cell.draw(range(5), 10) == list(range(5))
+
+
+def test_skipped_rows_are_those_that_were_drawn_before() -> None:
+    """Catches a second study that reads test rows of the first, draws others each time, or a first whose rows are no longer the same."""
+    rows = [f"row {index}" for index in range(100)]
+    first = run_cell.draw(rows, 30)
+    assert first == run_cell.draw(rows, 30, 0) == [rows[index] for index in sorted(random.Random(0).sample(range(100), 30))]
+    assert run_cell.draw(rows, None, 0) == run_cell.draw(rows, 100) == rows
+    later = run_cell.draw(rows, 40, 30)
+    assert later == run_cell.draw(rows, 40, 30)
+    assert (len(later), set(later) & set(first)) == (40, set())
+    left = [row for row in rows if row not in first]
+    assert run_cell.draw(rows, None, 30) == run_cell.draw(rows, 90, 30) == left
+    assert later == [row for row in left if row in later] != left[:40], "in their order, and not the first ones"
+    assert run_cell.draw(rows, 40, 100) == []
+
+
+def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a setting that never reaches the measuring, that takes rows off the validation split, or leaves a partner's rows in."""
+
+    def load(name: str, count: int) -> Any:
+        return lambda split, source: [Item(f"{name} {split} {WORDS[i]}", i % 3) for i in range(count)]
+
+    classes = dataclasses.replace(TASKS["classes"], load=load("own", 9), partners=("others",))
+    monkeypatch.setitem(tasks.TASKS, "classes", classes)
+    monkeypatch.setitem(tasks.TASKS, "others", dataclasses.replace(classes, name="others", load=load("other", 7), partners=()))
+    asked: dict[str, list[str]] = {}
+    answer = measure.answer
+
+    def noting(model: Any, tokenizer: Any, task: Task, items: Any, *args: Any, **options: Any) -> Any:
+        if len(items) > 1:  # not those whose time is taken one by one
+            asked.setdefault(task.name, []).extend(item.prompt for item in items)
+        return answer(model, tokenizer, task, items, *args, **options)
+
+    monkeypatch.setattr(measure, "answer", noting)
+    plan = dataclasses.replace(study, ood=True, test_rows=4, validation_rows=9)
+    seen, digests = [], []
+    for skip in (0, 4):
+        asked.clear()
+        rows = run_cell.run_cell(_cell(study, "base"), dataclasses.replace(plan, test_skip=skip))
+        seen.append({name: set(prompts) for name, prompts in asked.items()})
+        digests.append({row["task"]: row["items_digest"] for row in rows})
+    assert {name: len(prompts) for name, prompts in seen[0].items()} == {"classes": 4, "others": 4}
+    assert {name: len(prompts) for name, prompts in seen[1].items()} == {"classes": 4, "others": 3}
+    for name in ("classes", "others"):
+        assert not seen[0][name] & seen[1][name]
+        assert digests[0][name] != digests[1][name], "the digest tells which rows were read"
+    (row,) = run_cell.run_cell(_cell(study, "base", stage="search"), dataclasses.replace(plan, test_skip=4))
+    assert row["items"] == 9
 
 
 def test_all_methods_see_the_same_rows_in_the_same_order(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

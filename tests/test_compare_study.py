@@ -141,6 +141,9 @@ def record(settings: Study) -> Path:
         ({"tasks": "clinc"}, "'clinc' (did you mean 'clinc150'?)"),
         ({"seeds": 0}, "seeds must be a whole number, 1 or more, got 0"),
         ({"trials": 0}, "trials must be a whole number, 1 or more, got 0"),
+        ({"finalists": 0}, "finalists must be a whole number, 1 or more, got 0"),
+        ({"finalists": 5}, "finalists must be 4 or less, the number of trials they are taken from, got 5; lower them or raise trials"),
+        ({"test_skip": -1}, "test_skip must be a whole number, 0 or more, got -1"),
         ({"workers": 0}, "workers must be a whole number, 1 or more, got 0"),
         ({"steps": 2.5}, "steps must be a whole number, 1 or more, got 2.5"),
         ({"trials": 9}, "trials must be 8 or less with the built-in settings, got 9"),
@@ -267,6 +270,134 @@ def test_neighbours_differ_in_task(small):
     settings = replace(small, methods="lora,shadow,full")
     for cells in (schedule.search_cells(settings), schedule.final_cells(settings, schedule.choices(settings, []))):
         assert all(one.task != other.task for one, other in itertools.pairwise(cells))
+
+
+# Second seeds of the search
+
+
+@pytest.fixture
+def twice(small) -> Study:
+    """A study of one method that chooses between two finalists of three trials."""
+    return replace(small, methods="lora", tasks="clinc150", trials=3, finalists=2)
+
+
+def second(cell: Cell) -> Cell:
+    return replace(cell, seed=1001)
+
+
+def test_finalists_run_again_when_all_trials_have_run(small):
+    """Catches finalists taken before every trial is known, too many of them, worse ones, another seed, and a total that grows midway."""
+    settings = replace(small, trials=3, finalists=2)
+    trials = schedule.search_cells(settings)
+    places = {(cell.task, cell.method) for cell in trials}
+    assert ("gsm8k", "base") not in places, "nothing is trained there"
+    total = len(schedule.expected(settings, []))
+    assert total == len(trials) + 2 * len(places) + 11 + 6
+    rows = [ok(cell, 0.5 + number // len(places) / 10) for number, cell in enumerate(trials)]  # the last trial of each is its best
+    for count in range(len(trials)):
+        assert [cell.key for cell in schedule.ready(settings, rows[:count])] == [cell.key for cell in trials[count:]]
+        assert len({cell.key for cell in schedule.expected(settings, rows[:count])}) == total
+    best = trials[2 * len(places) :] + trials[len(places) : 2 * len(places)]
+    finalists = schedule.ready(settings, rows)
+    assert finalists == [second(cell) for cell in best]
+    assert {cell.stage for cell in finalists} == {"search"}
+    assert {cell.stage for cell in schedule.ready(settings, [*rows, *(ok(cell, 0.5) for cell in finalists[:-1])])} == {"search"}
+    rows += [ok(cell, 0.5) for cell in finalists]
+    assert {cell.stage for cell in schedule.ready(settings, rows)} == {"final"}
+
+
+def test_a_search_of_one_seed_has_no_second_runs(small):
+    """Catches a study without the setting whose cells, order, names or choice are not what they were."""
+    assert small.finalists == 1
+    go(small)
+    trials = [cell.key for cell in schedule.search_cells(small)]
+    assert [key for key in called(small) if key.startswith("search")] == trials
+    assert all("seed=1000 " in key for key in trials)
+    rows = written(small)
+    last = {method: small.candidates(method)[-1] for method in small.names("methods")}
+    strays = [ok(second(cell), 9.0) for cell in schedule.search_cells(small) if (cell.learning_rate, cell.alpha) == last[cell.method]]
+    assert schedule.choices(small, [*rows, *strays]) == schedule.choices(small, rows)
+    assert [cell.key for cell in schedule.expected(small, rows) if cell.stage == "search"] == trials
+
+
+@pytest.mark.parametrize(
+    ("firsts", "seconds", "metric", "chosen"),
+    [
+        ((0.7, 0.6, 0.2), {0: 0.1, 1: 0.6}, "accuracy", 1),  # the best of the first seed diverged on the second
+        ((0.7, 0.6, 0.2), {0: 0.6, 1: 0.6}, "accuracy", 0),
+        ((0.7, 0.6, 0.9), {2: 0.1, 0: 0.6}, "accuracy", 0),
+        ((1.0, 2.0, 1.5), {0: 9.0, 2: 1.6}, "loss", 2),
+        ((1.0, 2.0, 1.5), {0: 1.6, 2: 1.5}, "loss", 0),
+        ((0.25, 0.75, 0.0), {0: 0.75, 1: 0.25}, "accuracy", 0),  # a tie
+        ((0.7, 0.4, 0.2), {0: 0.1, 1: 0.4}, "accuracy", 0),  # a tie, though the sums differ in their last digit
+        ((0.7, 0.6, 0.2), {0: float("nan"), 1: 0.1}, "accuracy", 1),
+        ((0.7, 0.6, 0.2), {0: None, 1: 0.1}, "accuracy", 1),
+        ((0.7, 0.6, 0.2), {0: "crashed", 1: 0.1}, "accuracy", 1),
+        ((0.7, 0.6, 0.2), {0: "crashed", 1: float("inf")}, "accuracy", 0),  # none has both: the first seed decides
+        ((0.6, 0.7, 0.2), {}, "accuracy", 1),
+        ((0.7, 0.6, 0.5), {0: 0.5, 1: 0.5, 2: 1.0}, "accuracy", 0),  # a second run of no finalist, left by trials run again
+        (("crashed", 0.6, 0.2), {1: 0.1, 2: 0.6}, "accuracy", 2),
+    ],
+)
+def test_the_mean_of_both_seeds_chooses_among_finalists(twice, firsts, seconds, metric, chosen):
+    """Catches a choice by either seed alone, a lost run counted as a good one, means read the wrong way round, and a choice of nothing."""
+    trials = schedule.search_cells(twice)
+
+    def run_of(cell: Cell, value: float | str | None) -> dict:
+        return ledger.failed(cell, value, "x")[0] if isinstance(value, str) else ok(cell, value, metric=metric)
+
+    rows = [run_of(trials[number], value) for number, value in enumerate(firsts)]
+    rows += [run_of(second(trials[number]), value) for number, value in seconds.items()]
+    assert set(schedule.choices(twice, rows).values()) == {(trials[chosen].learning_rate, None)}
+
+
+def test_every_method_gets_as_many_finalists(small):
+    """Catches a method that is helped by more second runs than another."""
+    settings = replace(small, methods=",".join(METHODS), tasks="clinc150", trials=3, finalists=2, shadow_model="s")
+    rows = [ok(cell, 0.5) for cell in schedule.search_cells(settings)]
+    methods = [cell.method for cell in schedule.ready(settings, rows)]
+    assert {method: methods.count(method) for method in METHODS} == dict.fromkeys(METHODS, 2)
+
+
+def crashing(cell: Cell, settings: Study) -> list[dict]:
+    """Lose two of three of LoRA's trials, the base's second runs, and all of the shadow's trials."""
+    rows = measured(cell, settings)
+    lost = cell.learning_rate != 1e-3 if cell.method == "lora" else cell.seed == 1001 or cell.method == "shadow"
+    if cell.stage == "search" and lost:
+        raise ZeroDivisionError("a fault")
+    return rows
+
+
+def test_finalists_that_fail_leave_a_study_that_ends(small, capsys):
+    """Catches a study that waits for finalists it cannot have, or counts cells that there are not."""
+    settings = replace(small, tasks="clinc150", trials=3, finalists=2, seeds=1)
+    result = go(settings, crashing)
+    seconds = [key for key in called(settings) if "seed=1001" in key]
+    assert [key.split()[3] for key in seconds] == ["base", "lora", "base"]
+    # nine trials of which LoRA lost two and the shadow all, three second runs of which the base lost both, then base and LoRA
+    assert (result.cells, result.done, len(result.failed), len(result.missing)) == (9 + 3 + 6, 4 + 1 + 4, 5 + 2, 2)
+    assert schedule.choices(settings, written(settings))[str(MODEL), "clinc150", "base"] == (3e-2, None), "by the first seed"
+    assert "[1/21] search " in (said := capsys.readouterr().err)
+    assert "[16/18] cost " in said.splitlines()[-1]
+
+
+def stopped_at_the_second_seed(cell: Cell, settings: Study) -> list[dict]:
+    rows = measured(cell, settings)
+    if sum("seed=1001" in key for key in called(settings)) == 2:
+        raise KeyboardInterrupt
+    return rows
+
+
+def test_second_seeds_are_gone_on_with(small):
+    """Catches finalists that run again, change or are left out when a study is stopped among them."""
+    settings = replace(small, trials=3, finalists=2)
+    with pytest.raises(KeyboardInterrupt):
+        go(settings, stopped_at_the_second_seed)
+    stopped_at = called(settings)[-1]
+    result = go(settings)
+    assert (result.cells, result.done) == (42, 42)
+    assert len([key for key in called(settings) if "seed=1001" in key]) == 11
+    assert sorted(called(settings)) == sorted([*{row["key"] for row in written(settings)}, stopped_at])
 
 
 # The record
@@ -468,6 +599,22 @@ def test_two_studies_in_one_folder(small):
         go(replace(small, seeds=5))
 
 
+@pytest.mark.parametrize("change", [{"finalists": 2}, {"test_skip": 1}], ids=str)
+def test_a_study_file_older_than_a_setting(small, change):
+    """Catches a study that cannot be gone on with since its file lacks a new setting, or that goes on under another value of it."""
+    with pytest.raises(KeyboardInterrupt):
+        go(small, interrupted)
+    path = Path(small.output) / "study.yaml"
+    values = {name: value for name, value in yaml.safe_load(path.read_text()).items() if name not in ("finalists", "test_skip")}
+    path.write_text(yaml.safe_dump(values))
+    (name, value), before = *change.items(), 1 if "finalists" in change else 0
+    with pytest.raises(ConfigError, match=rf"under other settings \({name} was {before}, is {value}\); set them back"):
+        go(replace(small, **change))
+    assert go(Study(**values)).done == 27
+    with pytest.raises(ConfigError, match=rf"has read its test split; .* \({name} was {before}, is {value}\)"):
+        go(replace(small, **change))
+
+
 def test_settings_changed_before_the_test_is_read(small):
     with pytest.raises(KeyboardInterrupt):
         go(small, interrupted)
@@ -522,6 +669,31 @@ def test_data_is_checked_before_any_work(small, data):
     assert called(small) == []
     go(small)  # a study that was refused may begin under other settings
     assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["ood"] is False
+
+
+@pytest.mark.parametrize(
+    ("skip", "tasks", "message"),
+    [
+        (4, "clinc150", "clinc150 has 4 test rows, and a test_skip of 4 leaves none of them; choose a smaller test_skip"),
+        (
+            3,
+            "gsm8k",
+            "mawps, an out-of-distribution test of gsm8k, has 2 test rows, and a test_skip of 3 leaves none of them; "
+            "choose a smaller test_skip, or ood: false",
+        ),
+    ],
+    ids=["task", "partner"],
+)
+def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip, tasks, message):
+    """Catches a study that trains for hours and has no test row left to be measured on, or only its partners' lack them."""
+    for split, count in (("train", 8), ("validation", 2), ("test", 2)):
+        write(data / "mawps" / f"{split}.jsonl", [{"question": f"{split} {i}", "answer": i} for i in range(count)])
+    settings = replace(small, tasks=tasks, ood=True, test_skip=skip, trials=1, methods="lora", seeds=1)
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        go(settings)
+    assert called(settings) == []
+    go(replace(settings, test_skip=1))
+    go(replace(settings, ood=False, test_skip=3, output=f"{settings.output}-2", name=None))
 
 
 def test_a_tokenizer_of_single_signs_is_told(small, tmp_path):

@@ -12,7 +12,7 @@ from shadowpeft.compare.study import SHADOWS, Study
 from shadowpeft.compare.tasks import find
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.workers import count_gpus, device_name
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, DataError
 
 SAMPLE = 64
 MOST_TOKENS_PER_CHARACTER = 0.8
@@ -45,7 +45,7 @@ def check_data(study: Study) -> dict[str, list[str]]:
         The first prompts of each task's validation split.
 
     Raises:
-        DataError: a split is missing or damaged, or has labels that are not seen in training.
+        DataError: a split is missing or damaged, has labels that are not seen in training, or has no test row left behind `test_skip`.
     """
     from shadowpeft.compare.tasks.source import Source, held_out_text
 
@@ -54,6 +54,8 @@ def check_data(study: Study) -> dict[str, list[str]]:
         for other in (task, *(find(partner) for partner in task.partners if study.ood)):
             other.load("train", source)
             other.load("validation", source)
+            if study.test_skip:
+                _refuse_no_test_rows(task, other, len(other.load("test", source)), study.test_skip)
         prompts[task.name] = [item.prompt for item in task.load("validation", source)[:SAMPLE]]
         for model in study.names("model"):
             tokenizer = files.load_tokenizer(model)
@@ -62,6 +64,20 @@ def check_data(study: Study) -> dict[str, list[str]]:
     if study.forgetting_rows:
         held_out_text(source, 1)
     return prompts
+
+
+def _refuse_no_test_rows(task: Task, tested: Task, count: int, skip: int) -> None:
+    """Refuse to leave out all test rows of a task, or of the partner that it is tested on.
+
+    Raises:
+        DataError: nothing would be left.
+    """
+    if count > skip:
+        return
+    name, remedy = f"{tested.name}, an out-of-distribution test of {task.name},", "a smaller test_skip, or ood: false"
+    if tested is task:
+        name, remedy = task.name, "a smaller test_skip"
+    raise DataError(f"{name} has {count:,} test rows, and a test_skip of {skip:,} leaves none of them; choose {remedy}")
 
 
 def _warn_of_tokens(model: str, tokenizer: Any, task: Task, texts: Sequence[str]) -> None:

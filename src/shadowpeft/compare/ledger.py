@@ -23,6 +23,8 @@ from shadowpeft.evaluate import finite
 STUDY = "study.yaml"
 # What may differ when a study is resumed; everything else would make it another study.
 _FREE_ON_RESUME = ("output", "device", "workers", "eval_batch_size")
+# What a file means that was written before there were these settings.
+_WITHOUT = {"finalists": 1, "test_skip": 0}
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 _UNMEASURED = (
     "metric value items correct calibration trainable trainable_with_heads steps train_seconds train_tokens_per_second peak_gb "
@@ -174,7 +176,7 @@ def check_folder(study: Study) -> None:
         return
     if not _has_rows(folder):  # begun, and refused for a mistake that is put right by now
         return
-    before = _read_settings(folder / STUDY)
+    before = {**_WITHOUT, **_read_settings(folder / STUDY)}
     now = yaml.safe_load(study.to_yaml())
     if before.get("name") != now["name"]:
         raise ConfigError(

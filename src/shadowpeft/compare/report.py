@@ -18,6 +18,7 @@ _PLOTS = {
     "training_time.png": "score over training time",
     "calibration.png": "calibration of the detached models",
 }
+_SECOND = "second seed"
 _READING = """Scores are percentages; ± is a 95 % interval over training seeds (Student's t). Differences are to LoRA on the same
 test items and seeds, in points of items answered correctly. Their first interval is a paired bootstrap over test items: the models at hand,
 other items. The second counts other items and other seeds, and is the one to judge a method by; a single seed gives none. Forgetting is the
@@ -133,8 +134,10 @@ def _head(results: Results) -> str:
     facts = [
         f"Models: {', '.join(map(name, results.models))}. Tasks: {', '.join(results.tasks)}.",
         f"Every run: {study.steps:,} steps of {study.batch_size} rows; final runs from {study.seeds} seed{'s' * (study.seeds > 1)}; "
-        f"{study.trials} setting{'s' * (study.trials > 1)} of each method tried on the validation split.",
+        f"{study.trials} setting{'s' * (study.trials > 1)} of each method tried on the validation split{_second_seed(study)}.",
     ]
+    if study.test_skip:
+        facts.append(f"The test rows are others than those that a study of {study.test_skip:,} test rows reads.")
     made = [f"{what} {', '.join(found)}" for what in ("device", "commit") if (found := _distinct(results.rows, what))]
     versions = sorted({f"{key} {value}" for row in results.rows for key, value in (row.get("versions") or {}).items()})
     if made or versions:
@@ -142,6 +145,10 @@ def _head(results: Results) -> str:
     if not any(line.method == "lora" for line in results.lines):
         facts.append("**There are no finished runs of LoRA, so no differences can be given.**")
     return "\n\n".join([f"# Study {study.name}", *facts, _READING])
+
+
+def _second_seed(study: Study) -> str:
+    return f", the best {study.finalists} again from a second seed and chosen among by the mean of both" if study.finalists > 1 else ""
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:
@@ -342,12 +349,13 @@ def _scaling(results: Results) -> str:
 def _search(results: Results) -> str:
     if not results.trials:
         return ""
-    name = short(results.models)
+    name, twice = short(results.models), results.study.finalists > 1
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in results.trials:
         cell = (row["model"], row["trained_on"], row["method"], row["learning_rate"], row.get("alpha"))
         if row["task"] == row["trained_on"]:
-            groups.setdefault(cell, {})[row["mode"]] = row
+            is_second = row["seed"] == results.study.search_seed + 1
+            groups.setdefault(cell, {})[_SECOND if is_second else row["mode"]] = row
     chosen = {
         (row["model"], row["trained_on"], row["method"], row["learning_rate"], row.get("alpha"))
         for row in results.rows
@@ -357,13 +365,19 @@ def _search(results: Results) -> str:
     for cell, modes in sorted(groups.items(), key=lambda pair: results.place(*pair[0][:3])):
         model, task, method, rate, alpha = cell
         first = next(iter(modes.values()))
-        values = [_trial(modes.get(mode)) for mode in ("attached", "detached")]
+        values = [_trial(modes.get(mode)) for mode in ("attached", "detached", *[_SECOND] * twice)]
+        values += [_mean_of_both(modes)] * twice
         mark = "" if cell not in chosen else "chosen, at the edge of the rates tried" if _at_edge(cell, groups) else "chosen"
         cells.append(
             [name(model), task, method, f"{rate:g}", "-" if alpha is None else f"{alpha:g}", first.get("metric") or "-", *values, mark]
         )
-    heads = ["model", "task", "method", "learning rate", "alpha", "metric", "attached", "detached", ""]
+    seconds = [_SECOND, "mean of both"] * twice
+    heads = ["model", "task", "method", "learning rate", "alpha", "metric", "attached", "detached", *seconds, ""]
     note = "On the validation split; `loss` is per answer token, lower is better. Final runs use what is chosen, by the attached model."
+    if twice:
+        note += (
+            f" The best {results.study.finalists} of each method ran from a second seed, too; among these the mean of both seeds decides."
+        )
     return f"## Search\n\n{note}\n\n{table(heads, cells)}"
 
 
@@ -378,4 +392,14 @@ def _trial(row: Row | None) -> str:
     value = read(row, "value")
     if value is None:
         return row["status"] if row["status"] != "ok" else "-"
-    return f"{value:.4f}" if row["metric"] == "loss" else f"{100 * value:.2f}"
+    return _validation(row["metric"], value)
+
+
+def _mean_of_both(modes: Mapping[str, Row]) -> str:
+    runs = [modes[mode] for mode in ("attached", _SECOND) if mode in modes]
+    values = [value for row in runs if (value := read(row, "value")) is not None]
+    return _validation(runs[0]["metric"], sum(values) / 2) if len(values) == 2 else "-"
+
+
+def _validation(metric: str, value: float) -> str:
+    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f}"

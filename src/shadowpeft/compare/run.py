@@ -174,18 +174,23 @@ def _progress(study: Study, ledger: Ledger) -> Iterator[Callable[[Cell, list[Row
 
     logging.disable_progress_bar()  # one bar at a time
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    total = len(expected(study, ledger.rows))
-    finished = {row["key"] for row in ledger.rows}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"study {study.name}", total=total, completed=len(finished))
+        finished, total = _count(study, ledger.rows)
+        task = bar.add_task(f"study {study.name}", total=total, completed=finished)
 
         def show(cell: Cell, rows: list[Row]) -> None:
-            finished.add(cell.key)
-            bar.update(task, completed=len(finished))
-            print(f"[{len(finished)}/{total}] {cell.key}: {_outcome(rows)}", file=sys.stderr, flush=True)
+            finished, total = _count(study, ledger.rows)
+            bar.update(task, total=total, completed=finished)
+            print(f"[{finished}/{total}] {cell.key}: {_outcome(rows)}", file=sys.stderr, flush=True)
 
         yield show
+
+
+def _count(study: Study, rows: Sequence[Row]) -> tuple[int, int]:
+    """Count the cells that have run and those of the whole study, which are fewer where trials that failed leave fewer finalists."""
+    keys, done = [cell.key for cell in expected(study, rows)], {row["key"] for row in rows}
+    return sum(key in done for key in keys), len(keys)
 
 
 def _outcome(rows: Sequence[Row]) -> str:

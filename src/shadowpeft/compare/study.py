@@ -29,8 +29,8 @@ SEARCH: dict[str, tuple[tuple[float, float | None], ...]] = {
     **dict.fromkeys(SHADOWS, _SHADOW),
 }
 _LEAST = {
-    "seeds": 1, "trials": 1, "steps": 1, "batch_size": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1, "max_length": 2,
-    "eval_batch_size": 1, "forgetting_rows": 0, "search_seed": 0, "workers": 1,
+    "seeds": 1, "trials": 1, "finalists": 1, "steps": 1, "batch_size": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1,
+    "test_skip": 0, "max_length": 2, "eval_batch_size": 1, "forgetting_rows": 0, "search_seed": 0, "workers": 1,
 }  # fmt: skip
 _OPTIONAL = ("name", "shadow_model", "data_dir", "train_rows", "test_rows", "max_length")
 
@@ -47,6 +47,8 @@ class Study:
         name: name of the study, part of its file's name; by default the name of the output folder.
         seeds: how many seeds each final cell is trained from (0, 1, ...).
         trials: how many settings of each method are tried on the validation split.
+        finalists: how many of each method's best trials are trained again from a second seed (search_seed + 1); the choice is by the mean
+            of both; 1 for none.
         steps: optimizer steps of every training run.
         batch_size: rows per step.
         ranks: LoRA ranks that set the budget of trainable parameters; the search is made at the first one.
@@ -57,6 +59,8 @@ class Study:
         train_rows: rows of the training split to draw from; by default all.
         validation_rows: rows of the validation split to choose settings on.
         test_rows: rows of the test split to report on; by default all.
+        test_skip: rows of each test split to leave out first: those that an earlier study of test_rows rows read, since a test row is read
+            once.
         max_length: tokens of a training row; by default the task's own.
         eval_batch_size: rows at a time when measuring.
         ood: test every final model on its task's partners, too.
@@ -77,6 +81,7 @@ class Study:
     name: str | None = None
     seeds: int = 3
     trials: int = 4
+    finalists: int = 1
     steps: int = 300
     batch_size: int = 16
     ranks: str = "16"
@@ -87,6 +92,7 @@ class Study:
     train_rows: int | None = None
     validation_rows: int = 1000
     test_rows: int | None = None
+    test_skip: int = 0
     max_length: int | None = None
     eval_batch_size: int = 64
     ood: bool = True
@@ -102,6 +108,11 @@ class Study:
             value = vars(self)[name]
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ConfigError(f"{name} must be a whole number, {least} or more, got {value!r}")
+        if self.finalists > self.trials:
+            raise ConfigError(
+                f"finalists must be {self.trials} or less, the number of trials they are taken from, got {self.finalists}; "
+                "lower them or raise trials"
+            )
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"device must be auto or cpu, got {self.device!r}")
         self._check_name()
