@@ -91,6 +91,15 @@ def test_bfloat16(variant: str, norm: str) -> None:
     assert_as_exact(fused.boundary, draw(Kind(variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16)), **BFLOAT16)
 
 
+def test_a_gate_of_large_hidden_states_keeps_its_digits() -> None:
+    """Catches G's hidden values rounded to one bfloat16 before its second matrix: in `peft` nearly all of these two errors."""
+    drawn = draw(Kind("peft", "none", (triton_parts.FEW_ROWS + 44,), 140, 10, 16, stream=torch.bfloat16))
+    truth = run(reference.boundary, in_float64(drawn))
+    mine, theirs = (errors(run(boundary, drawn), truth) for boundary in (fused.boundary, reference.boundary))
+    for name in ("d_gate_in_UD", "d_gate_out_DU"):  # a fifth; with one rounding, as in the reference, 0.7 to 1.0
+        assert mine[name] <= 0.5 * theirs[name], (name, mine[name], theirs[name])
+
+
 @pytest.mark.parametrize("halves", ["both", "inject", "update"])
 def test_more_rows_than_decoding_has(halves: str) -> None:
     """Catches a tile that only a long batch uses."""

@@ -19,6 +19,7 @@ from shadowpeft.ops.triton_parts import (
     dot,
     kept_share,
     put_columns,
+    remainder,
     summed,
     summed_vector,
     weight_tile,
@@ -52,7 +53,7 @@ def pull(
 def settle_low(
     part_SNR, kept, seed, dq_NR, low_NR, act_NU, dsize_N, N, alpha, dropout,
     U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
-    UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr, GELU: tl.constexpr, DROP: tl.constexpr,
+    UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr, GELU: tl.constexpr, DROP: tl.constexpr, FINE: tl.constexpr,
     S: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Go back through the bottleneck; write out its value as W_up met it, and what T's and G's second matrices met."""
@@ -84,8 +85,11 @@ def settle_low(
         hidden_g = activate(columns(kept + 2 * R + 6 + U, rows, u, N, U, width), GELU)
         if DROP == 1 and not UNIT:
             hidden_t *= kept_share(seed, rows, u, 1, dropout)
-        put_columns(act_NU, rows, u, N, U, 2 * U, hidden_t.to(act_NU.dtype.element_ty))
-        put_columns(act_NU + U, rows, u, N, U, 2 * U, hidden_g.to(act_NU.dtype.element_ty))
+        rounded_g = hidden_g.to(act_NU.dtype.element_ty)
+        put_columns(act_NU, rows, u, N, U, (2 + FINE) * U, hidden_t.to(act_NU.dtype.element_ty))
+        put_columns(act_NU + U, rows, u, N, U, (2 + FINE) * U, rounded_g)
+        if FINE:
+            put_columns(act_NU + 2 * U, rows, u, N, U, 3 * U, remainder(hidden_g, rounded_g))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -93,7 +97,7 @@ def retreat(
     dnext_ND, h_ND, s_ND, dq_NR, act_NU, tout_DU, tout_b, gout_DU, gout_b, down_RD, seed,
     ds_ND, hidden_PNU, grads, N, span, gate_shift, dropout,
     D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
-    UPDATE: tl.constexpr, INJECT: tl.constexpr, BIAS: tl.constexpr, DROP: tl.constexpr, NEXT: tl.constexpr,
+    UPDATE: tl.constexpr, INJECT: tl.constexpr, BIAS: tl.constexpr, DROP: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Go back through the state, `span` rows of one strip of columns: the gradient of s, and sums for T, G and W_down."""
@@ -127,9 +131,11 @@ def retreat(
         if NEXT:
             dstate += tl.load(dnext_ND + at, mask=inside, other=0.0).to(tl.float32)
         if UPDATE:
-            hidden_t, hidden_g = columns(act_NU, rows, u, N, U, 2 * U), columns(act_NU + U, rows, u, N, U, 2 * U)
+            hidden_t, hidden_g = columns(act_NU, rows, u, N, U, (2 + FINE) * U), columns(act_NU + U, rows, u, N, U, (2 + FINE) * U)
             target = dot(hidden_t, tout, tl.zeros((BM, BD), tl.float32))
             gate = dot(hidden_g, gout, tl.zeros((BM, BD), tl.float32))
+            if FINE:
+                gate = dot(columns(act_NU + 2 * U, rows, u, N, U, 3 * U), gout, gate)
             if BIAS:
                 target += t_bias[None, :]
                 gate += g_bias[None, :]

@@ -15,6 +15,7 @@ from shadowpeft.ops.triton_parts import (
     dot,
     kept_share,
     put_columns,
+    remainder,
     summed,
     summed_column,
     summed_vector,
@@ -194,7 +195,7 @@ def advance(
     next_ND, state_SNR, kept, kept_shared, N, span, eps, gate_shift, dropout,
     D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
     NORM: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr, DOWN: tl.constexpr,
-    GELU: tl.constexpr, BIAS: tl.constexpr, DROP: tl.constexpr,
+    GELU: tl.constexpr, BIAS: tl.constexpr, DROP: tl.constexpr, FINE: tl.constexpr,
     S: tl.constexpr, SP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Settle the norm, open the gate, move the state over `span` columns, and multiply it by W_down."""
@@ -213,7 +214,10 @@ def advance(
         hidden_t, hidden_g = activate(t_BU, GELU), activate(g_BU, GELU)
         if DROP == 1 and not UNIT:
             hidden_t *= kept_share(seed, rows, u, 1, dropout)
-        hidden_t, hidden_g = hidden_t.to(h_ND.dtype.element_ty), hidden_g.to(h_ND.dtype.element_ty)
+        hidden_t, exact_g = hidden_t.to(h_ND.dtype.element_ty), hidden_g
+        hidden_g = exact_g.to(h_ND.dtype.element_ty)
+        if FINE:
+            rest_g = remainder(exact_g, hidden_g)
     if split == 0:
         if UPDATE:
             put_columns(kept + 2 * R + 6, rows, u, N, U, width, t_BU)
@@ -243,7 +247,10 @@ def advance(
         s = tl.load(s_ND + start[:, None] + cols[None, :], mask=inside, other=0.0).to(tl.float32)
         if UPDATE:
             target = dot(hidden_t, weight_tile(tout_DU, u, cols, U, D, 1, U).to(hidden_t.dtype), tl.zeros((BM, BD), tl.float32))
-            gate = dot(hidden_g, weight_tile(gout_DU, u, cols, U, D, 1, U).to(hidden_g.dtype), tl.zeros((BM, BD), tl.float32))
+            gout = weight_tile(gout_DU, u, cols, U, D, 1, U).to(hidden_g.dtype)
+            gate = dot(hidden_g, gout, tl.zeros((BM, BD), tl.float32))
+            if FINE:
+                gate = dot(rest_g, gout, gate)
             if BIAS:
                 target += tl.load(tout_b + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
                 gate += tl.load(gout_b + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]

@@ -63,6 +63,7 @@ class Case(NamedTuple):
     GELU: bool
     BIAS: bool
     DROP: int
+    FINE: int
 
     def pick(self, names: str) -> dict[str, Any]:
         """Return the named fields, as a kernel takes them."""
@@ -81,7 +82,12 @@ def case_of(h: Tensor, w: Weights, variant: str, norm: str, activation: str, dro
     drop = _DROPS[variant] if dropout > 0 else 0
     unit, update, inject, bias = variant == "normed", w.tin is not None, w.down is not None, w.tin_b is not None
     down = inject and drop != 2  # else the difference h - s is dropped out before W_down, and cannot be multiplied by it in parts
-    return Case(h.shape[-1], U, R, UP, RP, _NORMS[norm], offset, unit, update, inject, down, activation == "gelu", bias, drop)
+    # Where T and G meet h as it is, a large row's gate opens by a sum of numbers in the hundreds, of which a bfloat16 keeps no digit behind
+    # the point, and such rows are most of G's gradient: so there G's hidden values are two bfloat16 each. Weights that are rounded, too,
+    # on their way to a product (float32 beside a bfloat16 stream) cost as many digits again; then it would gain nothing.
+    exact = w.gin is not None and w.gout is not None and w.gin.dtype == w.gout.dtype == h.dtype == torch.bfloat16
+    fine = int(exact and not unit and norm == "none")
+    return Case(h.shape[-1], U, R, UP, RP, _NORMS[norm], offset, unit, update, inject, down, activation == "gelu", bias, drop, fine)
 
 
 def kept_widths(tin: Tensor | None, down: Tensor | None) -> tuple[int, int]:
@@ -141,7 +147,7 @@ def run_forward(case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | Non
         fore.advance[grid](
             h, s, w.tin_b, w.tout, w.tout_b, w.gin_b, w.gout, w.gout_b, w.down, part, part_shared, seed,
             moved, state, kept, shared, rows, span, n.eps, n.gate_shift, n.dropout,
-            **case.pick("D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP"), S=splits, SP=wide, **_shape(tile),
+            **case.pick("D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP FINE"), S=splits, SP=wide, **_shape(tile),
         )  # fmt: skip
         if case.INJECT:
             splits = grid[1]
@@ -167,7 +173,7 @@ def run_backward(
     if not rows:
         return [dh, ds, *(torch.zeros_like(weight) for weight in w.trained(variant))]
     dq, low = h.new_empty(rows, case.R), h.new_empty(rows, case.R)
-    act, dz = h.new_empty(rows, 2 * case.U), h.new_empty(rows, 2 * case.U)
+    act, dz = h.new_empty(rows, (2 + case.FINE) * case.U), h.new_empty(rows, 2 * case.U)
     dsize, coef = h.new_empty(rows, dtype=torch.float32), h.new_empty(rows, 3, dtype=torch.float32)
     with _on(h.device):
         part, splits = None, 1
@@ -180,7 +186,7 @@ def run_backward(
         blocks = (triton.cdiv(rows, settle.rows),)
         back.settle_low[blocks](
             part, kept, seed, dq, low, act, dsize, rows, n.alpha, n.dropout,
-            **case.pick("U R UP RP UNIT UPDATE INJECT GELU DROP"), S=splits, BM=settle.rows, num_warps=settle.warps,
+            **case.pick("U R UP RP UNIT UPDATE INJECT GELU DROP FINE"), S=splits, BM=settle.rows, num_warps=settle.warps,
         )  # fmt: skip
 
         name = "retreat" if case.INJECT else "retreat_only"
@@ -192,7 +198,7 @@ def run_backward(
         back.retreat[grid](
             dnext, h, s, dq, act, w.tout, w.tout_b, w.gout, w.gout_b, w.down, seed,
             ds, hidden, grads, rows, span, n.gate_shift, n.dropout,
-            **case.pick("D U R UP RP UPDATE INJECT BIAS DROP"), NEXT=dnext is not None, **_shape(tile),
+            **case.pick("D U R UP RP UPDATE INJECT BIAS DROP FINE"), NEXT=dnext is not None, **_shape(tile),
         )  # fmt: skip
         back.settle_read[blocks](
             hidden, kept, shared, seed, dq, dz, coef, rows, strips, n.dropout,

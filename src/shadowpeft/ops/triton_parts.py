@@ -80,6 +80,12 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def remainder(value, rounded):
+    """What rounding took off a value, itself rounded: with it a factor of a product has twice the digits."""
+    return (value - rounded.to(tl.float32)).to(rounded.dtype)
+
+
+@triton.jit
 def summed(part, rows, k, N, K, width, S: tl.constexpr, BM: tl.constexpr, KP: tl.constexpr):
     """Sum columns k of the partial sums, (S, N, width), for some rows."""
     total = tl.zeros((BM, KP), tl.float32)
