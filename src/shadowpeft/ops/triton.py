@@ -47,12 +47,8 @@ def boundary_or_reference(
     rule: Rule,
     norm: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Compute `reference.boundary` with the fused kernels where they can serve, else as it is written.
-
-    The variant `paper` in bfloat16 is left to the reference on a GPU: see docs/kernels.md, "Not exact yet".
-    """
-    inexact = rule.variant == "paper" and h_BTD.dtype == torch.bfloat16 and not INTERPRETED.value
-    if not inexact and refusal(h_BTD, s_BTD, update_w, inject_w, rule, norm) is None:
+    """Compute `reference.boundary` with the fused kernels where they can serve, else as it is written."""
+    if refusal(h_BTD, s_BTD, update_w, inject_w, rule, norm) is None:
         return _fused(h_BTD, s_BTD, update_w, inject_w, rule, norm)
     return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
 
