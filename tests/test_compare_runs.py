@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config
 from shadowpeft import ConfigError, arch, attach
 from shadowpeft.compare import budget, fit, measure, methods, run_cell, tasks
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.study import METHODS, Study
+from shadowpeft.compare.study import METHODS, OURS, Study
 from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.embedded import MODEL
 from shadowpeft.errors import UserError
@@ -206,6 +206,43 @@ def test_detached_row_is_what_the_detached_model_answers(study: Study, monkeypat
         sure = given.probabilities
         assert sure is not None
         assert row["metrics"]["nll"] == pytest.approx(measure.negative_log_likelihood(sure, [item.target for item in items]), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_the_backbone_is_trained_at_its_own_rate(method: str, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rate that is recorded and not used, or that reaches heads and coupling."""
+    kept: list[Any] = []
+
+    def keeping(*args: Any) -> methods.Built:
+        built = methods.build(*args)
+        perturb(built.model)  # a fresh coupling has parts that no gradient reaches yet
+        kept.append((built.model, {name: weight.detach().clone() for name, weight in methods._trained(built.model)}))
+        return built
+
+    monkeypatch.setattr(run_cell, "build", keeping)
+    monkeypatch.setattr(fit, "WARMUP", 0)  # the first of few steps would be of nothing
+    cell = _cell(study, method, stage="search", backbone_learning_rate=1e-3)
+    plan = dataclasses.replace(study, steps=1, batch_size=8, overrides={method: {"dropout": 0.0}})
+    (row,) = run_cell.run_cell(cell, plan)
+    assert (row["learning_rate"], row["alpha"], row["backbone_learning_rate"]) == (1e-2, 0.3, 1e-3)
+    assert row["key"].endswith(" lr=0.01 alpha=0.3 backbone_lr=0.001")
+    ((model, before),) = kept
+    # The first step of AdamW moves a weight by the learning rate, whatever its gradient.
+    moved = {name: (model.get_parameter(name).detach() - weight).abs().max().item() for name, weight in before.items()}
+    backbone = "adapters.default.shadow.backbone."
+    assert {"adapters.default.score.weight", "adapters.default.shadow_score.weight", f"{backbone}norm.weight"} <= moved.keys()
+    assert moved == pytest.approx({name: 1e-3 if name.startswith(backbone) else 1e-2 for name in moved}, rel=1e-2)
+
+
+def test_one_rate_for_both_is_one_rate(study: Study) -> None:
+    """Catches a cell without the setting that is trained otherwise than before, and a backbone that the schedule leaves out."""
+    losses = []
+    for rate in (None, 1e-2, 1e-4):
+        cell = _cell(study, "shadow", stage="search", backbone_learning_rate=rate)
+        (row,) = run_cell.run_cell(cell, dataclasses.replace(study, steps=6))
+        assert row["backbone_learning_rate"] == rate
+        losses.append(row["metrics"]["nll"])
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_cells_do_not_influence_each_other(study: Study) -> None:

@@ -21,7 +21,7 @@ from shadowpeft import cli
 from shadowpeft.cli import _parser
 from shadowpeft.cli import compare as verb
 from shadowpeft.compare import checks, ledger, run, schedule, workers
-from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.cell import Cell, Setting
 from shadowpeft.compare.study import METHODS, SEARCH, SHADOWS, Study
 from shadowpeft.embedded import MODEL
 from shadowpeft.errors import ConfigError, DataError, UserError
@@ -164,6 +164,22 @@ def record(settings: Study) -> Path:
         ({"trials": 1, "search": {"shadow": [{"learning_rate": 1, "alhpa": 1}]}}, "called 'alhpa' (did you mean 'alpha'?)"),
         ({"trials": 1, "search": {"lora": [{"learning_rate": 0}]}}, "learning_rate must be a number above 0, got 0"),
         ({"trials": 2, "search": {"lora": [{"learning_rate": 1}, {"learning_rate": 1}]}}, "twice; every trial must differ"),
+        (
+            {"methods": "peft-shadow", "trials": 1, "search": {"peft-shadow": [{"learning_rate": 1, "backbone_learning_rate": 1}]}},
+            "search.peft-shadow: backbone_learning_rate can be searched for shadow, shadow-paper, shadow-explicit alone; leave it out",
+        ),
+        (
+            {"trials": 1, "search": {"lora": [{"learning_rate": 1, "backbone_learning_rate": 1}]}},
+            "search.lora: backbone_learning_rate can be",
+        ),
+        (
+            {"trials": 1, "search": {"shadow": [{"learning_rate": 1, "backbone_learning_rate": 0}]}},
+            "search.shadow: backbone_learning_rate must be a number above 0, got 0",
+        ),
+        (
+            {"trials": 1, "search": {"shadow": [{"learning_rate": 1, "backbone_learning_rat": 1}]}},
+            "called 'backbone_learning_rat' (did you mean 'backbone_learning_rate'?)",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -179,7 +195,8 @@ def test_every_method_gets_as_many_trials():
         for method in METHODS:
             tried = settings.candidates(method)
             assert len(set(tried)) == trials, method
-            assert all((alpha is None) == (method not in SHADOWS) for _, alpha in tried)
+            assert all((setting.alpha is None) == (method not in SHADOWS) for setting in tried)
+            assert all(setting.backbone_learning_rate is None for setting in tried)
     assert set(SEARCH) == set(METHODS)
     assert all(SEARCH[method][0] == (1e-3, 0.1) for method in SHADOWS), "the published strength is always tried"
 
@@ -193,7 +210,7 @@ def test_study_file_repeats_the_study(small, tmp_path):
     values = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
     assert values["settings"] == listed
     assert listed.name == "out"
-    assert listed.candidates("lora") == [(1e-3, None), (0.5, None)]
+    assert listed.candidates("lora") == [Setting(1e-3), Setting(0.5)]
     (tmp_path / "study.yaml").write_text("model: m\nsedes: 3\n")
     with pytest.raises(ConfigError, match=r"unknown setting 'sedes' \(did you mean 'seeds'\?\)"):
         _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
@@ -227,7 +244,8 @@ def test_the_best_validation_value_is_chosen(small):
     place = (str(MODEL), "clinc150", "lora")
 
     def chosen(*rows: dict) -> tuple | None:
-        return schedule.choices(small, rows)[place]
+        setting = schedule.choices(small, rows)[place]
+        return None if setting is None else (setting.learning_rate, setting.alpha)
 
     first, second = lora
     assert chosen(ok(first, 0.5), ok(second, 0.7)) == (3e-4, None)
@@ -257,8 +275,8 @@ def test_every_place_has_its_first_run_before_any_has_its_second(small):
     places = [("clinc150", "lora"), ("gsm8k", "lora"), ("clinc150", "shadow"), ("gsm8k", "shadow"), ("clinc150", "full"), ("gsm8k", "full")]
     trials = schedule.search_cells(settings)
     assert [(cell.task, cell.method) for cell in trials] == 3 * places
-    for number, (rate, alpha) in enumerate(settings.candidates("shadow")):
-        assert [(cell.learning_rate, cell.alpha) for cell in trials[6 * number + 2 : 6 * number + 4]] == 2 * [(rate, alpha)]
+    for number, setting in enumerate(settings.candidates("shadow")):
+        assert [cell.setting for cell in trials[6 * number + 2 : 6 * number + 4]] == 2 * [setting]
     finals = schedule.final_cells(settings, schedule.choices(settings, []))
     runs = [(cell.rank, cell.seed, cell.task, cell.method) for cell in finals]
     first, second = ([(seed, *place) for seed in (0, 1) for place in places[:count]] for count in (6, 4))
@@ -315,7 +333,7 @@ def test_a_search_of_one_seed_has_no_second_runs(small):
     assert all("seed=1000 " in key for key in trials)
     rows = written(small)
     last = {method: small.candidates(method)[-1] for method in small.names("methods")}
-    strays = [ok(second(cell), 9.0) for cell in schedule.search_cells(small) if (cell.learning_rate, cell.alpha) == last[cell.method]]
+    strays = [ok(second(cell), 9.0) for cell in schedule.search_cells(small) if cell.setting == last[cell.method]]
     assert schedule.choices(small, [*rows, *strays]) == schedule.choices(small, rows)
     assert [cell.key for cell in schedule.expected(small, rows) if cell.stage == "search"] == trials
 
@@ -348,7 +366,7 @@ def test_the_mean_of_both_seeds_chooses_among_finalists(twice, firsts, seconds, 
 
     rows = [run_of(trials[number], value) for number, value in enumerate(firsts)]
     rows += [run_of(second(trials[number]), value) for number, value in seconds.items()]
-    assert set(schedule.choices(twice, rows).values()) == {(trials[chosen].learning_rate, None)}
+    assert set(schedule.choices(twice, rows).values()) == {trials[chosen].setting}
 
 
 def test_every_method_gets_as_many_finalists(small):
@@ -357,6 +375,38 @@ def test_every_method_gets_as_many_finalists(small):
     rows = [ok(cell, 0.5) for cell in schedule.search_cells(settings)]
     methods = [cell.method for cell in schedule.ready(settings, rows)]
     assert {method: methods.count(method) for method in METHODS} == dict.fromkeys(METHODS, 2)
+
+
+# A learning rate of the backbone's own
+
+
+def test_keys_name_the_backbones_rate_only_where_it_is_set():
+    """Catches recorded studies whose cells would all run again, and two trials that count as one."""
+    cell = Cell("search", "m", "clinc150", "shadow-explicit", 16, 1000, 1e-3, 0.3)
+    assert cell.key == "search m clinc150 shadow-explicit rank=16 seed=1000 lr=0.001 alpha=0.3"
+    assert replace(cell, backbone_learning_rate=1e-4).key == f"{cell.key} backbone_lr=0.0001"
+    assert Cell("final", "m", "gsm8k", "lora", 8, 0, 5e-4).key == "final m gsm8k lora rank=8 seed=0 lr=0.0005"
+
+
+def test_the_backbones_rate_goes_from_the_search_to_the_end(small, tmp_path):
+    """Catches a second seed, a final run or a timing at one rate after a search that chose two, and a file that loses one of them."""
+    coupling = {"learning_rate": 1e-3, "alpha": 0.3}
+    listed = [coupling, {**coupling, "backbone_learning_rate": 1e-4}, {**coupling, "backbone_learning_rate": 1e-5}]
+    plan = replace(small, methods="shadow", tasks="clinc150", trials=3, finalists=2, search={"shadow": listed})
+    (tmp_path / "study.yaml").write_text(plan.to_yaml())
+    plan = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])["settings"]
+    assert plan.candidates("shadow") == [Setting(1e-3, 0.3), Setting(1e-3, 0.3, 1e-4), Setting(1e-3, 0.3, 1e-5)]
+    trials = schedule.ready(plan, [])
+    assert [cell.backbone_learning_rate for cell in trials] == [None, 1e-4, 1e-5]
+    rows = [ok(cell, value) for cell, value in zip(trials, (0.5, 0.6, 0.7), strict=True)]
+    seconds = schedule.ready(plan, rows)
+    assert [(cell.seed, cell.setting) for cell in seconds] == [(1001, (1e-3, 0.3, 1e-5)), (1001, (1e-3, 0.3, 1e-4))]
+    rows += [ok(cell, value) for cell, value in zip(seconds, (0.1, 0.6), strict=True)]
+    for stage, count in (("final", 2), ("cost", 1)):
+        cells = schedule.ready(plan, rows)
+        assert [(cell.stage, cell.setting) for cell in cells] == count * [(stage, (1e-3, 0.3, 1e-4))]
+        rows += [ok(cell, 0.5) for cell in cells]
+    assert schedule.ready(plan, rows) == []
 
 
 def crashing(cell: Cell, settings: Study) -> list[dict]:
@@ -376,7 +426,7 @@ def test_finalists_that_fail_leave_a_study_that_ends(small, capsys):
     assert [key.split()[3] for key in seconds] == ["base", "lora", "base"]
     # nine trials of which LoRA lost two and the shadow all, three second runs of which the base lost both, then base and LoRA
     assert (result.cells, result.done, len(result.failed), len(result.missing)) == (9 + 3 + 6, 4 + 1 + 4, 5 + 2, 2)
-    assert schedule.choices(settings, written(settings))[str(MODEL), "clinc150", "base"] == (3e-2, None), "by the first seed"
+    assert schedule.choices(settings, written(settings))[str(MODEL), "clinc150", "base"] == Setting(3e-2), "by the first seed"
     assert "[1/21] search " in (said := capsys.readouterr().err)
     assert "[16/18] cost " in said.splitlines()[-1]
 
@@ -409,8 +459,8 @@ def test_a_study_runs_every_cell_once(small):
     assert (result.cells, result.done, result.failed, result.missing) == (27, 27, {}, [])
     assert len(keys) == len(set(keys)) == 27
     chosen = schedule.choices(small, written(small))
-    assert chosen[str(MODEL), "clinc150", "lora"] == (1e-3, None)
-    assert chosen[str(MODEL), "gsm8k", "lora"] == (3e-4, None), "of losses the lower"
+    assert chosen[str(MODEL), "clinc150", "lora"] == Setting(1e-3)
+    assert chosen[str(MODEL), "gsm8k", "lora"] == Setting(3e-4), "of losses the lower"
     row = written(small)[-1]
     assert (row["study"], row["device"], row["workers"]) == ("out", "cpu", 1)
     assert row["versions"]["torch"] == torch.__version__

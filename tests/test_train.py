@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import qwen3_config
+from families import perturb
 from safetensors.torch import load_file
 from test_encode import CHATML, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
@@ -171,6 +172,85 @@ def test_other_ways_to_train(flag, command, straight, base_folder, tmp_path):
         assert flag != "--bf16" or logged(tmp_path / "run") != logged(tmp_path / "plain")
 
 
+# A learning rate of the backbone's own
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_the_backbone_moves_at_its_own_rate(explicit, base_folder, rows_file, tmp_path, monkeypatch):
+    """Catches a rate that is not applied, that reaches projection, coupling or norms outside the backbone, or that leaves out its norms."""
+    narrow = save_base(tmp_path / "narrow", hidden_size=16)
+    build, models = training._build_model, []
+
+    def perturbed(config):
+        model = perturb(build(config))  # a fresh coupling has parts that no gradient reaches yet
+        models.append((model, {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}))
+        return model
+
+    monkeypatch.setattr(training, "_build_model", perturbed)
+    folders = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
+    once = {"max_steps": 1, "scheduler": "constant", "warmup": 0.0, "eval_fraction": 0.0, "batch_size": 24, "device": "cpu"}
+    rates = {"learning_rate": 1e-2, "backbone_learning_rate": 1e-3}
+    settings = ShadowConfig(variant="paper", dropout=0.0)
+    train(TrainConfig(**folders, **once, **rates, shadow=settings, shadow_model=str(narrow) if explicit else None))
+    ((model, before),) = models
+    # The first step of AdamW moves a weight by the learning rate, whatever its gradient.
+    moved = {name: (model.get_parameter(name).detach() - weight).abs().max().item() for name, weight in before.items()}
+    parts = {name.removeprefix("adapters.default.").partition(".")[0] for name in moved}
+    assert parts == {"shadow", "injections", "updates", "norm"}
+    backbone = "adapters.default.shadow.backbone."
+    assert ("adapters.default.shadow.projection.weight" in moved) == explicit
+    assert f"{backbone}norm.weight" in moved
+    assert moved == pytest.approx({name: 1e-3 if name.startswith(backbone) else 1e-2 for name in moved}, rel=1e-2)
+
+
+def test_one_rate_for_both_is_one_rate(command, straight, tmp_path):
+    """Catches a backbone that the schedule, the clipping or the warm-up leaves out, or whose moments are others."""
+    assert main([*command, "--backbone-learning-rate", "0.01"]) == 0
+    assert_same_bits(straight, tmp_path / "run")
+    assert logged(tmp_path / "run", "learning_rate") == logged(straight, "learning_rate")
+
+
+def test_the_optimizers_groups(command, straight, tmp_path):
+    """Catches a run without the setting whose optimizer is not the Trainer's, a weight decay that is lost, and another rate in the log."""
+
+    def groups(output: Path) -> list[dict]:
+        return torch.load(output / "checkpoints" / "checkpoint-10" / "optimizer.pt", weights_only=True)["param_groups"]
+
+    assert main([*command, "--weight-decay", "0.1", "--backbone-learning-rate", "0.001"]) == 0
+    plain, apart = groups(straight), groups(tmp_path / "run")
+    assert [group["weight_decay"] for group in apart] == [0.1, 0.0, 0.1, 0.0]
+    assert [group["initial_lr"] for group in apart] == [0.01, 0.01, 0.001, 0.001]
+    assert [group["initial_lr"] for group in plain] == [0.01, 0.01]
+    sizes = [len(group["params"]) for group in apart]
+    assert [len(group["params"]) for group in plain] == [sizes[0] + sizes[2], sizes[1] + sizes[3]]
+    assert logged(tmp_path / "run", "learning_rate") == logged(straight, "learning_rate")
+    facts = [(output / "adapter" / "README.md").read_text() for output in (straight, tmp_path / "run")]
+    assert ["backbone learning rate | 0.001" in fact for fact in facts] == [False, True]
+    assert "backbone_learning_rate: 0.001" in (tmp_path / "run" / "run.yaml").read_text()
+
+
+def test_two_rates_resume_bit_for_bit(command, straight, signal_at, monkeypatch, tmp_path):
+    """Catches moments that a checkpoint gives back to other weights, and a rate that starts anew or becomes the other's."""
+    words = [*command, "--backbone-learning-rate", "0.001", "--weight-decay", "0.1"]
+    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
+    signal_at(2)
+    assert main(words) == 130
+    monkeypatch.undo()
+    assert main([*words, "--resume"]) == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "run")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole") != logged(straight)
+
+
+def test_a_checkpoint_of_one_rate_is_not_taken_for_two(command, straight, tmp_path, capsys):
+    """Catches a trace of torch's optimizer where a checkpoint of another run is named."""
+    start = straight / "checkpoints" / "checkpoint-8"
+    (tmp_path / "run").mkdir()
+    assert main([*command, "--backbone-learning-rate", "0.001", "--resume", str(start)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{start} does not fit this run's optimizer" in said
+    assert "backbone_learning_rate must be set where the checkpoint's run had it set" in said
+
+
 # Stopping and resuming
 
 
@@ -282,6 +362,8 @@ def test_resume_needs_the_same_settings(command, tmp_path, capsys):
     assert main([*command, "--max-steps", "1"]) == 0
     assert main([*command, "--max-steps", "2", "--resume", "--seed", "3", "--shadow.r", "4"]) == 2
     assert "to resume, shadow, seed must be as in" in capsys.readouterr().err
+    assert main([*command, "--max-steps", "2", "--resume", "--backbone-learning-rate", "0.001"]) == 2
+    assert "to resume, backbone_learning_rate must be as in" in capsys.readouterr().err
     assert main([*command, "--max-steps", "2", "--resume", str(tmp_path)]) == 2
     assert "is not a complete checkpoint" in capsys.readouterr().err
     assert main([*command, "--max-steps", "2", "--resume", str(tmp_path / "run" / "checkpoints" / "checkpoint-1")]) == 0
@@ -457,6 +539,9 @@ def test_loss_that_is_not_a_number(command, tmp_path, capsys):
         {"shadow": 3},
         {"batch_size": 0},
         {"learning_rate": 0.0},
+        {"backbone_learning_rate": 0.0},
+        {"backbone_learning_rate": -1.0},
+        {"backbone_learning_rate": float("nan")},
         {"eval_fraction": 1.0},
         {"max_length": 1},
         {"warmup": -1.0},

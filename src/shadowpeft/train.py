@@ -84,7 +84,7 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     start = run_folder.prepare(config, ADAPTER, _FREE_ON_RESUME)
     tokenizer, examples, held_out = _read_data(config)
     args = _training_arguments(config, output)
-    trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, output)
+    trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, config)
 
     from shadowpeft import files
     from shadowpeft.trainer import sound_attention
@@ -234,15 +234,17 @@ def _build_trainer(
     tokenizer: "PreTrainedTokenizerBase",
     examples: "list[Example]",
     held_out: "list[Example]",
-    output: Path,
+    config: TrainConfig,
 ) -> "tuple[ShadowTrainer, StopOnSignal]":
     from shadowpeft import trainer
     from shadowpeft.encode import Collator
     from shadowpeft.evaluate import padding_id
 
     stop = trainer.StopOnSignal()
-    callbacks = [stop, trainer.MetricsFile(output / run_folder.METRICS), trainer.Progress()]
-    return trainer.ShadowTrainer(model, args, Collator(padding_id(tokenizer), mask=False), examples, held_out or None, callbacks), stop
+    callbacks = [stop, trainer.MetricsFile(Path(config.output) / run_folder.METRICS), trainer.Progress()]
+    collator = Collator(padding_id(tokenizer), mask=False)
+    built = trainer.ShadowTrainer(model, args, collator, examples, held_out or None, callbacks, config.backbone_learning_rate)
+    return built, stop
 
 
 def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSignal", seconds: float) -> TrainResult:
@@ -293,6 +295,7 @@ def _facts(
         "batch size x accumulation": f"{config.batch_size} x {config.gradient_accumulation}",
         **({} if args.world_size == 1 else {"processes": args.world_size}),
         "learning rate": f"{config.learning_rate:g}",
+        **({} if config.backbone_learning_rate is None else {"backbone learning rate": f"{config.backbone_learning_rate:g}"}),
         "scheduler": f"{config.scheduler}, warmup {config.warmup:g}",
         "shadow loss weight": config.shadow.resolved().shadow_loss_weight,
         "bf16": config.bf16,

@@ -19,7 +19,7 @@ _LEAST: dict[str, float] = {
 
 # Attention that is given a mask, which tells packed documents apart in any number of rows; the flash kernels look at one row's positions.
 _MASKED = (None, "sdpa", "eager", "flex_attention")
-_OPTIONAL = ("eval_data", "shadow_model", "max_steps", "max_length", "attn_implementation")
+_OPTIONAL = ("eval_data", "shadow_model", "max_steps", "max_length", "attn_implementation", "backbone_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TrainConfig:
         eval_batch_size: rows per forward pass of the evaluation.
         gradient_accumulation: forward passes per optimizer step; 1 x 8 gives the same result as 8 x 1.
         learning_rate: peak learning rate (AdamW).
+        backbone_learning_rate: peak learning rate of the shadow's backbone; by default `learning_rate`.
         scheduler: how the learning rate goes on after the warm-up.
         warmup: steps of linear warm-up, or a share of all steps if below 1.
         weight_decay: weight decay of AdamW.
@@ -81,6 +82,7 @@ class TrainConfig:
     eval_batch_size: int = 8
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
+    backbone_learning_rate: float | None = None
     scheduler: Scheduler = "cosine"
     warmup: float = 0.03
     weight_decay: float = 0.0
@@ -106,7 +108,7 @@ class TrainConfig:
         refuse_gaps(self, _OPTIONAL)
         if not isinstance(self.shadow, ShadowConfig):
             raise ConfigError(f"shadow must hold settings, got {self.shadow!r}")
-        refuse_below(self, _LEAST, ("learning_rate", "epochs"))
+        refuse_below(self, _LEAST, ("learning_rate", "backbone_learning_rate", "epochs"))
         if self.packing and self.max_length is None:
             raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:

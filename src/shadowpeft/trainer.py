@@ -22,6 +22,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shadowpeft import checkpoint, sharding
+from shadowpeft.adapter import Adapter
 from shadowpeft.encode import Collator, Example
 from shadowpeft.errors import CheckpointError
 from shadowpeft.evaluate import finite, token_losses
@@ -75,7 +76,41 @@ class SafeTrainer(Trainer):
             ) from error
 
 
-class ShadowTrainer(SafeTrainer):
+class BackboneRateTrainer(Trainer):
+    """The Trainer with a learning rate of its own for the backbone of a shadowed model's active adapter.
+
+    Attributes:
+        backbone_learning_rate: its peak; `None` for the Trainer's own optimizer, unchanged.
+    """
+
+    backbone_learning_rate: float | None = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer as the Trainer does, then set the backbone apart."""
+        is_new = self.optimizer is None  # the Trainer keeps one that is there
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.backbone_learning_rate is not None:
+            assert isinstance(self.model, ShadowedModel), "only a shadowed model has a backbone to set apart"
+            _set_backbone_apart(optimizer, self.model, self.backbone_learning_rate)
+        return optimizer
+
+
+def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, learning_rate: float) -> None:
+    """Move the backbone's weights to groups of their own, which differ in the learning rate from those they were in.
+
+    The new groups come last: the Trainer logs the rate of the first, which stays that of the rest.
+    """
+    adapter = model.adapters[model.active_adapter]
+    assert isinstance(adapter, Adapter)
+    backbone = {id(weight) for weight in adapter.shadow.backbone.parameters()}
+    for group in list(optimizer.param_groups):
+        apart = [weight for weight in group["params"] if id(weight) in backbone]
+        group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
+        if apart:
+            optimizer.add_param_group({**group, "params": apart, "lr": learning_rate})
+
+
+class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
     """The Trainer for a shadowed language model: adapter-only checkpoints, token-weighted evaluation, the shadow's loss logged.
 
     The logged `loss` is L of eq. 9, `shadow_loss` the unweighted loss of the shadow's head; `eval_loss` is the cross-entropy
@@ -88,6 +123,7 @@ class ShadowTrainer(SafeTrainer):
         train_examples: what to train on.
         eval_examples: what to evaluate on, `None` for no evaluation.
         callbacks: called beside the Trainer's own.
+        backbone_learning_rate: peak learning rate of the shadow's backbone; `None` for that of `args`.
     """
 
     def __init__(
@@ -98,6 +134,7 @@ class ShadowTrainer(SafeTrainer):
         train_examples: Sequence[Example],
         eval_examples: Sequence[Example] | None,
         callbacks: list[TrainerCallback],
+        backbone_learning_rate: float | None = None,
     ) -> None:
         # With several GPUs in one process the Trainer would copy the model to each, which the lent base does not allow.
         args._n_gpu = min(args.n_gpu, 1)
@@ -112,6 +149,7 @@ class ShadowTrainer(SafeTrainer):
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
         sharding.prepare(self.accelerator, model)
         self.shadowed = model
+        self.backbone_learning_rate = backbone_learning_rate
         self._shadow_sum = torch.zeros((), device=args.device)
         self._shadow_steps: set[int] = set()
 
@@ -166,6 +204,18 @@ class ShadowTrainer(SafeTrainer):
         if self.is_fsdp_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            # A checkpoint of another run may be named; torch counts its groups of weights.
+            if "parameter group" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{checkpoint} does not fit this run's optimizer ({_first_line(error)}); backbone_learning_rate must be set where the "
+                "checkpoint's run had it set, and nowhere else"
+            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None:

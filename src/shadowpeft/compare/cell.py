@@ -1,9 +1,23 @@
 """One cell of a study: one model trained one way on one task from one seed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Stage = Literal["search", "final", "cost"]
+
+
+class Setting(NamedTuple):
+    """What a search tries, and what it chooses.
+
+    Attributes:
+        learning_rate: peak learning rate; 0 where nothing was searched or chosen.
+        alpha: strength of the injection for the shadows; `None` for other methods.
+        backbone_learning_rate: peak learning rate of the shadow's backbone; `None` for `learning_rate`.
+    """
+
+    learning_rate: float
+    alpha: float | None = None
+    backbone_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -19,6 +33,7 @@ class Cell:
         seed: decides initial weights, order and dropout.
         learning_rate: peak learning rate; 0 for the untuned base.
         alpha: strength of the injection for the shadows; `None` for other methods.
+        backbone_learning_rate: peak learning rate of the shadow's backbone; `None` for `learning_rate`.
     """
 
     stage: Stage
@@ -29,9 +44,18 @@ class Cell:
     seed: int
     learning_rate: float
     alpha: float | None = None
+    backbone_learning_rate: float | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """What the search tried or chose for the cell."""
+        return Setting(self.learning_rate, self.alpha, self.backbone_learning_rate)
 
     @property
     def key(self) -> str:
         """Name the cell in one line; equal keys are equal work."""
         alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
-        return f"{self.stage} {self.model} {self.task} {self.method} rank={self.rank} seed={self.seed} lr={self.learning_rate:g}{alpha}"
+        # Named only where it is set, so that the keys of studies from before there was such a rate are what they were.
+        backbone = "" if self.backbone_learning_rate is None else f" backbone_lr={self.backbone_learning_rate:g}"
+        rates = f"lr={self.learning_rate:g}{alpha}{backbone}"
+        return f"{self.stage} {self.model} {self.task} {self.method} rank={self.rank} seed={self.seed} {rates}"

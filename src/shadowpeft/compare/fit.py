@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from shadowpeft.compare.tasks.base import Item, Task
@@ -19,7 +19,7 @@ from shadowpeft.encode import Collator, Example, encode
 from shadowpeft.errors import DataError
 from shadowpeft.evaluate import padding_id
 from shadowpeft.rows import Row
-from shadowpeft.trainer import sound_attention
+from shadowpeft.trainer import BackboneRateTrainer, sound_attention
 
 WARMUP = 0.06
 
@@ -39,6 +39,7 @@ class Training:
         device: where the model is.
         bf16: compute in bfloat16 under autocast.
         timed: wait for the device after every step and keep its time.
+        backbone_learning_rate: the peak of a shadow's backbone; `None` for `learning_rate`.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class Training:
     device: torch.device
     bf16: bool = False
     timed: bool = False
+    backbone_learning_rate: float | None = None
 
 
 @dataclass
@@ -135,6 +137,7 @@ def fit(model: Any, examples: Sequence[Any], collate: Collate, training: Trainin
         trainer = _Trainer(
             model, _arguments(training, folder), data_collator=collate, train_dataset=rows, callbacks=[watch], bf16=training.bf16
         )
+        trainer.backbone_learning_rate = training.backbone_learning_rate
         trainer.remove_callback(PrinterCallback)
         if training.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(training.device)
@@ -171,7 +174,7 @@ def _arguments(training: Training, folder: str) -> TrainingArguments:
     return arguments
 
 
-class _Trainer(Trainer):
+class _Trainer(BackboneRateTrainer):
     """Compute the loss under autocast, without the Trainer's own, which would stay on the model; keep losses on the device."""
 
     def __init__(self, *args: Any, bf16: bool, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig, P
 from shadowpeft import arch, files, shadow_source
 from shadowpeft.compare import budget
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.study import METHODS, Study
+from shadowpeft.compare.study import METHODS, OURS, Study
 from shadowpeft.compare.tasks.base import Task
 from shadowpeft.config import ShadowConfig, nearest
 from shadowpeft.errors import ConfigError
@@ -27,7 +27,6 @@ from shadowpeft.model import attach
 
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
 MATCHED = ("lora", "dora", "peft-shadow", "shadow", "shadow-paper")
-_OURS = ("shadow", "shadow-paper", "shadow-explicit")
 
 
 @dataclass
@@ -113,9 +112,8 @@ def check(study: Study) -> None:
     for method in study.overrides:
         _refuse_unknown(method, study.overrides[method])
     for model, method, rank in product(study.names("model"), study.names("methods"), study.budgets):
-        rate, alpha = study.candidates(method)[0]
         try:
-            _settings(Cell("search", model, "", method, rank, 0, rate, alpha), study)
+            _settings(Cell("search", model, "", method, rank, 0, *study.candidates(method)[0]), study)
         except ConfigError as error:
             raise ConfigError(f"{model}: {error}") from error
         except (TypeError, ValueError) as error:  # PEFT's words for a setting that it cannot use
@@ -126,7 +124,7 @@ def check(study: Study) -> None:
 def _settings(cell: Cell, study: Study) -> dict[str, Any]:
     """Put together what a method is built with: what the study sets, the sizes that meet the budget, and the cell's alpha."""
     given, searched = _overrides(cell, study)
-    if cell.method in _OURS:
+    if cell.method in OURS:
         ShadowConfig.from_dict({**given, **searched})
     if cell.method in MATCHED:
         given = matched(cell.model, cell.method, cell.rank, tuple(given.items()))
@@ -320,7 +318,7 @@ def _refuse_unknown(method: str, given: Iterable[str]) -> None:
 
 def _known(method: str) -> list[str]:
     """List the settings of a method that a study may set."""
-    kinds: dict[str, Any] = {"lora": LoraConfig, "dora": LoraConfig, "peft-shadow": PeftShadowConfig, **dict.fromkeys(_OURS, ShadowConfig)}
+    kinds: dict[str, Any] = {"lora": LoraConfig, "dora": LoraConfig, "peft-shadow": PeftShadowConfig, **dict.fromkeys(OURS, ShadowConfig)}
     fixed = ("task_type", "peft_type", "use_dora", "inference_mode", "auto_mapping", "peft_version")
     return [name for name in (entry.name for entry in dataclasses.fields(kinds[method])) if name not in fixed] if method in kinds else []
 

@@ -137,7 +137,9 @@ class _Run:
             return Fit()
         cell, pad = self.cell, padding_id(self.tokenizer)
         collate: Collate = ClassCollator(pad) if self.task.kind == "classification" else Collator(pad)
-        training = Training(steps, self.study.batch_size, cell.learning_rate, cell.seed, self.device, self.study.bf16, timed)
+        training = Training(
+            steps, self.study.batch_size, cell.learning_rate, cell.seed, self.device, self.study.bf16, timed, cell.backbone_learning_rate
+        )
         return fit(self.built.model, self._examples("train", self.study.train_rows), collate, training)
 
     def _examples(self, split: Split, limit: int | None) -> list[Any]:
@@ -182,8 +184,8 @@ class _Run:
         return {
             "stage": cell.stage, "status": "ok", "error": None, "key": cell.key, "model": cell.model, "task": cell.task,
             "trained_on": cell.task, "method": cell.method, "mode": mode, "rank": cell.rank, "seed": cell.seed,
-            "learning_rate": cell.learning_rate, "alpha": cell.alpha, "split": split, "metric": None, "value": None, "metrics": {},
-            "items": None, "correct": None, "items_digest": None, "calibration": None, "prompts_cut": None, "trainable": built.trainable(),
+            **cell.setting._asdict(), "split": split, "metric": None, "value": None, "metrics": {}, "items": None,
+            "correct": None, "items_digest": None, "calibration": None, "prompts_cut": None, "trainable": built.trainable(),
             "trainable_with_heads": built.trainable(heads=True), "steps": fitted.steps, "train_seconds": fitted.seconds,
             "train_tokens_per_second": speed, "peak_gb": fitted.peak_gb, "adapter_bytes": built.adapter_bytes(),
             "ms_per_answer": None, "forgetting": None, "train_loss": fitted.train_loss,

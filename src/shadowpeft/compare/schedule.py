@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import product, zip_longest
 from typing import Any
 
-from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.cell import Cell, Setting
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks import find
 
 Row = dict[str, Any]
 Place = tuple[str, str, str]  # model, task, method
-Choice = tuple[float, float | None]  # learning rate, alpha
+_NO_SETTING = Setting(0.0)  # there is nothing to search, or the search has not chosen
 
 
 def ready(study: Study, rows: Sequence[Row]) -> list[Cell]:
@@ -43,19 +43,19 @@ def expected(study: Study, rows: Sequence[Row]) -> list[Cell]:
     return [*search_cells(study), *finalist_cells(study, rows), *final_cells(study, chosen), *cost_cells(study, chosen)]
 
 
-def choices(study: Study, rows: Iterable[Row]) -> dict[Place, Choice | None]:
-    """Give the learning rate and alpha with the best validation value, by model, task and method.
+def choices(study: Study, rows: Iterable[Row]) -> dict[Place, Setting | None]:
+    """Give the setting with the best validation value, by model, task and method.
 
     Among several finalists the best mean over both seeds decides; one without two values loses to any that has them, and where none has
     them the first seed decides. Ties go to the earlier trial. `None` where no trial has a value: the search is not complete, or every
     trial failed. A method that has nothing to search (the base of a task that is answered without training) has a learning rate of 0.
     """
     found = _badness(rows)
-    chosen: dict[Place, Choice | None] = {}
+    chosen: dict[Place, Setting | None] = {}
     for place in _places(study):
         trials = _trials(study, place)
         best = _best(study, trials, found)
-        chosen[place] = (0.0, None) if not trials else None if best is None else (best.learning_rate, best.alpha)
+        chosen[place] = _NO_SETTING if not trials else None if best is None else best.setting
     return chosen
 
 
@@ -82,7 +82,7 @@ def finalist_cells(study: Study, rows: Sequence[Row]) -> list[Cell]:
     return [_again(cell) for cells in zip_longest(*finalists) for cell in cells if cell is not None]
 
 
-def final_cells(study: Study, chosen: dict[Place, Choice | None]) -> list[Cell]:
+def final_cells(study: Study, chosen: dict[Place, Setting | None]) -> list[Cell]:
     """List the runs that are reported: every rank and seed, where these make a difference; the first seed of each comes first."""
     cells = []
     for rank, seed in product(study.budgets, range(study.seeds)):
@@ -93,7 +93,7 @@ def final_cells(study: Study, chosen: dict[Place, Choice | None]) -> list[Cell]:
     return cells
 
 
-def cost_cells(study: Study, chosen: dict[Place, Choice | None]) -> list[Cell]:
+def cost_cells(study: Study, chosen: dict[Place, Setting | None]) -> list[Cell]:
     """List the runs whose times are measured alone: one per model, task and method."""
     return [replace(_chosen_cell(place, study, chosen), stage="cost") for place in _places(study)]
 
@@ -115,12 +115,11 @@ def _is_untrained(place: Place) -> bool:
 def _trials(study: Study, place: Place) -> list[Cell]:
     if _is_untrained(place):
         return []
-    return [Cell("search", *place, study.budgets[0], study.search_seed, rate, alpha) for rate, alpha in study.candidates(place[2])]
+    return [Cell("search", *place, study.budgets[0], study.search_seed, *setting) for setting in study.candidates(place[2])]
 
 
-def _chosen_cell(place: Place, study: Study, chosen: dict[Place, Choice | None]) -> Cell:
-    rate, alpha = chosen[place] or (0.0, None)
-    return Cell("final", *place, study.budgets[0], 0, rate, alpha)
+def _chosen_cell(place: Place, study: Study, chosen: dict[Place, Setting | None]) -> Cell:
+    return Cell("final", *place, study.budgets[0], 0, *(chosen[place] or _NO_SETTING))
 
 
 def _again(trial: Cell) -> Cell:

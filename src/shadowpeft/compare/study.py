@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import yaml
 
+from shadowpeft.compare.cell import Setting
 from shadowpeft.config import nearest, refuse_gaps
 from shadowpeft.errors import ConfigError
 
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
-SHADOWS = ("peft-shadow", "shadow", "shadow-paper", "shadow-explicit")
+OURS = ("shadow", "shadow-paper", "shadow-explicit")
+SHADOWS = ("peft-shadow", *OURS)
 # What a search tries, the likeliest first: (learning rate, alpha).
 _ADAPTER: tuple[tuple[float, float | None], ...] = (
     (1e-3, None), (3e-4, None), (2e-3, None), (5e-4, None), (4e-3, None), (2e-4, None), (7e-3, None), (1e-4, None),
@@ -52,7 +54,8 @@ class Study:
         steps: optimizer steps of every training run.
         batch_size: rows per step.
         ranks: LoRA ranks that set the budget of trainable parameters; the search is made at the first one.
-        search: settings to try in place of the built-in ones: method -> list of {learning_rate, alpha}; equally many for every method.
+        search: settings to try in place of the built-in ones: method -> list of {learning_rate, alpha, backbone_learning_rate}; equally
+            many for every method.
         overrides: settings of a method in place of its defaults: method -> {setting: value}.
         shadow_model: folder of the pretrained shadow for `shadow-explicit`, or folder or hub id of a pretrained model.
         data_dir: folder with one folder a data set; by default rows come from the hub.
@@ -160,11 +163,13 @@ class Study:
         """The ranks as numbers; the search is made at the first one."""
         return [int(rank) for rank in self.names("ranks")]
 
-    def candidates(self, method: str) -> list[tuple[float, float | None]]:
-        """List what the search tries for a method: pairs of learning rate and alpha, as many for every method."""
-        if method in self.search:
-            return [(float(setting["learning_rate"]), setting.get("alpha")) for setting in self.search[method]]
-        return list(SEARCH[method][: self.trials])
+    def candidates(self, method: str) -> list[Setting]:
+        """List what the search tries for a method, as many settings for every method."""
+        if method not in self.search:
+            return [Setting(*pair) for pair in SEARCH[method][: self.trials]]
+        return [
+            Setting(float(given["learning_rate"]), given.get("alpha"), given.get("backbone_learning_rate")) for given in self.search[method]
+        ]
 
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft compare --config` reads."""
@@ -204,13 +209,15 @@ def _check_trials(method: str, settings: list[dict[str, float]] | None, trials: 
 
 
 def _check_setting(method: str, setting: Any) -> None:
-    known = ("learning_rate", "alpha") if method in SHADOWS else ("learning_rate",)
+    known = ["learning_rate", *["alpha"] * (method in SHADOWS), *["backbone_learning_rate"] * (method in OURS)]
     if not isinstance(setting, dict) or "learning_rate" not in setting:
         raise ConfigError(f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}")
     for name, value in setting.items():
+        if name == "backbone_learning_rate" and name not in known:
+            raise ConfigError(f"search.{method}: {name} can be searched for {', '.join(OURS)} alone; leave it out")
         if name not in known:
             raise ConfigError(
-                f"search.{method}: there is nothing to search called {name!r}{nearest(name, known)}; it may hold {' and '.join(known)}"
+                f"search.{method}: there is nothing to search called {name!r}{nearest(name, known)}; it may hold {', '.join(known)}"
             )
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < math.inf:
