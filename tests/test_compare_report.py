@@ -379,6 +379,25 @@ def test_the_search_is_told(tmp_path):
     assert "| gemma-270m | gsm8k | shadow | 0.001 | 0.3 | loss | 1.2346 | - |  |" in text
 
 
+def test_rates_of_the_backbone_are_told(tmp_path):
+    """Catches trials that differ in nothing else shown as one, and a table of old rows that is not what it was."""
+    final = study_rows(methods=("lora", "shadow"), tasks=("clinc150",))
+    final = [made | {"backbone_learning_rate": 1e-4} if made["method"] == "shadow" else made for made in final]
+    trial = {"stage": "search", "seed": 1000, "learning_rate": 1e-3, "split": "validation"}
+    for rate, value in ((None, 0.61), (1e-4, 0.63)):
+        made = row(MODELS[0], "clinc150", "shadow", value=value, **trial)
+        final.append(made | {"backbone_learning_rate": rate, "key": f"{made['key']} {rate}"})
+    table = table_of(report(study(tmp_path), final, tmp_path).read_text(), "Search")
+    assert table[0][3:6] == ["learning rate", "alpha", "backbone's rate"]
+    assert [line[3:] for line in table[2:]] == [
+        ["0.001", "0.3", "-", "accuracy", "61.00", "-", ""],
+        ["0.001", "0.3", "0.0001", "accuracy", "63.00", "-", "chosen"],
+    ]
+    old = [{name: value for name, value in made.items() if name != "backbone_learning_rate"} for made in final]
+    table = table_of(report(study(tmp_path), old, tmp_path).read_text(), "Search")
+    assert table[0][3:6] == ["learning rate", "alpha", "metric"]
+
+
 def test_second_seeds_are_told(tmp_path):
     """Catches a second run that hides the first in the table of trials, a mean of one run, and a choice whose way is not told."""
     rows = study_rows(methods=("lora",), tasks=("clinc150",))

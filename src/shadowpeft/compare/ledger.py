@@ -96,7 +96,7 @@ def failed(cell: Cell, status: str, error: str) -> list[Row]:
     """Make the row of a cell that came to nothing."""
     split = {"search": "validation", "final": "test", "cost": "none"}[cell.stage]
     facts = {"model": cell.model, "task": cell.task, "trained_on": cell.task, "method": cell.method, "mode": "attached", "split": split}
-    settings = {"rank": cell.rank, "seed": cell.seed, "learning_rate": cell.learning_rate, "alpha": cell.alpha}
+    settings = {"rank": cell.rank, "seed": cell.seed, **cell.setting._asdict()}
     return [{"stage": cell.stage, "status": status, "error": error, "key": cell.key, **facts, **settings, **_NOTHING}]
 
 

@@ -352,33 +352,34 @@ def _search(results: Results) -> str:
     name, twice = short(results.models), results.study.finalists > 1
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in results.trials:
-        cell = (row["model"], row["trained_on"], row["method"], row["learning_rate"], row.get("alpha"))
         if row["task"] == row["trained_on"]:
             is_second = row["seed"] == results.study.search_seed + 1
-            groups.setdefault(cell, {})[_SECOND if is_second else row["mode"]] = row
-    chosen = {
-        (row["model"], row["trained_on"], row["method"], row["learning_rate"], row.get("alpha"))
-        for row in results.rows
-        if row["stage"] == "final"
-    }
+            groups.setdefault(_searched(row), {})[_SECOND if is_second else row["mode"]] = row
+    chosen = {_searched(row) for row in results.rows if row["stage"] == "final"}
+    apart = any(cell[5] is not None for cell in groups)  # as most studies have it not, it gets a column only where it is
     cells = []
     for cell, modes in sorted(groups.items(), key=lambda pair: results.place(*pair[0][:3])):
-        model, task, method, rate, alpha = cell
+        model, task, method, rate, alpha, backbone = cell
         first = next(iter(modes.values()))
         values = [_trial(modes.get(mode)) for mode in ("attached", "detached", *[_SECOND] * twice)]
         values += [_mean_of_both(modes)] * twice
         mark = "" if cell not in chosen else "chosen, at the edge of the rates tried" if _at_edge(cell, groups) else "chosen"
-        cells.append(
-            [name(model), task, method, f"{rate:g}", "-" if alpha is None else f"{alpha:g}", first.get("metric") or "-", *values, mark]
-        )
+        settings = [f"{rate:g}", *["-" if value is None else f"{value:g}" for value in (alpha, *[backbone] * apart)]]
+        cells.append([name(model), task, method, *settings, first.get("metric") or "-", *values, mark])
     seconds = [_SECOND, "mean of both"] * twice
-    heads = ["model", "task", "method", "learning rate", "alpha", "metric", "attached", "detached", *seconds, ""]
+    settings = ["learning rate", "alpha", *["backbone's rate"] * apart]
+    heads = ["model", "task", "method", *settings, "metric", "attached", "detached", *seconds, ""]
     note = "On the validation split; `loss` is per answer token, lower is better. Final runs use what is chosen, by the attached model."
     if twice:
         note += (
             f" The best {results.study.finalists} of each method ran from a second seed, too; among these the mean of both seeds decides."
         )
     return f"## Search\n\n{note}\n\n{table(heads, cells)}"
+
+
+def _searched(row: Row) -> tuple[Any, ...]:
+    """Tell the trial that a row is of, or that was chosen for it; rows from before there was a rate of the backbone do not have it."""
+    return row["model"], row["trained_on"], row["method"], row["learning_rate"], row.get("alpha"), row.get("backbone_learning_rate")
 
 
 def _at_edge(cell: tuple[Any, ...], cells: Iterable[tuple[Any, ...]]) -> bool:
