@@ -239,15 +239,28 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, varian
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-# Each block's, at one token more than a window holds; the shadow's own block first, which is left as it is.
-MASKED = {"mistral": "yyyy", "qwen2": "nyyy", "gemma3_text": "ynyn"}
+def test_blocks_that_need_no_mask():
+    """Catches a window or another kind of attention that is taken for one that sees all before it."""
+    found = {}
+    for model_type in TINY:
+        config = tiny_model(model_type).config
+        found[model_type] = "".join("ny"[not arch.needs_no_mask(config, block, WINDOW + 1)] for block in range(BLOCKS))
+        if arch.FAMILIES[model_type].masks_itself:
+            assert all(arch.needs_no_mask(config, block, WINDOW) for block in range(BLOCKS))
+            config._attn_implementation = "eager"
+            assert not any(arch.needs_no_mask(config, block, WINDOW) for block in range(BLOCKS))
+    plain = dict.fromkeys(("llama", "qwen3", "qwen3_moe", "phi3", "olmo2"), "nnnn")
+    assert {name: blocks for name, blocks in found.items() if "n" in blocks} == {**plain, "qwen2": "nyyy", "gemma3_text": "ynyn"}
 
 
 @own_warnings
-@pytest.mark.parametrize("model_type", [name for name in TINY if arch.FAMILIES[name].masks_itself])
-def test_a_compiled_step_masks_nothing_where_rows_are_whole(model_type):
+@pytest.mark.parametrize(("model_type", "long_rows"), [("llama", "nn"), ("gemma3_text", "yn")])
+def test_a_compiled_step_masks_nothing_where_rows_are_whole(model_type, long_rows):
     """Catches a mask made by transformers, with which a GPU has no flash attention; and one left out where a window or padding needs it."""
-    model, ids_BT = build(model_type, variant="normed", dropout=0.0).train(), token_ids(2, WINDOW + 1)
+    layers: dict[str, Any] = {"num_hidden_layers": 2}
+    if model_type == "gemma3_text":
+        layers["layer_types"] = ["sliding_attention", "full_attention"]
+    model, ids_BT = build(model_type, layers, variant="normed", dropout=0.0).train(), token_ids(2, WINDOW + 1)
     found: list[str] = []
 
     def looking(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -261,13 +274,12 @@ def test_a_compiled_step_masks_nothing_where_rows_are_whole(model_type):
         compiled_loss, grads = step(torch.compile(model, fullgraph=True, backend=looking), inputs)
         torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
         torch.testing.assert_close({name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}, expected, rtol=1e-4, atol=1e-6)
-        return found[-1][-BLOCKS:]
+        return found[-1][1:]  # the shadow's own block, which comes first, is left as it is
 
-    short, long = ids_BT[:, :WINDOW], ids_BT[:, : WINDOW + 1]
-    assert masks_of(input_ids=short, labels=short) == "n" * BLOCKS
-    assert masks_of(input_ids=long, labels=long) == MASKED.get(model_type, "n" * BLOCKS)
-    assert masks_of(input_ids=long, labels=long, attention_mask=torch.ones_like(long)) == "y" * BLOCKS
-    assert masks_of(input_ids=long, labels=long, position_ids=torch.arange(WINDOW + 1)[None].expand(len(long), -1)) == "y" * BLOCKS
+    whole = {"input_ids": ids_BT, "labels": ids_BT}
+    assert masks_of(**whole) == long_rows
+    assert masks_of(**whole, attention_mask=torch.ones_like(ids_BT)) == "yy"
+    assert masks_of(**whole, position_ids=torch.arange(WINDOW + 1)[None].expand(2, -1)) == "yy"
 
 
 @pytest.mark.slow
