@@ -8,6 +8,7 @@ from shadowpeft import files
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.formats import interval, nats, number, one_line, percent, points, ratio, table, whole
 from shadowpeft.compare.results import Line, Results, Row, read, short
+from shadowpeft.compare.search_section import search_section
 from shadowpeft.compare.stats import Difference, Estimate
 from shadowpeft.compare.study import Study
 
@@ -18,7 +19,6 @@ _PLOTS = {
     "training_time.png": "score over training time",
     "calibration.png": "calibration of the detached models",
 }
-_SECOND = "second seed"
 _READING = """Scores are percentages; ± is a 95 % interval over training seeds (Student's t). Differences are to LoRA on the same
 test items and seeds, in points of items answered correctly. Their first interval is a paired bootstrap over test items: the models at hand,
 other items. The second counts other items and other seeds, and is the one to judge a method by; a single seed gives none. Forgetting is the
@@ -45,7 +45,7 @@ def report(study: Study, rows: Iterable[Row], folder: str | Path, expected: Sequ
     results = Results(study, rows, expected)
     parts = [_head(results), _summary(results), _missing(results)]
     parts += [_section(results, model, task) for model in results.models for task in results.tasks]
-    parts += [_scaling(results), _search(results)]
+    parts += [_scaling(results), search_section(results)]
     plots = [f"![{title}]({name})" for name, title in _PLOTS.items() if (Path(folder) / name).exists()]
     parts.append("\n\n".join(["## Plots", *plots]) if plots else "")
     files.write_together(Path(folder), {NAME: files.text("\n\n".join(part for part in parts if part) + "\n")})
@@ -344,63 +344,3 @@ def _scaling(results: Results) -> str:
         "forgetting",
     ]
     return f"## Scaling\n\nThe rank is LoRA's; every method has the trainable parameters of that LoRA.\n\n{table(heads, rows)}"
-
-
-def _search(results: Results) -> str:
-    if not results.trials:
-        return ""
-    name, twice = short(results.models), results.study.finalists > 1
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in results.trials:
-        if row["task"] == row["trained_on"]:
-            is_second = row["seed"] == results.study.search_seed + 1
-            groups.setdefault(_searched(row), {})[_SECOND if is_second else row["mode"]] = row
-    chosen = {_searched(row) for row in results.rows if row["stage"] == "final"}
-    apart = any(cell[5] is not None for cell in groups)  # as most studies have it not, it gets a column only where it is
-    cells = []
-    for cell, modes in sorted(groups.items(), key=lambda pair: results.place(*pair[0][:3])):
-        model, task, method, rate, alpha, backbone = cell
-        first = next(iter(modes.values()))
-        values = [_trial(modes.get(mode)) for mode in ("attached", "detached", *[_SECOND] * twice)]
-        values += [_mean_of_both(modes)] * twice
-        mark = "" if cell not in chosen else "chosen, at the edge of the rates tried" if _at_edge(cell, groups) else "chosen"
-        settings = [f"{rate:g}", *["-" if value is None else f"{value:g}" for value in (alpha, *[backbone] * apart)]]
-        cells.append([name(model), task, method, *settings, first.get("metric") or "-", *values, mark])
-    seconds = [_SECOND, "mean of both"] * twice
-    settings = ["learning rate", "alpha", *["backbone's rate"] * apart]
-    heads = ["model", "task", "method", *settings, "metric", "attached", "detached", *seconds, ""]
-    note = "On the validation split; `loss` is per answer token, lower is better. Final runs use what is chosen, by the attached model."
-    if twice:
-        note += (
-            f" The best {results.study.finalists} of each method ran from a second seed, too; among these the mean of both seeds decides."
-        )
-    return f"## Search\n\n{note}\n\n{table(heads, cells)}"
-
-
-def _searched(row: Row) -> tuple[Any, ...]:
-    """Tell the trial that a row is of, or that was chosen for it; rows from before there was a rate of the backbone do not have it."""
-    return row["model"], row["trained_on"], row["method"], row["learning_rate"], row.get("alpha"), row.get("backbone_learning_rate")
-
-
-def _at_edge(cell: tuple[Any, ...], cells: Iterable[tuple[Any, ...]]) -> bool:
-    rates = {other[3] for other in cells if other[:3] == cell[:3]}
-    return len(rates) > 1 and cell[3] in (min(rates), max(rates))
-
-
-def _trial(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    value = read(row, "value")
-    if value is None:
-        return row["status"] if row["status"] != "ok" else "-"
-    return _validation(row["metric"], value)
-
-
-def _mean_of_both(modes: Mapping[str, Row]) -> str:
-    runs = [modes[mode] for mode in ("attached", _SECOND) if mode in modes]
-    values = [value for row in runs if (value := read(row, "value")) is not None]
-    return _validation(runs[0]["metric"], sum(values) / 2) if len(values) == 2 else "-"
-
-
-def _validation(metric: str, value: float) -> str:
-    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f}"
