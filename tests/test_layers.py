@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "files"},
     {"config"},
     {"arch", "views", "ops", "linear_ce", "train_config"},
-    {"cache"},
+    {"cache", "unmasked"},
     {"shadow", "boundary"},
     {"adapter", "losses", "outputs", "lent"},
     {"frame", "sharding", "heads", "generate", "card", "stock"},

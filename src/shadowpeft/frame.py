@@ -14,20 +14,21 @@ from transformers import PretrainedConfig
 from shadowpeft import arch
 from shadowpeft.adapter import Adapter
 from shadowpeft.ops.choice import Boundary
+from shadowpeft.unmasked import UnmaskedBlock
 
 
 @dataclass
 class ShadowFrame:
     """One forward pass: the adapter it runs under, what computes its boundaries, the shadow state s, shape (B, T, D), the base's family,
-    whether anything below the first correction wants a gradient (embeddings of the caller's, say), whether the rows are whole documents
-    in a compiled graph (see `ShadowedBlock`), and how many boundaries were crossed."""
+    whether anything below the first correction wants a gradient (embeddings of the caller's, say), whether this is a compiled graph over
+    whole rows (see `unmasked.py`), and how many boundaries were crossed."""
 
     adapter: Adapter
     boundary: Boundary
     state_BTD: Tensor
     family: arch.Family
     embeddings_train: bool
-    unmasked: bool = False
+    rows_are_whole: bool = False
     crossed: int = 0
 
     def enter(self, index: int, block: nn.Module, h_BTD: Tensor) -> Tensor:
@@ -64,31 +65,14 @@ class ShadowedBlock:
     """Stand in a view of the decoder for one of its blocks: cross the boundary, then run the block as it is.
 
     The boundary is crossed outside the block's own call, so gradient checkpointing recomputes either of them alone.
-
-    A decoder that is compiled cannot look at its inputs, so transformers makes a mask even where eager it finds that there is nothing to
-    mask; with one, attention is not flash attention and takes four times as long. Where the caller gave neither mask, positions nor
-    cache, the block is given none.
     """
 
     def __init__(self, blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> None:
-        self.blocks, self.index, self.config = blocks, index, config
+        self.blocks, self.index, self.unmasked = blocks, index, UnmaskedBlock(blocks, index, config)
 
     def __call__(self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any) -> Any:
         """Run the block on the corrected input; everything else is handed through untouched."""
         frame = shadow_frame if shadow_frame is not None else _travelling.get()
         block = self.blocks[self.index]
-        if frame.unmasked and arch.needs_no_mask(self.config, self.index, h_BTD.shape[1]):
-            kwargs["attention_mask"] = None
-        return block(frame.enter(self.index, block, h_BTD), *args, **kwargs)
-
-
-class ShadowedBlocks:
-    """Give the list of shadowed blocks of a decoder, in order."""
-
-    def __init__(self, blocks: nn.ModuleList, config: PretrainedConfig) -> None:
-        self.blocks = blocks
-        self.shadowed = [ShadowedBlock(blocks, index, config) for index in range(len(blocks))]
-
-    def __call__(self) -> list[ShadowedBlock]:
-        """Return the list."""
-        return self.shadowed
+        h_BTD = frame.enter(self.index, block, h_BTD)
+        return (self.unmasked if frame.rows_are_whole else block)(h_BTD, *args, **kwargs)

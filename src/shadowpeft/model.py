@@ -17,14 +17,15 @@ from shadowpeft.cache import ShadowCache, dynamic_cache, filling_mask, static_ca
 from shadowpeft.config import ShadowConfig
 from shadowpeft.detach import detached
 from shadowpeft.errors import CheckpointError, ConfigError, UnsupportedModelError, UserError
-from shadowpeft.frame import ShadowedBlocks, ShadowFrame, travelling
+from shadowpeft.frame import ShadowedBlock, ShadowFrame, travelling
 from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
 from shadowpeft.ops import choice
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.shadow import explicit, implicit
 from shadowpeft.stock import StockSurface
-from shadowpeft.views import View
+from shadowpeft.unmasked import rows_are_whole
+from shadowpeft.views import StandIns, View
 
 # What transformers' own callers of `save_pretrained` pass, and an adapter needs nothing of.
 _WITHOUT_USE = ("max_shard_size", "safe_serialization", "save_peft_format", "token", "variant")
@@ -92,7 +93,8 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         self._lent = Lent.freeze(base)
         self._facts = checkpoint.BaseFacts.of(base)  # now, while every process has the whole base
         self.base: PreTrainedModel | None = base
-        self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: ShadowedBlocks(arch.blocks_of(base), base.config)})
+        blocks = StandIns(ShadowedBlock, arch.blocks_of(base), base.config)
+        self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: blocks})
         self.adapters = nn.ModuleDict()
         self.active_adapter = ""
         self.set_impl("auto")
@@ -282,10 +284,9 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         state_BTD = adapter.shadow(
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow, **kwargs
         )
-        plain = inputs["attention_mask"] is None and inputs["position_ids"] is None and cache is None and not kwargs
         frame = ShadowFrame(
             adapter, self._boundary, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad,
-            unmasked=plain and torch.compiler.is_compiling(),
+            rows_are_whole=rows_are_whole(inputs["attention_mask"], inputs["position_ids"], cache, *kwargs.values()),
         )  # fmt: skip
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}

@@ -1,5 +1,6 @@
 """The shadow network: a small backbone beside the base, and the projection to the base's width."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from shadowpeft import arch
 from shadowpeft.cache import filling_mask
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import UnsupportedModelError
-from shadowpeft.views import Borrow, View
+from shadowpeft.unmasked import UnmaskedBlock, rows_are_whole
+from shadowpeft.views import Borrow, StandIns, View
 
 
 class Shadow(nn.Module):
@@ -32,13 +34,16 @@ class Shadow(nn.Module):
         self.family = arch.family_of_config(backbone.config)
         width, shadow_width = base.config.hidden_size, backbone.config.hidden_size
         self.projection = nn.Linear(shadow_width, width, bias=False) if shadow_width != width else None
-        answers: dict[str, Borrow] = {}
+        answers: dict[str, Callable[[], Any]] = {}
         if borrows:
             decoder = arch.decoder_of(base)
             for name in self.family.embeddings:
                 delattr(backbone, name)
                 answers[name] = Borrow(decoder, name)
+        blocks = backbone.get_submodule(self.family.blocks)
+        assert isinstance(blocks, nn.ModuleList)
         self._run = View(backbone, answers)
+        self._run_whole = View(backbone, {**answers, self.family.blocks: StandIns(UnmaskedBlock, blocks, backbone.config)})
 
     def embeddings(self) -> nn.Module:
         """Return the token embeddings of an explicit shadow."""
@@ -62,6 +67,7 @@ class Shadow(nn.Module):
         """
         if input_ids_BT is None and not self.borrows:
             raise UnsupportedModelError("an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only")
+        run = self._run_whole if rows_are_whole(attention_mask, position_ids, cache, *kwargs.values()) else self._run
         inputs = {"input_ids": input_ids_BT} if input_ids_BT is not None else {"inputs_embeds": inputs_embeds_BTD}
         positions = {"position_ids": position_ids} if position_ids is not None and self.family.takes_positions else {}
         if self.family.mask_fills_cache:
@@ -69,7 +75,7 @@ class Shadow(nn.Module):
             assert given is not None
             attention_mask = filling_mask(attention_mask, cache, given.shape[1])
         documents = {name: value for name, value in kwargs.items() if name in FlashAttentionKwargs.__annotations__}
-        out = self._run(
+        out = run(
             **inputs,
             **positions,
             **documents,

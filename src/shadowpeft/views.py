@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig
 
 
 class Borrow:
@@ -21,6 +22,19 @@ class Borrow:
     def __call__(self) -> nn.Module:
         """Return the module as it is now."""
         return self.owner.get_submodule(self.name)
+
+
+class StandIns:
+    """The list of a decoder's blocks, each stood for by `stand_in(blocks, index, config)`, which finds its block at each call."""
+
+    def __init__(
+        self, stand_in: Callable[[nn.ModuleList, int, PretrainedConfig], Any], blocks: nn.ModuleList, config: PretrainedConfig
+    ) -> None:
+        self.all = [stand_in(blocks, index, config) for index in range(len(blocks))]
+
+    def __call__(self) -> list[Any]:
+        """Return the list."""
+        return self.all
 
 
 class View:
