@@ -21,7 +21,7 @@ LAYERS = [
     {"model"},
     {"rows", "embedded"},
     {"encode"},
-    {"trainer", "evaluate", "export", "doctor", "harness", "run_folder"},
+    {"trainer", "evaluate", "export", "doctor", "harness", "run_folder", "run_setup"},
     {"train", "pretrain"},
     {"compare"},
     {"bench"},

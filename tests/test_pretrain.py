@@ -322,7 +322,7 @@ def test_start_from_a_shadow_folder(straight, base_folder, text_file, tmp_path):
         ({"data": "missing.jsonl"}, "no such file"),
         ({"model": "./missing"}, "no model folder"),
         ({"start": "./missing"}, "no model folder"),
-        ({"report_to": "nonsense"}, "do not fit"),
+        ({"report_to": "nonsense"}, "report_to nonsense cannot be used"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

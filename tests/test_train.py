@@ -507,7 +507,7 @@ def test_bf16_without_a_gpu_takes_the_cpu(monkeypatch, tmp_path):
     """Catches transformers' advice to set use_cpu, which is no setting of ours."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     config = TrainConfig(model="m", data="d", output=str(tmp_path), bf16=True)
-    assert training._training_arguments(config, tmp_path).use_cpu
+    assert training._training_arguments(config).use_cpu
 
 
 def test_short_run_shows_its_losses(command, tmp_path, capsys):

@@ -1,11 +1,13 @@
 """The output folder of a run that can be interrupted: what may be written to it, and where the run goes on."""
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 import yaml
 
+from shadowpeft import files
 from shadowpeft.errors import CheckpointError, ConfigError
 
 RUN, CHECKPOINTS, METRICS = "run.yaml", "checkpoints", "metrics.jsonl"
@@ -52,6 +54,21 @@ def prepare(config: RunConfig, result: str, free: Collection[str]) -> Path | Non
     except OSError as error:
         raise CheckpointError(f"the output folder {output} cannot be made ({error.strerror}); choose another") from error
     return start
+
+
+def begin(config: RunConfig, start: Path | None) -> None:
+    """Write the settings into the folder; of a run that is continued say where it goes on.
+
+    Args:
+        config: the run's settings.
+        start: what `prepare` returned.
+
+    Raises:
+        CheckpointError: they could not be written.
+    """
+    files.write_together(Path(config.output), {RUN: files.text(config.to_yaml())})
+    if config.resume:
+        print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
 
 
 def _has_results(output: Path, result: str) -> bool:

@@ -6,15 +6,13 @@ torch and transformers are imported inside functions, so that a mistake is told 
 import dataclasses
 import importlib.util
 import os
-import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowpeft import run_folder
+from shadowpeft import run_folder, run_setup
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.train_config import TrainConfig
 
@@ -80,20 +78,16 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
         _check_4bit(config)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _check_fsdp(config)
-    output = Path(config.output)
     start = run_folder.prepare(config, ADAPTER, _FREE_ON_RESUME)
     tokenizer, examples, held_out = _read_data(config)
-    args = _training_arguments(config, output)
+    args = _training_arguments(config)
     trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, config)
 
-    from shadowpeft import files
     from shadowpeft.trainer import sound_attention
 
     trainer.accelerator.wait_for_everyone()  # of several processes, none may find what the first is about to write
     if trainer.args.should_save:
-        files.write_together(output, {run_folder.RUN: files.text(config.to_yaml())})
-        if config.resume:
-            print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
+        run_folder.begin(config, start)
     began = time.perf_counter()
     with stop.listening(), sound_attention():
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -162,54 +156,24 @@ def _check_packs(base: "PretrainedConfig", shadow: "PretrainedConfig") -> None:
             raise ConfigError(f"{family.name} cannot be trained on packed rows: its documents would see each other; leave out packing")
 
 
-def _training_arguments(config: TrainConfig, output: Path) -> "TrainingArguments":
-    import torch
+def _training_arguments(config: TrainConfig) -> "TrainingArguments":
     from transformers import TrainingArguments
-    from transformers.integrations import get_reporting_integration_callbacks
 
     # transformers renamed the setting between 5.17 and 5.23.
     known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
-    try:
-        args = TrainingArguments(
-            output_dir=str(output / run_folder.CHECKPOINTS),
-            num_train_epochs=config.epochs,
-            max_steps=config.max_steps or -1,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.eval_batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=config.scheduler,
-            warmup_steps=config.warmup,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            bf16=config.bf16,
-            use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),  # else bf16 would ask for a GPU
-            seed=config.seed,
-            full_determinism=config.deterministic,
-            eval_strategy="steps" if config.eval_data is not None or config.eval_fraction else "no",
-            eval_steps=config.eval_steps,
-            save_strategy="steps",
-            save_steps=config.save_steps,
-            save_total_limit=config.save_total_limit,
-            logging_steps=config.logging_steps,
-            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
-            report_to=config.report_to,
-            disable_tqdm=True,  # its bar writes to stdout; `Progress` takes its place
-            remove_unused_columns=False,
-            ddp_find_unused_parameters=False,  # every trainable tensor gets a gradient: a test holds it
-            dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
-            **checkpointing,
-        )
-    except ValueError as error:
-        raise ConfigError(f"the training settings do not fit this machine or each other: {error}") from error
-    try:
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()  # only here would it say that its library is not installed; the Trainer would ask after the model is loaded
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"report_to {config.report_to} cannot be used: {error}") from error
-    return args
+    return run_setup.training_arguments(
+        config,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_eval_batch_size=config.eval_batch_size,
+        lr_scheduler_type=config.scheduler,
+        full_determinism=config.deterministic,
+        eval_strategy="steps" if config.eval_data is not None or config.eval_fraction else "no",
+        ddp_find_unused_parameters=False,  # every trainable tensor gets a gradient: a test holds it
+        **checkpointing,
+    )
 
 
 def _build_model(config: TrainConfig) -> "ShadowedModel":
@@ -278,12 +242,9 @@ def _facts(
 ) -> dict[str, Any]:
     """Collect what the model card tells of the run."""
     import accelerate
-    import torch
-    import transformers
 
     resumed = {} if start is None else {"resumed from": start.name}
     losses = {"train loss": result.train_loss, "shadow loss": result.shadow_loss, "eval loss": result.eval_loss}
-    device = str(args.device)
     return {
         "data": config.data,
         "rows": rows,
@@ -304,9 +265,6 @@ def _facts(
         **{name: f"{value:.4g}" for name, value in losses.items() if value is not None},
         "seconds": result.seconds,
         **resumed,
-        "device": torch.cuda.get_device_name(0) if device.startswith("cuda") else device,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **run_setup.where_it_ran(args.device),
         "accelerate": accelerate.__version__,
     }

@@ -6,14 +6,13 @@ torch and transformers are imported inside functions, so that a mistake is told 
 import dataclasses
 import importlib.util
 import os
-import platform
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowpeft import run_folder
+from shadowpeft import run_folder, run_setup
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.pretrain.settings import BLOCKS, FRESH, PretrainConfig
 
@@ -111,16 +110,12 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
 
     import transformers
 
-    from shadowpeft import files
     from shadowpeft.trainer import sound_attention
 
     transformers.set_seed(config.seed)
     lesson, model_loss = _build_lesson(config, args, text, start)
     trainer, stop = _build_trainer(config, lesson, args, text)
-    output = Path(config.output)
-    files.write_together(output, {run_folder.RUN: files.text(config.to_yaml())})
-    if config.resume:
-        print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
+    run_folder.begin(config, start)
     with stop.listening(), sound_attention():
         plain = trainer.plain_rate()
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -267,44 +262,15 @@ def _parts(rows: "list[np.ndarray]", size: int) -> "list[list[np.ndarray]]":
 
 
 def _training_arguments(config: PretrainConfig, start: Path | None) -> "TrainingArguments":
-    import torch
-    from transformers import TrainingArguments
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        args = TrainingArguments(
-            output_dir=str(Path(config.output) / run_folder.CHECKPOINTS),
-            max_steps=config.max_steps or _ENDLESS,
-            per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.warmup,
-            weight_decay=config.weight_decay,
-            adam_beta2=0.95,
-            max_grad_norm=config.max_grad_norm,
-            bf16=config.bf16,
-            use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),  # else bf16 would ask for a GPU
-            seed=config.seed,
-            eval_strategy="steps",
-            eval_steps=config.eval_steps,
-            eval_on_start=start is None,
-            save_strategy="steps",
-            save_steps=config.save_steps,
-            save_total_limit=config.save_total_limit,
-            logging_steps=config.logging_steps,
-            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
-            report_to=config.report_to,
-            disable_tqdm=True,  # its bar writes to stdout; `PretrainProgress` takes its place
-            remove_unused_columns=False,
-            accelerator_config={"dispatch_batches": False},
-            ignore_data_skip=True,  # the rows know their place themselves
-            dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
-        )
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()  # only here would it say that its library is not installed
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"the settings do not fit this machine or each other: {error}") from error
-    return args
+    return run_setup.training_arguments(
+        config,
+        max_steps=config.max_steps or _ENDLESS,
+        adam_beta2=0.95,
+        eval_strategy="steps",
+        eval_on_start=start is None,
+        accelerator_config={"dispatch_batches": False},
+        ignore_data_skip=True,  # the rows know their place themselves
+    )
 
 
 def _build_trainer(
@@ -373,9 +339,6 @@ def _warn_of_skipped(rows: "Rows") -> None:
 
 def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "TrainingArguments") -> dict[str, Any]:
     """Collect what the shadow folder tells of the run."""
-    import torch
-    import transformers
-
     losses = {name: vars(config)[name] for name in ("next_token", "distil", "match") if vars(config)[name]}
     told = {name: value for name, value in dataclasses.asdict(result).items() if name not in ("output", "shadow", "checkpoint", "stopped")}
     return {
@@ -389,8 +352,5 @@ def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "
         "bf16": config.bf16,
         "seed": config.seed,
         **{name.replace("_", " "): value for name, value in told.items() if value is not None},
-        "device": torch.cuda.get_device_name(0) if args.device.type == "cuda" else str(args.device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **run_setup.where_it_ran(args.device),
     }
