@@ -1,0 +1,259 @@
+"""What a search changes of the variant `normed`: other boundaries, other starts, other rates."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shadowpeft import arch
+from shadowpeft.adapter import Adapter
+from shadowpeft.boundary import Injection
+from shadowpeft.compare import fit
+from shadowpeft.compare.methods import Built
+from shadowpeft.ops import read, update
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "none": lambda low_BTR: low_BTR}
+
+
+@dataclass
+class Change:
+    """What is different from the variant `normed` at the boundary.
+
+    Attributes:
+        activation: of the bottleneck: silu, gelu, none, or glu: silu(delta W_down) * (delta W_gate), at two thirds of the rank.
+        gate_shift: what is taken off the gate's logit.
+        updates: whether the shadow state moves on from s^(0).
+        reads_shadow: whether delta is x - s, or x alone.
+        scale: what the correction is in proportion to: mean (of |h|), rms (of h) or none.
+        by_rank: divide the correction by the square root of r, so that alpha means the same at every rank.
+        warm: start the shadow's first block from a slice of the base's own: its first heads and its strongest neurons.
+        start: of W_down: normal; reads, the directions that the block's attention and MLP read most; pca, the directions in which delta
+            varies most in the first batch, each scaled to unit variance; mirror, each row twice, with W_up = [A, -A] in place of zero.
+        start_up: deviation of A in a mirrored start.
+        diagonal: add v * delta + b to what is injected, with trained vectors v and b from zero.
+        site: where corrections are made: block, before each block; both, between its attention and its MLP as well, at half the rank each.
+        keeps: whether the stream keeps the correction, or only the block reads it.
+        answers: which heads of a classifier answer: both or one.
+    """
+
+    activation: str = "silu"
+    gate_shift: float = 3.0
+    updates: bool = True
+    reads_shadow: bool = True
+    scale: str = "mean"
+    by_rank: bool = False
+    warm: bool = False
+    start: str = "normal"
+    start_up: float = 0.05
+    diagonal: bool = False
+    site: str = "block"
+    keeps: bool = True
+    answers: str = "both"
+
+
+class Changed(Adapter):
+    """An adapter of the variant `normed` with another boundary; made from a plain one by `change_adapter`."""
+
+    change: Change
+
+    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None) -> tuple[Tensor, Tensor]:
+        """Cross the boundary as `Adapter.enter` does."""
+        i, how = block - self.settings.inject_from, self.change
+        if i < 0:
+            return h_BTD, s_BTD
+        x_BTD = read(h_BTD, norm)
+        if block > 1 and how.updates:
+            s_BTD = update(x_BTD, s_BTD, self._update(block - 2).weights(None)._replace(gate_shift=how.gate_shift))
+        self.state_BTD = s_BTD
+        return (h_BTD + self.correction(self._injection(i), h_BTD, x_BTD, s_BTD)).to(h_BTD.dtype), s_BTD
+
+    def correction(self, injection: Any, h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor) -> Tensor:
+        """What is added to h."""
+        how = self.change
+        delta_BTD = x_BTD - s_BTD if how.reads_shadow else x_BTD
+        if how.start == "pca" and not injection.started:
+            start_from_data(injection, delta_BTD)
+        w = injection.weights()
+        low_BTR = F.linear(delta_BTD, w.down_RD)
+        if how.activation == "glu":
+            low_BTR = F.silu(low_BTR) * F.linear(delta_BTD, injection.gate.weight)
+        else:
+            low_BTR = ACTIVATIONS[how.activation](low_BTR)
+        low_BTR = F.dropout(low_BTR, self.settings.dropout, self.training)
+        size: Any = 1.0
+        if how.scale == "mean":
+            size = h_BTD.float().abs().mean(-1, keepdim=True).to(h_BTD.dtype)
+        elif how.scale == "rms":
+            size = h_BTD.float().square().mean(-1, keepdim=True).sqrt().to(h_BTD.dtype)
+        alpha = self.settings.alpha / (self.settings.r**0.5 if how.by_rank else 1.0)
+        out_BTD = F.linear(low_BTR, w.up_DR)
+        if how.diagonal:
+            out_BTD = out_BTD + injection.scale_D * delta_BTD + injection.bias_D
+        return alpha * size * out_BTD
+
+
+def change_adapter(built: Built, how: Change) -> Built:
+    """Give a fresh shadowed model the changed boundary."""
+    adapter = built.model.adapters["default"]
+    assert adapter.settings.variant == "normed", "changes are made to the variant normed; set it in the job's config"
+    adapter.__class__, adapter.change = Changed, how
+    rank = adapter.settings.r
+    if how.activation == "glu":
+        rank = round(2 * rank / 3)
+    if how.site == "both":
+        rank = max(1, rank // 2)
+    adapter.settings = replace(adapter.settings, r=rank)
+    width, device = built.stock.config.hidden_size, built.stock.device
+    with torch.device(device):
+        if rank != len(adapter.injections[0].down.weight):
+            adapter.injections = nn.ModuleList([Injection(width, adapter.settings) for _ in adapter.injections])
+        if how.site == "both":
+            adapter.middles = nn.ModuleList([Injection(width, adapter.settings) for _ in adapter.injections])
+            correct_in_the_middle(adapter, built.stock)
+        for i, injection in enumerate([*adapter.injections, *getattr(adapter, "middles", [])]):
+            start(injection, how, arch.blocks_of(built.stock)[i % len(adapter.injections) + adapter.settings.inject_from])
+    if not how.updates:
+        adapter.updates.requires_grad_(False)
+    if how.warm:
+        copy_block(adapter.shadow.backbone, built.stock)
+    if how.answers == "one" and adapter.task == "sequence-classification":
+        adapter.settings = replace(adapter.settings, variant="paper")  # read by the heads alone from here on
+    if not how.keeps:
+        drop_after_reading(adapter)
+    return built
+
+
+@torch.no_grad()
+def start(injection: Any, how: Change, block: nn.Module) -> None:
+    """Give one injection its start and what it has besides W_down and W_up."""
+    rank, width = injection.down.weight.shape
+    injection.started = False
+    if how.activation == "glu":
+        injection.gate = nn.Linear(width, rank, bias=False)
+        nn.init.normal_(injection.gate.weight, std=width**-0.5)
+    if how.diagonal:
+        injection.scale_D, injection.bias_D = (nn.Parameter(torch.zeros(width)) for _ in range(2))
+    if how.start == "reads":
+        injection.down.weight.copy_(directions_read(block)[:rank])
+    elif how.start == "mirror":
+        half = rank // 2
+        injection.down.weight[half : 2 * half] = injection.down.weight[:half]
+        injection.up.weight[:, :half].normal_(std=how.start_up)
+        injection.up.weight[:, half : 2 * half] = -injection.up.weight[:, :half]
+
+
+def directions_read(block: Any) -> Tensor:
+    """Unit directions, the strongest first, that the linear layers of a block read (families with Llama's names)."""
+    layers = [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj, block.mlp.gate_proj, block.mlp.up_proj]
+    gram_DD = sum(
+        (layer.weight.float().T @ layer.weight.float() / layer.weight.float().square().sum() for layer in layers), torch.tensor(0.0)
+    )
+    return torch.linalg.eigh(gram_DD).eigenvectors.flip(-1).T
+
+
+@torch.no_grad()
+def start_from_data(injection: Any, delta_BTD: Tensor) -> None:
+    """Point W_down where delta varies most, each direction scaled to unit variance."""
+    injection.started = True
+    delta_ND = delta_BTD.float().flatten(0, -2)
+    centred_ND = delta_ND - delta_ND.mean(0)
+    values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
+    rank = len(injection.down.weight)
+    strongest_R = values_D.flip(0)[:rank].clamp_min(values_D[-1] * 1e-4)
+    injection.down.weight.copy_(vectors_DD.flip(-1).T[:rank] * strongest_R.rsqrt()[:, None])
+
+
+def correct_in_the_middle(adapter: Any, base: Any) -> None:
+    """Correct the stream between attention and MLP, too (families with the norms of Llama or of Gemma)."""
+    for i, injection in enumerate(adapter.middles):
+        block = arch.blocks_of(base)[i + adapter.settings.inject_from]
+        sandwiched = hasattr(block, "pre_feedforward_layernorm")
+        norm = block.pre_feedforward_layernorm if sandwiched else block.post_attention_layernorm
+        last = block.post_feedforward_layernorm if sandwiched else block.mlp
+        added: list[Tensor] = []
+
+        def before(norm: Any, given: tuple[Tensor, ...], injection: Any = injection, added: list[Tensor] = added) -> tuple[Tensor]:
+            (h_BTD,) = given
+            x_BTD = read(h_BTD, lambda h: type(norm).forward(norm, h))
+            added[:] = [adapter.correction(injection, h_BTD, x_BTD, adapter.state_BTD).to(h_BTD.dtype)]
+            return (h_BTD + added[0],)
+
+        def after(_: Any, __: Any, out_BTD: Tensor, added: list[Tensor] = added) -> Tensor:
+            return out_BTD + added.pop()
+
+        norm.register_forward_pre_hook(before)
+        last.register_forward_hook(after)
+
+
+def drop_after_reading(adapter: Any) -> None:
+    """Let each block read the corrected input, and take the correction off what it puts out."""
+    plain = type(adapter).enter
+    kept: list[Tensor] = []
+
+    def enter(block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None) -> tuple[Tensor, Tensor]:
+        if block == 0:
+            kept.clear()
+        if kept:
+            h_BTD = h_BTD - kept.pop()
+        new_BTD, s_BTD = plain(adapter, block, h_BTD, s_BTD, norm, boundary)
+        kept[:] = [new_BTD - h_BTD]
+        return new_BTD, s_BTD
+
+    adapter.enter = enter
+
+
+@torch.no_grad()
+def copy_block(backbone: nn.Module, base: Any) -> None:
+    """Copy the base's first block, cut to the shadow's sizes, and its final norm (families with Llama's names)."""
+    ours = dict(backbone.get_submodule("layers.0").named_parameters())
+    theirs = dict(arch.blocks_of(base)[0].named_parameters())
+    strength = (
+        theirs["mlp.gate_proj.weight"].norm(dim=1) * theirs["mlp.up_proj.weight"].norm(dim=1) * theirs["mlp.down_proj.weight"].norm(dim=0)
+    )
+    best = strength.topk(len(ours["mlp.gate_proj.weight"])).indices.sort().values
+    for name, weight in ours.items():
+        source = theirs[name].to(weight)
+        if name.startswith("mlp.down"):
+            source = source[:, best]
+        elif name.startswith("mlp."):
+            source = source[best]
+        weight.copy_(source[tuple(map(slice, weight.shape))])
+    backbone.get_parameter("norm.weight").copy_(arch.decoder_of(base).get_parameter("norm.weight"))
+
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "backbone": lambda name: ".shadow.backbone." in name,
+    "projection": lambda name: ".shadow.projection." in name,
+    "down": lambda name: name.endswith(".down.weight") and ".injections." in name,
+    "up": lambda name: name.endswith(".up.weight") and ".injections." in name,
+    "update": lambda name: ".updates." in name,
+    "head": lambda name: "score." in name,
+}
+
+
+@contextmanager
+def rates(factors: Mapping[str, float]) -> Iterator[None]:
+    """Multiply the learning rate of some parts of an adapter while the context lasts; the parts are those of `PARTS`."""
+    plain = fit._Trainer.create_optimizer
+
+    def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = plain(self, *args, **kwargs)
+        for part, factor in factors.items():
+            chosen = {id(weight) for name, weight in self.model.named_parameters() if weight.requires_grad and PARTS[part](name)}
+            assert chosen, f"the model has no {part}"
+            for group in list(optimizer.param_groups):
+                apart = [weight for weight in group["params"] if id(weight) in chosen]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
+                if apart:
+                    optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})
+        return optimizer
+
+    fit._Trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fit._Trainer.create_optimizer = plain  # type: ignore[method-assign]
