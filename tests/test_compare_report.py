@@ -379,6 +379,20 @@ def test_the_search_is_told(tmp_path):
     assert "| gemma-270m | gsm8k | shadow | 0.001 | 0.3 | loss | 1.2346 | - |  |" in text
 
 
+def test_the_rule_of_the_choice_is_told(tmp_path):
+    """Catches a table in which something else than the best value is chosen and nothing says why."""
+    rows = [row(MODELS[0], "clinc150", "lora", stage="search", seed=1000, value=0.6, split="validation")]
+
+    def said(**changes) -> str:
+        return report(study(tmp_path, **changes), rows, tmp_path).read_text().split("## Search")[1]
+
+    assert "Values within 1 standard error of the best" in said()
+    assert "of equals the lowest learning rate is chosen, then the lowest alpha." in said(tie_standard_errors=2.5)
+    assert "Values within 2.5 standard errors of the best" in said(tie_standard_errors=2.5)
+    assert "The best value is chosen, of equal ones the earlier trial's." in said(tie_standard_errors=0)
+    assert "standard error" not in said(tie_standard_errors=0)
+
+
 def test_rates_of_the_backbone_are_told(tmp_path):
     """Catches trials that differ in nothing else shown as one, and a table of old rows that is not what it was."""
     final = study_rows(methods=("lora", "shadow"), tasks=("clinc150",))

@@ -143,6 +143,10 @@ def record(settings: Study) -> Path:
         ({"trials": 0}, "trials must be a whole number, 1 or more, got 0"),
         ({"finalists": 0}, "finalists must be a whole number, 1 or more, got 0"),
         ({"finalists": 5}, "finalists must be 4 or less, the number of trials they are taken from, got 5; lower them or raise trials"),
+        ({"tie_standard_errors": -0.5}, "tie_standard_errors must be a number, 0 or more, got -0.5; 0 lets the best value decide"),
+        ({"tie_standard_errors": float("nan")}, "tie_standard_errors must be a number, 0 or more, got nan"),
+        ({"tie_standard_errors": float("inf")}, "tie_standard_errors must be a number, 0 or more, got inf"),
+        ({"tie_standard_errors": True}, "tie_standard_errors must be a number, 0 or more, got True"),
         ({"test_skip": -1}, "test_skip must be a whole number, 0 or more, got -1"),
         ({"workers": 0}, "workers must be a whole number, 1 or more, got 0"),
         ({"steps": 2.5}, "steps must be a whole number, 1 or more, got 2.5"),
@@ -239,6 +243,7 @@ def test_final_cells_wait_for_the_whole_search(small):
 
 def test_the_best_validation_value_is_chosen(small):
     """Catches accuracy minimised, loss maximised, ties that go to the later trial, and a detached row that decides."""
+    small = replace(small, tie_standard_errors=0)
     lora = [cell for cell in schedule.search_cells(small) if (cell.task, cell.method) == ("clinc150", "lora")]
     assert [cell.learning_rate for cell in lora] == [1e-3, 3e-4]
     place = (str(MODEL), "clinc150", "lora")
@@ -296,7 +301,7 @@ def test_neighbours_differ_in_task(small):
 @pytest.fixture
 def twice(small) -> Study:
     """A study of one method that chooses between two finalists of three trials."""
-    return replace(small, methods="lora", tasks="clinc150", trials=3, finalists=2)
+    return replace(small, methods="lora", tasks="clinc150", trials=3, finalists=2, tie_standard_errors=0)
 
 
 def second(cell: Cell) -> Cell:
@@ -367,6 +372,108 @@ def test_the_mean_of_both_seeds_chooses_among_finalists(twice, firsts, seconds, 
     rows = [run_of(trials[number], value) for number, value in enumerate(firsts)]
     rows += [run_of(second(trials[number]), value) for number, value in seconds.items()]
     assert set(schedule.choices(twice, rows).values()) == {trials[chosen].setting}
+
+
+# Ties: the one-standard-error rule
+
+
+def choose(study: Study, firsts: list[dict], seconds: dict[int, dict] | None = None) -> int:
+    """Tell the number of the trial that a study of one place chooses; the rows come in any order."""
+    trials = schedule.search_cells(study)
+    rows = [ok(cell, **run) for cell, run in zip(trials, firsts, strict=True)]
+    rows += [ok(second(trials[number]), **run) for number, run in (seconds or {}).items()]
+    (chosen,) = schedule.choices(study, rows[::-1]).values()
+    return study.candidates(study.methods).index(chosen)
+
+
+@pytest.fixture
+def falling(small) -> Study:
+    """A study of one method that chooses among three falling rates."""
+    rates = [{"learning_rate": rate} for rate in (3e-3, 2e-3, 1e-3)]
+    return replace(small, methods="lora", tasks="clinc150", trials=3, search={"lora": rates})
+
+
+@pytest.mark.parametrize(
+    ("width", "values", "chosen"),
+    [
+        (1, (0.5, 0.46, 0.44), 1),  # the standard error is 0.05
+        (1, (0.5, 0.45, 0.3), 1),
+        (1, (0.5, 0.46, 0.45), 2),
+        (1, (0.44, 0.5, 0.46), 2),
+        (1, (0.46, 0.44, 0.5), 2),
+        (2, (0.5, 0.46, 0.41), 2),
+        (0.5, (0.5, 0.47, 0.46), 0),
+        (0, (0.5, 0.49, 0.5), 0),
+        (1, (0.9, 0.88, 0.86), 1),  # 0.03: of the best one's share, not the widest that a share can have
+    ],
+)
+def test_the_lowest_rate_of_a_tie_is_chosen(falling, width, values, chosen):
+    """Catches the rate at the edge of stability, chosen for a tenth of a point that another seed takes back; and a tie too wide."""
+    falling = replace(falling, tie_standard_errors=width)
+    assert choose(falling, [{"value": value, "items": 100} for value in values]) == chosen
+    # One rule for every method.
+    for method in METHODS:
+        plan = replace(falling, methods=method, search={method: falling.search["lora"]}, shadow_model="s")
+        assert choose(plan, [{"value": value, "items": 100} for value in values]) == chosen
+
+
+def test_a_tie_is_of_shares_whose_answers_are_known(falling):
+    """Catches a standard error of a loss, or of answers nobody counted: there only equal values are a tie."""
+    for unknown in ({"metric": "loss", "items": 100}, {"items": None}):
+        best, worse = (0.5, 0.5001) if "metric" in unknown else (0.5, 0.4999)
+        assert choose(falling, [{"value": value, **unknown} for value in (best, worse, worse)]) == 0
+        assert choose(falling, [{"value": value, **unknown} for value in (best, best, worse)]) == 1
+    assert choose(falling, [{"value": value, "items": 100} for value in (1.0, 0.99, 1.0)]) == 2
+
+
+def test_within_a_rate_the_weaker_injection_is_chosen(falling):
+    """Catches a tie of one rate that the stronger injection wins, a backbone's rate left out, and an order that is not the trials'."""
+
+    def setting(rate: float, alpha: float, backbone: float | None = None) -> dict[str, float]:
+        return {"learning_rate": rate, "alpha": alpha} | ({} if backbone is None else {"backbone_learning_rate": backbone})
+
+    for number, listed in (
+        (1, [setting(1e-3, 1.0), setting(1e-3, 0.3), setting(2e-3, 0.1)]),
+        (2, [setting(1e-3, 0.3), setting(1e-3, 0.3, 5e-3), setting(1e-3, 0.3, 1e-4)]),
+        (0, [setting(1e-3, 0.3), setting(1e-3, 0.3, 1e-3), setting(1e-3, 0.3, 2e-3)]),
+    ):
+        plan = replace(falling, methods="shadow", search={"shadow": listed})
+        assert choose(plan, [{"value": value, "items": 100} for value in (0.48, 0.49, 0.5)]) == number
+
+
+def test_a_tie_of_two_seeds_is_narrower_and_of_finalists_alone(falling):
+    """Catches a standard error of one seed for the mean of two, and a trial chosen that never ran from a second seed."""
+    plan = replace(falling, finalists=2)
+    firsts = [{"value": value, "items": 100} for value in (0.5, 0.49, 0.48)]
+    assert schedule.finalist_cells(plan, [ok(cell, **run) for cell, run in zip(schedule.search_cells(plan), firsts, strict=True)]) == [
+        second(cell) for cell in schedule.search_cells(plan)[:2]
+    ], "the best two, whatever their rates"
+
+    def level(value: float) -> dict[int, dict]:
+        return {0: {"value": 0.5, "items": 100}, 1: {"value": value, "items": 100}}
+
+    assert choose(plan, firsts, level(0.45)) == 1  # 0.47 against 0.5, whose standard error over 200 answers is 0.035
+    assert choose(plan, firsts, level(0.43)) == 0  # 0.46: within 0.05, that of 100 answers
+    assert choose(replace(plan, finalists=1), firsts) == 2
+    assert choose(replace(plan, finalists=1), firsts, level(0.43)) == 2, "a second run that nobody asked for"
+
+
+RECORDS = {"embedded": ["embedded"], "small_models": ["small-models"], "small_models_2": ["small-models-2"]}
+
+
+@pytest.mark.parametrize("recipe", [*RECORDS, "large_base"])
+def test_recorded_studies_choose_what_they_chose(recipe):
+    """Catches a study in results/ that, gone on with or repeated, would go on with other settings than it began with."""
+    root = Path(__file__).parent.parent
+    records = RECORDS.get(recipe, ["large-lora", "large-shadow"])
+    rows = [row for name in records for row in ledger.read(root / "results" / f"compare-{name}.jsonl")]
+    final = {(row["model"], row["trained_on"], row["method"]): row for row in rows if row["stage"] == "final"}
+    files = [root / "results" / f"compare-{name}" / "study.yaml" for name in RECORDS.get(recipe, [])]
+    for file in (root / "recipes" / "compare" / f"{recipe}.yaml", *files):
+        chosen = schedule.choices(_parser.parse("compare", verb.run, ["--config", str(file)])["settings"], rows)
+        used = {place: (row["learning_rate"], row["alpha"], None) for place, row in final.items()}
+        assert len(used) >= 4
+        assert {place: chosen[place] for place in used} == used
 
 
 def test_every_method_gets_as_many_finalists(small):
@@ -649,19 +756,24 @@ def test_two_studies_in_one_folder(small):
         go(replace(small, seeds=5))
 
 
-@pytest.mark.parametrize("change", [{"finalists": 2}, {"test_skip": 1}], ids=str)
+OLDER = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
+
+
+@pytest.mark.parametrize("change", [{"finalists": 2}, {"test_skip": 1}, {"tie_standard_errors": 1.0}], ids=str)
 def test_a_study_file_older_than_a_setting(small, change):
     """Catches a study that cannot be gone on with since its file lacks a new setting, or that goes on under another value of it."""
+    small = replace(small, **OLDER)
     with pytest.raises(KeyboardInterrupt):
         go(small, interrupted)
     path = Path(small.output) / "study.yaml"
-    values = {name: value for name, value in yaml.safe_load(path.read_text()).items() if name not in ("finalists", "test_skip")}
+    values = {name: value for name, value in yaml.safe_load(path.read_text()).items() if name not in OLDER}
     path.write_text(yaml.safe_dump(values))
-    (name, value), before = *change.items(), 1 if "finalists" in change else 0
+    ((name, value),) = change.items()
+    before = OLDER[name]
     with pytest.raises(ConfigError, match=rf"under other settings \({name} was {before}, is {value}\); set them back"):
         go(replace(small, **change))
-    assert go(Study(**values)).done == 27
-    with pytest.raises(ConfigError, match=rf"has read its test split; .* \({name} was {before}, is {value}\)"):
+    assert go(Study(**values, tie_standard_errors=0)).done == 27
+    with pytest.raises(ConfigError, match=rf"has read its test split; .*, or set them back \({name} was {before}, is {value}\)"):
         go(replace(small, **change))
 
 

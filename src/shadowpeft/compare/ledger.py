@@ -24,7 +24,7 @@ STUDY = "study.yaml"
 # What may differ when a study is resumed; everything else would make it another study.
 _FREE_ON_RESUME = ("output", "device", "workers", "eval_batch_size")
 # What a file means that was written before there were these settings.
-_WITHOUT = {"finalists": 1, "test_skip": 0}
+_WITHOUT = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 _UNMEASURED = (
     "metric value items correct calibration trainable trainable_with_heads steps train_seconds train_tokens_per_second peak_gb "
@@ -187,7 +187,9 @@ def check_folder(study: Study) -> None:
         return
     what = ", ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
     if has_read_test(read(folder / f"compare-{study.name}.jsonl")):
-        raise ConfigError(f"this study has read its test split; start a new one in a new folder to change its settings ({what})")
+        raise ConfigError(
+            f"this study has read its test split; start a new one in a new folder to change its settings, or set them back ({what})"
+        )
     raise ConfigError(f"{folder} holds this study under other settings ({what}); set them back, or choose another output folder")
 
 

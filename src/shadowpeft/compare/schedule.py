@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 from shadowpeft.compare.cell import Cell, Setting
 from shadowpeft.compare.study import Study
@@ -13,6 +13,14 @@ from shadowpeft.compare.tasks import find
 Row = dict[str, Any]
 Place = tuple[str, str, str]  # model, task, method
 _NO_SETTING = Setting(0.0)  # there is nothing to search, or the search has not chosen
+_ROUNDING = 1e-9  # 0.1 + 0.7 is not quite 0.4 + 0.4
+
+
+class _Value(NamedTuple):
+    """A validation value: signed so that less is better, and of how many answers it is the share (0 where it is no share)."""
+
+    badness: float
+    answers: int
 
 
 def ready(study: Study, rows: Sequence[Row]) -> list[Cell]:
@@ -44,13 +52,17 @@ def expected(study: Study, rows: Sequence[Row]) -> list[Cell]:
 
 
 def choices(study: Study, rows: Iterable[Row]) -> dict[Place, Setting | None]:
-    """Give the setting with the best validation value, by model, task and method.
+    """Give the setting that the search chose, by model, task and method: by the one-standard-error rule.
 
-    Among several finalists the best mean over both seeds decides; one without two values loses to any that has them, and where none has
-    them the first seed decides. Ties go to the earlier trial. `None` where no trial has a value: the search is not complete, or every
-    trial failed. A method that has nothing to search (the base of a task that is answered without training) has a learning rate of 0.
+    Settings within `tie_standard_errors` of the best validation value are equal, and of equals the lowest learning rate is chosen, then
+    the lowest alpha, then the lowest rate of the backbone, then the earlier trial. With 0 the best value is chosen, of equal ones the
+    earlier trial's.
+
+    Among several finalists it is the mean of both seeds that counts; one without two values loses to any that has them, and where none
+    has them the first seed decides. `None` where no trial has a value: the search is not complete, or every trial failed. A method that
+    has nothing to search (the base of a task that is answered without training) has a learning rate of 0.
     """
-    found = _badness(rows)
+    found = _values(rows)
     chosen: dict[Place, Setting | None] = {}
     for place in _places(study):
         trials = _trials(study, place)
@@ -73,7 +85,7 @@ def finalist_cells(study: Study, rows: Sequence[Row]) -> list[Cell]:
     """
     if study.finalists == 1:
         return []
-    found, done = _badness(rows), {row["key"] for row in rows}
+    found, done = _values(rows), {row["key"] for row in rows}
     finalists = []
     for place in _places(study):
         trials = _trials(study, place)
@@ -127,25 +139,50 @@ def _again(trial: Cell) -> Cell:
     return replace(trial, seed=trial.seed + 1)
 
 
-def _best(study: Study, trials: Sequence[Cell], found: Mapping[str, float]) -> Cell | None:
+def _best(study: Study, trials: Sequence[Cell], found: Mapping[str, _Value]) -> Cell | None:
     """Find the trial to choose among those of one place; `None` if none has a value."""
+    values = _means(study, trials, found)
+    if not values:
+        return None
+    best = min(values.values())
+    most = best.badness + study.tie_standard_errors * _standard_error(best) + _ROUNDING
+    equals = [cell for cell in trials if cell in values and values[cell].badness <= most]
+    return min(equals, key=_caution) if study.tie_standard_errors else equals[0]
+
+
+def _means(study: Study, trials: Sequence[Cell], found: Mapping[str, _Value]) -> dict[Cell, _Value]:
+    """Give what the trials of one place are chosen by: the mean of those that have both seeds; the first seed where none has them."""
     ranked = _ranked(trials, found)
-    twice = [cell for cell in trials if cell in ranked[: study.finalists] and _again(cell).key in found]
-    if twice:
-        # Of equals the first; rounded, as 0.1 + 0.7 is not quite 0.4 + 0.4.
-        return min(twice, key=lambda cell: round(found[cell.key] + found[_again(cell).key], 9))
-    return ranked[0] if ranked else None
+    twice = [cell for cell in ranked[: study.finalists] if _again(cell).key in found]
+    if study.finalists == 1 or not twice:
+        return {cell: found[cell.key] for cell in ranked}
+    return {cell: _mean(found[cell.key], found[_again(cell).key]) for cell in twice}
 
 
-def _ranked(trials: Sequence[Cell], found: Mapping[str, float]) -> list[Cell]:
+def _mean(first: _Value, second: _Value) -> _Value:
+    return _Value((first.badness + second.badness) / 2, first.answers + second.answers)
+
+
+def _standard_error(value: _Value) -> float:
+    """Give the standard error of a share of right answers; of a loss the rows hold no spread, so that it is 0."""
+    share = abs(value.badness)
+    return math.sqrt(share * (1 - share) / value.answers) if value.answers else 0.0
+
+
+def _caution(cell: Cell) -> tuple[float, float, float]:
+    """Order equal trials: runs diverge at high rates and strong injections."""
+    return cell.learning_rate, cell.alpha or 0.0, cell.backbone_learning_rate or cell.learning_rate
+
+
+def _ranked(trials: Sequence[Cell], found: Mapping[str, _Value]) -> list[Cell]:
     """Order the trials that have a value, the best first, equals as they are."""
-    return sorted((cell for cell in trials if cell.key in found), key=lambda cell: found[cell.key])
+    return sorted((cell for cell in trials if cell.key in found), key=lambda cell: found[cell.key].badness)
 
 
-def _badness(rows: Iterable[Row]) -> dict[str, float]:
-    """Give the validation value of every run of the search that has a finite one, by its key and signed so that less is better."""
+def _values(rows: Iterable[Row]) -> dict[str, _Value]:
+    """Give the validation value of every run of the search that has a finite one, by its key."""
     return {
-        row["key"]: row["value"] if row["metric"] == "loss" else -row["value"]
+        row["key"]: _Value(row["value"], 0) if row["metric"] == "loss" else _Value(-row["value"], row.get("items") or 0)
         for row in rows
         if row["stage"] == "search" and row["status"] == "ok" and row["mode"] == "attached" and row["task"] == row["trained_on"]
         if _is_number(row["value"])

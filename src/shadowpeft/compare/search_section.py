@@ -46,7 +46,17 @@ def _note(study: Study) -> str:
     note = "On the validation split; `loss` is per answer token, lower is better. Final runs use what is chosen, by the attached model."
     if study.finalists > 1:
         note += f" The best {study.finalists} of each method ran from a second seed, too; among these the mean of both seeds decides."
-    return note
+    return f"{note} {_rule(study)}"
+
+
+def _rule(study: Study) -> str:
+    width = study.tie_standard_errors
+    if not width:
+        return "The best value is chosen, of equal ones the earlier trial's."
+    return (
+        f"Values within {width:g} standard error{'s' * (width != 1)} of the best (of a share p of n answers, √(p(1-p)/n); of a loss, 0) "
+        "count as equal, and of equals the lowest learning rate is chosen, then the lowest alpha."
+    )
 
 
 def _trials(results: Results) -> dict[_Trial, dict[str, Row]]:

@@ -51,6 +51,8 @@ class Study:
         trials: how many settings of each method are tried on the validation split.
         finalists: how many of each method's best trials are trained again from a second seed (search_seed + 1); the choice is by the mean
             of both; 1 for none.
+        tie_standard_errors: settings whose validation value is within so many standard errors of the best one count as equal, and of
+            equals the lowest learning rate is chosen; 0 lets the best value decide.
         steps: optimizer steps of every training run.
         batch_size: rows per step.
         ranks: LoRA ranks that set the budget of trainable parameters; the search is made at the first one.
@@ -85,6 +87,7 @@ class Study:
     seeds: int = 3
     trials: int = 4
     finalists: int = 1
+    tie_standard_errors: float = 1.0
     steps: int = 300
     batch_size: int = 16
     ranks: str = "16"
@@ -115,6 +118,10 @@ class Study:
             raise ConfigError(
                 f"finalists must be {self.trials} or less, the number of trials they are taken from, got {self.finalists}; "
                 "lower them or raise trials"
+            )
+        if not _is_number(self.tie_standard_errors) or not 0 <= self.tie_standard_errors < math.inf:
+            raise ConfigError(
+                f"tie_standard_errors must be a number, 0 or more, got {self.tie_standard_errors!r}; 0 lets the best value decide"
             )
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"device must be auto or cpu, got {self.device!r}")
@@ -219,6 +226,9 @@ def _check_setting(method: str, setting: Any) -> None:
             raise ConfigError(
                 f"search.{method}: there is nothing to search called {name!r}{nearest(name, known)}; it may hold {', '.join(known)}"
             )
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf:
+        if not _is_number(value) or not 0 < value < math.inf:
             raise ConfigError(f"search.{method}: {name} must be a number above 0, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
