@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch, losses, sharding
 from shadowpeft.adapter import Adapter
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 
 
@@ -72,6 +72,21 @@ def language_output(
         shadow_loss=shadow_loss,
         shadow_logits=shadow_BTV if keep_shadow_logits else None,
     )
+
+
+def padding_mask(config: PretrainedConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do; `None` where there is neither.
+
+    Raises:
+        UserError: nothing tells where each of several rows ends.
+    """
+    if attention_mask is not None and attention_mask.ndim == 4:
+        attention_mask = None  # says which token sees which, not which is padding
+    if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
+        return input_ids != config.pad_token_id
+    if attention_mask is None and input_ids is not None and len(input_ids) > 1:
+        raise UserError("a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end")
+    return attention_mask
 
 
 def classifier_output(

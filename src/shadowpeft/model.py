@@ -22,7 +22,6 @@ from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
 from shadowpeft.ops import choice
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
-from shadowpeft.shadow import explicit, implicit
 from shadowpeft.stock import StockSurface
 from shadowpeft.unmasked import rows_are_whole
 from shadowpeft.views import StandIns, View
@@ -114,15 +113,9 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         base, config = self._base(), config or ShadowConfig()
         if not isinstance(config, ShadowConfig):
             raise ConfigError(f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping")
-        if isinstance(shadow, str | Path):
-            network, config = shadow_source.load(base, config, shadow)
-        elif shadow is not None:
-            if isinstance(shadow, nn.Module) and {id(p) for p in shadow.parameters()} & {id(p) for p in self.parameters()}:
-                raise ConfigError("this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it")
-            network = explicit(base, shadow)
-        else:
-            config = arch.with_shadow_sizes(base.config, config)
-            network = implicit(base, config.resolved())
+        if isinstance(shadow, nn.Module) and {id(p) for p in shadow.parameters()} & {id(p) for p in self.parameters()}:
+            raise ConfigError("this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it")
+        network, config = shadow_source.make(base, config, shadow)
         self._own(name, Adapter(base, config, network), dtype)
 
     def load_adapter(  # type: ignore[override]
@@ -256,23 +249,13 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
                 base, chosen, out.last_hidden_state, first_state_BTD, targets, logits_to_keep, output_shadow_logits, skip_logits
             )
         else:
-            mask_BT = self._padding_mask(input_ids, attention_mask)
+            mask_BT = heads.padding_mask(self.config, input_ids, attention_mask)
             result = heads.classifier_output(
                 self.config, chosen, out.last_hidden_state, first_state_BTD, targets, mask_BT, output_shadow_logits
             )
         result.past_key_values = cache if use_cache else None
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
         return result if return_dict is not False else result.to_tuple()
-
-    def _padding_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-        """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do."""
-        if attention_mask is not None and attention_mask.ndim == 4:
-            attention_mask = None  # says which token sees which, not which is padding
-        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
-            return input_ids != self.config.pad_token_id
-        if attention_mask is None and input_ids is not None and len(input_ids) > 1:
-            raise UserError("a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end")
-        return attention_mask
 
     def _run(
         self, adapter: Adapter, inputs: dict[str, Tensor | None], cache: ShadowCache | None, kwargs: dict[str, Any]

@@ -1,11 +1,11 @@
-"""What a shadow can start from when it is given by path: our own shadow folder, or a projected model of the authors' package."""
+"""What a shadow can start from: at random, a model, or a path to our own shadow folder or to a projected model of the authors' package."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowpeft import authors, files, shadow_folder
+from shadowpeft import arch, authors, files, shadow_folder
 from shadowpeft.config import ShadowConfig
-from shadowpeft.shadow import Shadow
+from shadowpeft.shadow import Shadow, explicit, implicit
 
 if TYPE_CHECKING:
     import torch
@@ -17,16 +17,26 @@ def holds(source: str | Path) -> bool:
     return shadow_folder.holds(source) or authors.holds(source)
 
 
-def load(base: "PreTrainedModel", config: ShadowConfig, folder: str | Path) -> tuple[Shadow, ShadowConfig]:
-    """Read the shadow of a folder, and take its sizes into the settings of the adapter that will hold it.
+def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel | str | Path | None") -> tuple[Shadow, ShadowConfig]:
+    """Make the shadow of a fresh adapter, and settle its sizes in the adapter's settings.
+
+    Args:
+        base: the frozen base model.
+        config: the adapter's settings.
+        source: a model whose decoder is taken, the folder of a pretrained shadow, or `None` for a random shadow of the base's own kind.
 
     Raises:
         CheckpointError: the folder is damaged, holds something else, or its shadow was pretrained beside another base.
-        ConfigError: the settings ask for another size.
+        ConfigError: the settings ask for a size that the base's family or the folder's shadow does not have.
         UnsupportedModelError: the shadow does not fit the base.
     """
-    shadow = read(base, folder)
-    return shadow, shadow_folder.with_sizes(config, shadow, folder)
+    if isinstance(source, str | Path):
+        shadow = read(base, source)
+        return shadow, shadow_folder.with_sizes(config, shadow, source)
+    if source is not None:
+        return explicit(base, source), config
+    config = arch.with_shadow_sizes(base.config, config)
+    return implicit(base, config.resolved()), config
 
 
 def read(base: "PreTrainedModel", folder: str | Path) -> Shadow:
