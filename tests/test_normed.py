@@ -8,8 +8,9 @@ from families import TINY, attached, perturb, tiny_config, tiny_model, token_ids
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shadowpeft import ShadowConfig, arch
+from shadowpeft import ShadowConfig, ShadowedModel, arch
 from shadowpeft.adapter import Adapter
+from shadowpeft.errors import ConfigError
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 # Beside each family's tiny model, the layouts in which transformers places the norm before the attention otherwise.
@@ -68,6 +69,8 @@ def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: l
     """Compute each block's input, from the outputs of the blocks before, as docs/method.md writes the variant."""
     family, settings = arch.family_of(base), adapter.settings
     state, inputs = adapter.shadow(ids, None, None, None, None), [outputs[0]]
+    if settings.unit_state:
+        state = state / (state.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     for i, block in enumerate([*arch.blocks_of(base)][1:]):
         h = outputs[i + 1]
         x = arch.input_norm_of(block, family)(h)
@@ -75,7 +78,7 @@ def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: l
         if i > 0:
             update = adapter.updates[i - 1]
             target = silu(x @ update.transform_in.weight.T) @ update.transform_out.weight.T
-            gate = 1 / (1 + (3 - silu(x @ update.gate_in.weight.T) @ update.gate_out.weight.T).exp())
+            gate = 1 / (1 + (1 - silu(x @ update.gate_in.weight.T) @ update.gate_out.weight.T).exp())
             state = (1 - gate) * state + gate * target
         injection = adapter.injections[i]
         low = silu((x - state) @ injection.down.weight.T)
@@ -83,12 +86,13 @@ def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: l
     return inputs
 
 
-@pytest.mark.parametrize("model_type", ["gemma3_text", "falcon", "olmo2"])
+@pytest.mark.parametrize(("model_type", "unit_state"), [("gemma3_text", False), ("gemma3_text", True), ("falcon", False), ("olmo2", True)])
 @torch.no_grad()
-def test_every_boundary_is_crossed_as_written(model_type: str) -> None:
-    """Catches the norm or the weights of another block, a stale state, a correction before the update, alpha or the shift left out."""
+def test_every_boundary_is_crossed_as_written(model_type: str, unit_state: bool) -> None:
+    """Catches the norm or the weights of another block, a stale state, a correction before the update, alpha, shift or size left out."""
     base = tiny_model(model_type, dtype=torch.float64)
-    model, ids = perturb(attached(base, ShadowConfig(variant="normed", alpha=0.7))), token_ids(2, 7)
+    config, ids = ShadowConfig(variant="normed", alpha=0.7, unit_state=unit_state), token_ids(2, 7)
+    model = perturb(attached(base, config))
     blocks, entered, put_out = [*arch.blocks_of(base)], [], []
     inputs_of(blocks, entered)
     for block in blocks:
@@ -100,7 +104,7 @@ def test_every_boundary_is_crossed_as_written(model_type: str) -> None:
     assert all((h - out).abs().mean() > 1e-3 for h, out in zip(entered[1:], put_out, strict=False)), "nothing was corrected"
 
 
-@pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(3)), 96**-0.5), ("paper", 0.5, 0.02)])
+@pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(1)), 96**-0.5), ("paper", 0.5, 0.02)])
 def test_a_fresh_boundary_starts_as_documented(variant: str, gate: float, deviation: float) -> None:
     """Catches a gate that forgets the first state at once, or one that is shut, and a W_down at another variant's scale."""
     base = tiny_model("llama", config=tiny_config("llama", hidden_size=96))
@@ -115,3 +119,42 @@ def test_a_fresh_boundary_starts_as_documented(variant: str, gate: float, deviat
     for injection in adapter.injections:
         assert injection.down.weight.std().item() == pytest.approx(deviation, rel=0.1)
         assert not injection.up.weight.any()
+
+
+def test_a_pretrained_shadow_is_brought_to_the_size_of_what_it_is_compared_with(tmp_path) -> None:
+    """Catches states of any size that drown the difference, a detached model that changes with them, and a setting that is not kept."""
+    base, other, ids = tiny_model("llama"), tiny_model("llama", seed=1), token_ids(2, 7)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(50)
+        other.lm_head.weight.copy_(base.lm_head.weight)
+    model = perturb(attached(base, ShadowConfig(), shadow=other))
+    adapter = model.adapters["default"]
+    assert adapter.settings.unit_state
+    first = adapter.shadow(ids, None, None, None, None)
+    assert first.square().mean(-1).sqrt().min() > 10
+    torch.testing.assert_close(adapter.start(first).square().mean(-1), torch.ones(2, 7), rtol=1e-4, atol=0)
+    with torch.no_grad():
+        before, alone = model(ids).logits, model.detached()(ids).logits
+        adapter.shadow.backbone.norm.weight.mul_(2)
+        torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.detached()(ids).logits, 2 * alone, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = ShadowedModel.from_pretrained(model.unload(), tmp_path)
+    assert again.adapters["default"].settings.unit_state
+    torch.testing.assert_close(again(ids).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_whose_state_is_brought_to_unit_size() -> None:
+    """Catches a random shadow that loses the size it learns, a published variant that is changed, and a wish that is not heard."""
+
+    def unit_state(given: bool, **settings) -> bool:
+        other = tiny_model("llama", seed=1) if given else None
+        return attached(tiny_model("llama"), ShadowConfig(**settings), shadow=other).adapters["default"].settings.unit_state
+
+    assert [unit_state(False), unit_state(True)] == [False, True]
+    assert [unit_state(False, unit_state=True), unit_state(True, unit_state=False)] == [True, False]
+    assert [unit_state(True, variant=variant) for variant in ("paper", "peft")] == [False, False]
+    with pytest.raises(ConfigError, match="unit_state belongs to the variant 'normed', got it with 'paper'; leave it out"):
+        ShadowConfig(variant="paper", unit_state=True)
+    with pytest.raises(ConfigError, match="unit_state must be true or false, got 1"):
+        ShadowConfig(unit_state=1)

@@ -170,8 +170,13 @@ def test_recipe_of_the_method_search(tmp_path):
         "scale": "rms",
         "by_rank": True,
         "warm": True,
+        "diagonal": True,
+        "site": "both",
+        "apart": True,
+        "last": True,
     }
-    changes = [{}, *({name: value} for name, value in named.items())]
+    starts = [{"start": name} for name in ("reads", "pca", "mirror")]
+    changes = [{}, *({name: value} for name, value in named.items()), {"activation": "glu"}, {"keeps": False}, *starts]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps({**job, "change": change}) + "\n" for change in changes))
     words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
     run("method_search/search.py", *words, "--device", "cpu", "--steps", 3, "--validation-rows", 10)

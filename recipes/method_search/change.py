@@ -37,11 +37,12 @@ class Change:
         diagonal: add v * delta + b to what is injected, with trained vectors v and b from zero.
         site: where corrections are made: block, before each block; both, between its attention and its MLP as well, at half the rank each.
         keeps: whether the stream keeps the correction, or only the block reads it.
-        answers: which heads of a classifier answer: both or one.
+        apart: read x and s through matrices of their own, at two thirds of the rank, in place of their difference.
+        last: correct what the last block puts out, too.
     """
 
     activation: str = "silu"
-    gate_shift: float = 3.0
+    gate_shift: float = 1.0
     updates: bool = True
     reads_shadow: bool = True
     scale: str = "mean"
@@ -52,7 +53,8 @@ class Change:
     diagonal: bool = False
     site: str = "block"
     keeps: bool = True
-    answers: str = "both"
+    apart: bool = False
+    last: bool = False
 
 
 class Changed(Adapter):
@@ -79,6 +81,8 @@ class Changed(Adapter):
             start_from_data(injection, delta_BTD)
         w = injection.weights()
         low_BTR = F.linear(delta_BTD, w.down_RD)
+        if how.apart:
+            low_BTR = F.linear(x_BTD, w.down_RD) + F.linear(s_BTD, injection.gate.weight)
         if how.activation == "glu":
             low_BTR = F.silu(low_BTR) * F.linear(delta_BTD, injection.gate.weight)
         else:
@@ -102,7 +106,7 @@ def change_adapter(built: Built, how: Change) -> Built:
     assert adapter.settings.variant == "normed", "changes are made to the variant normed; set it in the job's config"
     adapter.__class__, adapter.change = Changed, how
     rank = adapter.settings.r
-    if how.activation == "glu":
+    if how.activation == "glu" or how.apart:
         rank = round(2 * rank / 3)
     if how.site == "both":
         rank = max(1, rank // 2)
@@ -116,12 +120,12 @@ def change_adapter(built: Built, how: Change) -> Built:
             correct_in_the_middle(adapter, built.stock)
         for i, injection in enumerate([*adapter.injections, *getattr(adapter, "middles", [])]):
             start(injection, how, arch.blocks_of(built.stock)[i % len(adapter.injections) + adapter.settings.inject_from])
+    if how.last:
+        correct_after_the_last(adapter, built.stock)
     if not how.updates:
         adapter.updates.requires_grad_(False)
     if how.warm:
         copy_block(adapter.shadow.backbone, built.stock)
-    if how.answers == "one" and adapter.task == "sequence-classification":
-        adapter.settings = replace(adapter.settings, variant="paper")  # read by the heads alone from here on
     if not how.keeps:
         drop_after_reading(adapter)
     return built
@@ -132,7 +136,7 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
     """Give one injection its start and what it has besides W_down and W_up."""
     rank, width = injection.down.weight.shape
     injection.started = False
-    if how.activation == "glu":
+    if how.activation == "glu" or how.apart:
         injection.gate = nn.Linear(width, rank, bias=False)
         nn.init.normal_(injection.gate.weight, std=width**-0.5)
     if how.diagonal:
@@ -161,7 +165,8 @@ def start_from_data(injection: Any, delta_BTD: Tensor) -> None:
     injection.started = True
     delta_ND = delta_BTD.float().flatten(0, -2)
     centred_ND = delta_ND - delta_ND.mean(0)
-    values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
+    with torch.autocast(delta_BTD.device.type, enabled=False):
+        values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
     rank = len(injection.down.weight)
     strongest_R = values_D.flip(0)[:rank].clamp_min(values_D[-1] * 1e-4)
     injection.down.weight.copy_(vectors_DD.flip(-1).T[:rank] * strongest_R.rsqrt()[:, None])
@@ -187,6 +192,20 @@ def correct_in_the_middle(adapter: Any, base: Any) -> None:
 
         norm.register_forward_pre_hook(before)
         last.register_forward_hook(after)
+
+
+def correct_after_the_last(adapter: Any, base: Any) -> None:
+    """Correct what the base's final norm reads (families that call it `norm`)."""
+    with torch.device(base.device):
+        adapter.final = Injection(base.config.hidden_size, adapter.settings)
+        start(adapter.final, adapter.change, arch.blocks_of(base)[-1])
+
+    def before(norm: Any, given: tuple[Tensor, ...]) -> tuple[Tensor]:
+        (h_BTD,) = given
+        x_BTD = read(h_BTD, lambda h: type(norm).forward(norm, h))
+        return ((h_BTD + adapter.correction(adapter.final, h_BTD, x_BTD, adapter.state_BTD)).to(h_BTD.dtype),)
+
+    arch.decoder_of(base).get_submodule("norm").register_forward_pre_hook(before)
 
 
 def drop_after_reading(adapter: Any) -> None:

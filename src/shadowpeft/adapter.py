@@ -80,6 +80,10 @@ class Adapter(nn.Module):
                 "base's type (the default)"
             )
 
+    def start(self, s_BTD: Tensor) -> Tensor:
+        """Give the state that the boundaries begin with: s^(0), or with `unit_state` s^(0) / rms(s^(0))."""
+        return reference.unit(s_BTD) if self.settings.unit_state else s_BTD
+
     def enter(
         self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Callable[[Tensor], Tensor], boundary: Boundary = reference.boundary
     ) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ Variant = Literal["normed", "paper", "peft"]
 Impl = Literal["auto", "reference", "compile", "triton"]
 
 # Ours from the measurements in results/, the published ones from the paper's table 7 and PEFT's ShadowConfig.
-_DEFAULTS: dict[str, dict[str, float]] = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.3, "dropout": 0.0, "shadow_loss_weight": 0.5},
     "paper": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
     "peft": {"r": 8, "update_width": 8, "inject_from": 0, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
@@ -43,6 +43,8 @@ class ShadowConfig:
         shadow_attention_heads: attention heads of the shadow's blocks.
         shadow_key_value_heads: key and value heads of the shadow's blocks.
         shadow_head_dim: width of one attention head of the shadow's blocks.
+        unit_state: in the variant `normed`, whether s^(0) is brought to unit rms where the boundaries begin to read it; unless set, it is
+            for a pretrained shadow, whose states are of any size, and not for a random one, which begins at that size.
 
     Raises:
         ConfigError: a value is out of range.
@@ -60,12 +62,15 @@ class ShadowConfig:
     shadow_attention_heads: int | None = None
     shadow_key_value_heads: int | None = None
     shadow_head_dim: int | None = None
+    unit_state: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
             raise ConfigError(f"variant must be 'normed', 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
+        if self.unit_state and self.variant != "normed":
+            raise ConfigError(f"unit_state belongs to the variant 'normed', got it with {self.variant!r}; leave it out")
 
     def resolved(self) -> "ResolvedConfig":
         """Return the settings with the variant's defaults filled in."""
@@ -101,6 +106,7 @@ class ResolvedConfig(ShadowConfig):
     dropout: float = 0.0
     shadow_loss_weight: float = 0.0
     inject_from: int = 0
+    unit_state: bool = False
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
@@ -120,12 +126,17 @@ _OPTIONAL = (
     "shadow_attention_heads",
     "shadow_key_value_heads",
     "shadow_head_dim",
+    "unit_state",
 )
 
 
 def _check(name: str, value: object) -> None:
     """Refuse a value of the wrong type or range before anything is built from it."""
     if name == "variant" or (value is None and name in _OPTIONAL):
+        return
+    if name == "unit_state":
+        if not isinstance(value, bool):
+            raise ConfigError(f"unit_state must be true or false, got {value!r}")
         return
     if name in ("alpha", "dropout", "shadow_loss_weight"):
         if isinstance(value, bool) or not isinstance(value, int | float):

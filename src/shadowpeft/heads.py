@@ -100,8 +100,6 @@ def classifier_output(
 ) -> ShadowedClassifierOutput:
     """Pool both states at the last real token and apply the adapter's two heads, both trained (eq. 8 and 9).
 
-    In the variant `normed` both heads answer together: logits = score(h^(L)) + shadow_score(s^(0)).
-
     Args:
         config: gives `problem_type`.
         adapter: gives the heads and lambda.
@@ -115,10 +113,7 @@ def classifier_output(
     assert adapter.shadow_score is not None
     trains = targets.labels is not None
     logits_BC = adapter.score(losses.pool_last(h_BTD, mask_BT))
-    together = adapter.settings.variant == "normed"
-    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if together or trains or keep_shadow_logits else None
-    if together and shadow_BC is not None:
-        logits_BC = logits_BC + shadow_BC
+    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if trains or keep_shadow_logits else None
     result = ShadowedClassifierOutput(logits=logits_BC, shadow_logits=shadow_BC if keep_shadow_logits else None)
     if targets.labels is not None and shadow_BC is not None:
         result.shadow_loss = losses.classification_loss(shadow_BC, targets.labels, config, targets.num_items)

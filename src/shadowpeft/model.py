@@ -268,7 +268,7 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
             inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow, **kwargs
         )
         frame = ShadowFrame(
-            adapter, self._boundary, state_BTD, family, inputs["inputs_embeds"] is not None or table.requires_grad,
+            adapter, self._boundary, adapter.start(state_BTD), family, inputs["inputs_embeds"] is not None or table.requires_grad,
             rows_are_whole=rows_are_whole(inputs["attention_mask"], inputs["position_ids"], cache, *kwargs.values()),
         )  # fmt: skip
         if not family.takes_positions:

@@ -1,5 +1,6 @@
 """What a shadow can start from: at random, a model, or a path to our own shadow folder or to a projected model of the authors' package."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ def holds(source: str | Path) -> bool:
 
 
 def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel | str | Path | None") -> tuple[Shadow, ShadowConfig]:
-    """Make the shadow of a fresh adapter, and settle its sizes in the adapter's settings.
+    """Make the shadow of a fresh adapter, and settle in the adapter's settings its sizes and whether its state is brought to unit rms.
 
     Args:
         base: the frozen base model.
@@ -30,6 +31,8 @@ def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel
         ConfigError: the settings ask for a size that the base's family or the folder's shadow does not have.
         UnsupportedModelError: the shadow does not fit the base.
     """
+    if source is not None and config.unit_state is None:
+        config = replace(config, unit_state=config.variant == "normed")
     if isinstance(source, str | Path):
         shadow = read(base, source)
         return shadow, shadow_folder.with_sizes(config, shadow, source)

@@ -77,7 +77,7 @@ class SafeTrainer(Trainer):
 
 
 class BackboneRateTrainer(Trainer):
-    """The Trainer with a learning rate of its own for the backbone of a shadowed model's active adapter.
+    """The Trainer with a learning rate of its own for the shadow network of a shadowed model's active adapter: backbone and projection.
 
     Attributes:
         backbone_learning_rate: its peak; `None` for the Trainer's own optimizer, unchanged.
@@ -96,13 +96,14 @@ class BackboneRateTrainer(Trainer):
 
 
 def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, learning_rate: float) -> None:
-    """Move the backbone's weights to groups of their own, which differ in the learning rate from those they were in.
+    """Move the weights of backbone and projection to groups of their own, which differ in the learning rate from those they were in.
 
-    The new groups come last: the Trainer logs the rate of the first, which stays that of the rest.
+    The projection of a pretrained shadow goes with its backbone: at the rate of fresh boundaries it would undo what both have learned. The
+    new groups come last: the Trainer logs the rate of the first, which stays that of the rest.
     """
     adapter = model.adapters[model.active_adapter]
     assert isinstance(adapter, Adapter)
-    backbone = {id(weight) for weight in adapter.shadow.backbone.parameters()}
+    backbone = {id(weight) for weight in adapter.shadow.parameters()}
     for group in list(optimizer.param_groups):
         apart = [weight for weight in group["params"] if id(weight) in backbone]
         group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
@@ -123,7 +124,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         train_examples: what to train on.
         eval_examples: what to evaluate on, `None` for no evaluation.
         callbacks: called beside the Trainer's own.
-        backbone_learning_rate: peak learning rate of the shadow's backbone; `None` for that of `args`.
+        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for that of `args`.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class Training:
         device: where the model is.
         bf16: compute in bfloat16 under autocast.
         timed: wait for the device after every step and keep its time.
-        backbone_learning_rate: the peak of a shadow's backbone; `None` for `learning_rate`.
+        backbone_learning_rate: the peak of a shadow's backbone and projection; `None` for `learning_rate`.
     """
 
     steps: int

@@ -62,9 +62,13 @@ def read(h_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         The reading, shaped and typed as `h_BTD`.
     """
-    x_BTD = norm(h_BTD)
-    x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
-    return (x_BTD * (x_BTD.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(h_BTD.dtype)
+    return unit(norm(h_BTD)).to(h_BTD.dtype)
+
+
+def unit(x_BTD: Tensor) -> Tensor:
+    """Bring each token's vector to unit root mean square, in float32 at least: x / rms(x)."""
+    wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+    return (wide_BTD * (wide_BTD.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x_BTD.dtype)
 
 
 def correct(h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0) -> Tensor:
