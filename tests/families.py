@@ -109,9 +109,9 @@ def attached(base: PreTrainedModel, config: ShadowConfig | None = None, shadow: 
         return attach(base, config, shadow)
 
 
-def perturb(model: ShadowedModel, seed: int = 1) -> ShadowedModel:
+def perturb(model: ShadowedModel, seed: int = 1, std: float = 0.3) -> ShadowedModel:
     """Move every trainable tensor (W_up too, which starts at zero) far enough that the shadow visibly acts; in place."""
-    _jolt(model, seed, 0.3)
+    _jolt(model, seed, std)
     return model
 
 

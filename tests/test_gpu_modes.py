@@ -32,8 +32,8 @@ def variant(request) -> str:
     return request.param
 
 
-def shadowed(base: PreTrainedModel, impl: str, **settings: Any) -> ShadowedModel:
-    model = perturb(attached(base, ShadowConfig(**{"alpha": 0.5, **settings}))).train()
+def shadowed(base: PreTrainedModel, impl: str, std: float = 0.3, **settings: Any) -> ShadowedModel:
+    model = perturb(attached(base, ShadowConfig(**{"alpha": 0.5, **settings})), std=std).train()
     model.set_impl(impl)
     return model
 
@@ -130,7 +130,8 @@ def test_blocks_below_the_injections_keep_what_the_state_reads(variant):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
 def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, impl, variant, checkpointing):
-    model, ids = build(impl, model_type, variant=variant, dropout=0.0), rows()
+    # Weights moved half as far as elsewhere: further off, `peft` on Llama magnifies float32's rounding to 3e-2 of a gradient, eager, too.
+    model, ids = build(impl, model_type, variant=variant, dropout=0.0, std=0.15), rows()
     mask = torch.ones_like(ids)
     mask[1, 30:] = 0
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
@@ -138,6 +139,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, impl, 
     exact.set_impl("reference")
     _, truth = step(exact, **batch)
     loss, eager = step(model, **batch)
+    assert_close(eager, truth, 1e-3)  # else the case is ill-conditioned, and what it tells of the compiled step is chance
     if checkpointing:
         checkpoint(model)
     torch._dynamo.reset()
