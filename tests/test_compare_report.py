@@ -444,6 +444,8 @@ def test_skipped_test_rows_are_told(tmp_path):
     """Catches a table that does not say that its test rows are not those of the study before."""
     said = "The test rows are others than those that a study of 1,000 test rows reads."
     assert said in report(study(tmp_path, test_skip=1000), study_rows(), tmp_path).read_text()
+    said = "The test rows are others than those that studies of 1,000, then 500 test rows read, each from what the ones before left."
+    assert said in report(study(tmp_path, test_skip=[1000, 500]), study_rows(), tmp_path).read_text()
     assert "The test rows are others" not in report(study(tmp_path), study_rows(), tmp_path).read_text()
 
 

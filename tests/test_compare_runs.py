@@ -267,15 +267,30 @@ def test_skipped_rows_are_those_that_were_drawn_before() -> None:
     """Catches a second study that reads test rows of the first, draws others each time, or a first whose rows are no longer the same."""
     rows = [f"row {index}" for index in range(100)]
     first = run_cell.draw(rows, 30)
-    assert first == run_cell.draw(rows, 30, 0) == [rows[index] for index in sorted(random.Random(0).sample(range(100), 30))]
-    assert run_cell.draw(rows, None, 0) == run_cell.draw(rows, 100) == rows
-    later = run_cell.draw(rows, 40, 30)
-    assert later == run_cell.draw(rows, 40, 30)
+    assert first == run_cell.draw(rows, 30, ()) == [rows[index] for index in sorted(random.Random(0).sample(range(100), 30))]
+    assert run_cell.draw(rows, None) == run_cell.draw(rows, 100) == rows
+    later = run_cell.draw(rows, 40, (30,))
+    assert later == run_cell.draw(rows, 40, (30,))
     assert (len(later), set(later) & set(first)) == (40, set())
     left = [row for row in rows if row not in first]
-    assert run_cell.draw(rows, None, 30) == run_cell.draw(rows, 90, 30) == left
+    assert run_cell.draw(rows, None, (30,)) == run_cell.draw(rows, 90, (30,)) == left
     assert later == [row for row in left if row in later] != left[:40], "in their order, and not the first ones"
-    assert run_cell.draw(rows, 40, 100) == []
+    assert later == [left[index] for index in sorted(random.Random(0).sample(range(70), 40))], "the rows of the studies in results/"
+    assert run_cell.draw(rows, 40, (100,)) == []
+
+
+def test_a_third_study_skips_the_rows_of_both_before() -> None:
+    """Catches a third study that reads rows of the first or of the second, as one that skips a single draw of their sum does."""
+    rows = [f"row {index}" for index in range(100)]
+    first, second, third = (run_cell.draw(rows, 30, skips) for skips in ((), (30,), (30, 30)))
+    assert len({*first, *second, *third}) == 90
+    fourth = run_cell.draw(rows, None, (30, 30, 30))
+    assert fourth == [row for row in rows if row not in {*first, *second, *third}]
+    assert third == [row for row in rows if row in {*third}], "in their order"
+    assert set(run_cell.draw(rows, 30, (60,))) & {*first, *second}, "what the test can see"
+    uneven = [set(run_cell.draw(rows, limit, skips)) for limit, skips in ((10, ()), (50, (10,)), (None, (10, 50)))]
+    assert (set.union(*uneven), sum(map(len, uneven))) == ({*rows}, 100)
+    assert run_cell.draw(rows, 40, (60, 60)) == []
 
 
 def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +301,7 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monk
 
     classes = dataclasses.replace(TASKS["classes"], load=load("own", 9), partners=("others",))
     monkeypatch.setitem(tasks.TASKS, "classes", classes)
-    monkeypatch.setitem(tasks.TASKS, "others", dataclasses.replace(classes, name="others", load=load("other", 7), partners=()))
+    monkeypatch.setitem(tasks.TASKS, "others", dataclasses.replace(classes, name="others", load=load("other", 8), partners=()))
     asked: dict[str, list[str]] = {}
     answer = measure.answer
 
@@ -296,19 +311,19 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monk
         return answer(model, tokenizer, task, items, *args, **options)
 
     monkeypatch.setattr(measure, "answer", noting)
-    plan = dataclasses.replace(study, ood=True, test_rows=4, validation_rows=9)
+    plan = dataclasses.replace(study, ood=True, test_rows=3, validation_rows=9)
     seen, digests = [], []
-    for skip in (0, 4):
+    for skip in (0, 3, [3, 3]):
         asked.clear()
         rows = run_cell.run_cell(_cell(study, "base"), dataclasses.replace(plan, test_skip=skip))
         seen.append({name: set(prompts) for name, prompts in asked.items()})
         digests.append({row["task"]: row["items_digest"] for row in rows})
-    assert {name: len(prompts) for name, prompts in seen[0].items()} == {"classes": 4, "others": 4}
-    assert {name: len(prompts) for name, prompts in seen[1].items()} == {"classes": 4, "others": 3}
-    for name in ("classes", "others"):
-        assert not seen[0][name] & seen[1][name]
-        assert digests[0][name] != digests[1][name], "the digest tells which rows were read"
-    (row,) = run_cell.run_cell(_cell(study, "base", stage="search"), dataclasses.replace(plan, test_skip=4))
+    counts = [{name: len(prompts) for name, prompts in study.items()} for study in seen]
+    assert counts == [{"classes": 3, "others": 3}, {"classes": 3, "others": 3}, {"classes": 3, "others": 2}]
+    for name, count in (("classes", 9), ("others", 8)):
+        assert len(set.union(*(study[name] for study in seen))) == count, "no row twice"
+        assert len({study[name] for study in digests}) == 3, "the digest tells which rows were read"
+    (row,) = run_cell.run_cell(_cell(study, "base", stage="search"), dataclasses.replace(plan, test_skip=[3, 3]))
     assert row["items"] == 9
 
 

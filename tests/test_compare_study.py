@@ -147,7 +147,14 @@ def record(settings: Study) -> Path:
         ({"tie_standard_errors": float("nan")}, "tie_standard_errors must be a number, 0 or more, got nan"),
         ({"tie_standard_errors": float("inf")}, "tie_standard_errors must be a number, 0 or more, got inf"),
         ({"tie_standard_errors": True}, "tie_standard_errors must be a number, 0 or more, got True"),
-        ({"test_skip": -1}, "test_skip must be a whole number, 0 or more, got -1"),
+        ({"test_skip": -1}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got -1"),
+        ({"test_skip": 2.5}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got 2.5"),
+        ({"test_skip": False}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got False"),
+        ({"test_skip": [5, 0]}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got [5, 0]"),
+        ({"test_skip": [5, 2.5]}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got [5, 2.5]"),
+        ({"test_skip": [True]}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got [True]"),
+        ({"test_skip": "5"}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got '5'"),
+        ({"test_skip": None}, "test_skip must have a value, got null"),
         ({"workers": 0}, "workers must be a whole number, 1 or more, got 0"),
         ({"steps": 2.5}, "steps must be a whole number, 1 or more, got 2.5"),
         ({"trials": 9}, "trials must be 8 or less with the built-in settings, got 9"),
@@ -190,6 +197,24 @@ def record(settings: Study) -> Path:
 def test_settings_are_checked(change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         Study(**{"model": "m", "tasks": "clinc150", "output": "o", **change})
+
+
+def test_what_is_skipped_is_a_number_or_a_list(tmp_path):
+    """Catches two ways to write the same rows that are two studies, and a list that the command line or a file does not take."""
+    for given, kept, skips in ((0, 0, ()), ([], 0, ()), (5, 5, (5,)), ([5], 5, (5,)), ([5, 7], [5, 7], (5, 7))):
+        settings = Study("m", "clinc150", "o", test_skip=given)
+        assert (settings.test_skip, settings.skips) == (kept, skips)
+        assert type(yaml.safe_load(settings.to_yaml())["test_skip"]) is type(kept), "files from before there were lists hold a number"
+        (tmp_path / "study.yaml").write_text(settings.to_yaml())
+        words = ["--model=m", "--tasks=clinc150", "--output=o"]
+        for more in (["--config", str(tmp_path / "study.yaml")], [*words, "--test-skip", str(given)], [*words, f"--test-skip={given}"]):
+            assert _parser.parse("compare", verb.run, more)["settings"] == settings
+    for wrong in ("2.5", "true", "[5, 2.5]", "[5, true]"):
+        got = re.escape(wrong.replace("5, true", "5, True"))
+        with pytest.raises(ConfigError, match=f'^"test_skip": expected int or list\\[int\\], got {got}$'):
+            _parser.parse("compare", verb.run, [*words, f"--test-skip={wrong}"])
+    with pytest.raises(ConfigError, match=r'^"max_length": expected int or null, got long$'):
+        _parser.parse("compare", verb.run, [*words, "--max-length=long"])
 
 
 def test_every_method_gets_as_many_trials():
@@ -759,7 +784,7 @@ def test_two_studies_in_one_folder(small):
 OLDER = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
 
 
-@pytest.mark.parametrize("change", [{"finalists": 2}, {"test_skip": 1}, {"tie_standard_errors": 1.0}], ids=str)
+@pytest.mark.parametrize("change", [{"finalists": 2}, {"test_skip": 1}, {"test_skip": [1, 2]}, {"tie_standard_errors": 1.0}], ids=str)
 def test_a_study_file_older_than_a_setting(small, change):
     """Catches a study that cannot be gone on with since its file lacks a new setting, or that goes on under another value of it."""
     small = replace(small, **OLDER)
@@ -770,10 +795,11 @@ def test_a_study_file_older_than_a_setting(small, change):
     path.write_text(yaml.safe_dump(values))
     ((name, value),) = change.items()
     before = OLDER[name]
-    with pytest.raises(ConfigError, match=rf"under other settings \({name} was {before}, is {value}\); set them back"):
+    other = re.escape(f"({name} was {before}, is {value})")
+    with pytest.raises(ConfigError, match=f"under other settings {other}; set them back"):
         go(replace(small, **change))
-    assert go(Study(**values, tie_standard_errors=0)).done == 27
-    with pytest.raises(ConfigError, match=rf"has read its test split; .*, or set them back \({name} was {before}, is {value}\)"):
+    assert go(Study(**values, tie_standard_errors=0, test_skip=[])).done == 27
+    with pytest.raises(ConfigError, match=f"has read its test split; .*, or set them back {other}"):
         go(replace(small, **change))
 
 
@@ -837,6 +863,7 @@ def test_data_is_checked_before_any_work(small, data):
     ("skip", "tasks", "message"),
     [
         (4, "clinc150", "clinc150 has 4 test rows, and a test_skip of 4 leaves none of them; choose a smaller test_skip"),
+        ([3, 1], "clinc150", "clinc150 has 4 test rows, and a test_skip of 3 + 1 leaves none of them; choose a smaller test_skip"),
         (
             3,
             "gsm8k",
@@ -844,7 +871,7 @@ def test_data_is_checked_before_any_work(small, data):
             "choose a smaller test_skip, or ood: false",
         ),
     ],
-    ids=["task", "partner"],
+    ids=["task", "list", "partner"],
 )
 def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip, tasks, message):
     """Catches a study that trains for hours and has no test row left to be measured on, or only its partners' lack them."""
@@ -855,7 +882,7 @@ def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip,
         go(settings)
     assert called(settings) == []
     go(replace(settings, test_skip=1))
-    go(replace(settings, ood=False, test_skip=3, output=f"{settings.output}-2", name=None))
+    go(replace(settings, ood=False, test_skip=[1, 2], output=f"{settings.output}-2", name=None))
 
 
 def test_a_tokenizer_of_single_signs_is_told(small, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import re
 import typing
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from shadowpeft.config import nearest
 from shadowpeft.errors import ConfigError
+
+# What jsonargparse says of a value that is none of several types.
+_UNION = re.compile(r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL)
 
 
 def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
@@ -179,6 +183,11 @@ def _nearest_flag(name: str, known: Sequence[str]) -> str:
 def _plain(message: str) -> str:
     """Say jsonargparse's message in one line, in the words of the command line."""
     message = message.replace("argument --shadow-model:", "argument --shadow:")
+    message = _UNION.sub(lambda found: f" expected {_types(found[1])}, got {found[2]}", message)
     for old, new in (("Parser key ", ""), (":\n  Expected a <class '", ": expected "), ("'>. Got value:", ", got"), ("typing.", "")):
         message = message.replace(old, new)
     return " ".join(message.replace("\n  Expected a ", " expected ").replace(". Got value:", ", got").split())
+
+
+def _types(names: str) -> str:
+    return re.sub(r"(?<=[>\]]), ", " or ", names).replace("<class 'NoneType'>", "null").replace("<class '", "").replace("'>", "")

@@ -54,8 +54,8 @@ def check_data(study: Study) -> dict[str, list[str]]:
         for other in (task, *(find(partner) for partner in task.partners if study.ood)):
             other.load("train", source)
             other.load("validation", source)
-            if study.test_skip:
-                _refuse_no_test_rows(task, other, len(other.load("test", source)), study.test_skip)
+            if study.skips:
+                _refuse_no_test_rows(task, other, len(other.load("test", source)), study.skips)
         prompts[task.name] = [item.prompt for item in task.load("validation", source)[:SAMPLE]]
         for model in study.names("model"):
             tokenizer = files.load_tokenizer(model)
@@ -66,18 +66,19 @@ def check_data(study: Study) -> dict[str, list[str]]:
     return prompts
 
 
-def _refuse_no_test_rows(task: Task, tested: Task, count: int, skip: int) -> None:
+def _refuse_no_test_rows(task: Task, tested: Task, count: int, skips: Sequence[int]) -> None:
     """Refuse to leave out all test rows of a task, or of the partner that it is tested on.
 
     Raises:
         DataError: nothing would be left.
     """
-    if count > skip:
+    if count > sum(skips):
         return
     name, remedy = f"{tested.name}, an out-of-distribution test of {task.name},", "a smaller test_skip, or ood: false"
     if tested is task:
         name, remedy = task.name, "a smaller test_skip"
-    raise DataError(f"{name} has {count:,} test rows, and a test_skip of {skip:,} leaves none of them; choose {remedy}")
+    left_out = " + ".join(f"{skip:,}" for skip in skips)
+    raise DataError(f"{name} has {count:,} test rows, and a test_skip of {left_out} leaves none of them; choose {remedy}")
 
 
 def _warn_of_tokens(model: str, tokenizer: Any, task: Task, texts: Sequence[str]) -> None:

@@ -136,8 +136,8 @@ def _head(results: Results) -> str:
         f"Every run: {study.steps:,} steps of {study.batch_size} rows; final runs from {study.seeds} seed{'s' * (study.seeds > 1)}; "
         f"{study.trials} setting{'s' * (study.trials > 1)} of each method tried on the validation split{_second_seed(study)}.",
     ]
-    if study.test_skip:
-        facts.append(f"The test rows are others than those that a study of {study.test_skip:,} test rows reads.")
+    if study.skips:
+        facts.append(_left_out(study.skips))
     made = [f"{what} {', '.join(found)}" for what in ("device", "commit") if (found := _distinct(results.rows, what))]
     versions = sorted({f"{key} {value}" for row in results.rows for key, value in (row.get("versions") or {}).items()})
     if made or versions:
@@ -149,6 +149,13 @@ def _head(results: Results) -> str:
 
 def _second_seed(study: Study) -> str:
     return f", the best {study.finalists} again from a second seed and chosen among by the mean of both" if study.finalists > 1 else ""
+
+
+def _left_out(skips: Sequence[int]) -> str:
+    counts = ", then ".join(f"{skip:,}" for skip in skips)
+    if len(skips) == 1:
+        return f"The test rows are others than those that a study of {counts} test rows reads."
+    return f"The test rows are others than those that studies of {counts} test rows read, each from what the ones before left."
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:

@@ -65,21 +65,25 @@ def run_cell(cell: Cell, study: Study) -> list[Row]:
     return run.final(reference) if cell.stage == "final" else run.cost()
 
 
-def draw(rows: Sequence[T], limit: int | None, skip: int = 0) -> list[T]:
+def draw(rows: Sequence[T], limit: int | None, skips: Sequence[int] = ()) -> list[T]:
     """Draw at most so many rows, in their order; the same ones in every run.
 
     Args:
         rows: what to draw from.
         limit: the most to draw; `None` for all.
-        skip: leave out the rows that a draw of so many takes.
+        skips: leave out the rows that draws of so many take, one after another, each from what the ones before left.
     """
     left: Sequence[int] = range(len(rows))
-    if skip:
-        taken = set(draw(left, skip))
+    for skip in skips:
+        taken = set(_sample(left, skip))
         left = [index for index in left if index not in taken]
-    if limit is not None and limit < len(left):
-        left = sorted(random.Random(_ROWS_SEED).sample(left, limit))
-    return [rows[index] for index in left]
+    return [rows[index] for index in _sample(left, limit)]
+
+
+def _sample(indices: Sequence[int], limit: int | None) -> Sequence[int]:
+    if limit is None or limit >= len(indices):
+        return indices
+    return sorted(random.Random(_ROWS_SEED).sample(indices, limit))
 
 
 @dataclass
@@ -120,7 +124,7 @@ class _Run:
             if self.study.workers == 1:  # else the time is taken in the stage `cost`, where no other run is in the way
                 costs["ms_per_answer"] = self._ms(model, _items(self.task, "validation", self.study.data_dir))
             for task in (self.task, *partners):
-                measured = self._measure(model, task, "test", self.study.test_rows, self.study.test_skip)
+                measured = self._measure(model, task, "test", self.study.test_rows, self.study.skips)
                 rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **measured))
         return rows
 
@@ -149,8 +153,8 @@ class _Run:
         attached = [("attached", self.built.model)]
         return attached if self.built.detach is None else [*attached, ("detached", self.built.detach().eval())]
 
-    def _measure(self, model: Any, task: Task, split: Split, limit: int | None, skip: int = 0) -> Row:
-        asked = _asked(self.cell.model, task, split, self.study.data_dir, limit, skip, self.max_length)
+    def _measure(self, model: Any, task: Task, split: Split, limit: int | None, skips: tuple[int, ...] = ()) -> Row:
+        asked = _asked(self.cell.model, task, split, self.study.data_dir, limit, skips, self.max_length)
         items, batch_size = asked.items, self.study.eval_batch_size
         with precision(self.device, self.study.bf16):
             given = measure.answer(model, self.tokenizer, task, items, batch_size, self.max_length, encoded=asked.encoded)
@@ -240,8 +244,10 @@ class _Asked:
 
 
 @functools.lru_cache(maxsize=16)
-def _asked(model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, skip: int, max_length: int) -> _Asked:
-    items = draw(_items(task, split, data_dir), limit, skip)
+def _asked(
+    model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, skips: tuple[int, ...], max_length: int
+) -> _Asked:
+    items = draw(_items(task, split, data_dir), limit, skips)
     return _Asked(items, measure.encode_questions(_tokenizer(model), task, items, max_length), _digest(items))
 
 

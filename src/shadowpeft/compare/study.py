@@ -32,7 +32,7 @@ SEARCH: dict[str, tuple[tuple[float, float | None], ...]] = {
 }
 _LEAST = {
     "seeds": 1, "trials": 1, "finalists": 1, "steps": 1, "batch_size": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1,
-    "test_skip": 0, "max_length": 2, "eval_batch_size": 1, "forgetting_rows": 0, "search_seed": 0, "workers": 1,
+    "max_length": 2, "eval_batch_size": 1, "forgetting_rows": 0, "search_seed": 0, "workers": 1,
 }  # fmt: skip
 _OPTIONAL = ("name", "shadow_model", "data_dir", "train_rows", "test_rows", "max_length")
 
@@ -64,8 +64,8 @@ class Study:
         train_rows: rows of the training split to draw from; by default all.
         validation_rows: rows of the validation split to choose settings on.
         test_rows: rows of the test split to report on; by default all.
-        test_skip: rows of each test split to leave out first: those that an earlier study of test_rows rows read, since a test row is read
-            once.
+        test_skip: rows of each test split to leave out first: those that an earlier study of so many test_rows read, since a test row is
+            read once; of several earlier studies a list in their order, such as [1000, 1000], each drawn from what the ones before left.
         max_length: tokens of a training row; by default the task's own.
         eval_batch_size: rows at a time when measuring.
         ood: test every final model on its task's partners, too.
@@ -98,7 +98,7 @@ class Study:
     train_rows: int | None = None
     validation_rows: int = 1000
     test_rows: int | None = None
-    test_skip: int = 0
+    test_skip: int | list[int] = 0
     max_length: int | None = None
     eval_batch_size: int = 64
     ood: bool = True
@@ -112,7 +112,7 @@ class Study:
         refuse_gaps(self, _OPTIONAL)
         for name, least in _LEAST.items():
             value = vars(self)[name]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is not None and not _is_whole(value, least):
                 raise ConfigError(f"{name} must be a whole number, {least} or more, got {value!r}")
         if self.finalists > self.trials:
             raise ConfigError(
@@ -125,6 +125,7 @@ class Study:
             )
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"device must be auto or cpu, got {self.device!r}")
+        self._check_skip()
         self._check_name()
         self._check_names()
         for method in (*self.search, *self.overrides):
@@ -136,6 +137,13 @@ class Study:
             _check_trials(method, self.search.get(method), self.trials)
         if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
             raise ConfigError("the method shadow-explicit needs shadow_model: the folder or hub id of its pretrained shadow")
+
+    def _check_skip(self) -> None:
+        skips, least = (self.test_skip, 1) if isinstance(self.test_skip, list) else ([self.test_skip], 0)
+        if not all(_is_whole(skip, least) for skip in skips):
+            raise ConfigError(f"test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got {self.test_skip!r}")
+        if len(skips) < 2:  # a number, as in files from before there were lists: what means the same must be equal on a resume
+            object.__setattr__(self, "test_skip", sum(skips))
 
     def _check_name(self) -> None:
         name = self.name or Path(self.output).absolute().name
@@ -169,6 +177,13 @@ class Study:
     def budgets(self) -> list[int]:
         """The ranks as numbers; the search is made at the first one."""
         return [int(rank) for rank in self.names("ranks")]
+
+    @property
+    def skips(self) -> tuple[int, ...]:
+        """How many test rows each earlier study drew whose rows are left out, one after another."""
+        if isinstance(self.test_skip, list):
+            return tuple(self.test_skip)
+        return (self.test_skip,) if self.test_skip else ()
 
     def candidates(self, method: str) -> list[Setting]:
         """List what the search tries for a method, as many settings for every method."""
@@ -228,6 +243,10 @@ def _check_setting(method: str, setting: Any) -> None:
             )
         if not _is_number(value) or not 0 < value < math.inf:
             raise ConfigError(f"search.{method}: {name} must be a number above 0, got {value!r}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:
