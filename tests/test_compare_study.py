@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shadowpeft import cli
+from shadowpeft import ShadowConfig, cli
 from shadowpeft.cli import _parser
 from shadowpeft.cli import compare as verb
 from shadowpeft.compare import checks, ledger, run, schedule, workers
@@ -225,9 +225,10 @@ def test_every_method_gets_as_many_trials():
             tried = settings.candidates(method)
             assert len(set(tried)) == trials, method
             assert all((setting.alpha is None) == (method not in SHADOWS) for setting in tried)
-            assert all(setting.backbone_learning_rate is None for setting in tried)
+            assert all((setting.backbone_learning_rate is None) == (method != "shadow-explicit") for setting in tried)
     assert set(SEARCH) == set(METHODS)
-    assert all(SEARCH[method][0] == (1e-3, 0.1) for method in SHADOWS), "the published strength is always tried"
+    assert all(SEARCH[method][0][:2] == (1e-3, 0.1) for method in ("peft-shadow", "shadow-paper")), "the published strength is always tried"
+    assert SEARCH["shadow"][0].alpha == ShadowConfig().resolved().alpha, "so is the default"
 
 
 def test_study_file_repeats_the_study(small, tmp_path):

@@ -16,19 +16,30 @@ from shadowpeft.errors import ConfigError
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
 OURS = ("shadow", "shadow-paper", "shadow-explicit")
 SHADOWS = ("peft-shadow", *OURS)
-# What a search tries, the likeliest first: (learning rate, alpha).
-_ADAPTER: tuple[tuple[float, float | None], ...] = (
-    (1e-3, None), (3e-4, None), (2e-3, None), (5e-4, None), (4e-3, None), (2e-4, None), (7e-3, None), (1e-4, None),
-)  # fmt: skip
-_SHADOW: tuple[tuple[float, float | None], ...] = (
-    (1e-3, 0.1), (1e-3, 0.3), (3e-3, 0.3), (5e-4, 0.1), (1e-3, 1.0), (3e-3, 0.1), (3e-3, 1.0), (3e-4, 0.3),
-)  # fmt: skip
-SEARCH: dict[str, tuple[tuple[float, float | None], ...]] = {
-    "base": ((1e-2, None), (3e-3, None), (3e-2, None), (1e-3, None), (1e-1, None), (3e-4, None), (3e-1, None), (1e-4, None)),
+# What a search tries, the likeliest first.
+_ADAPTER = tuple(Setting(rate) for rate in (1e-3, 3e-4, 2e-3, 5e-4, 4e-3, 2e-4, 7e-3, 1e-4))
+_PUBLISHED = tuple(
+    Setting(rate, alpha)
+    for rate, alpha in ((1e-3, 0.1), (1e-3, 0.3), (3e-3, 0.3), (5e-4, 0.1), (1e-3, 1.0), (3e-3, 0.1), (3e-3, 1.0), (3e-4, 0.3))
+)
+# The order of what results/method_search has tried on two models; a pretrained shadow's own rate lasts from a hundredth to the whole.
+_RANDOM = tuple(
+    Setting(rate, alpha)
+    for rate, alpha in ((2e-3, 0.3), (1e-3, 0.3), (3e-3, 0.3), (1e-3, 1.0), (5e-4, 0.3), (2e-3, 0.1), (2e-3, 1.0), (1e-3, 0.1))
+)
+_PRETRAINED = tuple(
+    Setting(rate, 0.3, backbone)
+    for rate, backbone in ((1e-3, 1e-5), (2e-3, 3e-4), (1e-3, 1e-4), (2e-3, 1e-5), (2e-3, 2e-3), (1e-3, 3e-5), (5e-4, 1e-5), (3e-3, 1e-4))
+)
+SEARCH: dict[str, tuple[Setting, ...]] = {
+    "base": tuple(Setting(rate) for rate in (1e-2, 3e-3, 3e-2, 1e-3, 1e-1, 3e-4, 3e-1, 1e-4)),
     "lora": _ADAPTER,
     "dora": _ADAPTER,
-    "full": ((1e-4, None), (3e-5, None), (3e-4, None), (1e-5, None), (6e-5, None), (2e-4, None), (5e-4, None), (2e-5, None)),
-    **dict.fromkeys(SHADOWS, _SHADOW),
+    "full": tuple(Setting(rate) for rate in (1e-4, 3e-5, 3e-4, 1e-5, 6e-5, 2e-4, 5e-4, 2e-5)),
+    "peft-shadow": _PUBLISHED,
+    "shadow-paper": _PUBLISHED,
+    "shadow": _RANDOM,
+    "shadow-explicit": _PRETRAINED,
 }
 _LEAST = {
     "seeds": 1, "trials": 1, "finalists": 1, "steps": 1, "batch_size": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1,
@@ -188,7 +199,7 @@ class Study:
     def candidates(self, method: str) -> list[Setting]:
         """List what the search tries for a method, as many settings for every method."""
         if method not in self.search:
-            return [Setting(*pair) for pair in SEARCH[method][: self.trials]]
+            return list(SEARCH[method][: self.trials])
         return [
             Setting(float(given["learning_rate"]), given.get("alpha"), given.get("backbone_learning_rate")) for given in self.search[method]
         ]
