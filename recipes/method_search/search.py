@@ -32,13 +32,13 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     given = {**settings, "model": job.get("model", settings["model"]), **job.get("study", {})}
     study = Study(tasks=job["task"], methods=method, output="-", overrides={method: job.get("config", {})}, **given)
     cell = Cell(
-        "search", study.model, job["task"], method, study.budgets[0], job.get("seed", 0),
+        "final" if job.get("final") else "search", study.model, job["task"], method, study.budgets[0], job.get("seed", 0),
         job["learning_rate"], job.get("alpha"), job.get("backbone_learning_rate"),
     )  # fmt: skip
     changes = Change(**job.get("change", {})) if method in ("shadow", "shadow-explicit") and "change" in job else None
     with changed(changes), rates(job.get("rates", {})):
         rows = attempt(cell, study, run_both if job.get("detached") else run_cell.run_cell)
-    return {"job": job, **rows[0], "also": [{"mode": row["mode"], "metrics": row["metrics"]} for row in rows[1:]]}
+    return {"job": job, **rows[0], "also": [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]}
 
 
 @contextmanager
