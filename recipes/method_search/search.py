@@ -5,7 +5,8 @@
 A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or another one of `shadowpeft compare`, "learning_rate": ...,
 "alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model, "config": {settings of ShadowConfig}, "study": {settings
 of a study}, "change": {options of `Change`}, "rates": {part: factor}, "detached": true to measure the detached model, too, and for a task
-that is answered in words not the loss alone}. Budgets, data, training and measuring are those of `shadowpeft compare`.
+that is answered in words not the loss alone, "final": true to read the test split as a study's final runs do}. Budgets, data, training
+and measuring are those of `shadowpeft compare`.
 
 Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder: a job is run by the first
 that claims it.
