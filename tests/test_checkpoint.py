@@ -158,6 +158,14 @@ def test_bad_configurations(base, folder):
         ShadowedModel.from_pretrained(base, folder)
 
 
+@pytest.mark.parametrize("setting", ["alpha", "dropout", "shadow_loss_weight", "unit_state"])
+def test_a_setting_that_decides_what_is_computed_is_not_guessed(base, folder, setting):
+    """Catches an adapter that computes something else, without a word, since its file leaves a setting to today's default."""
+    edit_config(folder, lambda meta: meta["shadow"].pop(setting))
+    with pytest.raises(CheckpointError, match="must say alpha, dropout, shadow_loss_weight and unit_state, and does not"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
 def test_nothing_named_by_a_file_is_imported(base, folder, tmp_path, monkeypatch):
     """Catches a loader that follows a class or module named in a downloaded JSON."""
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")

@@ -229,9 +229,10 @@ def test_the_backbone_is_trained_at_its_own_rate(method: str, study: Study, monk
     ((model, before),) = kept
     # The first step of AdamW moves a weight by the learning rate, whatever its gradient.
     moved = {name: (model.get_parameter(name).detach() - weight).abs().max().item() for name, weight in before.items()}
-    backbone = "adapters.default.shadow.backbone."
-    assert {"adapters.default.score.weight", "adapters.default.shadow_score.weight", f"{backbone}norm.weight"} <= moved.keys()
-    assert moved == pytest.approx({name: 1e-3 if name.startswith(backbone) else 1e-2 for name in moved}, rel=1e-2)
+    shadow = "adapters.default.shadow."
+    assert {"adapters.default.score.weight", "adapters.default.shadow_score.weight", f"{shadow}backbone.norm.weight"} <= moved.keys()
+    assert moved == pytest.approx({name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2)
+    assert bool(row["config"]["unit_state"]) == (method == "shadow-explicit"), "the row says what the pretrained shadow settled"
 
 
 def test_one_rate_for_both_is_one_rate(study: Study) -> None:

@@ -172,8 +172,10 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
     config, found = ShadowConfig.from_dict(meta["shadow"]), strict.read_header(folder / WEIGHTS)
-    if config.alpha is None or config.dropout is None or config.shadow_loss_weight is None:
-        raise CheckpointError(f"{folder / CONFIG} must say alpha, dropout and shadow_loss_weight, and does not; save the adapter again")
+    if None in (config.alpha, config.dropout, config.shadow_loss_weight, config.unit_state):
+        raise CheckpointError(
+            f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight and unit_state, and does not; save the adapter again"
+        )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     build = partial(_build, base, config, explicit)
     strict.compare(folder / WEIGHTS, strict.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)), found)

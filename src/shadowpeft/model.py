@@ -40,8 +40,6 @@ def attach(
 ) -> "ShadowedModel":
     """Freeze a base and put a fresh shadow beside it; until it is trained, the result computes what the base computes.
 
-    A classifier of the variant `normed` does not: its second head answers, too, from the start.
-
     Args:
         base: a causal language model or sequence classifier of a supported family. It is lent: nothing on it changes but
             its `requires_grad` flags, and `unload()` gives it back as it was.

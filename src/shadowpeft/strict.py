@@ -43,7 +43,10 @@ def read_meta(path: Path, layout: int) -> dict[str, Any]:
     meta = read_json(path)
     if not isinstance(meta, dict) or meta.get("format") != layout:
         found = meta.get("format") if isinstance(meta, dict) else None
-        raise CheckpointError(f"{path} has format {found!r}, this version of shadowpeft reads format {layout}")
+        raise CheckpointError(
+            f"{path} has format {found!r}, this version of shadowpeft reads format {layout}; make it again, or read it with the version "
+            "that wrote it"
+        )
     return meta
 
 

@@ -41,8 +41,8 @@ class TrainConfig:
         eval_batch_size: rows per forward pass of the evaluation.
         gradient_accumulation: forward passes per optimizer step; 1 x 8 gives the same result as 8 x 1.
         learning_rate: peak learning rate (AdamW).
-        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; by default `learning_rate`. A pretrained shadow
-            wants a hundredth of it.
+        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; by default `learning_rate`. A large
+            pretrained shadow wants less.
         scheduler: how the learning rate goes on after the warm-up.
         warmup: steps of linear warm-up, or a share of all steps if below 1.
         weight_decay: weight decay of AdamW.

@@ -98,8 +98,8 @@ class BackboneRateTrainer(Trainer):
 def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, learning_rate: float) -> None:
     """Move the weights of backbone and projection to groups of their own, which differ in the learning rate from those they were in.
 
-    The projection of a pretrained shadow goes with its backbone: at the rate of fresh boundaries it would undo what both have learned. The
-    new groups come last: the Trainer logs the rate of the first, which stays that of the rest.
+    The projection of a pretrained shadow goes with its backbone, for which it was made. The new groups come last: the Trainer logs the rate
+    of the first, which stays that of the rest.
     """
     adapter = model.adapters[model.active_adapter]
     assert isinstance(adapter, Adapter)

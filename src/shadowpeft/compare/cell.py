@@ -12,7 +12,7 @@ class Setting(NamedTuple):
     Attributes:
         learning_rate: peak learning rate; 0 where nothing was searched or chosen.
         alpha: strength of the injection for the shadows; `None` for other methods.
-        backbone_learning_rate: peak learning rate of the shadow's backbone; `None` for `learning_rate`.
+        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for `learning_rate`.
     """
 
     learning_rate: float
@@ -33,7 +33,7 @@ class Cell:
         seed: decides initial weights, order and dropout.
         learning_rate: peak learning rate; 0 for the untuned base.
         alpha: strength of the injection for the shadows; `None` for other methods.
-        backbone_learning_rate: peak learning rate of the shadow's backbone; `None` for `learning_rate`.
+        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for `learning_rate`.
     """
 
     stage: Stage

@@ -17,6 +17,7 @@ from peft import ShadowConfig as PeftShadowConfig
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, logging
 
 from shadowpeft import arch, files, shadow_source
+from shadowpeft.adapter import Adapter
 from shadowpeft.compare import budget
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import METHODS, OURS, Study
@@ -100,7 +101,9 @@ def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, set
     ours = ShadowConfig.from_dict(settings)
     shadowed = attach(base, ours, pretrained, dtype=torch.float32)
     extra = {} if pretrained is None else {"shadow_model": study.shadow_model, "matched": False}
-    return Built(shadowed, base, {**ours.to_dict(), **extra}, shadowed.detached)
+    adapter = shadowed.adapters["default"]  # what a pretrained shadow settles is in its settings, not in those that were asked for
+    assert isinstance(adapter, Adapter)
+    return Built(shadowed, base, {**adapter.config.to_dict(), **extra}, shadowed.detached)
 
 
 def check(study: Study) -> None:

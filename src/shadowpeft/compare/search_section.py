@@ -55,7 +55,7 @@ def _rule(study: Study) -> str:
         return "The best value is chosen, of equal ones the earlier trial's."
     return (
         f"Values within {width:g} standard error{'s' * (width != 1)} of the best (of a share p of n answers, √(p(1-p)/n); of a loss, 0) "
-        "count as equal, and of equals the lowest learning rate is chosen, then the lowest alpha."
+        "count as equal, and of equals the lowest learning rate is chosen, then the lowest alpha, then the lowest rate of the backbone."
     )
 
 
