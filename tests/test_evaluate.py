@@ -32,7 +32,7 @@ def shadowed(tokenizer) -> ShadowedModel:
     base = AutoModelForCausalLM.from_config(
         qwen3_config(vocab_size=len(tokenizer), pad_token_id=2, eos_token_id=1, tie_word_embeddings=False)
     )
-    return perturb(attach(base.eval(), ShadowConfig(alpha=0.5)))
+    return perturb(attach(base.eval(), ShadowConfig(alpha=1.0)))
 
 
 def rows_with(answers) -> list[Row]:
