@@ -13,6 +13,7 @@ that claims it.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,17 +84,10 @@ def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:
         tried.add(lines[0])
         job = json.loads(lines[0])
         try:
-            (claims / f"{abs(hash_of(lines[0]))}").touch(exist_ok=False)
+            (claims / hashlib.sha256(lines[0].encode()).hexdigest()).touch(exist_ok=False)  # a name that every process gives the job
         except FileExistsError:
             continue
         yield job
-
-
-def hash_of(line: str) -> int:
-    """Name a job by what it is; Python's own hash differs from process to process."""
-    import zlib
-
-    return zlib.crc32(line.encode())
 
 
 def main() -> None:
