@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from conftest import qwen3_config
-from families import perturb
+from families import perturb, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -158,12 +158,23 @@ def test_bad_configurations(base, folder):
         ShadowedModel.from_pretrained(base, folder)
 
 
-@pytest.mark.parametrize("setting", ["alpha", "dropout", "shadow_loss_weight", "unit_state"])
+@pytest.mark.parametrize("setting", ["alpha", "dropout", "shadow_loss_weight", "unit_state", "output_gains"])
 def test_a_setting_that_decides_what_is_computed_is_not_guessed(base, folder, setting):
     """Catches an adapter that computes something else, without a word, since its file leaves a setting to today's default."""
     edit_config(folder, lambda meta: meta["shadow"].pop(setting))
-    with pytest.raises(CheckpointError, match="must say alpha, dropout, shadow_loss_weight and unit_state, and does not"):
+    with pytest.raises(CheckpointError, match="must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not"):
         ShadowedModel.from_pretrained(base, folder)
+
+
+def test_an_adapter_from_before_there_were_output_gains_computes_what_it_was_trained_to(tmp_path, ids):
+    """Catches an older file that is refused, or read as today's function."""
+    base = tiny_model("gemma3_text")
+    model = perturb(attach(base, ShadowConfig(output_gains=False)))
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda meta: (meta.update(format=2), meta["shadow"].pop("output_gains")))
+    again = ShadowedModel.from_pretrained(base, tmp_path)
+    assert not again.adapters["default"].settings.output_gains
+    assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_nothing_named_by_a_file_is_imported(base, folder, tmp_path, monkeypatch):

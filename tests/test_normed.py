@@ -61,6 +61,23 @@ def test_what_is_read_through_is_the_norm_that_the_attention_reads_through(name:
         assert torch.equal(h, x) == (name in WITHOUT_NORM)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+@torch.no_grad()
+def test_the_norms_behind_a_blocks_layers_are_all_that_it_adds_to_the_stream(name: str) -> None:
+    """Catches a wrong name in the table, such as the norm before the MLP, and a family whose norms it does not know of."""
+    base = tiny_model(LAYOUTS[name][0], config=layout(name))
+    names = arch.family_of(base).output_norms
+    for block in arch.blocks_of(base):
+        added, passed = [], []
+        block.register_forward_hook(lambda _, args, out, added=added: added.append((out[0] if isinstance(out, tuple) else out) - args[0]))
+        for behind in names:
+            block.get_submodule(behind).register_forward_hook(lambda _, args, out, passed=passed: passed.append(out))
+        base(token_ids(2, 7))
+        if names:
+            torch.testing.assert_close(added[0], sum(passed), rtol=1e-4, atol=1e-5)
+    assert bool(names) == (LAYOUTS[name][0] in ("gemma2", "gemma3_text", "olmo2"))
+
+
 def silu(x: Tensor) -> Tensor:
     return x / (1 + (-x).exp())
 
@@ -82,7 +99,13 @@ def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: l
             state = (1 - gate) * state + gate * target
         injection = adapter.injections[i]
         low = silu((x - state) @ injection.down.weight.T)
-        inputs.append(h + settings.alpha * h.abs().mean(-1, keepdim=True) * (low @ injection.up.weight.T))
+        gains = torch.ones(h.shape[-1])
+        if settings.output_gains:
+            behind = (block.post_attention_layernorm.weight, block.post_feedforward_layernorm.weight)
+            offset = base.config.model_type.startswith("gemma")
+            gains = ((behind[0] + offset) ** 2 + (behind[1] + offset) ** 2).sqrt()
+            gains = gains / gains.mean()
+        inputs.append(h + settings.alpha * h.abs().mean(-1, keepdim=True) * gains * (low @ injection.up.weight.T))
     return inputs
 
 
@@ -102,6 +125,24 @@ def test_every_boundary_is_crossed_as_written(model_type: str, unit_state: bool)
     for h, want in zip(entered, expected, strict=True):
         torch.testing.assert_close(h, want, rtol=1e-10, atol=1e-12)
     assert all((h - out).abs().mean() > 1e-3 for h, out in zip(entered[1:], put_out, strict=False)), "nothing was corrected"
+    assert model.adapters["default"].settings.output_gains == (model_type != "falcon")
+
+
+def test_where_corrections_are_spread_as_a_block_writes(tmp_path) -> None:
+    """Catches gains where no norm has any, gains that a file, a type or a device does not keep, and a setting that does nothing."""
+    base, ids = tiny_model("gemma3_text"), token_ids(2, 7)
+    model, even = (perturb(attached(base, ShadowConfig(output_gains=given))) for given in (None, False))
+    spread = model(ids).logits
+    model.save_pretrained(tmp_path)
+    assert not torch.allclose(even(ids).logits, spread, atol=1e-3)
+    again = ShadowedModel.from_pretrained(base, tmp_path)
+    assert again.adapters["default"].settings.output_gains
+    assert torch.equal(again(ids).logits, spread)
+    assert not any("gains" in name for name in again.adapters["default"].state_dict()), "they follow from the base"
+    with pytest.raises(ConfigError, match="output_gains needs norms behind a block's layers, and Llama has none; leave it out"):
+        attached(tiny_model("llama"), ShadowConfig(output_gains=True))
+    with pytest.raises(ConfigError, match="output_gains belongs to the variant 'normed', got it with 'peft'; leave it out"):
+        ShadowConfig(variant="peft", output_gains=True)
 
 
 @pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(1)), 96**-0.5), ("paper", 0.5, 0.02)])

@@ -39,10 +39,6 @@ class Change:
         keeps: whether the stream keeps the correction, or only the block reads it.
         apart: read x and s through matrices of their own, at two thirds of the rank, in place of their difference.
         last: correct what the last block puts out, too.
-        write: how the correction is spread over channels: even; inverse, as 1 / |w| of the block's input norm, so that what the block
-            reads changes evenly; root, as |w|^(-1/2); own, as strongly as the block itself writes (rows of its output layers, times the
-            norms behind them, if any). The mean over channels is 1.
-        write_norm: what of these scales is 1: their mean, their median, or their reciprocals' mean (inverse).
     """
 
     activation: str = "silu"
@@ -59,8 +55,6 @@ class Change:
     keeps: bool = True
     apart: bool = False
     last: bool = False
-    write: str = "even"
-    write_norm: str = "mean"
 
 
 class Changed(Adapter):
@@ -103,8 +97,6 @@ class Changed(Adapter):
         out_BTD = F.linear(low_BTR, w.up_DR)
         if how.diagonal:
             out_BTD = out_BTD + injection.scale_D * delta_BTD + injection.bias_D
-        if how.write != "even":
-            out_BTD = out_BTD * injection.spread_D.to(out_BTD.dtype)
         return alpha * size * out_BTD
 
 
@@ -149,8 +141,6 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
         nn.init.normal_(injection.gate.weight, std=width**-0.5)
     if how.diagonal:
         injection.scale_D, injection.bias_D = (nn.Parameter(torch.zeros(width)) for _ in range(2))
-    if how.write != "even":
-        injection.register_buffer("spread_D", spread(block, how).to(injection.down.weight.device), persistent=False)
     if how.start == "reads":
         injection.down.weight.copy_(directions_read(block)[:rank])
     elif how.start == "mirror":
@@ -158,31 +148,6 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
         injection.down.weight[half : 2 * half] = injection.down.weight[:half]
         injection.up.weight[:, :half].normal_(std=how.start_up)
         injection.up.weight[:, half : 2 * half] = -injection.up.weight[:, :half]
-
-
-def spread(block: Any, how: Change) -> Tensor:
-    """How strongly each channel is corrected (families with the norms of Llama or of Gemma)."""
-    if how.write == "own":
-        sandwiched = hasattr(block, "pre_feedforward_layernorm")
-        spread_D = torch.zeros(())
-        for layer, norm in (
-            (block.self_attn.o_proj, "post_attention_layernorm"),
-            (block.mlp.down_proj, "post_feedforward_layernorm"),
-        ):
-            rows_D = layer.weight.float().norm(dim=1)
-            # What a norm behind the layer puts out has its gain for a size, whatever the layer's.
-            spread_D = spread_D.to(rows_D) + (gain(getattr(block, norm)) if sandwiched else rows_D).square()
-        spread_D = spread_D.sqrt()
-    else:
-        spread_D = gain(block.input_layernorm).clamp_min(1e-3) ** (-0.5 if how.write == "root" else -1.0)
-    size = {"mean": spread_D.mean(), "median": spread_D.median(), "inverse": 1 / (1 / spread_D).mean()}[how.write_norm]
-    return spread_D / size
-
-
-def gain(norm: nn.Module) -> Tensor:
-    """The absolute weights of an RMSNorm, whichever way it stores them."""
-    weight_D = norm.get_parameter("weight")
-    return norm(torch.ones_like(weight_D)).float().abs()
 
 
 def directions_read(block: Any) -> Tensor:

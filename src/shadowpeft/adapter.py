@@ -26,7 +26,7 @@ class Adapter(nn.Module):
         shadow: the shadow network, implicit or explicit.
 
     Raises:
-        ConfigError: `inject_from` leaves no block to adapt.
+        ConfigError: `inject_from` leaves no block to adapt, or `output_gains` asks for norms that the base does not have.
 
     Attributes:
         gradient_checkpointing: set by transformers' switch on each module that has it; the boundaries are then computed again, too.
@@ -51,7 +51,8 @@ class Adapter(nn.Module):
         # No update after the last block: nobody reads its result, so its weights would never receive a gradient.
         updates = depth - 1 - self.reads_from
         self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and updates else None
-        self.injections = nn.ModuleList([Injection(width, self.settings) for _ in range(adapted)])
+        gains = _gains(base) if self.settings.output_gains else [None] * depth
+        self.injections = nn.ModuleList([Injection(width, self.settings, gains_D) for gains_D in gains[self.settings.inject_from :]])
         self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
         classifies = self.task == "sequence-classification"
         self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
@@ -127,3 +128,10 @@ class Adapter(nn.Module):
         module = self.updates[i]
         assert isinstance(module, Update)
         return module
+
+
+def _gains(base: PreTrainedModel) -> list[Tensor]:
+    gains = arch.output_gains(base)
+    if gains is None:
+        raise ConfigError(f"output_gains needs norms behind a block's layers, and {arch.family_of(base).name} has none; leave it out")
+    return gains

@@ -5,12 +5,15 @@ To add a family, add a row and a tiny configuration to `tests/families.py`; `doc
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import is_accelerate_available
 
 from shadowpeft.config import ResolvedConfig, ShadowConfig
 from shadowpeft.errors import ConfigError, UnsupportedModelError
@@ -30,6 +33,7 @@ class Family:
         decoder: path from either class to the module that loops over the blocks.
         blocks: the decoder's attribute that holds the blocks.
         input_norm: a block's norm that its attention reads through, `None` where it reads the stream itself.
+        output_norms: a block's norms that its attention's and its MLP's output pass before they join the stream; none in most families.
         embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow borrows them.
         mlp: config field of the MLP width, `None` where it follows from the hidden width.
         kv_heads: config field of the number of key and value heads, `None` where there is none.
@@ -51,6 +55,7 @@ class Family:
     decoder: str = "model"
     blocks: str = "layers"
     input_norm: str | None = "input_layernorm"
+    output_norms: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ("embed_tokens",)
     mlp: str | None = "intermediate_size"
     kv_heads: str | None = "num_key_value_heads"
@@ -65,6 +70,9 @@ class Family:
     masks_itself: bool = False
 
 
+# Elsewhere the first of these names is that of the norm before the MLP.
+_BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
+
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
@@ -73,15 +81,19 @@ FAMILIES: dict[str, Family] = {
         Family("Qwen2", "qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", head_dim=None, masks_itself=True),
         Family("Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", masks_itself=True),
         Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification", masks_itself=True),
-        Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", softcaps=True),
+        Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", output_norms=_BEHIND, softcaps=True),
         Family(
-            "Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", softcaps=True, masks_itself=True
+            "Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", output_norms=_BEHIND,
+            softcaps=True, masks_itself=True,
         ),
         Family(
             "Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None,
             rope_switch="original_max_position_embeddings", masks_itself=True,
         ),
-        Family("OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None, masks_itself=True),
+        Family(
+            "OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None,
+            output_norms=_BEHIND, masks_itself=True,
+        ),
         Family(
             "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder", input_norm="self_attn_layer_norm",
             embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None, packs=False,
@@ -209,6 +221,38 @@ def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor
     return getattr(block, name)
 
 
+def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
+    """Tell for each block how its attention and MLP share out what they write over the channels of the stream.
+
+    c = sqrt(w_1^2 + w_2^2) / mean(sqrt(w_1^2 + w_2^2)), w_i the weights of the norms behind the two
+
+    A norm's output has its weights for a size, whatever it normed. `None` for a family without such norms.
+    """
+    names = family_of(model).output_norms
+    if not names:
+        return None
+    gains = []
+    for block in blocks_of(model):
+        weights = [_rms_weight(block.get_submodule(name)) for name in names]
+        squares_D = torch.stack([weight_D.to(torch.promote_types(weight_D.dtype, torch.float32)).square() for weight_D in weights]).sum(0)
+        gains.append(squares_D.sqrt() / squares_D.sqrt().mean())
+    return gains
+
+
+def _rms_weight(norm: nn.Module) -> Tensor:
+    if norm.get_parameter("weight").is_meta and is_accelerate_available():  # perhaps offloaded: accelerate has the values
+        from accelerate.utils import align_module_device
+
+        context: AbstractContextManager[None] = align_module_device(norm)
+    else:
+        context = nullcontext()
+    with context:
+        parts = norm_parts(norm)
+        assert parts is not None
+        assert parts.weight is not None
+        return parts.weight.detach() + parts.offset
+
+
 def _unchanged(h_BTD: Tensor) -> Tensor:
     return h_BTD
 
@@ -228,7 +272,7 @@ class NormParts(NamedTuple):
 
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
 _RMS_NORMS = {
-    **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi3")},
+    **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi3", "Olmo2")},
     **{f"{name}RMSNorm": ("eps", 1.0) for name in ("Gemma2", "Gemma3")},
 }
 

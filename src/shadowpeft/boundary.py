@@ -21,19 +21,29 @@ class BoundaryWeights(nn.Module):
 
 
 class Injection(BoundaryWeights):
-    """W_down and W_up of eq. 3 for one block; W_up starts at zero, so that a fresh shadow changes nothing."""
+    """W_down and W_up of eq. 3 for one block; W_up starts at zero, so that a fresh shadow changes nothing.
 
-    def __init__(self, width: int, config: ResolvedConfig) -> None:
+    Args:
+        width: D.
+        config: the adapter's settings.
+        gains_D: how strongly each channel is corrected (`arch.output_gains`); they follow from the base and are not saved.
+    """
+
+    gains_D: Tensor | None
+
+    def __init__(self, width: int, config: ResolvedConfig, gains_D: Tensor | None = None) -> None:
         super().__init__()
         self.down = nn.Linear(width, config.r, bias=False)
         self.up = nn.Linear(config.r, width, bias=False)
         if config.variant != "peft":
             nn.init.normal_(self.down.weight, std=0.02 if config.variant == "paper" else width**-0.5)
         nn.init.zeros_(self.up.weight)
+        self.register_buffer("gains_D", gains_D, persistent=False)
 
     def weights(self) -> InjectionWeights:
-        """Return the tensors in the form the operations take."""
-        return InjectionWeights(self.down.weight, self.up.weight)
+        """Return the tensors in the form the operations take, the gains multiplied into W_up."""
+        up_DR = self.up.weight if self.gains_D is None else self.gains_D[:, None] * self.up.weight
+        return InjectionWeights(self.down.weight, up_DR)
 
 
 # The gate of a fresh shadow of the variant `normed` is sigmoid(-1), 0.27: better than 0.05 on validation data, and level with 0.5, as

@@ -24,7 +24,9 @@ from shadowpeft.errors import CheckpointError
 from shadowpeft.files import text, write_together
 
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
-FORMAT = 2  # 1 was written while the variant `normed` was another function: both heads of a classifier answered, gates began at 0.05
+# 1 was written while the variant `normed` was another function (both heads of a classifier answered, gates began at 0.05), 2 before there
+# were `output_gains`.
+FORMAT, READABLE = 3, (2, 3)
 # Enough values of each to tell two fine-tunings of one base apart, few enough to read in the JSON.
 _SAMPLES = 16
 _TYPES = {"name": str, "model_type": str, "task": str, "hidden_size": int, "num_hidden_layers": int, "vocab_size": int, "sample": dict}
@@ -171,10 +173,13 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     if not isinstance(meta.get("shadow"), dict) or not (explicit is None or isinstance(explicit, dict)):
         raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
+    if meta["format"] == 2:
+        meta["shadow"].setdefault("output_gains", False)
     config, found = ShadowConfig.from_dict(meta["shadow"]), strict.read_header(folder / WEIGHTS)
-    if None in (config.alpha, config.dropout, config.shadow_loss_weight, config.unit_state):
+    if None in (config.alpha, config.dropout, config.shadow_loss_weight, config.unit_state, config.output_gains):
         raise CheckpointError(
-            f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight and unit_state, and does not; save the adapter again"
+            f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not; save the adapter "
+            "again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     build = partial(_build, base, config, explicit)
@@ -199,4 +204,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         hint = "; did you mean its adapter/?" if (folder / "adapter" / CONFIG).is_file() else ""
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not an adapter folder{hint}")
-    return strict.read_meta(path, FORMAT)
+    return strict.read_meta(path, READABLE)

@@ -14,7 +14,7 @@ Impl = Literal["auto", "reference", "compile", "triton"]
 
 # Ours from the measurements in results/, the published ones from the paper's table 7 and PEFT's ShadowConfig.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.3, "dropout": 0.0, "shadow_loss_weight": 0.5},
+    "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.6, "dropout": 0.0, "shadow_loss_weight": 0.5},
     "paper": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
     "peft": {"r": 8, "update_width": 8, "inject_from": 0, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
 }
@@ -45,6 +45,8 @@ class ShadowConfig:
         shadow_head_dim: width of one attention head of the shadow's blocks.
         unit_state: in the variant `normed`, whether s^(0) is brought to unit rms where the boundaries begin to read it; unless set, it is
             for a pretrained shadow, whose states are of any size, and not for a random one, which begins at that size.
+        output_gains: in the variant `normed`, whether a correction is spread over channels as the norms behind a block's attention and MLP
+            spread what the block writes; unless set, it is where the base has such norms (Gemma 2 and 3, OLMo 2).
 
     Raises:
         ConfigError: a value is out of range.
@@ -63,14 +65,16 @@ class ShadowConfig:
     shadow_key_value_heads: int | None = None
     shadow_head_dim: int | None = None
     unit_state: bool | None = None
+    output_gains: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
             raise ConfigError(f"variant must be 'normed', 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
-        if self.unit_state and self.variant != "normed":
-            raise ConfigError(f"unit_state belongs to the variant 'normed', got it with {self.variant!r}; leave it out")
+        for name in _SWITCHES:
+            if vars(self)[name] and self.variant != "normed":
+                raise ConfigError(f"{name} belongs to the variant 'normed', got it with {self.variant!r}; leave it out")
 
     def resolved(self) -> "ResolvedConfig":
         """Return the settings with the variant's defaults filled in."""
@@ -107,6 +111,7 @@ class ResolvedConfig(ShadowConfig):
     shadow_loss_weight: float = 0.0
     inject_from: int = 0
     unit_state: bool = False
+    output_gains: bool = False
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
@@ -115,6 +120,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+_SWITCHES = ("unit_state", "output_gains")
 _OPTIONAL = (
     "r",
     "update_width",
@@ -126,7 +132,7 @@ _OPTIONAL = (
     "shadow_attention_heads",
     "shadow_key_value_heads",
     "shadow_head_dim",
-    "unit_state",
+    *_SWITCHES,
 )
 
 
@@ -134,9 +140,9 @@ def _check(name: str, value: object) -> None:
     """Refuse a value of the wrong type or range before anything is built from it."""
     if name == "variant" or (value is None and name in _OPTIONAL):
         return
-    if name == "unit_state":
+    if name in _SWITCHES:
         if not isinstance(value, bool):
-            raise ConfigError(f"unit_state must be true or false, got {value!r}")
+            raise ConfigError(f"{name} must be true or false, got {value!r}")
         return
     if name in ("alpha", "dropout", "shadow_loss_weight"):
         if isinstance(value, bool) or not isinstance(value, int | float):

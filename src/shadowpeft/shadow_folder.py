@@ -130,7 +130,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         if (folder / "config.json").is_file():
             hint = "; it seems to be a model: load it with AutoModelForCausalLM.from_pretrained(...) and give that"
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not a shadow folder{hint}")
-    meta = strict.read_meta(path, FORMAT)
+    meta = strict.read_meta(path, (FORMAT,))
     sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
     names = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - {"shadow_loss_weight"}
     if not (isinstance(sizes, dict) and set(sizes) == names and explicit is None) and not (sizes is None and isinstance(explicit, dict)):

@@ -19,7 +19,7 @@ def holds(source: str | Path) -> bool:
 
 
 def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel | str | Path | None") -> tuple[Shadow, ShadowConfig]:
-    """Make the shadow of a fresh adapter, and settle in the adapter's settings its sizes and whether its state is brought to unit rms.
+    """Make the shadow of a fresh adapter, and settle in the adapter's settings what depends on base and shadow.
 
     Args:
         base: the frozen base model.
@@ -33,6 +33,8 @@ def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel
     """
     if source is not None and config.unit_state is None:
         config = replace(config, unit_state=config.variant == "normed")
+    if config.output_gains is None:
+        config = replace(config, output_gains=config.variant == "normed" and bool(arch.family_of(base).output_norms))
     if isinstance(source, str | Path):
         shadow = read(base, source)
         return shadow, shadow_folder.with_sizes(config, shadow, source)

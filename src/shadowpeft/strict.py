@@ -1,7 +1,7 @@
 """Reading a folder of ours strictly: everything that its files say is compared before anything is built or allocated."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,18 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
 
 
-def read_meta(path: Path, layout: int) -> dict[str, Any]:
-    """Read a description that this version of the package understands.
+def read_meta(path: Path, formats: Collection[int]) -> dict[str, Any]:
+    """Read a description of one of the formats that this version of the package understands.
 
     Raises:
         CheckpointError: as `read_json`, or it is of another format.
     """
     meta = read_json(path)
-    if not isinstance(meta, dict) or meta.get("format") != layout:
+    if not isinstance(meta, dict) or meta.get("format") not in formats:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise CheckpointError(
-            f"{path} has format {found!r}, this version of shadowpeft reads format {layout}; make it again, or read it with the version "
-            "that wrote it"
+            f"{path} has format {found!r}, this version of shadowpeft reads format {' or '.join(map(str, formats))}; make it again, or "
+            "read it with the version that wrote it"
         )
     return meta
 

@@ -98,7 +98,7 @@ def _described(adapter: Path, base: PretrainedConfig) -> tuple[PretrainedConfig,
     path = adapter / checkpoint.CONFIG
     if not path.exists():
         raise CheckpointError(f"{adapter} holds no {checkpoint.CONFIG}: it is not an adapter folder")
-    meta = strict.read_meta(path, checkpoint.FORMAT)
+    meta = strict.read_meta(path, checkpoint.READABLE)
     explicit = meta.get("explicit_shadow")
     backbone = strict.stock_config(explicit, "the adapter's shadow") if isinstance(explicit, dict) else base
     return backbone, BaseFacts.read(meta.get("base"), path)
