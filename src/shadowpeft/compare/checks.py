@@ -54,8 +54,8 @@ def check_data(study: Study) -> dict[str, list[str]]:
         for other in (task, *(find(partner) for partner in task.partners if study.ood)):
             other.load("train", source)
             other.load("validation", source)
-            if study.skips:
-                _refuse_no_test_rows(task, other, len(other.load("test", source)), study.skips)
+            if skips := study.skips_of(other.name):
+                _refuse_no_test_rows(task, other, len(other.load("test", source)), skips)
         prompts[task.name] = [item.prompt for item in task.load("validation", source)[:SAMPLE]]
         for model in study.names("model"):
             tokenizer = files.load_tokenizer(model)

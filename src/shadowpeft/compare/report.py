@@ -136,8 +136,8 @@ def _head(results: Results) -> str:
         f"Every run: {study.steps:,} steps of {study.batch_size} rows; final runs from {study.seeds} seed{'s' * (study.seeds > 1)}; "
         f"{study.trials} setting{'s' * (study.trials > 1)} of each method tried on the validation split{_second_seed(study)}.",
     ]
-    if study.skips:
-        facts.append(_left_out(study.skips))
+    if left_out := _left_out(study):
+        facts.append(left_out)
     made = [f"{what} {', '.join(found)}" for what in ("device", "commit") if (found := _distinct(results.rows, what))]
     versions = sorted({f"{key} {value}" for row in results.rows for key, value in (row.get("versions") or {}).items()})
     if made or versions:
@@ -151,11 +151,23 @@ def _second_seed(study: Study) -> str:
     return f", the best {study.finalists} again from a second seed and chosen among by the mean of both" if study.finalists > 1 else ""
 
 
-def _left_out(skips: Sequence[int]) -> str:
+def _left_out(study: Study) -> str:
+    """Say which test rows are left out, of which tasks where they differ in it; nothing where none are."""
+    tasks: dict[tuple[int, ...], list[str]] = {}
+    for task in study.tested:
+        tasks.setdefault(study.skips_of(task), []).append(task)
+    if len(tasks) > 1:
+        return " ".join(_drawn(skips, f"The test rows of {', '.join(names)}") for skips, names in tasks.items())
+    return "".join(_drawn(skips, "The test rows") for skips in tasks if skips)
+
+
+def _drawn(skips: Sequence[int], rows: str) -> str:
+    if not skips:
+        return f"{rows} are drawn from all there are."
     counts = ", then ".join(f"{skip:,}" for skip in skips)
     if len(skips) == 1:
-        return f"The test rows are others than those that a study of {counts} test rows reads."
-    return f"The test rows are others than those that studies of {counts} test rows read, each from what the ones before left."
+        return f"{rows} are others than those that a study of {counts} test rows reads."
+    return f"{rows} are others than those that studies of {counts} test rows read, each from what the ones before left."
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:

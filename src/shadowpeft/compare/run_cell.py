@@ -124,7 +124,7 @@ class _Run:
             if self.study.workers == 1:  # else the time is taken in the stage `cost`, where no other run is in the way
                 costs["ms_per_answer"] = self._ms(model, _items(self.task, "validation", self.study.data_dir))
             for task in (self.task, *partners):
-                measured = self._measure(model, task, "test", self.study.test_rows, self.study.skips)
+                measured = self._measure(model, task, "test", self.study.test_rows, self.study.skips_of(task.name))
                 rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **measured))
         return rows
 

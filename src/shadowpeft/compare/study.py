@@ -76,7 +76,8 @@ class Study:
         validation_rows: rows of the validation split to choose settings on.
         test_rows: rows of the test split to report on; by default all.
         test_skip: rows of each test split to leave out first: those that an earlier study of so many test_rows read, since a test row is
-            read once; of several earlier studies a list in their order, such as [1000, 1000], each drawn from what the ones before left.
+            read once; of several earlier studies a list in their order, such as [1000, 1000], each drawn from what the ones before left;
+            where tasks differ a mapping from the names of tasks or partners to either, of which a task not named leaves out none.
         max_length: tokens of a training row; by default the task's own.
         eval_batch_size: rows at a time when measuring.
         ood: test every final model on its task's partners, too.
@@ -136,9 +137,9 @@ class Study:
             )
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"device must be auto or cpu, got {self.device!r}")
-        self._check_skip()
         self._check_name()
         self._check_names()
+        object.__setattr__(self, "test_skip", self._plainest_skip())
         for method in (*self.search, *self.overrides):
             refuse_unknown(method, METHODS, "method")
         for method, settings in self.overrides.items():
@@ -148,13 +149,6 @@ class Study:
             _check_trials(method, self.search.get(method), self.trials)
         if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
             raise ConfigError("the method shadow-explicit needs shadow_model: the folder or hub id of its pretrained shadow")
-
-    def _check_skip(self) -> None:
-        skips, least = (self.test_skip, 1) if isinstance(self.test_skip, list) else ([self.test_skip], 0)
-        if not all(_is_whole(skip, least) for skip in skips):
-            raise ConfigError(f"test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got {self.test_skip!r}")
-        if len(skips) < 2:  # a number, as in files from before there were lists: what means the same must be equal on a resume
-            object.__setattr__(self, "test_skip", sum(skips))
 
     def _check_name(self) -> None:
         name = self.name or Path(self.output).absolute().name
@@ -180,6 +174,18 @@ class Study:
             if not rank.isdecimal() or int(rank) < 1:
                 raise ConfigError(f"ranks must be whole numbers from 1 on, separated by commas, got {rank!r}")
 
+    def _plainest_skip(self) -> int | list[int] | dict[str, int | list[int]]:
+        """Write `test_skip` as plainly as it can be: what means the same must be equal on a resume, also of files without mappings."""
+        if not isinstance(self.test_skip, dict):
+            return _plain_skip("test_skip", self.test_skip, "; where tasks differ, map their names to such values")
+        tested = self.tested
+        for name in self.test_skip:
+            _refuse_untested(name, tested)
+        skips = [_plain_skip(f"test_skip.{task}", self.test_skip.get(task, 0)) for task in tested]
+        if all(skip == skips[0] for skip in skips):
+            return skips[0]
+        return {task: skip for task, skip in zip(tested, skips, strict=True) if skip}
+
     def names(self, setting: str) -> list[str]:
         """Split a setting that holds several names."""
         return [name.strip() for name in str(vars(self)[setting]).split(",") if name.strip()]
@@ -190,11 +196,19 @@ class Study:
         return [int(rank) for rank in self.names("ranks")]
 
     @property
-    def skips(self) -> tuple[int, ...]:
-        """How many test rows each earlier study drew whose rows are left out, one after another."""
-        if isinstance(self.test_skip, list):
-            return tuple(self.test_skip)
-        return (self.test_skip,) if self.test_skip else ()
+    def tested(self) -> list[str]:
+        """The names of all tasks that models are tested on: the study's tasks and, out of distribution, their partners."""
+        from shadowpeft.compare.tasks import find
+
+        tasks = self.names("tasks")
+        return list(dict.fromkeys([*tasks, *(partner for task in tasks for partner in find(task).partners if self.ood)]))
+
+    def skips_of(self, task: str) -> tuple[int, ...]:
+        """Tell how many test rows of a task each earlier study drew whose rows are left out, one after another."""
+        skip = self.test_skip.get(task, 0) if isinstance(self.test_skip, dict) else self.test_skip
+        if isinstance(skip, list):
+            return tuple(skip)
+        return (skip,) if skip else ()
 
     def candidates(self, method: str) -> list[Setting]:
         """List what the search tries for a method, as many settings for every method."""
@@ -219,6 +233,22 @@ def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
     """
     if name not in known:
         raise ConfigError(f"there is no {what} {name!r}{nearest(name, known)}; the {what}s are: {', '.join(known)}")
+
+
+def _refuse_untested(name: str, tested: list[str]) -> None:
+    from shadowpeft.compare.tasks import TASKS
+
+    if name not in tested:
+        wrong = "which this study does not test" if name in TASKS else f"which is no task{nearest(name, tested)}"
+        raise ConfigError(f"test_skip names {name!r}, {wrong}; the tasks it can name here are: {', '.join(tested)}")
+
+
+def _plain_skip(where: str, given: Any, remedy: str = "") -> int | list[int]:
+    """Check what one task skips; a list of one is a number, as in files from before there were lists, and an empty one is 0."""
+    skips, least = (given, 1) if isinstance(given, list) else ([given], 0)
+    if not all(_is_whole(skip, least) for skip in skips):
+        raise ConfigError(f"{where} must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got {given!r}{remedy}")
+    return skips if len(skips) > 1 else sum(skips)
 
 
 def _check_trials(method: str, settings: list[dict[str, float]] | None, trials: int) -> None:
