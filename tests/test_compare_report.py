@@ -450,6 +450,19 @@ def test_skipped_test_rows_are_told(tmp_path):
     assert "The test rows are others" not in report(study(tmp_path), study_rows(), tmp_path).read_text()
 
 
+def test_test_rows_that_only_some_tasks_skip_are_told_by_task(tmp_path):
+    """Catches a table that says of all tasks what holds for one, or that passes over a task whose rows may have been read before."""
+    plan = study(tmp_path, test_skip={"gsm8k": [1000, 500], "mawps": [1000, 500]})
+    text = report(plan, study_rows(), tmp_path).read_text()
+    assert (
+        "\n\nThe test rows of clinc150 are drawn from all there are. The test rows of gsm8k, mawps are others than those that studies of "
+        "1,000, then 500 test rows read, each from what the ones before left.\n\n"
+    ) in text
+    alike = study(tmp_path, test_skip={"gsm8k": 1000, "mawps": 1000, "clinc150": 1000})
+    said = "\n\nThe test rows are others than those that a study of 1,000 test rows reads.\n\n"
+    assert said in report(alike, study_rows(), tmp_path).read_text()
+
+
 def test_several_ranks_make_a_scaling_table_and_a_picture(tmp_path):
     """Catches ranks mixed up in one line."""
     plan = study(tmp_path, ranks="16,4,64")

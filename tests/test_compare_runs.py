@@ -294,8 +294,9 @@ def test_a_third_study_skips_the_rows_of_both_before() -> None:
     assert run_cell.draw(rows, 40, (60, 60)) == []
 
 
-def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a setting that never reaches the measuring, that takes rows off the validation split, or leaves a partner's rows in."""
+@pytest.fixture
+def partnered(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Settings of three test rows a task, of which `classes` has nine, and eight its partner `others`."""
 
     def load(name: str, count: int) -> Any:
         return lambda split, source: [Item(f"{name} {split} {WORDS[i]}", i % 3) for i in range(count)]
@@ -303,6 +304,11 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monk
     classes = dataclasses.replace(TASKS["classes"], load=load("own", 9), partners=("others",))
     monkeypatch.setitem(tasks.TASKS, "classes", classes)
     monkeypatch.setitem(tasks.TASKS, "others", dataclasses.replace(classes, name="others", load=load("other", 8), partners=()))
+    return dataclasses.replace(study, ood=True, test_rows=3, validation_rows=9)
+
+
+def test_only_test_rows_are_skipped_and_those_of_partners_too(partnered: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a setting that never reaches the measuring, that takes rows off the validation split, or leaves a partner's rows in."""
     asked: dict[str, list[str]] = {}
     answer = measure.answer
 
@@ -312,11 +318,10 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monk
         return answer(model, tokenizer, task, items, *args, **options)
 
     monkeypatch.setattr(measure, "answer", noting)
-    plan = dataclasses.replace(study, ood=True, test_rows=3, validation_rows=9)
     seen, digests = [], []
     for skip in (0, 3, [3, 3]):
         asked.clear()
-        rows = run_cell.run_cell(_cell(study, "base"), dataclasses.replace(plan, test_skip=skip))
+        rows = run_cell.run_cell(_cell(partnered, "base"), dataclasses.replace(partnered, test_skip=skip))
         seen.append({name: set(prompts) for name, prompts in asked.items()})
         digests.append({row["task"]: row["items_digest"] for row in rows})
     counts = [{name: len(prompts) for name, prompts in study.items()} for study in seen]
@@ -324,8 +329,21 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(study: Study, monk
     for name, count in (("classes", 9), ("others", 8)):
         assert len(set.union(*(study[name] for study in seen))) == count, "no row twice"
         assert len({study[name] for study in digests}) == 3, "the digest tells which rows were read"
-    (row,) = run_cell.run_cell(_cell(study, "base", stage="search"), dataclasses.replace(plan, test_skip=[3, 3]))
+    (row,) = run_cell.run_cell(_cell(partnered, "base", stage="search"), dataclasses.replace(partnered, test_skip=[3, 3]))
     assert row["items"] == 9
+
+
+def test_each_task_skips_its_own_rows(partnered: Study) -> None:
+    """Catches a partner that is tested without the rows that the task trained on skips, or the other way round."""
+
+    def read(test_skip: Any) -> dict[str, str]:
+        rows = run_cell.run_cell(_cell(partnered, "base"), dataclasses.replace(partnered, test_skip=test_skip))
+        return {row["task"]: row["items_digest"] for row in rows}
+
+    none, once, twice = map(read, (0, 3, [3, 3]))
+    assert read({"classes": 3}) == {"classes": once["classes"], "others": none["others"]}
+    assert read({"others": [3, 3]}) == {"classes": none["classes"], "others": twice["others"]}
+    assert read({"classes": [3, 3], "others": 3}) == {"classes": twice["classes"], "others": once["others"]}
 
 
 def test_all_methods_see_the_same_rows_in_the_same_order(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

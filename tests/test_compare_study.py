@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,10 +24,13 @@ from shadowpeft.cli import compare as verb
 from shadowpeft.compare import checks, ledger, run, schedule, workers
 from shadowpeft.compare.cell import Cell, Setting
 from shadowpeft.compare.study import METHODS, SEARCH, SHADOWS, Study
+from shadowpeft.compare.tasks import Source, find
+from shadowpeft.compare.tasks.splits import squeezed
 from shadowpeft.embedded import MODEL
 from shadowpeft.errors import ConfigError, DataError, UserError
 
 TEXT = "A held-out text that is long enough to be measured, and of no task at all. " * 4
+RECIPES = Path(__file__).parent.parent / "recipes" / "compare"
 
 
 @pytest.fixture
@@ -155,6 +159,24 @@ def record(settings: Study) -> Path:
         ({"test_skip": [True]}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got [True]"),
         ({"test_skip": "5"}, "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got '5'"),
         ({"test_skip": None}, "test_skip must have a value, got null"),
+        ({"test_skip": 2.5}, "got 2.5; where tasks differ, map their names to such values"),
+        (
+            {"test_skip": {"clinc": 5}},
+            "test_skip names 'clinc', which is no task (did you mean 'clinc150'?); the tasks it can name here are: clinc150",
+        ),
+        ({"test_skip": {"mmlu": 5}}, "test_skip names 'mmlu', which this study does not test; the tasks it can name here are: clinc150"),
+        (
+            {"test_skip": {"mawps": 5}, "tasks": "gsm8k", "ood": False},
+            "test_skip names 'mawps', which this study does not test; the tasks it can name here are: gsm8k",
+        ),
+        ({"test_skip": {1: 5}}, "test_skip names 1, which is no task; the tasks it can name here are: clinc150"),
+        (
+            {"test_skip": {"clinc150": -1}},
+            "test_skip.clinc150 must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got -1",
+        ),
+        ({"test_skip": {"clinc150": [5, 0]}}, "or a list of whole numbers, 1 or more, got [5, 0]"),
+        ({"test_skip": {"clinc150": None}}, "or a list of whole numbers, 1 or more, got None"),
+        ({"test_skip": {"clinc150": {"gsm8k": 1}}}, "or a list of whole numbers, 1 or more, got {'gsm8k': 1}"),
         ({"workers": 0}, "workers must be a whole number, 1 or more, got 0"),
         ({"steps": 2.5}, "steps must be a whole number, 1 or more, got 2.5"),
         ({"trials": 9}, "trials must be 8 or less with the built-in settings, got 9"),
@@ -203,18 +225,42 @@ def test_what_is_skipped_is_a_number_or_a_list(tmp_path):
     """Catches two ways to write the same rows that are two studies, and a list that the command line or a file does not take."""
     for given, kept, skips in ((0, 0, ()), ([], 0, ()), (5, 5, (5,)), ([5], 5, (5,)), ([5, 7], [5, 7], (5, 7))):
         settings = Study("m", "clinc150", "o", test_skip=given)
-        assert (settings.test_skip, settings.skips) == (kept, skips)
+        assert (settings.test_skip, settings.skips_of("clinc150")) == (kept, skips)
         assert type(yaml.safe_load(settings.to_yaml())["test_skip"]) is type(kept), "files from before there were lists hold a number"
         (tmp_path / "study.yaml").write_text(settings.to_yaml())
         words = ["--model=m", "--tasks=clinc150", "--output=o"]
         for more in (["--config", str(tmp_path / "study.yaml")], [*words, "--test-skip", str(given)], [*words, f"--test-skip={given}"]):
             assert _parser.parse("compare", verb.run, more)["settings"] == settings
     for wrong in ("2.5", "true", "[5, 2.5]", "[5, true]"):
-        got = re.escape(wrong.replace("5, true", "5, True"))
-        with pytest.raises(ConfigError, match=f'^"test_skip": expected int or list\\[int\\], got {got}$'):
+        got, mapping = re.escape(wrong.replace("5, true", "5, True")), re.escape("dict[str, int | list[int]]")
+        with pytest.raises(ConfigError, match=f'^"test_skip": expected int or list\\[int\\] or {mapping}, got {got}$'):
             _parser.parse("compare", verb.run, [*words, f"--test-skip={wrong}"])
     with pytest.raises(ConfigError, match=r'^"max_length": expected int or null, got long$'):
         _parser.parse("compare", verb.run, [*words, "--max-length=long"])
+
+
+def test_what_is_skipped_may_differ_between_tasks(tmp_path):
+    """Catches a mapping that the command line or a file does not take, that reaches other tasks, or that is not written plainly."""
+    for given, kept, skips in (
+        ({}, 0, ((), (), ())),
+        ({"clinc150": 0, "mawps": []}, 0, ((), (), ())),
+        ({"gsm8k": 5, "clinc150": [5], "mawps": 5}, 5, ((5,), (5,), (5,))),
+        ({"gsm8k": [5, 7], "clinc150": [5, 7], "mawps": [5, 7]}, [5, 7], ((5, 7), (5, 7), (5, 7))),
+        ({"gsm8k": 5, "clinc150": 5}, {"clinc150": 5, "gsm8k": 5}, ((5,), (5,), ())),
+        ({"mawps": [7], "clinc150": [5, 7], "gsm8k": []}, {"clinc150": [5, 7], "mawps": 7}, ((5, 7), (), (7,))),
+    ):
+        settings = Study("m", "clinc150,gsm8k", "o", test_skip=given)
+        assert settings.test_skip == kept
+        assert tuple(map(settings.skips_of, ("clinc150", "gsm8k", "mawps"))) == skips
+        (tmp_path / "written.yaml").write_text(settings.to_yaml())
+        (tmp_path / "given.yaml").write_text(yaml.safe_dump({"model": "m", "tasks": "clinc150,gsm8k", "output": "o", "test_skip": given}))
+        words = ["--model=m", "--tasks=clinc150,gsm8k", "--output=o", f"--test-skip={json.dumps(given)}"]
+        for more in (["--config", str(tmp_path / "written.yaml")], ["--config", str(tmp_path / "given.yaml")], words):
+            assert _parser.parse("compare", verb.run, more)["settings"] == settings
+    with pytest.raises(ConfigError, match=r"^\"test_skip\": expected .*, got {'gsm8k': 2.5}$"):
+        _parser.parse("compare", verb.run, [*words, "--test-skip={gsm8k: 2.5}"])
+    alone = replace(settings, tasks="gsm8k", ood=False, test_skip={"gsm8k": [5]})
+    assert alone.test_skip == 5, "the only task it tests"
 
 
 def test_every_method_gets_as_many_trials():
@@ -785,7 +831,11 @@ def test_two_studies_in_one_folder(small):
 OLDER = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
 
 
-@pytest.mark.parametrize("change", [{"finalists": 2}, {"test_skip": 1}, {"test_skip": [1, 2]}, {"tie_standard_errors": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"finalists": 2}, {"test_skip": 1}, {"test_skip": [1, 2]}, {"test_skip": {"gsm8k": 1}}, {"tie_standard_errors": 1.0}],
+    ids=str,
+)
 def test_a_study_file_older_than_a_setting(small, change):
     """Catches a study that cannot be gone on with since its file lacks a new setting, or that goes on under another value of it."""
     small = replace(small, **OLDER)
@@ -800,8 +850,23 @@ def test_a_study_file_older_than_a_setting(small, change):
     with pytest.raises(ConfigError, match=f"under other settings {other}; set them back"):
         go(replace(small, **change))
     assert go(Study(**values, tie_standard_errors=0, test_skip=[])).done == 27
+    assert go(Study(**values, tie_standard_errors=0, test_skip={"gsm8k": 0})).done == 27
     with pytest.raises(ConfigError, match=f"has read its test split; .*, or set them back {other}"):
         go(replace(small, **change))
+
+
+@pytest.mark.parametrize(
+    ("before", "same", "other"),
+    [({"gsm8k": 2}, {"clinc150": 0, "gsm8k": [2]}, {"clinc150": 2}), (2, {"gsm8k": 2, "clinc150": [2]}, {"gsm8k": 2})],
+    ids=["mapping", "number"],
+)
+def test_rows_skipped_by_task_are_the_same_however_they_are_written(small, before, same, other):
+    """Catches a study that cannot be gone on with since what it skips is written otherwise, and one that goes on with other rows."""
+    with pytest.raises(KeyboardInterrupt):
+        go(replace(small, test_skip=before), interrupted)
+    with pytest.raises(ConfigError, match=re.escape(f"under other settings (test_skip was {before}, is {other})")):
+        go(replace(small, test_skip=other))
+    assert go(replace(small, test_skip=same)).done == 27
 
 
 def test_settings_changed_before_the_test_is_read(small):
@@ -871,8 +936,19 @@ def test_data_is_checked_before_any_work(small, data):
             "mawps, an out-of-distribution test of gsm8k, has 2 test rows, and a test_skip of 3 leaves none of them; "
             "choose a smaller test_skip, or ood: false",
         ),
+        (
+            {"gsm8k": 3, "clinc150": [3, 1]},
+            "clinc150,gsm8k",
+            "clinc150 has 4 test rows, and a test_skip of 3 + 1 leaves none of them; choose a smaller test_skip",
+        ),
+        (
+            {"gsm8k": 3, "mawps": 2},
+            "gsm8k",
+            "mawps, an out-of-distribution test of gsm8k, has 2 test rows, and a test_skip of 2 leaves none of them; "
+            "choose a smaller test_skip, or ood: false",
+        ),
     ],
-    ids=["task", "list", "partner"],
+    ids=["task", "list", "partner", "a task's own", "a partner's own"],
 )
 def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip, tasks, message):
     """Catches a study that trains for hours and has no test row left to be measured on, or only its partners' lack them."""
@@ -1016,14 +1092,90 @@ def test_nothing_measured_is_a_failure(small, tmp_path, monkeypatch, capsys):
     assert "4 of 10 cells failed" in capsys.readouterr().err
 
 
+# Recipes
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_study(path):
+    """Catches a recipe that the program refuses once the GPUs are rented."""
+    settings = _parser.parse("compare", verb.run, ["--config", str(path)])["settings"]
+    assert all(len(settings.candidates(method)) == settings.trials for method in settings.names("methods"))
+
+
+def test_the_third_study_skips_what_was_read():
+    """Catches test rows that one of the studies before has read, and fresh rows of gsm8k that are left out."""
+    settings = _parser.parse("compare", verb.run, ["--config", str(RECIPES / "small_models_3.yaml")])["settings"]
+    skips = {task: settings.skips_of(task) for task in settings.tested}
+    assert skips == {**dict.fromkeys(("clinc150", "amazon5", "newsgroups20"), (1000, 1000, 1000)), "gsm8k": ()}
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """A gsm8k folder of 60 train rows. Fresh are 51: six are validation rows, two the same question, one a question of the test split."""
+    rows = [{"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 * i}", "final": str(2 * i)} for i in range(60)]
+    rows[50] = {**rows[2], "question": " 2 +  2?"}
+    write(tmp_path / "published" / "gsm8k" / "train.jsonl", rows)
+    write(tmp_path / "published" / "gsm8k" / "test.jsonl", [rows[3], {**rows[1], "question": "1 - 1?"}])
+    return tmp_path / "published" / "gsm8k"
+
+
+@pytest.fixture
+def fresh(published, tmp_path, monkeypatch):
+    """Run the recipe on the folder."""
+
+    def write_fresh(test_rows: int, out: Path = tmp_path / "fresh" / "gsm8k") -> Path:
+        monkeypatch.setattr(sys, "argv", ["fresh_gsm8k.py", str(published), str(out), f"--test-rows={test_rows}"])
+        runpy.run_path(str(RECIPES / "fresh_gsm8k.py"), run_name="__main__")
+        return out
+
+    return write_fresh
+
+
+def prompts(folder: Path) -> dict[str, set[str]]:
+    """Read every split as a study does."""
+    source = Source(str(folder.parent))
+    return {split: {squeezed(item.prompt) for item in find("gsm8k").load(split, source)} for split in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize("test_rows", [20, 51])
+def test_fresh_test_rows_were_trained_on_and_never_read(published, fresh, test_rows):
+    """Catches a test row that was a validation or test row before, a question in two splits, and rows that are lost or in another order."""
+    out = fresh(test_rows)
+    old, new = prompts(published), prompts(out)
+    assert len(new["test"]) == test_rows
+    assert new["test"] < old["train"]
+    assert new["validation"] <= old["validation"]
+    written = {split: (out / f"{split}.jsonl").read_text().splitlines() for split in ("train", "test")}
+    lines = (published / "train.jsonl").read_text().splitlines()
+    assert [line for line in lines if line not in written["test"]] == written["train"]
+    assert [line for line in lines if line not in written["train"]] == written["test"]
+    questions = {split: {squeezed(json.loads(line)["question"]) for line in rows} for split, rows in written.items()}
+    assert not questions["train"] & questions["test"], "the loader would drop it from train without a word"
+
+
+def test_fresh_test_rows_are_the_same_every_time_and_overwrite_nothing(fresh, tmp_path):
+    """Catches rows that another draw reads again, a folder that is lost, and more rows than there are."""
+    out = fresh(20)
+    again = fresh(20, tmp_path / "again" / "gsm8k")
+    before = (out / "test.jsonl").read_bytes()
+    assert (again / "test.jsonl").read_bytes() == before
+    with pytest.raises(SystemExit, match=r"^fresh_gsm8k.py: \S+gsm8k is there already and is not overwritten; choose another folder$"):
+        fresh(10)
+    assert (out / "test.jsonl").read_bytes() == before
+    for wrong in (52, 0):
+        with pytest.raises(SystemExit, match=f"--test-rows must be 1 to 51, the train rows that no study has measured on, got {wrong}$"):
+            fresh(wrong, tmp_path / "more" / "gsm8k")
+    with pytest.raises(SystemExit, match=r"expected a folder named gsm8k, as --data-dir needs it, got \S+mine; rename it$"):
+        fresh(10, tmp_path / "mine")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # minutes where the cores are free; on cores that others use, several times as long
 def test_the_smoke_study(tmp_path, capsys):
     """Runs what `make study-smoke` runs: every part of a study on a real model, from the data to the plots."""
-    recipe = Path(__file__).parent.parent / "recipes" / "compare"
-    subprocess.run([sys.executable, str(recipe / "smoke_data.py"), str(tmp_path / "data")], check=True)
+    subprocess.run([sys.executable, str(RECIPES / "smoke_data.py"), str(tmp_path / "data")], check=True)
     folders = ["--model", str(MODEL), "--data-dir", str(tmp_path / "data"), "--output", str(tmp_path / "smoke")]
-    assert cli.main(["compare", "--config", str(recipe / "smoke.yaml"), *folders, "--json"]) == 0
+    assert cli.main(["compare", "--config", str(RECIPES / "smoke.yaml"), *folders, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["cells"], summary["done"], summary["failed"], summary["missing"]) == (20, 20, {}, [])
     rows = [json.loads(line) for line in Path(summary["rows"]).read_text().splitlines()]

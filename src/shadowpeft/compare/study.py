@@ -110,7 +110,7 @@ class Study:
     train_rows: int | None = None
     validation_rows: int = 1000
     test_rows: int | None = None
-    test_skip: int | list[int] = 0
+    test_skip: int | list[int] | dict[str, int | list[int]] = 0
     max_length: int | None = None
     eval_batch_size: int = 64
     ood: bool = True
