@@ -8,7 +8,7 @@ from shadowpeft import ConfigError, ShadowConfig, UserError, attach
 def test_defaults_follow_the_variant():
     """Catches one variant's defaults leaking into another: the published ones are not ours to change."""
     sizes = {"normed": (16, 10, 1), "paper": (16, 10, 1), "peft": (8, 8, 0)}
-    strengths = {"normed": (0.3, 0.0, 0.5), "paper": (0.1, 0.2, 0.05), "peft": (0.1, 0.2, 0.05)}
+    strengths = {"normed": (0.6, 0.0, 0.5), "paper": (0.1, 0.2, 0.05), "peft": (0.1, 0.2, 0.05)}
     for variant in sizes:
         config = ShadowConfig(variant=variant).resolved()
         assert (config.r, config.update_width, config.inject_from) == sizes[variant]

@@ -293,6 +293,22 @@ def test_start_from_a_smaller_model(base_folder, text_file, tmp_path, capsys, me
     assert attach(files.load_model(str(base_folder), torch.float32), None, tmp_path / "run" / "shadow") is not None
 
 
+def test_the_plain_rate_is_of_all_weights_whatever_the_run_trains(base_folder, text_file, tmp_path, monkeypatch):
+    """Catches a rate that is compared with passes which leave most gradients out, and parts that stay trained afterwards."""
+    small, asked = save_base(tmp_path / "small", seed=3, hidden_size=16, num_hidden_layers=2), []
+    plain = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda loss, weights, *args, **kwargs: (asked.append(weights), plain(loss, weights, *args, **kwargs))[1]
+    )
+    with pytest.warns(UserWarning, match="passed over"):
+        result = pretrain(_settings(base_folder, text_file, tmp_path / "run", start=str(small), max_steps=1, train_parts="projection"))
+    backbone = arch.decoder_of(files.load_model(str(small), torch.float32))
+    table = sum(weight.numel() for weight in backbone.get_submodule("embed_tokens").parameters())
+    wanted = 16 * 32 + sum(weight.numel() for weight in backbone.parameters()) - table
+    assert [sum(weight.numel() for weight in weights) for weights in asked].count(wanted) == 4, "one to warm up, three timed"
+    assert result.parameters == 16 * 32
+
+
 def test_start_from_a_shadow_folder(straight, base_folder, text_file, tmp_path):
     """Catches a pretrained shadow that begins anew when it is to be trained further."""
     told = json.loads((straight / "shadow" / shadow_folder.CONFIG).read_text())["run"]

@@ -25,7 +25,7 @@ _PUBLISHED = tuple(
 # What did best in results/method_search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
 _RANDOM = tuple(
     Setting(rate, alpha)
-    for rate, alpha in ((2e-3, 0.3), (1e-3, 0.3), (3e-3, 0.3), (1e-3, 1.0), (5e-4, 0.3), (2e-3, 0.1), (2e-3, 1.0), (1e-3, 0.1))
+    for rate, alpha in ((2e-3, 0.6), (2e-3, 0.3), (2e-3, 1.0), (1e-3, 0.6), (3e-3, 0.6), (1e-3, 1.0), (5e-4, 0.6), (1e-3, 0.1))
 )
 _PRETRAINED = tuple(
     Setting(rate, 0.3, backbone)

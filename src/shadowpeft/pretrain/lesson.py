@@ -3,7 +3,8 @@
 Shape legend: B rows, T tokens a row, N = B (T - 1) predicted tokens, D width of the base.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -118,3 +119,15 @@ def train_parts(shadow: Shadow, parts: str) -> None:
     if parts == "all-but-embeddings" and not shadow.borrows:
         for name in shadow.family.embeddings:
             shadow.backbone.get_submodule(name).requires_grad_(False)
+
+
+@contextmanager
+def parts_trained(shadow: Shadow, parts: str) -> Iterator[list[nn.Parameter]]:
+    """Let the chosen parts train, as `train_parts` does, while the context lasts; gives their weights."""
+    before = [(parameter, parameter.requires_grad) for parameter in shadow.parameters()]
+    train_parts(shadow, parts)
+    try:
+        yield [parameter for parameter, _ in before if parameter.requires_grad]
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)

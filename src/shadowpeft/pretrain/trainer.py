@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from shadowpeft import shadow_folder
 from shadowpeft.checkpoint import BaseFacts
 from shadowpeft.errors import CheckpointError
-from shadowpeft.pretrain.lesson import Lesson
+from shadowpeft.pretrain.lesson import Lesson, parts_trained
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.packing import Place, Rows, collate
 from shadowpeft.trainer import SafeTrainer
@@ -120,25 +120,26 @@ class PretrainTrainer(SafeTrainer):
         return total / count
 
     def plain_rate(self, passes: int = 3) -> float | None:
-        """Time plain forward and backward passes of the shadow on a batch, all its own weights trained and logits held, in tokens a second.
+        """Time plain forward and backward passes of the shadow on a batch, all but embeddings trained and logits held, in tokens a second.
 
-        This is what any training of the same model would cost without an optimizer; the rate of this run is compared with it.
+        This is what any training of the same model would cost without an optimizer, whatever parts this run trains; its rate is compared
+        with it.
 
         Returns:
             The best of so many passes; `None` where the logits of a batch do not fit into memory.
         """
         ids_BT = torch.from_numpy(np.stack([self.rows.head(1)[0]] * self.args.per_device_train_batch_size)).to(self.args.device)
-        chosen = [parameter for parameter in self.lesson.shadow.parameters() if parameter.requires_grad]
         rates = []
         try:
-            for _ in range(passes + 1):
-                began = time.perf_counter()
-                with self.accelerator.autocast():
-                    loss = self.lesson.plain_loss(ids_BT)
-                torch.autograd.grad(loss, chosen)
-                if ids_BT.is_cuda:
-                    torch.cuda.synchronize()
-                rates.append(ids_BT.numel() / (time.perf_counter() - began))
+            with parts_trained(self.lesson.shadow, "all-but-embeddings") as chosen:
+                for _ in range(passes + 1):
+                    began = time.perf_counter()
+                    with self.accelerator.autocast():
+                        loss = self.lesson.plain_loss(ids_BT)
+                    torch.autograd.grad(loss, chosen)
+                    if ids_BT.is_cuda:
+                        torch.cuda.synchronize()
+                    rates.append(ids_BT.numel() / (time.perf_counter() - began))
         except torch.OutOfMemoryError:
             return None
         return round(max(rates[1:]), 1)
