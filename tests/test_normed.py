@@ -1,5 +1,6 @@
 """The variant `normed`: it reads what the block's attention reads, crosses each boundary as written, and starts as documented."""
 
+import copy
 import math
 
 import pytest
@@ -64,7 +65,7 @@ def test_what_is_read_through_is_the_norm_that_the_attention_reads_through(name:
 @pytest.mark.parametrize("name", LAYOUTS)
 @torch.no_grad()
 def test_the_norms_behind_a_blocks_layers_are_all_that_it_adds_to_the_stream(name: str) -> None:
-    """Catches a wrong name in the table, such as the norm before the MLP, and a family whose norms it does not know of."""
+    """Catches a wrong name in the table, such as that of the norm before the MLP."""
     base = tiny_model(LAYOUTS[name][0], config=layout(name))
     names = arch.family_of(base).output_norms
     for block in arch.blocks_of(base):
@@ -129,7 +130,7 @@ def test_every_boundary_is_crossed_as_written(model_type: str, unit_state: bool)
 
 
 def test_where_corrections_are_spread_as_a_block_writes(tmp_path) -> None:
-    """Catches gains where no norm has any, gains that a file, a type or a device does not keep, and a setting that does nothing."""
+    """Catches gains where no norm has any, gains that are lost by a file, a copy or another type, and a setting that does nothing."""
     base, ids = tiny_model("gemma3_text"), token_ids(2, 7)
     model, even = (perturb(attached(base, ShadowConfig(output_gains=given))) for given in (None, False))
     spread = model(ids).logits
@@ -138,11 +139,33 @@ def test_where_corrections_are_spread_as_a_block_writes(tmp_path) -> None:
     again = ShadowedModel.from_pretrained(base, tmp_path)
     assert again.adapters["default"].settings.output_gains
     assert torch.equal(again(ids).logits, spread)
+    assert torch.equal(copy.deepcopy(again)(ids).logits, spread)
+    gains = [injection.gains_D for injection in again.adapters["default"].injections]
+    rounded = ShadowedModel.from_pretrained(base.to(torch.bfloat16), tmp_path).adapters["default"]
+    for exact_D, near_D in zip(gains, (injection.gains_D for injection in rounded.injections), strict=True):
+        torch.testing.assert_close(near_D.float(), exact_D, rtol=1e-2, atol=0)
     assert not any("gains" in name for name in again.adapters["default"].state_dict()), "they follow from the base"
     with pytest.raises(ConfigError, match="output_gains needs norms behind a block's layers, and Llama has none; leave it out"):
         attached(tiny_model("llama"), ShadowConfig(output_gains=True))
     with pytest.raises(ConfigError, match="output_gains belongs to the variant 'normed', got it with 'peft'; leave it out"):
         ShadowConfig(variant="peft", output_gains=True)
+
+
+def test_gains_of_an_offloaded_base(tmp_path) -> None:
+    """Catches gains that are taken from weights which are not in memory, by `attach` or by a file's loader."""
+    accelerate = pytest.importorskip("accelerate")
+    attached(tiny_model("gemma3_text")).save_pretrained(tmp_path / "adapter")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu", "model.layers.0": "cpu"}
+    places |= {f"model.layers.{i}": "disk" for i in range(1, 4)}
+
+    def gains(of) -> list[Tensor]:
+        return [injection.gains_D for injection in of.adapters["default"].injections]
+
+    want = gains(attached(tiny_model("gemma3_text")))
+    for make in (attached, lambda base: ShadowedModel.from_pretrained(base, tmp_path / "adapter")):
+        base = accelerate.dispatch_model(tiny_model("gemma3_text"), places, main_device="cpu", offload_dir=tmp_path / "offload")
+        assert arch.blocks_of(base)[1].post_attention_layernorm.weight.is_meta
+        assert all(torch.equal(got_D, want_D) for got_D, want_D in zip(gains(make(base)), want, strict=True))
 
 
 @pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(1)), 96**-0.5), ("paper", 0.5, 0.02)])

@@ -233,9 +233,9 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
         return None
     gains = []
     for block in blocks_of(model):
-        weights = [_rms_weight(block.get_submodule(name)) for name in names]
-        squares_D = torch.stack([weight_D.to(torch.promote_types(weight_D.dtype, torch.float32)).square() for weight_D in weights]).sum(0)
-        gains.append(squares_D.sqrt() / squares_D.sqrt().mean())
+        first_D, second_D = (_rms_weight(block.get_submodule(name)) for name in names)
+        size_D = torch.hypot(first_D, second_D)
+        gains.append(size_D / size_D.mean())
     return gains
 
 
@@ -246,11 +246,12 @@ def _rms_weight(norm: nn.Module) -> Tensor:
         context: AbstractContextManager[None] = align_module_device(norm)
     else:
         context = nullcontext()
-    with context:
+    with torch.device("cpu"), context:  # on no other device that the caller builds on: values that are read from disk are needed now
         parts = norm_parts(norm)
-        assert parts is not None
+        assert parts is not None, f"{type(norm).__name__} is missing in _RMS_NORMS"
         assert parts.weight is not None
-        return parts.weight.detach() + parts.offset
+        wide = torch.promote_types(parts.weight.dtype, torch.float32)
+        return parts.weight.detach().to(wide) + parts.offset
 
 
 def _unchanged(h_BTD: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
     if meta["format"] == 2:
-        meta["shadow"].setdefault("output_gains", False)
+        meta["shadow"]["output_gains"] = False
     config, found = ShadowConfig.from_dict(meta["shadow"]), strict.read_header(folder / WEIGHTS)
     if None in (config.alpha, config.dropout, config.shadow_loss_weight, config.unit_state, config.output_gains):
         raise CheckpointError(

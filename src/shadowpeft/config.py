@@ -33,7 +33,7 @@ class ShadowConfig:
             the authors' package does; `peft` computes what Hugging Face PEFT does.
         r: rank of the injection, `W_down` and `W_up` of eq. 3.
         update_width: hidden width of the update's networks T and G (eq. 5 and 6).
-        alpha: strength of the injection (eq. 4).
+        alpha: strength of the injection (eq. 4); in the variant `normed` 0.6, beside a pretrained shadow 0.3.
         dropout: probability, in training, of dropping values of the injection (and of T in the variant `paper`).
         shadow_loss_weight: lambda of eq. 9, the weight of the loss on `head(s^(0))`.
         inject_from: index (from 0) of the first block whose input is corrected; blocks before it run without gradients, and the shadow

@@ -8,6 +8,9 @@ from shadowpeft import arch, authors, files, shadow_folder
 from shadowpeft.config import ShadowConfig
 from shadowpeft.shadow import Shadow, explicit, implicit
 
+# What pretrained shadows were measured with (results/large_base, results/method_search); 0.6 was for random ones alone.
+PRETRAINED_ALPHA = 0.3
+
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,6 +36,8 @@ def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel
     """
     if source is not None and config.unit_state is None:
         config = replace(config, unit_state=config.variant == "normed")
+    if source is not None and config.alpha is None and config.variant == "normed":
+        config = replace(config, alpha=PRETRAINED_ALPHA)
     if config.output_gains is None:
         config = replace(config, output_gains=config.variant == "normed" and bool(arch.family_of(base).output_norms))
     if isinstance(source, str | Path):

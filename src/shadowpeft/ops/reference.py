@@ -77,8 +77,8 @@ def correct(h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, al
     delta = x - s;  h' = h + alpha * mean|h| * Dropout(silu(delta W_down)) W_up
 
     The scale of hidden states differs a thousandfold over depth and between models, and a few coordinates dwarf the others; so the
-    correction is in proportion to the mean size of a coordinate, which these few hardly move. Where a block's outputs pass norms, the
-    columns of W_up come multiplied by their gains (`arch.output_gains`).
+    correction is in proportion to the mean size of a coordinate, which these few hardly move. Where a block's outputs pass norms, what
+    W_up writes to each channel (a row of `up_DR`) comes multiplied by their gains (`arch.output_gains`).
 
     Args:
         h_BTD: what the previous block put out.
