@@ -208,6 +208,16 @@ def test_a_pretrained_shadow_is_brought_to_the_size_of_what_it_is_compared_with(
     torch.testing.assert_close(again(ids).logits, before, rtol=1e-4, atol=1e-5)
 
 
+def test_how_strong_a_fresh_shadow_is() -> None:
+    """Catches a pretrained shadow at a strength that it was never measured with, and a wish that is not heard."""
+
+    def alpha(given: bool, **settings) -> float:
+        other = tiny_model("llama", seed=1) if given else None
+        return attached(tiny_model("llama"), ShadowConfig(**settings), shadow=other).adapters["default"].settings.alpha
+
+    assert [alpha(False), alpha(True), alpha(True, alpha=0.7), alpha(True, variant="paper")] == [0.6, 0.3, 0.7, 0.1]
+
+
 def test_whose_state_is_brought_to_unit_size() -> None:
     """Catches a random shadow that loses the size it learns, a published variant that is changed, and a wish that is not heard."""
 

@@ -8,12 +8,12 @@ from shadowpeft import arch, authors, files, shadow_folder
 from shadowpeft.config import ShadowConfig
 from shadowpeft.shadow import Shadow, explicit, implicit
 
-# What pretrained shadows were measured with (results/large_base, results/method_search); 0.6 was for random ones alone.
-PRETRAINED_ALPHA = 0.3
-
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+# What pretrained shadows were measured with (results/large_base, results/method_search); 0.6 was for random ones alone.
+PRETRAINED_ALPHA = 0.3
 
 
 def holds(source: str | Path) -> bool:
