@@ -28,7 +28,8 @@ class Change:
         gate_shift: what is taken off the gate's logit.
         updates: whether the shadow state moves on from s^(0).
         reads_shadow: whether delta is x - s, or x alone.
-        scale: what the correction is in proportion to: mean (of |h|), rms (of h) or none.
+        scale: what the correction is in proportion to: mean (of |h|), root (square of the mean of sqrt|h|, which a few large
+            channels hardly move), rms (of h) or none.
         by_rank: divide the correction by the square root of r, so that alpha means the same at every rank.
         warm: start the shadow's first block from a slice of the base's own: its first heads and its strongest neurons.
         start: of W_down: normal; reads, the directions that the block's attention and MLP read most; pca, the directions in which delta
@@ -39,6 +40,9 @@ class Change:
         keeps: whether the stream keeps the correction, or only the block reads it.
         apart: read x and s through matrices of their own, at two thirds of the rank, in place of their difference.
         last: correct what the last block puts out, too.
+        down: what the deviation of a fresh W_down is multiplied by.
+        shared: one W_down for all blocks, with a trained scale of each of its r values for each block; r grows by what is saved.
+        strength: multiply alpha by a number that is trained for each block, from 1.
     """
 
     activation: str = "silu"
@@ -55,6 +59,9 @@ class Change:
     keeps: bool = True
     apart: bool = False
     last: bool = False
+    down: float = 1.0
+    shared: bool = False
+    strength: bool = False
 
 
 class Changed(Adapter):
@@ -81,6 +88,8 @@ class Changed(Adapter):
             start_from_data(injection, delta_BTD)
         w = injection.weights()
         low_BTR = F.linear(delta_BTD, w.down_RD)
+        if how.shared:
+            low_BTR = low_BTR * injection.scale_R
         if how.apart:
             low_BTR = F.linear(x_BTD, w.down_RD) + F.linear(s_BTD, injection.gate.weight)
         if how.activation == "glu":
@@ -91,9 +100,12 @@ class Changed(Adapter):
         size: Any = 1.0
         if how.scale == "mean":
             size = h_BTD.float().abs().mean(-1, keepdim=True).to(h_BTD.dtype)
+        elif how.scale == "root":
+            size = h_BTD.float().abs().add(1e-6).sqrt().mean(-1, keepdim=True).square().to(h_BTD.dtype)
         elif how.scale == "rms":
             size = h_BTD.float().square().mean(-1, keepdim=True).sqrt().to(h_BTD.dtype)
         alpha = self.settings.alpha / (self.settings.r**0.5 if how.by_rank else 1.0)
+        alpha = alpha * injection.strength.exp() if how.strength else alpha
         out_BTD = F.linear(low_BTR, w.up_DR)
         if how.diagonal:
             out_BTD = out_BTD + injection.scale_D * delta_BTD + injection.bias_D
@@ -110,16 +122,21 @@ def change_adapter(built: Built, how: Change) -> Built:
         rank = round(2 * rank / 3)
     if how.site == "both":
         rank = max(1, rank // 2)
+    if how.shared:
+        rank = round(2 * rank * len(adapter.injections) / (len(adapter.injections) + 1))
     adapter.settings = replace(adapter.settings, r=rank)
     width, device = built.stock.config.hidden_size, built.stock.device
     with torch.device(device):
         if rank != len(adapter.injections[0].down.weight):
-            adapter.injections = nn.ModuleList([Injection(width, adapter.settings) for _ in adapter.injections])
+            adapter.injections = nn.ModuleList([Injection(width, adapter.settings, plain.gains_D) for plain in adapter.injections])
         if how.site == "both":
             adapter.middles = nn.ModuleList([Injection(width, adapter.settings) for _ in adapter.injections])
             correct_in_the_middle(adapter, built.stock)
         for i, injection in enumerate([*adapter.injections, *getattr(adapter, "middles", [])]):
             start(injection, how, arch.blocks_of(built.stock)[i % len(adapter.injections) + adapter.settings.inject_from])
+    if how.shared:
+        for injection in adapter.injections[1:]:
+            injection.down.weight = adapter.injections[0].down.weight
     if how.last:
         correct_after_the_last(adapter, built.stock)
     if not how.updates:
@@ -136,6 +153,11 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
     """Give one injection its start and what it has besides W_down and W_up."""
     rank, width = injection.down.weight.shape
     injection.started = False
+    injection.down.weight.mul_(how.down)
+    if how.shared:
+        injection.scale_R = nn.Parameter(torch.ones(rank))
+    if how.strength:
+        injection.strength = nn.Parameter(torch.zeros(()))
     if how.activation == "glu" or how.apart:
         injection.gate = nn.Linear(width, rank, bias=False)
         nn.init.normal_(injection.gate.weight, std=width**-0.5)
@@ -250,6 +272,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "down": lambda name: name.endswith(".down.weight") and ".injections." in name,
     "up": lambda name: name.endswith(".up.weight") and ".injections." in name,
     "update": lambda name: ".updates." in name,
+    "strength": lambda name: name.endswith(".strength"),
     "head": lambda name: "score." in name,
 }
 
@@ -276,3 +299,23 @@ def rates(factors: Mapping[str, float]) -> Iterator[None]:
         yield
     finally:
         fit._Trainer.create_optimizer = plain  # type: ignore[method-assign]
+
+
+@contextmanager
+def loss_weights(first_and_last: tuple[float, float] | None) -> Iterator[None]:
+    """Let the weight of the shadow's loss go from one number to another, in a straight line over the steps, while the context lasts."""
+    plain = fit._Trainer.compute_loss
+
+    def compute_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        first, last = first_and_last or (0.0, 0.0)
+        adapter = model.adapters["default"]
+        done = self.state.global_step / self.args.max_steps
+        adapter.settings = replace(adapter.settings, shadow_loss_weight=first + done * (last - first))
+        return plain(self, model, *args, **kwargs)
+
+    if first_and_last:
+        fit._Trainer.compute_loss = compute_loss  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fit._Trainer.compute_loss = plain  # type: ignore[method-assign]

@@ -4,15 +4,16 @@
 
 A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or another one of `shadowpeft compare`, "learning_rate": ...,
 "alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model, "config": {settings of ShadowConfig}, "study": {settings
-of a study}, "change": {options of `Change`}, "rates": {part: factor}, "detached": true to measure the detached model, too, and for a task
-that is answered in words not the loss alone, "final": true to read the test split as a study's final runs do}. Budgets, data, training
-and measuring are those of `shadowpeft compare`.
+of a study}, "change": {options of `Change`}, "rates": {part: factor}, "loss_weights": [at the first step, at the last], "detached": true
+to measure the detached model, too, and for a task that is answered in words not the loss alone, "final": true to read the test split as
+a study's final runs do}. Budgets, data, training and measuring are those of `shadowpeft compare`.
 
 Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder: a job is run by the first
 that claims it.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from change import Change, change_adapter, rates
+from change import Change, change_adapter, loss_weights, rates
 
-from shadowpeft.compare import run_cell
+from shadowpeft import arch, evaluate
+from shadowpeft.compare import fit, measure, run_cell
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.workers import attempt, silence
@@ -38,7 +40,7 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         job["learning_rate"], job.get("alpha"), job.get("backbone_learning_rate"),
     )  # fmt: skip
     changes = Change(**job.get("change", {})) if method in ("shadow", "shadow-explicit") and "change" in job else None
-    with changed(changes), rates(job.get("rates", {})):
+    with changed(changes), rates(job.get("rates", {})), loss_weights(job.get("loss_weights")):
         rows = attempt(cell, study, run_both if job.get("detached") else run_cell.run_cell)
     return {"job": job, **rows[0], "also": [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]}
 
@@ -61,16 +63,28 @@ def run_both(cell: Cell, study: Study) -> list[dict[str, Any]]:
 
     def search(self: Any) -> list[dict[str, Any]]:
         fitted = self._fit(self.study.steps)
-        return [
-            self._row(fitted, mode, "validation", **self._measure(model, self.task, "validation", self.study.validation_rows))
-            for mode, model in self._modes()
-        ]
+        rows = []
+        for mode, model in self._modes():
+            measured = self._measure(model, self.task, "validation", self.study.validation_rows)
+            if self.task.kind == "generation":
+                headed = model if mode == "detached" else self.built.stock
+                measured["metrics"] = {**measured["metrics"], "loss": loss_of(self, headed, model)}
+            rows.append(self._row(fitted, mode, "validation", **measured))
+        return rows
 
     run_cell._Run.search = search  # type: ignore[method-assign]
     try:
         return run_cell.run_cell(cell, study)
     finally:
         run_cell._Run.search = plain  # type: ignore[method-assign]
+
+
+def loss_of(cell: Any, headed: Any, model: Any) -> float:
+    """Average a model's loss on the answers of the validation split, in nats a token."""
+    examples = cell._examples("validation", cell.study.validation_rows)
+    head = functools.partial(arch.logits, headed)
+    with fit.precision(cell.device, cell.study.bf16):
+        return measure.token_loss(model, head, examples, evaluate.padding_id(cell.tokenizer), cell.study.eval_batch_size, causal=True)
 
 
 def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:
