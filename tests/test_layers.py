@@ -18,6 +18,7 @@ LAYERS = [
     {"adapter", "losses", "outputs", "lent"},
     {"frame", "sharding", "heads", "generate", "card", "stock"},
     {"strict", "checkpoint", "authors", "shadow_folder", "shadow_source", "detach"},
+    {"adapter_set"},
     {"model"},
     {"rows", "embedded"},
     {"encode"},
