@@ -11,6 +11,7 @@ from transformers.utils import is_accelerate_available
 
 from shadowpeft.arch.families import Family, family_of
 from shadowpeft.arch.modules import blocks_of
+from shadowpeft.errors import UnsupportedModelError
 
 
 def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
@@ -31,6 +32,9 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
     c = sqrt(w_1^2 + w_2^2) / mean(sqrt(w_1^2 + w_2^2)), w_i the weights of the norms behind the two
 
     A norm's output has its weights for a size, whatever it normed. `None` for a family without such norms.
+
+    Raises:
+        UnsupportedModelError: the weights are on the meta device and nobody can tell them, where the caller does not build on it.
     """
     names = family_of(model).output_norms
     if not names:
@@ -40,6 +44,12 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
         first_D, second_D = (_rms_weight(block.get_submodule(name)) for name in names)
         size_D = torch.hypot(first_D, second_D)
         gains.append(size_D / size_D.mean())
+    builds_on_meta = torch.get_default_device().type == "meta"  # as one does to count parameters
+    if any(gains_D.is_meta for gains_D in gains) and not builds_on_meta:
+        raise UnsupportedModelError(
+            "the base's weights are on the meta device, which holds no values; load them first (from_pretrained does, and with "
+            "device_map='auto' where memory is short), then attach"
+        )
     return gains
 
 
