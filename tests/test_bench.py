@@ -24,7 +24,7 @@ from shadowpeft.cli import bench as verb
 from shadowpeft.ops import choice, reference
 
 # PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 FIELDS = "shape batch tokens method impl inject_from ms ms_spread peak_gb trainable device run"
 FLAGS = "shape batch tokens methods compiled variant rounds repeats warmup dtype adapter_dtype device seed limit_seconds output json"

@@ -1066,6 +1066,26 @@ def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch, capsys):
     assert (summary["done"], summary["cells"], Path(summary["table"]).exists()) == (27, 27, True)
 
 
+def test_a_report_of_an_unfinished_study_says_what_is_left(small, tmp_path, monkeypatch, capsys):
+    """Catches cells called impossible that nobody has run yet, and a reader who is not told how many or how to go on."""
+    monkeypatch.setattr(run, "_report", lambda: no_report)
+    command = [*words(small, tmp_path), "--report-only"]
+    with pytest.raises(KeyboardInterrupt):
+        go(small, interrupted)
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "shadowpeft compare: the study is not over: 25 of 27 cells have yet to run (8 of the stage search, 11 of the stage final, 6 of the "
+        "stage cost); the same command without --report-only goes on with them"
+    ]
+    go(small, failing)
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    said = capsys.readouterr().err
+    assert "3 of 27 cells could not be run, such as final" in said
+    assert "yet to run" not in said
+
+
 def test_report_only_needs_a_study(small, tmp_path, capsys):
     assert cli.main([*words(small, tmp_path), "--report-only"]) == 2
     assert "there is no study in" in capsys.readouterr().err

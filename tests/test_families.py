@@ -231,6 +231,55 @@ def test_our_variant_takes_a_quarter_of_the_mlp_and_the_published_ones_all_of_it
     assert width(shadow_intermediate_size=24) == 24
 
 
+# Nodes of the graph that hand a sum on; a product is one of them where its other factor is a number.
+HANDS_ON = {"AddBackward0", "ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "ToCopyBackward0", "MulBackward0"}
+
+
+def addends(out: Tensor, ends: set[Any]) -> set[Any]:
+    """The nodes of the graph whose results are added up to a tensor; those of `ends` are not taken apart further."""
+    found, left = set(), [out.grad_fn]
+    while left:
+        node = left.pop()
+        before = [earlier for earlier, _ in node.next_functions if earlier is not None]
+        if node in ends or node.name() not in HANDS_ON or (node.name() == "MulBackward0" and len(before) > 1):
+            found.add(node)
+        else:
+            left += before
+    return found
+
+
+def crossing(base: PreTrainedModel, block: nn.Module) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Run a base; return what entered a block, what it put out, and the nodes of what its norms put out, by their names in the block."""
+    crossed: list[Tensor] = []
+    put_out: dict[str, Any] = {}
+
+    def note(_: nn.Module, args: Any, out: Any) -> None:
+        crossed.extend((args[0], out[0] if isinstance(out, tuple) else out))
+
+    handles = [block.register_forward_hook(note)]
+    for name, norm in block.named_modules():
+        if "norm" in type(norm).__name__.lower():
+            handles.append(norm.register_forward_hook(lambda _, __, x, name=name: put_out.update({name: x.grad_fn})))
+    base(token_ids(2, 7), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    entered, left = crossed
+    return entered, left, put_out
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_names_every_norm_behind_a_blocks_layers(name: str) -> None:
+    """Catches a new family whose attention's and MLP's outputs pass norms that its row does not name: corrections would not follow them."""
+    base = tiny_model(name)
+    for block in arch.blocks_of(base):
+        entered, left, norms = crossing(base, block)
+        assert norms
+        added = addends(left, {entered.grad_fn, *norms.values()})
+        assert entered.grad_fn in added
+        assert len(added) == 3, "what entered, what the attention writes and what the MLP writes"
+        assert {norm for norm, node in norms.items() if node in added} == set(arch.FAMILIES[name].output_norms)
+
+
 def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
     """Catches shadow experts that no token chose, and so no gradient reached."""
     model = attached(tiny_model("qwen3_moe"), CONFIG)

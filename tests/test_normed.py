@@ -9,7 +9,7 @@ from families import TINY, attached, perturb, tiny_config, tiny_model, token_ids
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch
+from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, arch
 from shadowpeft.adapter import Adapter
 from shadowpeft.errors import ConfigError
 
@@ -166,6 +166,21 @@ def test_gains_of_an_offloaded_base(tmp_path) -> None:
         base = accelerate.dispatch_model(tiny_model("gemma3_text"), places, main_device="cpu", offload_dir=tmp_path / "offload")
         assert arch.blocks_of(base)[1].post_attention_layernorm.weight.is_meta
         assert all(torch.equal(got_D, want_D) for got_D, want_D in zip(gains(make(base)), want, strict=True))
+
+
+def test_gains_of_a_base_without_values(tmp_path) -> None:
+    """Catches gains on the meta device beside a base that is used, and the refusal of one that is only counted there."""
+    attached(tiny_model("gemma3_text")).save_pretrained(tmp_path)
+    for make in (attached, lambda base: ShadowedModel.from_pretrained(base, tmp_path)):
+        base = tiny_model("gemma3_text")
+        arch.blocks_of(base)[2].to("meta")
+        with pytest.raises(UnsupportedModelError, match=r"the base's weights are on the meta device.*load them first.*then attach"):
+            make(base)
+        assert all(parameter.requires_grad for parameter in base.parameters()), "a refused base stays as it was"
+    with torch.device("meta"):
+        counted = attached(arch.build(tiny_config("gemma3_text"), "causal-lm"))
+    assert counted.adapters["default"].settings.output_gains
+    assert counted.num_parameters(only_trainable=True) == attached(tiny_model("gemma3_text")).num_parameters(only_trainable=True)
 
 
 @pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(1)), 96**-0.5), ("paper", 0.5, 0.02)])

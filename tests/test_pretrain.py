@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import save_base, write_rows
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from shadowpeft import ShadowConfig, UserError, arch, attach, files, shadow_folder, trainer
 from shadowpeft.cli import main
@@ -260,6 +262,22 @@ def test_rate_follows_the_schedule():
     assert rate_factor(pace, "cosine", 0.1, 5) == pytest.approx(0.51)
     assert rate_factor(pace, "cosine", 0.1, 50) == pytest.approx(0.5)
     assert rate_factor(pace, "cosine", 0.1, 100) == pytest.approx(0.0)
+
+
+# Memory
+
+
+def test_activations_that_are_computed_again_change_nothing(straight, base_folder, text_file, tmp_path):
+    """Catches a switch that is not thrown, one that warns of its name, and gradients of other activations."""
+    runs: Counter[str] = Counter()
+    hook = register_module_forward_pre_hook(lambda module, _: runs.update([type(module).__name__] * torch.is_grad_enabled()))
+    with pytest.warns(UserWarning, match="passed over"):
+        pretrain(_settings(base_folder, text_file, tmp_path / "run", gradient_checkpointing=True))
+    hook.remove()
+    passes = runs["Qwen3RotaryEmbedding"]
+    assert passes >= 10 * 2
+    assert runs["Qwen3MLP"] == 2 * 2 * passes, "each of the shadow's two blocks runs twice a pass"
+    assert_same_bits(straight, tmp_path / "run")
 
 
 # Starts

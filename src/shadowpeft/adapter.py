@@ -27,6 +27,7 @@ class Adapter(nn.Module):
 
     Raises:
         ConfigError: `inject_from` leaves no block to adapt, or `output_gains` asks for norms that the base does not have.
+        UnsupportedModelError: `output_gains` asks for weights that are not in memory.
 
     Attributes:
         gradient_checkpointing: set by transformers' switch on each module that has it; the boundaries are then computed again, too.

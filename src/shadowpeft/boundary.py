@@ -38,6 +38,8 @@ class Injection(BoundaryWeights):
         if config.variant != "peft":
             nn.init.normal_(self.down.weight, std=0.02 if config.variant == "paper" else width**-0.5)
         nn.init.zeros_(self.up.weight)
+        # Computed in float32 at least and rounded once, to the weights' type, by the cast of the whole adapter. That is at most 2^-9 of
+        # each gain in bfloat16, the same in every pass, and W_up beside it is rounded as coarsely and learns with the gains as they are.
         self.register_buffer("gains_D", gains_D, persistent=False)
 
     def weights(self) -> InjectionWeights:

@@ -10,7 +10,7 @@ class ConfigError(UserError):
 
 
 class UnsupportedModelError(UserError):
-    """The base or shadow model is of a family, class or shape that `arch.py` does not list."""
+    """The base or shadow model is of a family, class or shape that `arch` does not list."""
 
 
 class CheckpointError(UserError):

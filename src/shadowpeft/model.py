@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from shadowpeft import arch, checkpoint, heads, shadow_source, sharding
+from shadowpeft import arch, checkpoint, heads, sharding
 from shadowpeft.adapter import Adapter
+from shadowpeft.adapter_set import AdapterSet
 from shadowpeft.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
 from shadowpeft.config import ShadowConfig
 from shadowpeft.detach import detached
-from shadowpeft.errors import CheckpointError, ConfigError, UnsupportedModelError, UserError
+from shadowpeft.errors import CheckpointError, ConfigError, UserError
 from shadowpeft.frame import ShadowedBlock, ShadowFrame, travelling
 from shadowpeft.generate import ShadowGeneration, require_shadow_cache
 from shadowpeft.lent import Lent
-from shadowpeft.ops import choice
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.stock import StockSurface
 from shadowpeft.unmasked import rows_are_whole
@@ -69,7 +69,7 @@ def attach(
     return model
 
 
-class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A frozen base with its adapters, as a transformers model. Made by `attach` or `from_pretrained`.
 
     Each call may name its adapter; otherwise the active one is used. A call keeps its state in arguments and locals alone,
@@ -97,71 +97,6 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
         self.set_impl("auto")
         self._bare_threads: dict[int, int] = {}
         self.training = base.training
-
-    # Adapters
-
-    def add_adapter(  # type: ignore[override]
-        self,
-        name: str,
-        config: ShadowConfig | None = None,
-        shadow: PreTrainedModel | str | Path | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
-        base, config = self._base(), config or ShadowConfig()
-        if not isinstance(config, ShadowConfig):
-            raise ConfigError(f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping")
-        if isinstance(shadow, nn.Module) and {id(p) for p in shadow.parameters()} & {id(p) for p in self.parameters()}:
-            raise ConfigError("this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it")
-        network, config = shadow_source.make(base, config, shadow)
-        self._own(name, Adapter(base, config, network), dtype)
-
-    def load_adapter(  # type: ignore[override]
-        self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None
-    ) -> None:
-        """Read an adapter from its folder and make it the active one.
-
-        Raises:
-            CheckpointError: the folder is damaged or was written for another base.
-        """
-        self._own(name, checkpoint.load(self._base(), folder), dtype)
-
-    def set_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Make an adapter the one that calls use by default, and the only one that trains.
-
-        Raises:
-            ConfigError: there is no adapter of that name.
-        """
-        self._adapter(name)
-        self.active_adapter = name
-        for other in self.adapters:
-            self._adapter(other).set_trainable(other == name)
-
-    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Forget an adapter that is not the active one.
-
-        Raises:
-            ConfigError: there is no adapter of that name, or it is the active one.
-        """
-        self._adapter(name)
-        if name == self.active_adapter:
-            raise ConfigError(f"adapter {name!r} is the active one; set_adapter() another first, or unload()")
-        del self.adapters[name]
-
-    def set_impl(self, impl: str) -> None:
-        """Choose what computes the boundaries from now on; it is no part of an adapter and not saved.
-
-        Args:
-            impl: `reference` for plain torch, `compile` for `torch.compile` of it, `triton` for the fused kernels, `auto` for `triton`
-                where it can serve and `reference` elsewhere. A named one never gives way to another.
-
-        Raises:
-            ConfigError: it cannot run on this machine, or cannot serve this model.
-        """
-        chosen = choice.boundary_of(impl)
-        for name in self.adapters:
-            self._require_served(impl, self._adapter(name))
-        self.impl, self._boundary = impl, chosen
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -394,39 +329,6 @@ class ShadowedModel(ShadowGeneration, StockSurface, PreTrainedModel, GenerationM
 
     def _is_bare(self) -> bool:
         return bool(self._bare_threads) and threading.get_ident() in self._bare_threads
-
-    def _adapter(self, name: str | None) -> Adapter:
-        self._base()  # says so if the model was unloaded
-        chosen = self.active_adapter if name is None else name
-        if chosen not in self.adapters:
-            raise ConfigError(f"no adapter named {chosen!r}; there are: {', '.join(self.adapters) or 'none'}")
-        adapter = self.adapters[chosen]
-        assert isinstance(adapter, Adapter)
-        return adapter
-
-    def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None) -> None:
-        """Register an adapter on the base's device, in the wanted type, and make it the active one."""
-        if not name or "." in name or name in self.adapters or name in dir(self.adapters):
-            raise ConfigError(
-                f"adapter names must be new, not empty, without dots and none of torch's own words (such as 'keys'), got {name!r}; "
-                f"there are: {', '.join(self.adapters) or 'none'}"
-            )
-        table = arch.token_embedding_of(self._base()).weight
-        if table.device.type == "meta" and next(adapter.parameters()).device.type != "meta":
-            raise UnsupportedModelError(
-                "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a device first"
-            )
-        self._require_served(self.impl, adapter)
-        adapter.to(device=table.device, dtype=dtype or table.dtype)
-        adapter.train(self.training)
-        self.adapters[name] = adapter
-        self.set_adapter(name)
-
-    def _require_served(self, impl: str, adapter: Adapter) -> None:
-        """Refuse an adapter that the named implementation could not run."""
-        base, settings = self._base(), adapter.settings
-        norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)] if settings.variant == "normed" else []
-        choice.require_served(impl, arch.token_embedding_of(base).weight.dtype, (settings.r, settings.update_width), norms)
 
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from shadowpeft.run_folder import CHECKPOINTS, RunConfig
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import TrainingArguments
 
 # The settings of all runs, by the names that transformers has for them.
@@ -59,6 +60,20 @@ def training_arguments(config: RunConfig, **own: Any) -> "TrainingArguments":
     except (ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(f"report_to {settings['report_to']} cannot be used: {error}") from error
     return args
+
+
+def recompute_activations(model: "nn.Module") -> None:
+    """Let a model compute activations again in the backward pass instead of keeping them (gradient checkpointing).
+
+    Args:
+        model: a transformers model, or another library's wrapper of one, which may know the switch by its former name alone.
+    """
+    from transformers import PreTrainedModel
+
+    stock = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    # transformers renamed the switch between 5.17 and 5.23.
+    renamed = "activation_checkpointing_enable" in dir(PreTrainedModel)
+    (stock.activation_checkpointing_enable if renamed else stock.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def where_it_ran(device: "torch.device") -> dict[str, str]:

@@ -15,6 +15,7 @@ from shadowpeft.bench.methods import Fitted, precision
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.compare.fit import synchronise
 from shadowpeft.errors import UserError
+from shadowpeft.run_setup import recompute_activations
 from shadowpeft.trainer import sound_attention
 
 LEARNING_RATE = 1e-5
@@ -52,7 +53,7 @@ def prepare(fitted: Fitted, settings: Bench) -> None:
     """Set a method that was just put on to training or evaluation."""
     fitted.model.train(isinstance(settings, TrainBench))
     if isinstance(settings, TrainBench) and settings.checkpointing:
-        fitted.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        recompute_activations(fitted.model)
 
 
 def train(call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: TrainBench) -> Visit:

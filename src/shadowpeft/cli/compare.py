@@ -43,4 +43,12 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
     for what, keys in (("failed", list(result.failed)), ("could not be run", result.missing)):
         if keys:
             print(f"shadowpeft compare: {len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}", file=sys.stderr)
+    if result.waiting:
+        waiting = sum(result.waiting.values())
+        stages = ", ".join(f"{count} of the stage {stage}" for stage, count in result.waiting.items())
+        print(
+            f"shadowpeft compare: the study is not over: {waiting} of {result.cells} cells have yet to run ({stages}); "
+            "the same command without --report-only goes on with them",
+            file=sys.stderr,
+        )
     return 0 if result.done else FAILURE

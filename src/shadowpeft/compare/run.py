@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class StudyResult:
         done: how many of them were measured.
         failed: the cells that ended in an error, with that error.
         missing: the cells that could not be run, since no trial of their method came to a value.
+        waiting: how many cells of each stage have yet to run; none once the study is over.
         seconds: how long this session took.
         results: what the table shows, as plain values.
     """
@@ -47,6 +49,7 @@ class StudyResult:
     done: int
     failed: dict[str, str]
     missing: list[str]
+    waiting: dict[str, int]
     seconds: float
     results: dict[str, Any]
 
@@ -113,10 +116,13 @@ def _finish(study: Study, rows: list[Row], report: Report, began: float) -> Stud
     status = {row["key"]: row for row in rows}
     keys = [cell.key for cell in cells]
     failures = {key: f"{status[key]['status']}: {status[key]['error']}" for key in keys if key in status and status[key]["status"] != "ok"}
-    missing = [key for key in keys if key not in status]
+    without = [cell for cell in cells if cell.key not in status]
+    is_over = not ready(study, rows)
+    missing = [cell.key for cell in without] if is_over else []
+    waiting = {} if is_over else dict(Counter[str](cell.stage for cell in without))
     path, table = folder / f"compare-{study.name}.jsonl", folder / "table.md"
-    done, seconds = len(keys) - len(missing) - len(failures), time.perf_counter() - began
-    return StudyResult(str(study.name), study.output, str(path), str(table), len(keys), done, failures, missing, seconds, results)
+    done, seconds = len(keys) - len(without) - len(failures), time.perf_counter() - began
+    return StudyResult(str(study.name), study.output, str(path), str(table), len(keys), done, failures, missing, waiting, seconds, results)
 
 
 def _report_unless_it_fails(report: Report, study: Study, ledger: Ledger) -> None:

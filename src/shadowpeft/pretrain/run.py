@@ -281,7 +281,7 @@ def _build_trainer(
     from shadowpeft.trainer import MetricsFile, StopOnSignal
 
     if config.gradient_checkpointing:
-        lesson.shadow.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        run_setup.recompute_activations(lesson.shadow.backbone)
     stop, pace = StopOnSignal(), Pace(config.max_steps, config.max_seconds)
     callbacks = [stop, MetricsFile(Path(config.output) / run_folder.METRICS), PretrainProgress(pace)]
     return PretrainTrainer(lesson, args, text.rows, text.held_out, pace, config.scheduler, callbacks), stop

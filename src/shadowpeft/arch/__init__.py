@@ -1,0 +1,48 @@
+"""All that is known of model layouts: nothing else looks inside a transformers model.
+
+To add a family, add a row to the table in `arch/families.py` and a tiny configuration to `tests/families.py`; `docs/families.md` walks
+through it.
+"""
+
+from shadowpeft.arch.configs import (
+    build,
+    context_of,
+    mlp_width,
+    needs_no_mask,
+    rope_switch_of,
+    set_depth,
+    shadow_model_config,
+    with_shadow_sizes,
+)
+from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config, supported, task_of
+from shadowpeft.arch.modules import blocks_of, decoder_of, has_plain_frozen_head, head_of, logits, softcap_of, token_embedding_of
+from shadowpeft.arch.norms import NormParts, input_norm_of, norm_parts, output_gains
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "NormParts",
+    "Task",
+    "blocks_of",
+    "build",
+    "context_of",
+    "decoder_of",
+    "family_of",
+    "family_of_config",
+    "has_plain_frozen_head",
+    "head_of",
+    "input_norm_of",
+    "logits",
+    "mlp_width",
+    "needs_no_mask",
+    "norm_parts",
+    "output_gains",
+    "rope_switch_of",
+    "set_depth",
+    "shadow_model_config",
+    "softcap_of",
+    "supported",
+    "task_of",
+    "token_embedding_of",
+    "with_shadow_sizes",
+]

@@ -1,0 +1,111 @@
+"""What a configuration says of its model, and the configuration of a shadow made from it."""
+
+import copy
+from dataclasses import replace
+
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config
+from shadowpeft.config import ResolvedConfig, ShadowConfig
+from shadowpeft.errors import ConfigError
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return how many positions a model takes, `None` for no limit of its own."""
+    field = family_of_config(config).context
+    return None if field is None else int(getattr(config, field))
+
+
+def rope_switch_of(config: PretrainedConfig) -> int | None:
+    """Return the length from which on a model computes other positions, `None` if it never does."""
+    field = family_of_config(config).rope_switch
+    return None if field is None else getattr(config, field, None)
+
+
+def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
+    """Tell whether a block's attention is right without a mask for whole rows of so many tokens that are one document each, unpadded."""
+    if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
+        return False
+    if getattr(config, "use_bidirectional_attention", False):  # a Gemma 3 that was made an encoder
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and layer_types[index] == "full_attention":
+        return True
+    window = getattr(config, "sliding_window", None)
+    return window is None or tokens <= window
+
+
+def mlp_width(config: PretrainedConfig) -> int | None:
+    """Return the width of the MLP of a model's blocks, `None` where the family has no setting for it."""
+    field = FAMILIES[config.model_type].mlp
+    return None if field is None else getattr(config, field) or 4 * config.hidden_size
+
+
+def with_shadow_sizes(model: PretrainedConfig, config: ShadowConfig) -> ShadowConfig:
+    """Fill in the sizes of an implicit shadow that a variant has of its own: in `normed` an MLP of a quarter of the base's width.
+
+    They become numbers, so that an adapter still means the same when a default has changed.
+    """
+    width = mlp_width(model)
+    if config.variant != "normed" or config.shadow_intermediate_size is not None or width is None:
+        return config
+    return replace(config, shadow_intermediate_size=max(8, width // 32 * 8))
+
+
+def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:
+    """Derive the configuration of an implicit shadow: the base's, with fewer and smaller blocks.
+
+    A mixture-of-experts base gets dense shadow blocks: experts that no token chose would receive no gradient.
+
+    Raises:
+        ConfigError: a size is set that the family does not have.
+    """
+    family = family_of(model)
+    sizes = {
+        "shadow_intermediate_size": (family.mlp, config.shadow_intermediate_size),
+        "shadow_attention_heads": ("num_attention_heads", config.shadow_attention_heads),
+        "shadow_key_value_heads": (family.kv_heads, config.shadow_key_value_heads),
+        "shadow_head_dim": (family.head_dim, config.shadow_head_dim),
+    }
+    values = copy.deepcopy(model.config)
+    vars(values).pop("quantization_config", None)  # a quantised base gets a plain shadow
+    for setting, (field, value) in sizes.items():
+        if value is None:
+            continue
+        if field is None:
+            raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
+        setattr(values, field, value)
+    _check_heads(family, values)
+    set_depth(values, config.shadow_layers)
+    values.tie_word_embeddings = model.config.tie_word_embeddings
+    return values
+
+
+def _check_heads(family: Family, config: PretrainedConfig) -> None:
+    """Refuse heads that do not divide what they must, before transformers' blocks fail on them."""
+    heads = config.num_attention_heads
+    if family.head_dim is None and config.hidden_size % heads:
+        raise ConfigError(f"shadow_attention_heads must divide the base's width {config.hidden_size}, got {heads}")
+    if family.head_dim is not None and getattr(config, family.head_dim) is not None and getattr(config, family.head_dim) % 2:
+        raise ConfigError(f"shadow_head_dim must be even, got {getattr(config, family.head_dim)}")
+    shared = getattr(config, family.kv_heads) if family.kv_heads is not None and family.model_type != "falcon" else None
+    if shared and heads % shared:
+        raise ConfigError(f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})")
+
+
+def set_depth(config: PretrainedConfig, layers: int) -> None:
+    """Set the number of blocks, and the per-block lists that some configurations keep beside it."""
+    if "layer_types" in config.to_dict() and config.layer_types is not None:
+        if layers > len(config.layer_types):
+            raise ConfigError(f"shadow_layers must be at most the base's {len(config.layer_types)}, got {layers}")
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers
+    if config.model_type == "qwen3_moe":
+        config.mlp_only_layers = list(range(layers))
+
+
+def build(config: PretrainedConfig, task: Task) -> PreTrainedModel:
+    """Build an untrained stock model of a supported family from its configuration."""
+    family = family_of_config(config)
+    return getattr(transformers, family.causal if task == "causal-lm" else family.classifier)(config)
