@@ -174,14 +174,48 @@ def test_recipe_of_the_method_search(tmp_path):
         "site": "both",
         "apart": True,
         "last": True,
+        "down": 2.0,
+        "shared": True,
+        "strength": True,
     }
     starts = [{"start": name} for name in ("reads", "pca", "mirror")]
-    changes = [{}, *({name: value} for name, value in named.items()), {"activation": "glu"}, {"keeps": False}, *starts]
-    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps({**job, "change": change}) + "\n" for change in changes))
+    changes = [{}, *({name: value} for name, value in named.items()), {"activation": "glu"}, {"keeps": False}, {"scale": "root"}, *starts]
+    jobs = [{**job, "change": change} for change in changes] + [{**job, "loss_weights": [4.0, 0.0]}]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in jobs))
     words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
-    run("method_search/search.py", *words, "--device", "cpu", "--steps", 3, "--validation-rows", 10)
+    few = ("--steps", 3, "--batch-size", 4, "--max-length", 32, "--validation-rows", 10)
+    run("method_search/search.py", *words, "--device", "cpu", *few)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len({row["metrics"]["nll"] for row in rows}) == len(changes)
+    assert len({row["metrics"]["nll"] for row in rows}) == len(jobs)
+
+
+@pytest.mark.slow
+def test_a_search_tells_both_losses_of_a_language_model(tmp_path):
+    """Catches a detached model that is read through the attached one's head, or whose loss is the attached one's."""
+    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(800)]
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    for split, half in (("train", rows[:400]), ("test", rows[400:])):
+        write_rows(tmp_path / "data" / "gsm8k" / f"{split}.jsonl", half)
+    job = {"name": "plain", "task": "gsm8k", "learning_rate": 3e-3, "detached": True}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job) + "\n")
+    words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
+    run("method_search/search.py", *words, "--device", "cpu", "--steps", 3, "--batch-size", 2, "--validation-rows", 4, timeout=230)
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    attached, detached = row["metrics"]["loss"], row["also"][0]["metrics"]["loss"]
+    assert attached < 6 < detached  # a base that knows words, and a fresh shadow that knows none
+
+
+def test_recipe_of_the_large_base(tmp_path):
+    """Catches a mixture without one of its sources, or with unequal shares."""
+    write_rows(tmp_path / "gsm8k.jsonl", [{"question": f"How many is {i}?", "answer": "#### 1"} for i in range(50)])
+    with gzip.open(tmp_path / "wiki.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"Town {i} is a town."}) + "\n" for i in range(1000))
+    run("large_base/mix.py", "--gsm8k", tmp_path / "gsm8k.jsonl", "--wiki", tmp_path / "wiki.jsonl.gz", "--output", tmp_path / "mix.jsonl")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "mix.jsonl").read_text().splitlines()]
+    sums, pages = ([text for text in texts if text.startswith(word)] for word in ("How", "Town"))
+    assert len(sums) == 100
+    assert len(sums) + len(pages) == len(texts)
+    assert 0 <= sum(map(len, pages)) - sum(map(len, sums)) < 40
 
 
 @pytest.mark.slow
