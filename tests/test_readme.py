@@ -183,7 +183,7 @@ def test_recipe_of_the_method_search(tmp_path):
     jobs = [{**job, "change": change} for change in changes] + [{**job, "loss_weights": [4.0, 0.0]}]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in jobs))
     words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
-    few = ("--steps", 3, "--batch-size", 4, "--max-length", 32, "--validation-rows", 10)
+    few = ("--steps", 3, "--batch-size", 2, "--max-length", 32, "--validation-rows", 10)
     run("method_search/search.py", *words, "--device", "cpu", *few)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len({row["metrics"]["nll"] for row in rows}) == len(jobs)
@@ -196,10 +196,10 @@ def test_a_search_tells_both_losses_of_a_language_model(tmp_path):
     (tmp_path / "data" / "gsm8k").mkdir(parents=True)
     for split, half in (("train", rows[:400]), ("test", rows[400:])):
         write_rows(tmp_path / "data" / "gsm8k" / f"{split}.jsonl", half)
-    job = {"name": "plain", "task": "gsm8k", "learning_rate": 3e-3, "detached": True}
+    job = {"name": "plain", "task": "gsm8k", "learning_rate": 1e-9, "detached": True}
     (tmp_path / "jobs.jsonl").write_text(json.dumps(job) + "\n")
     words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
-    run("method_search/search.py", *words, "--device", "cpu", "--steps", 3, "--batch-size", 2, "--validation-rows", 4, timeout=230)
+    run("method_search/search.py", *words, "--device", "cpu", "--steps", 1, "--batch-size", 2, "--validation-rows", 4)
     (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     attached, detached = row["metrics"]["loss"], row["also"][0]["metrics"]["loss"]
     assert attached < 6 < detached  # a base that knows words, and a fresh shadow that knows none
