@@ -31,6 +31,17 @@ def test_compile_computes_the_same_and_compiles_once_for_all_blocks() -> None:
     assert counters["stats"]["unique_graphs"] == before
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own, while it traces
+def test_compile_bears_any_number_of_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches one compiled copy for adapters of several ranks, which torch gives up on at the ninth."""
+    real = torch.compile
+    monkeypatch.setattr(choice.torch, "compile", lambda function, fullgraph: real(function, fullgraph=fullgraph, backend="eager"))
+    choice._compiled.cache_clear()
+    for rank in range(2, 12):
+        attach(tiny_model("qwen3"), ShadowConfig(r=rank), impl="compile")(token_ids(1, 3))
+    choice._compiled.cache_clear()
+
+
 def test_compile_inside_a_compilation_is_the_reference() -> None:
     drawn = draw(Kind(shape=(5,), D=24))
     want = run(reference.boundary, drawn)

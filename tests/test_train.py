@@ -25,6 +25,7 @@ from shadowpeft import train as training
 from shadowpeft.cli import main
 from shadowpeft.encode import Collator, encode_all
 from shadowpeft.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
+from shadowpeft.ops import choice
 from shadowpeft.rows import read_rows
 from shadowpeft.train import train
 from shadowpeft.train_config import TrainConfig
@@ -457,6 +458,16 @@ def test_bad_bases_are_refused_first(rows_file, tmp_path, no_weights):
     small = save_base(tmp_path / "small", vocab_size=50)
     with pytest.raises(ConfigError, match="but the model knows only 50 tokens"):
         train(TrainConfig(model=str(small), **common))
+
+
+def test_shadows_that_cannot_be_are_refused_first(base_folder, rows_file, tmp_path, no_weights, monkeypatch):
+    common = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"inject_from must be below the base's \d+ blocks, got 99: .*; set it to at most \d+$"):
+        train(TrainConfig(shadow=ShadowConfig(inject_from=99), **common))
+    monkeypatch.setattr(choice, "no_triton", lambda: "needs a GPU that torch can use, found none")
+    with pytest.raises(ConfigError, match=r"^impl='triton' needs a GPU that torch can use, found none; set impl='auto' or 'reference'$"):
+        train(TrainConfig(impl="triton", **{**common, "output": str(tmp_path / "other")}))
+    assert not (tmp_path / "other").exists()
 
 
 def test_output_folders_that_are_refused(base_folder, rows_file, tmp_path, no_weights):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.boundary import Crossed, Injection, Update
-from shadowpeft.config import ShadowConfig
+from shadowpeft.config import ShadowConfig, refuse_depth
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Rule, reference
 from shadowpeft.ops.choice import Boundary
@@ -41,11 +41,7 @@ class Adapter(nn.Module):
         self.settings = config.resolved()
         self.task = arch.task_of(base)
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
-        adapted = depth - self.settings.inject_from
-        if adapted < 1:
-            raise ConfigError(
-                f"inject_from must be below the base's {depth} blocks, got {self.settings.inject_from}: no block would be adapted"
-            )
+        refuse_depth(self.settings.inject_from, depth)
         self.shadow = shadow
         # The first block whose output moves the state, as published where `inject_from` is 0 or 1; blocks below the injections count, too.
         self.reads_from = min(self.settings.inject_from, 1)

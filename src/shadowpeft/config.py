@@ -172,6 +172,19 @@ def refuse_gaps(settings: Any, optional: Iterable[str]) -> None:
             raise ConfigError(f"{entry.name} must have a value, got null")
 
 
+def refuse_depth(inject_from: int, blocks: int) -> None:
+    """Refuse corrections that would begin behind a base's last block.
+
+    Raises:
+        ConfigError: says how many blocks there are and what to set.
+    """
+    if inject_from >= blocks:
+        raise ConfigError(
+            f"inject_from must be below the base's {blocks} blocks, got {inject_from}: no block would be adapted; "
+            f"set it to at most {blocks - 1}"
+        )
+
+
 def refuse_below(settings: Any, least: Mapping[str, float], above_0: Iterable[str]) -> None:
     """Refuse a dataclass of settings in which one is below its least value, or 0 or less where it must be above; `None` passes.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowpeft import run_folder, run_setup
+from shadowpeft.config import refuse_depth
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.train_config import TrainConfig
 
@@ -72,12 +73,15 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     Raises:
         UserError: settings, data, model or output folder cannot be used; its type and message say which.
     """
+    from shadowpeft.ops import choice
+
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the accelerate library; pip install 'shadowpeft[train]'")
     if config.load_in_4bit:
         _check_4bit(config)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _check_fsdp(config)
+    choice.boundary_of(config.impl)
     start = run_folder.prepare(config, ADAPTER, _FREE_ON_RESUME)
     tokenizer, examples, held_out = _read_data(config)
     args = _training_arguments(config)
@@ -133,6 +137,7 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     elif config.eval_fraction:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
     base: PretrainedConfig = files.load_config(config.model)
+    refuse_depth(config.shadow.resolved().inject_from, arch.depth_of(base))
     shadow = base if config.shadow_model is None else shadow_source.config_of(config.shadow_model, base)
     if config.packing:
         _check_packs(base, shadow)

@@ -7,6 +7,7 @@ through it.
 from shadowpeft.arch.configs import (
     build,
     context_of,
+    depth_of,
     mlp_width,
     needs_no_mask,
     rope_switch_of,
@@ -27,6 +28,7 @@ __all__ = [
     "build",
     "context_of",
     "decoder_of",
+    "depth_of",
     "family_of",
     "family_of_config",
     "has_plain_frozen_head",

@@ -94,6 +94,12 @@ def _check_heads(family: Family, config: PretrainedConfig) -> None:
         raise ConfigError(f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})")
 
 
+def depth_of(config: PretrainedConfig) -> int:
+    """Return the number of blocks."""
+    layers: int = config.num_hidden_layers
+    return layers
+
+
 def set_depth(config: PretrainedConfig, layers: int) -> None:
     """Set the number of blocks, and the per-block lists that some configurations keep beside it."""
     if "layer_types" in config.to_dict() and config.layer_types is not None:

@@ -122,8 +122,14 @@ def compiled(
     if torch.compiler.is_compiling():  # an outer compilation takes the reference in
         return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
     needs = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), h_BTD.requires_grad, s_BTD.requires_grad)
-    run = _compiled(rule, update_w is None, inject_w is None, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
+    sizes = (_sizes(update_w), _sizes(inject_w))
+    run = _compiled(rule, *sizes, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
     return run(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+
+
+def _sizes(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...] | None:
+    """Tell weights apart as torch does, which compiles anew for parameters of another shape."""
+    return None if weights is None else tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in weights)
 
 
 @functools.cache
