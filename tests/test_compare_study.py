@@ -885,6 +885,43 @@ def test_a_folder_of_something_else(small, tmp_path):
         go(replace(small, output=str(tmp_path / "out" / "thesis.txt")))
 
 
+def test_a_user_s_own_study_file_is_not_overwritten(small, tmp_path):
+    """Catches a file whose remarks are lost since its folder is the output, also one that was copied from a study and changed."""
+    own = Path(small.output) / "study.yaml"
+    own.parent.mkdir()
+    for content in ("# why these seeds\n" + small.to_yaml(), small.to_yaml() + "# why\n", "model: [", "model: m\nseeds: 2\n"):
+        own.write_text(content)
+        with pytest.raises(ConfigError, match=rf"^{own} was written or changed by hand, .*; rename it, or choose another output folder$"):
+            go(small)
+        assert own.read_text() == content
+        assert list(own.parent.iterdir()) == [own]
+    own.write_text(replace(small, seeds=5).to_yaml())  # as a study leaves it that was stopped before its first row
+    go(small)
+    assert yaml.safe_load(own.read_text())["seeds"] == 2
+
+
+@pytest.mark.parametrize("change", [{"model": "./nowhere"}, {"data_dir": "nowhere"}, {"overrides": {"base": {"r": 1}}}], ids=str)
+def test_a_refused_study_leaves_nothing_behind(small, change):
+    """Catches a folder with an empty record, left by a study that could never begin."""
+    with pytest.raises(UserError):
+        go(replace(small, **change))
+    assert not Path(small.output).exists()
+
+
+def test_a_second_process_leaves_the_study_file_of_the_first(small):
+    """Catches settings overwritten while their study runs its first cell, so that it cannot be gone on with."""
+    with ledger.Ledger(small):
+        with pytest.raises(ConfigError, match="another process is running the study"):
+            go(replace(small, seeds=5))
+        assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["seeds"] == 2
+
+
+def test_a_folder_that_cannot_be_made(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^the study's folder \S+file/out cannot be written \(Not a directory\); choose another output$"):
+        go(replace(small, output=str(tmp_path / "file" / "out")))
+
+
 def test_commit_of_a_copy_without_history(small, monkeypatch):
     """Catches rows from a rented machine that nobody can tell the code of, and a name that overrules the checkout's own."""
     monkeypatch.setenv("SHADOWPEFT_COMMIT", "1234abcd")

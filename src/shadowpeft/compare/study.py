@@ -220,9 +220,13 @@ class Study:
 
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft compare --config` reads."""
-        return "# A study of shadowpeft; to run or resume it: shadowpeft compare --config THIS_FILE\n" + yaml.safe_dump(
-            dataclasses.asdict(self), sort_keys=False, allow_unicode=True
-        )
+        return in_yaml(dataclasses.asdict(self))
+
+
+def in_yaml(settings: Any) -> str:
+    """Write the settings of a study as its file holds them, under a line that says what it is."""
+    header = "# A study of shadowpeft; to run or resume it: shadowpeft compare --config THIS_FILE\n"
+    return header + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
