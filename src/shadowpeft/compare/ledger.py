@@ -60,7 +60,9 @@ class Ledger:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+", encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"the study's folder {self.folder} cannot be written ({error.strerror}); choose another output") from error
+            raise CheckpointError(
+                f"the study's folder {self.folder} cannot be written ({error.strerror}); choose another output"
+            ) from error
         try:
             _lock(self._file, self.folder)
             if self.is_new:
