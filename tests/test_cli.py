@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,23 @@ def test_model_that_is_not_reachable(monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = mistake(["generate", "--model", "nobody/nothing", "--prompt", "x"], capsys)
     assert "the hub id nobody/nothing cannot be loaded" in said
+    remedy = "check its name, the connection and your access to it, or give a folder with config.json"
+    assert re.search(rf"cannot be loaded: We couldn't connect to [^;]*[^.;]; {remedy}$", said.strip()), "one sentence of three"
+
+
+def test_models_beside_a_missing_folder_are_named(base_folder, tmp_path, capsys):
+    """Catches a misspelt folder whose user has to look for the right one, and folders that hold no model."""
+    asked = ["generate", "--model", tmp_path / "models" / "qwn", "--prompt", "x"]
+    for name in ("qwen", "gemma"):
+        shutil.copytree(base_folder, tmp_path / "models" / name)
+    (tmp_path / "models" / "notes").mkdir()
+    there = f"{tmp_path}/models/gemma, {tmp_path}/models/qwen"
+    assert f"give a folder with config.json (there are: {there}), or a hub id such as" in mistake(asked, capsys)
+    for number in range(8):
+        shutil.copytree(tmp_path / "models" / "gemma", tmp_path / "models" / f"a{number}")
+    assert f"{tmp_path}/models/a7 and 2 more), or a hub id" in mistake(asked, capsys)
+    shutil.rmtree(tmp_path / "models")
+    assert "give a folder with config.json, or a hub id such as" in mistake(asked, capsys)
 
 
 def test_unexpected_errors_keep_their_trace(monkeypatch, base_folder):

@@ -424,6 +424,14 @@ def test_unknown_override_is_refused_by_name(method: str, setting: str, study: S
         methods.build(_cell(study, method), wrong, TASKS["classes"], 0, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("method", ["lora", "peft-shadow"])
+def test_settings_that_serve_no_study_are_no_overrides(method: str) -> None:
+    """Catches a list of settings that a study would record and never use, and one that a study needs left out with them."""
+    known = set(methods._known(method))
+    assert not known & {"base_model_name_or_path", "revision", "megatron_config", "runtime_config", "eva_config"}
+    assert known >= {"r", "target_modules", "modules_to_save", *(["lora_alpha", "use_rslora"] if method == "lora" else ["shadow_model"])}
+
+
 def test_overrides_and_alpha_reach_the_models(study: Study) -> None:
     """Catches settings that are recorded but not used."""
     given = {"lora": {"lora_dropout": 0.5}, "shadow": {"dropout": 0.4, "shadow_layers": 1.0}}

@@ -227,9 +227,9 @@ def test_squad_without_train_or_halves_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
-        ("amazon5", "stars", 6, r"amazon5: the test split holds 1 labels unseen in training \(6\); add training rows of them"),
+        ("amazon5", "stars", 6, r"amazon5: the test split holds 1 label unseen in training \(6\); add training rows of them"),
         ("newsgroups20", "group", "alt.unknown", r"unseen in training \(alt.unknown\)"),
-        ("clinc150", "intent", "weather", r"clinc150: the test split holds 1 labels unseen in training \(weather\)"),
+        ("clinc150", "intent", "weather", r"clinc150: the test split holds 1 label unseen in training \(weather\)"),
     ],
 )
 def test_labels_unseen_in_training_are_named(tmp_path, name, field, value, message):
@@ -256,7 +256,7 @@ def test_labels_unseen_in_training_are_named(tmp_path, name, field, value, messa
         ),
         ("arc_easy", {"question": "Which?", "choices": ["a", "b"], "answer": True}, "expected 'answer' to be int, got bool True"),
         ("subjqa", {"question": "Who?", "context": "He.", "answers": {"text": "He"}}, "expected 'answers' to hold a list 'text'"),
-        ("clinc150", {"text": "hello", "intent": "new"}, r"train split holds 1 labels that are not among the 151 of the task \(new\)"),
+        ("clinc150", {"text": "hello", "intent": "new"}, r"train split holds 1 label not among the 151 of the task \(new\)"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, name, row, message):

@@ -23,6 +23,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 # Beyond any model; a number from a damaged file is refused before anything is built from it.
 _LARGEST = 2**31
 
+# Metadata of a field that holds several names, separated by commas: in a file they may be a list.
+SEVERAL = {"several": True}
+
 
 @dataclass(frozen=True)
 class ShadowConfig:

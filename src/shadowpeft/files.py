@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_MOST_BESIDE = 8
+
 
 def load_config(source: str) -> "PretrainedConfig":
     """Read the configuration of a model folder or hub id.
@@ -95,12 +97,26 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
 def _reading(what: str, source: str) -> Iterator[None]:
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
     if is_path and not Path(source).is_dir():
-        raise UserError(f"there is no model folder {source}; give a folder with config.json, or a hub id such as Qwen/Qwen3-0.6B")
+        raise UserError(f"there is no model folder {source}; {_models_beside(Path(source))}or a hub id such as Qwen/Qwen3-0.6B")
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        where = "folder" if Path(source).is_dir() else "hub id"
-        raise UserError(f"the {what} of the {where} {source} cannot be loaded: {' '.join(str(error).split())}") from error
+        said, where, remedy = " ".join(str(error).split()), "folder", ""
+        if not Path(source).is_dir():
+            where = "hub id"
+            if isinstance(error, OSError):  # transformers' first line says what is wrong, the others guess at remedies
+                said = str(error).strip().partition("\n")[0].rstrip(". ")
+                remedy = "; check its name, the connection and your access to it, or give a folder with config.json"
+        raise UserError(f"the {what} of the {where} {source} cannot be loaded: {said}{remedy}") from error
+
+
+def _models_beside(missing: Path) -> str:
+    """Say what to give in place of a folder that does not exist: the models beside it, where there are any."""
+    beside = sorted(str(path.parent) for path in missing.expanduser().parent.glob("*/config.json"))
+    if not beside:
+        return "give a folder with config.json, "
+    more = f" and {len(beside) - _MOST_BESIDE} more" if len(beside) > _MOST_BESIDE else ""
+    return f"give a folder with config.json (there are: {', '.join(beside[:_MOST_BESIDE])}{more}), "
 
 
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:

@@ -6,18 +6,33 @@ import json
 import re
 import typing
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from shadowpeft.config import nearest
+from shadowpeft.config import SEVERAL, nearest
 from shadowpeft.errors import ConfigError
 
 # What jsonargparse says of a value that is none of several types.
 _UNION = re.compile(r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL)
+# What a name may be in a file; a rank is a number.
+_NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
+
+
+class _Parser(ArgumentParser):
+    """A parser that takes a list in a file where a setting holds several names, separated by commas.
+
+    Attributes:
+        several: those settings.
+    """
+
+    several: Collection[str] = ()
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        return super().parse_string(_joined(content, self.several) if self.several else content, *args, **kwargs)
 
 
 def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
@@ -29,7 +44,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
     """
     hints = _hints(run)
     summary = inspect.getdoc(run) or ""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=f"shadowpeft {verb}",
         usage=f"shadowpeft {verb} [flags]",
         description=summary.partition("\n\n")[0],
@@ -40,6 +55,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
     settings = typing.get_type_hints(run).get("settings")
     if settings is not None:
         parser.add_class_arguments(settings)
+        parser.several = [entry.name for entry in dataclasses.fields(settings) if entry.metadata == SEVERAL]
     parser.add_function_arguments(run, skip={"settings"})
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))
@@ -174,6 +190,21 @@ def _flat_keys(content: dict[Any, Any], known: Sequence[str], prefix: str = "") 
             yield from _flat_keys(value, known, f"{name}.")
         else:
             yield name
+
+
+def _joined(content: str, several: Collection[str]) -> str:
+    """Rewrite a file's YAML so that a list or a number is text where a setting holds several names; all else stays as it is."""
+    root = yaml.compose(content, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode), "a file that holds no settings has been refused"
+    root.value = [(key, _as_text(value) if key.value in several else value) for key, value in root.value]
+    return yaml.serialize(root, allow_unicode=True)
+
+
+def _as_text(node: yaml.Node) -> yaml.Node:
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not parts or any(part.tag not in _NAMES for part in parts):
+        return node
+    return yaml.ScalarNode(_NAMES[0], ",".join(part.value for part in parts))
 
 
 def _nearest_flag(name: str, known: Sequence[str]) -> str:

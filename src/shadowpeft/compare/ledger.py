@@ -16,8 +16,8 @@ import yaml
 import shadowpeft
 from shadowpeft import files
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.study import Study
-from shadowpeft.errors import ConfigError, DataError
+from shadowpeft.compare.study import Study, in_yaml
+from shadowpeft.errors import CheckpointError, ConfigError, DataError
 from shadowpeft.evaluate import finite
 
 STUDY = "study.yaml"
@@ -43,6 +43,7 @@ class Ledger:
 
     Raises:
         ConfigError: the folder holds another study or something else, or another process is running this study.
+        CheckpointError: the folder cannot be written.
         DataError: the record is damaged.
     """
 
@@ -55,11 +56,17 @@ class Ledger:
         check_folder(study)
 
     def __enter__(self) -> "Ledger":
-        if not _has_rows(self.folder):
-            files.write_together(self.folder, {STUDY: files.text(self.study.to_yaml())})
-        self._file = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"the study's folder {self.folder} cannot be written ({error.strerror}); choose another output"
+            ) from error
         try:
             _lock(self._file, self.folder)
+            if self.is_new:
+                files.write_together(self.folder, {STUDY: files.text(self.study.to_yaml())})
             self.rows = read(self.path, cut=True)
         except BaseException:
             self._file.close()
@@ -69,6 +76,11 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the folder holds no row yet; nothing is written to it before the ledger is entered."""
+        return not _has_rows(self.folder)
 
     def forget_failures(self) -> None:
         """Take failed cells as not run, but for those that could make the test split count twice.
@@ -160,7 +172,7 @@ def _lock(file: TextIO, folder: Path) -> None:
 
 
 def check_folder(study: Study) -> None:
-    """Refuse a folder that holds another study, this one under other settings, or something that is no study.
+    """Refuse a folder that holds another study, this one under other settings, something that is no study, or a user's own file.
 
     Raises:
         ConfigError: it does; the message says what to do.
@@ -174,7 +186,8 @@ def check_folder(study: Study) -> None:
                 f"the output folder {folder} holds something other than a study (it has no {STUDY}); choose another or empty it"
             )
         return
-    if not _has_rows(folder):  # begun, and refused for a mistake that is put right by now
+    if not _has_rows(folder):  # begun, and stopped before anything was measured
+        _refuse_to_overwrite(folder / STUDY)
         return
     before = {**_WITHOUT, **_read_settings(folder / STUDY)}
     now = yaml.safe_load(study.to_yaml())
@@ -191,6 +204,20 @@ def check_folder(study: Study) -> None:
             f"this study has read its test split; start a new one in a new folder to change its settings, or set them back ({what})"
         )
     raise ConfigError(f"{folder} holds this study under other settings ({what}); set them back, or choose another output folder")
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    """Refuse a study file that a user wrote or changed: one of this program's holds its values in its own words, and no remarks."""
+    try:
+        content = path.read_text(encoding="utf-8")
+        is_ours = content == in_yaml(yaml.safe_load(content))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        is_ours = False
+    if not is_ours:
+        raise ConfigError(
+            f"{path} was written or changed by hand, and a study in {path.parent} would overwrite it; rename it, or choose another output "
+            "folder"
+        )
 
 
 def _has_rows(folder: Path) -> bool:

@@ -27,6 +27,9 @@ from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach
 
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
+# Settings of PEFT that say where a saved adapter came from, or that serve what a study does not do: other runtimes, passes over data first.
+_PROVENANCE = ("base_model_name_or_path", "revision")
+_ELSEWHERE = ("runtime_config", "megatron_config", "megatron_core", "arrow_config", "eva_config", "corda_config", "lora_ga_config")
 MATCHED = ("lora", "dora", "peft-shadow", "shadow", "shadow-paper")
 
 
@@ -322,7 +325,7 @@ def _refuse_unknown(method: str, given: Iterable[str]) -> None:
 def _known(method: str) -> list[str]:
     """List the settings of a method that a study may set."""
     kinds: dict[str, Any] = {"lora": LoraConfig, "dora": LoraConfig, "peft-shadow": PeftShadowConfig, **dict.fromkeys(OURS, ShadowConfig)}
-    fixed = ("task_type", "peft_type", "use_dora", "inference_mode", "auto_mapping", "peft_version")
+    fixed = ("task_type", "peft_type", "use_dora", "inference_mode", "auto_mapping", "peft_version", *_PROVENANCE, *_ELSEWHERE)
     return [name for name in (entry.name for entry in dataclasses.fields(kinds[method])) if name not in fixed] if method in kinds else []
 
 

@@ -70,12 +70,15 @@ def compare(study: Study, retry: bool = False, run_cell: RunCell | None = None, 
         KeyboardInterrupt: the study was stopped; what was measured is recorded, and the report tells of it.
     """
     began = time.perf_counter()
-    with Ledger(study) as ledger:
+    ledger = Ledger(study)
+    is_new = ledger.is_new
+    if is_new:  # a study that is refused leaves nothing behind
+        _check(study)
+    with ledger:
         if retry:
             ledger.forget_failures()
-        if ready(study, ledger.rows):
-            check_models(study)
-            check_numbers(study, check_data(study))
+        if not is_new and ready(study, ledger.rows):
+            _check(study)
         run_cell, report = run_cell or _run_cell(), report or _report()
         with _stopping_as_ctrl_c(), _progress(study, ledger) as show:
             try:
@@ -84,6 +87,11 @@ def compare(study: Study, retry: bool = False, run_cell: RunCell | None = None, 
                 _report_unless_it_fails(report, study, ledger)
                 raise
         return _finish(study, ledger.rows, report, began)
+
+
+def _check(study: Study) -> None:
+    check_models(study)
+    check_numbers(study, check_data(study))
 
 
 def report_again(study: Study, report: Report | None = None) -> StudyResult:

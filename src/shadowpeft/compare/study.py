@@ -5,12 +5,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from shadowpeft.compare.cell import Setting
-from shadowpeft.config import nearest, refuse_gaps
+from shadowpeft.config import SEVERAL, nearest, refuse_gaps
 from shadowpeft.errors import ConfigError
 
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
@@ -53,7 +53,7 @@ class Study:
     """Settings of a study.
 
     Args:
-        model: folders or hub ids of the bases, separated by commas.
+        model: folders or hub ids of the bases, separated by commas; in a file a list will do, here and for tasks, methods and ranks.
         tasks: names of the tasks, separated by commas.
         output: folder of the study; gets study.yaml, compare-NAME.jsonl, table.md and the plots.
         methods: names of the methods, separated by commas.
@@ -91,10 +91,10 @@ class Study:
         ConfigError: a value is unknown, out of range or contradicts another.
     """
 
-    model: str
-    tasks: str
+    model: str = field(metadata=SEVERAL)
+    tasks: str = field(metadata=SEVERAL)
     output: str
-    methods: str = "base,lora,shadow"
+    methods: str = field(default="base,lora,shadow", metadata=SEVERAL)
     name: str | None = None
     seeds: int = 3
     trials: int = 4
@@ -102,7 +102,7 @@ class Study:
     tie_standard_errors: float = 1.0
     steps: int = 300
     batch_size: int = 16
-    ranks: str = "16"
+    ranks: str = field(default="16", metadata=SEVERAL)
     search: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     shadow_model: str | None = None
@@ -117,7 +117,7 @@ class Study:
     forgetting_rows: int = 64
     search_seed: int = 1000
     bf16: bool = False
-    device: Literal["auto", "cpu"] = "auto"
+    device: str = "auto"
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class Study:
                 f"tie_standard_errors must be a number, 0 or more, got {self.tie_standard_errors!r}; 0 lets the best value decide"
             )
         if self.device not in ("auto", "cpu"):
-            raise ConfigError(f"device must be auto or cpu, got {self.device!r}")
+            raise ConfigError(f"device must be auto or cpu, got {self.device!r}; auto takes the GPUs, if there are any")
         self._check_name()
         self._check_names()
         object.__setattr__(self, "test_skip", self._plainest_skip())
@@ -148,7 +148,9 @@ class Study:
         for method in self.names("methods"):
             _check_trials(method, self.search.get(method), self.trials)
         if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
-            raise ConfigError("the method shadow-explicit needs shadow_model: the folder or hub id of its pretrained shadow")
+            raise ConfigError(
+                "the method shadow-explicit needs shadow_model, --shadow on the command line: the folder or hub id of its pretrained shadow"
+            )
 
     def _check_name(self) -> None:
         name = self.name or Path(self.output).absolute().name
@@ -220,9 +222,13 @@ class Study:
 
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft compare --config` reads."""
-        return "# A study of shadowpeft; to run or resume it: shadowpeft compare --config THIS_FILE\n" + yaml.safe_dump(
-            dataclasses.asdict(self), sort_keys=False, allow_unicode=True
-        )
+        return in_yaml(dataclasses.asdict(self))
+
+
+def in_yaml(settings: Any) -> str:
+    """Write the settings of a study as its file holds them, under a line that says what it is."""
+    header = "# A study of shadowpeft; to run or resume it: shadowpeft compare --config THIS_FILE\n"
+    return header + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def refuse_unknown(name: str, known: Collection[str], what: str) -> None:

@@ -114,14 +114,13 @@ def classified(
     """
     trained = {label for _, label in texts["train"]}
     for split, pairs in texts.items():
-        known, of = (
-            (set(labels), f"that are not among the {len(labels)} of the task") if split == "train" else (trained, "unseen in training")
-        )
+        known, of = (set(labels), f"not among the {len(labels)} of the task") if split == "train" else (trained, "unseen in training")
         strange = sorted({label for _, label in pairs} - known)
         if strange:
             listed = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
+            what = "1 label" if len(strange) == 1 else f"{len(strange)} labels"
             remedy = "rename or drop their rows" if split == "train" else "add training rows of them or drop theirs"
-            raise DataError(f"{name}: the {split} split holds {len(strange)} labels {of} ({listed}); {remedy}")
+            raise DataError(f"{name}: the {split} split holds {what} {of} ({listed}); {remedy}")
     index = {label: number for number, label in enumerate(labels)}
     return {split: [Item(text, index[label], group=group(label)) for text, label in pairs] for split, pairs in texts.items()}
 
