@@ -169,15 +169,12 @@ class _First:
 
 def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
-    from shadowpeft import arch, files, shadow_source
+    from shadowpeft import arch, shadow_source
 
     limits = [arch.context_of(base)]
     if config.start not in (FRESH, BLOCKS):
         limits.append(arch.context_of(shadow_source.config_of(config.start, base)))
-        if not shadow_source.holds(config.start):
-            from shadowpeft.pretrain.tokens import refuse_other_tokenizer
-
-            refuse_other_tokenizer(tokenizer, files.load_tokenizer(config.start))
+        shadow_source.refuse_other_tokens(config.start, tokenizer)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
