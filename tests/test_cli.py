@@ -18,7 +18,7 @@ from test_train import one_thread, save_base, write_rows  # noqa: F401 - a fixtu
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach, doctor
+from shadowpeft import ShadowConfig, ShadowedModel, attach, doctor, files
 from shadowpeft import cli as command_line
 from shadowpeft.cli import _parser, main
 from shadowpeft.cli import compare as compare_verb
@@ -381,6 +381,28 @@ def test_export_is_all_or_nothing(base_folder, adapter_folder, monkeypatch, tmp_
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     assert export(str(base_folder), adapter_folder, tmp_path / "small").parameters
+
+
+class Silent(torch.nn.Linear):
+    """A head that gives neither its weights nor an answer, as a quantised one of an unknown kind may."""
+
+    def forward(self, _):
+        raise RuntimeError("no kernel for this")
+
+
+def test_a_head_that_cannot_be_folded_is_a_mistake_of_one_sentence(base_folder, adapter_folder, monkeypatch, tmp_path, capsys):
+    """Catches a trace, and a half-written folder, where the base's head is quantised in a way that nobody can read."""
+    load = files.load_model
+
+    def quantised(*args, **kwargs):
+        base = load(*args, **kwargs)
+        base.lm_head.__class__ = Silent
+        return base
+
+    monkeypatch.setattr(files, "load_model", quantised)
+    said = mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"], capsys)
+    assert "needs the base's head as plain numbers, and this Silent does not give them (no kernel for this)" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor(capsys):

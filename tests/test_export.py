@@ -240,9 +240,18 @@ def test_a_full_disk_is_found_before_the_first_byte(ready: SimpleNamespace, tmp_
     """Catches a disk filled to the brim by an export that cannot end well."""
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *_, **__: pytest.fail("it was written all the same"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
-    with pytest.raises(CheckpointError, match=r"takes about 0\.1 GB, and 0\.0 GB are free in"):
+    with pytest.raises(CheckpointError, match=r"takes about 1\.\d MB, and 1\.0 MB are free in"):
         export(ready.base, ready.adapter, tmp_path / "new" / "small")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_asks_for_little_more_room_than_it_takes(ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a small export refused for want of room that it would never take, and a large one without room for its tokenizer."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 << 20))
+    assert export(ready.base, ready.adapter, tmp_path / "small").size_bytes < 2 << 20
+    monkeypatch.setattr("shadowpeft.export.folder.bytes_of", lambda _: 2_000_000_000)
+    with pytest.raises(CheckpointError, match=r"takes about 2\.1 GB, and 3\.1 MB are free in"):
+        export(ready.base, ready.adapter, tmp_path / "other")
 
 
 # The hub, which a fake stands for

@@ -17,7 +17,7 @@ LAYERS = [
     {"shadow", "boundary"},
     {"adapter", "losses", "outputs", "lent"},
     {"frame", "sharding", "heads", "generate", "card", "stock"},
-    {"strict", "checkpoint", "authors", "shadow_folder", "shadow_source", "detach"},
+    {"strict", "checkpoint", "authors", "shadow_folder", "shadow_source", "tokens", "detach"},
     {"adapter_set"},
     {"model"},
     {"rows", "embedded"},

@@ -1,6 +1,6 @@
 """Exported GGUF files in a real llama.cpp, against transformers: the same tokens of a text, and the same greedy answers.
 
-`pip install xllamacpp` brings a llama.cpp (https://pypi.org/project/xllamacpp); without it all of this is skipped.
+xllamacpp (https://pypi.org/project/xllamacpp), of the extra `dev`, brings a llama.cpp; without it all of this is skipped.
 """
 
 import gc
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import ANSWER, PROMPTS, greedy, save_adapter, until_end
+from exported import ANSWER, PROMPTS, SHADOWS, greedy, save_adapter, until_end
 from families import attached, perturb, tiny_config, tiny_model
 from gguf_tokenizers import TEXTS, TOKENIZERS, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "sentencepiece",
         {"tie_word_embeddings": True, "num_hidden_layers": 7, "layer_types": [*[SLIDING] * 5, "full_attention", SLIDING]},
     ),
+    "llama, explicit": ("llama", "llama 3", {"tie_word_embeddings": True}),
+    "qwen2, explicit": ("qwen2", "qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
 }  # fmt: skip
+# Of explicit shadows, what is otherwise than in the base: another width, so that there is a P to fold into the head.
+EXPLICIT = {"llama, explicit": {"hidden_size": 16}, "qwen2, explicit": {"hidden_size": 64}}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,20 +121,25 @@ def assert_same_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             assert until_end(got, tokenizer) == until_end(wanted, tokenizer), text
 
 
-def tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
+    """Make the base, its tokenizer and, where the shadow is explicit, the model that it is made of."""
     family, kind, changes = MODELS[name]
     tokenizer = tokenizer_of(kind)
     size = {"vocab_size": len(tokenizer) + 3, "max_position_embeddings": 256}  # rows that no token has, as in Qwen's models
     config: PretrainedConfig = tiny_config(family, **{**size, **changes})
     config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, 0, tokenizer.bos_token_id
-    return tiny_model(family, config=config), tokenizer
+    shadow = None
+    if name in EXPLICIT:
+        shadow = tiny_model(family, seed=7, config=tiny_config(family, **{**size, **changes, **EXPLICIT[name]}))
+    return tiny_model(family, config=config), tokenizer, shadow
 
 
-def exported(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, **arguments: Any) -> tuple[Path, PreTrainedModel]:
+def exported(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, shadow: PreTrainedModel | None = None, **arguments: Any
+) -> tuple[Path, PreTrainedModel]:
     """Attach a shadow, save it as a user has it, export it in both formats; return the GGUF file and the folder's model."""
-    blocks = model.config.num_hidden_layers
-    same = {"shadow_layers": blocks, "shadow_head_dim": None}
-    shadowed = perturb(attached(model, ShadowConfig(**same))).eval()
+    settings = ShadowConfig() if shadow is not None else ShadowConfig(shadow_layers=model.config.num_hidden_layers, shadow_head_dim=None)
+    shadowed = perturb(attached(model, settings, shadow)).eval()
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     shadowed.save_pretrained(tmp_path / "adapter")
@@ -143,8 +152,9 @@ def exported(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_pat
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_answers_as_in_transformers(name: str, tmp_path: Path) -> None:
     """Catches a permutation, norm, scale, window, cap or rotary setting that llama.cpp understands otherwise."""
-    model, tokenizer = tiny(name)
-    path, small = exported(model, tokenizer, tmp_path, dtype="float32")
+    model, tokenizer, shadow = tiny(name)
+    path, small = exported(model, tokenizer, tmp_path, shadow, dtype="float32")
+    assert (name in EXPLICIT) == (small.config.hidden_size != model.config.hidden_size)
     assert_same_answers(small, tokenizer, path, TEXTS[:5])
     bound = 5e-3 if "gemma" in name else 1e-4  # llama.cpp reads Gemma's activation off a table of float16
     with llama_cpp(path) as runs:
@@ -173,11 +183,11 @@ def test_every_tokenizer_reads_as_in_transformers(kind: str, tmp_path: Path) -> 
 # The embedded model, whose shadow writes words
 
 
-@pytest.fixture(scope="module")
-def embedded_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=SHADOWS)
+def embedded_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of the embedded model's shadow in all types."""
     tmp_path = tmp_path_factory.mktemp("embedded")
-    folder = save_adapter(tmp_path / "adapter")
+    folder = save_adapter(tmp_path / "adapter", request.param)
     for dtype in ("float32", "float16", "bfloat16"):
         export(folder, tmp_path / "adapter", tmp_path / dtype, dtype)
         export(folder, tmp_path / "adapter", tmp_path / f"{dtype}.gguf", dtype, to="gguf")
@@ -186,7 +196,7 @@ def embedded_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(embedded_files: Path) -> None:
-    """Catches whatever shows only in text of many tokens, with a vocabulary of 6,144."""
+    """Catches whatever shows only in text of many tokens, with a vocabulary of 6,144; explicit, a folded head that is lost or misread."""
     model, tokenizer = (auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer))
     assert len(PROMPTS) == 20
     assert_same_answers(model.eval(), tokenizer, embedded_files / "float32.gguf", PROMPTS)

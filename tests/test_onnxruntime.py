@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from exported import ANSWER, PROMPTS, greedy, save_adapter, until_end
+from exported import ANSWER, PROMPTS, SHADOWS, greedy, save_adapter, until_end
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowpeft.export import export
@@ -15,9 +15,10 @@ pytest.importorskip("onnx_ir")
 
 
 @pytest.mark.slow
-def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SHADOWS)
+def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(kind: str, tmp_path: Path) -> None:
     """Catches a folder that ONNX Runtime's exporter refuses or understands otherwise."""
-    base = save_adapter(tmp_path / "adapter")
+    base = save_adapter(tmp_path / "adapter", kind)
     export(base, tmp_path / "adapter", tmp_path / "small", "float32")
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "small", "-o", "onnx", "-p", "fp32", "-e", "cpu"]
     done = subprocess.run(builder, cwd=tmp_path, capture_output=True, text=True, check=False)

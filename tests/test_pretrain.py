@@ -130,6 +130,22 @@ def test_final_loss_is_that_of_the_detached_model(straight, base_folder, text_fi
         assert told["base loss"] == pytest.approx(base(rows, labels=rows).loss.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["first documents", "eval data"])
+def test_bad_rows_of_the_held_out_text_are_told_and_take_no_documents_place(apart, straight, base_folder, text_file, tmp_path):
+    """Catches unusable rows that are dropped without a word, and that leave fewer documents to evaluate on, or none."""
+    lines, bad = text_file.read_text().splitlines(keepends=True), ['{"text": ""}\n'] * 5 + ["{\n"]
+    data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
+    data.write_text("".join(lines if apart else [*bad, *lines]))
+    held_out.write_text("".join([*bad, *lines[:4]]))
+    settings = _settings(base_folder, data, tmp_path / "run", max_steps=4, eval_data=str(held_out) if apart else None)
+    source = held_out if apart else data
+    told = rf"held-out text .*: 5 empty \(the first is {source}:1\), 1 undecodable \(the first is {source}:6\)"
+    with pytest.warns(UserWarning, match="of the text without"), pytest.warns(UserWarning, match=told):
+        result = pretrain(settings)
+    assert (result.eval_empty_rows, result.eval_undecodable_rows, result.empty_rows, result.undecodable_rows) == (5, 1, 1, 1)
+    assert result.start_loss == pytest.approx(logged(straight, "eval_loss")[0], rel=1e-6), "of the same four documents"
+
+
 def test_run_file_repeats_the_run(straight, tmp_path):
     """Catches a setting missing from run.yaml and a random choice that the seed does not decide."""
     assert main(["pretrain", "--config", str(straight / "run.yaml"), "--output", str(tmp_path / "again")]) == 0

@@ -208,6 +208,16 @@ def test_held_out_documents_are_never_trained_on(tmp_path, encoder):
     assert not any(zebra & set(row) for row in take(rows, 60))
 
 
+def test_documents_are_held_out_and_not_rows(tmp_path, encoder):
+    """Catches unusable rows that take the places of documents to hold out, so that these are trained on."""
+    path = write_lines(tmp_path / "rows.jsonl", [b"", b"{", *as_lines(["zebra " * 30]), b"", *as_lines(["zebra " * 30, *TEXTS])])
+    rows = Rows(Corpus(str(path)), encoder, 7, held_out=2)
+    assert rows.first == 5
+    zebra = set(encoder._tokenizer("zebra")["input_ids"]) - set(encoder._tokenizer(" ".join(TEXTS))["input_ids"])
+    assert not any(zebra & set(row) for row in take(rows, 60))
+    assert not rows.skipped.total(), "they belong to what is held out"
+
+
 def test_passed_over_rows_are_counted_once(tmp_path, encoder):
     """Catches counts that grow with every lap, or that a resumed run loses or counts twice."""
     path = write_lines(tmp_path / "rows.jsonl", [b"", *as_lines(TEXTS), b"{", *as_lines(TEXTS)])
@@ -255,8 +265,10 @@ def test_beginning_of_text_comes_once_a_document():
         (["a"], {}, "at least one row of 7 tokens, got less text"),
         (TEXTS, {"held_out": 5}, "behind the 5 documents held out"),
         ([" ", " "], {}, "2 empty rows were passed over"),
+        ([" "], {}, "1 empty row was passed over"),
+        ([" ", *TEXTS], {"held_out": 5}, r"behind the 5 documents held out, got less text \(1 empty row was passed over"),
     ],
-    ids=["short", "all held out", "nothing but empty"],
+    ids=["short", "all held out", "nothing but empty", "one that is empty", "empty among all held out"],
 )
 def test_too_little_text_is_refused(tmp_path, encoder, texts, settings, told):
     """Catches a run that reads the same few bytes for ever without a row to train on."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, shadow_folder
 from shadowpeft.checkpoint import BaseFacts
 from shadowpeft.cli import _parser, compare, main, train
+from shadowpeft.compare.checks import check_models
+from shadowpeft.compare.study import Study
 from shadowpeft.pretrain.start import fresh
 
 NEEDED = ["--model", "m", "--data", "d", "--output", "o"]
@@ -90,3 +93,31 @@ def test_contradicting_sizes_are_one_sentence(folders, capsys):
     assert run(folders, "--shadow", str(folders / "shadow"), "--shadow.shadow-intermediate-size=24") == 2
     assert "shadow_intermediate_size is set to 24, and the shadow in" in capsys.readouterr().err
     shutil.rmtree(folders / "shadow")
+
+
+def with_other_tokens(folders) -> Path:
+    """A plain model beside the base whose tokenizer, of the same size, has two tokens in each other's place."""
+    model = save_base(folders / "model")
+    content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (model / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return model
+
+
+def test_a_model_with_the_bases_tokenizer_serves(folders):
+    """Catches a comparison of more than tokens, which would refuse every plain model."""
+    assert run(folders, "--shadow", str(save_base(folders / "model", hidden_size=16)), "--max-steps=1") == 0
+
+
+def test_a_model_with_another_tokenizer_of_the_same_size_is_refused(folders, capsys, monkeypatch):
+    """Catches a shadow that hears noise for words, which nothing else would tell: the sizes fit."""
+    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the base was loaded"))
+    assert run(folders, "--shadow", str(with_other_tokens(folders))) == 2
+    assert "'A' to the base and 'B' to the shadow" in capsys.readouterr().err
+
+
+def test_a_study_refuses_it_too(folders):
+    study = Study(str(folders / "base"), "clinc150", "o", methods="shadow-explicit", shadow_model=str(with_other_tokens(folders)))
+    with pytest.raises(ConfigError, match="'A' to the base and 'B' to the shadow"):
+        check_models(study)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import ANSWER, PROMPTS, greedy, save_adapter, until_end
+from exported import ANSWER, PROMPTS, SHADOWS, greedy, save_adapter, until_end
 from families import attached, perturb, tiny_config, tiny_model
 from gguf_tokenizers import TEXTS, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,9 +67,10 @@ def assert_same_answers(folder: Path, texts: list[str]) -> None:
         assert until_end(got, tokenizer) == until_end(greedy(model, ids), tokenizer), text
 
 
-def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SHADOWS)
+def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(kind: str, tmp_path: Path) -> None:
     """Catches a folder that vLLM refuses or understands otherwise."""
-    base = save_adapter(tmp_path / "adapter")
+    base = save_adapter(tmp_path / "adapter", kind)
     export(base, tmp_path / "adapter", tmp_path / "small", "float32")
     assert len(PROMPTS) == 20
     assert_same_answers(tmp_path / "small", PROMPTS)

@@ -27,7 +27,7 @@ from shadowpeft.linear_ce import token_losses
 from shadowpeft.pretrain import start, warm
 from shadowpeft.pretrain.corpus import Corpus
 from shadowpeft.pretrain.packing import Encoder, Rows
-from shadowpeft.pretrain.tokens import refuse_other_tokenizer
+from shadowpeft.tokens import refuse_other_tokenizer
 
 COLUMNS = ("P", "perplexity", "error of logits", "error of weights", "error of states", "rms of P x", "ridge strength", "seconds")
 

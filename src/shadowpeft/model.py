@@ -46,7 +46,8 @@ def attach(
         config: the settings; `ShadowConfig()` by default.
         shadow: what to start from: a pretrained model whose decoder becomes an explicit shadow and is trained in place, or the folder of
             a pretrained shadow (of `shadowpeft pretrain`, or a projected model of the authors' package), whose sizes are taken; `None`
-            builds a small random shadow of the base's own architecture.
+            builds a small random shadow of the base's own architecture. That a model has the base's tokenizer is for the caller to see
+            to: none is at hand here to compare.
         adapter: the name of the adapter.
         dtype: type of the trained weights; the base's by default. Another type than the base's needs autocast.
         impl: what computes the boundaries: `auto`, `reference`, `compile` or `triton` (see `ShadowedModel.set_impl`).

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowpeft import arch, authors, files, shadow_folder
+from shadowpeft import arch, authors, files, shadow_folder, tokens
 from shadowpeft.config import ShadowConfig
 from shadowpeft.shadow import Shadow, explicit, implicit
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What pretrained shadows were measured with (results/large_base, results/method_search); 0.6 was for random ones alone.
 PRETRAINED_ALPHA = 0.3
@@ -66,6 +66,21 @@ def open_source(source: str, dtype: "torch.dtype", attn_implementation: str | No
         UserError: there is no such model or folder, or it cannot be read.
     """
     return source if holds(source) else files.load_model(source, dtype, attn_implementation)
+
+
+def refuse_other_tokens(source: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise where what a user names is a whole model whose tokens are not the base's; the folder of a pretrained shadow knows its base.
+
+    Args:
+        source: what the shadow is to start from, a folder or hub id.
+        tokenizer: the base's.
+
+    Raises:
+        ConfigError: the tokenizers differ.
+        UserError: the model's cannot be read.
+    """
+    if not holds(source):
+        tokens.refuse_other_tokenizer(tokenizer, files.load_tokenizer(source))
 
 
 def config_of(source: str, base: "PretrainedConfig") -> "PretrainedConfig":

@@ -143,6 +143,8 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
         _check_packs(base, shadow)
     positions = arch.context_of(base)
     tokenizer = files.load_tokenizer(config.model)
+    if config.shadow_model is not None:
+        shadow_source.refuse_other_tokens(config.shadow_model, tokenizer)
     limit = context_length(positions, tokenizer, config.max_length)
     examples = encode_all(rows, tokenizer, limit)
     eval_examples = encode_all(held_out, tokenizer, limit) if held_out else []

@@ -30,11 +30,12 @@ def check_models(study: Study) -> None:
 
     for model in study.names("model"):
         config = files.load_config(model)
-        files.load_tokenizer(model)
+        tokenizer = files.load_tokenizer(model)
         if set(study.names("methods")) & set(SHADOWS):
             arch.family_of_config(config)
         if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
             shadow_source.config_of(study.shadow_model, config)
+            shadow_source.refuse_other_tokens(study.shadow_model, tokenizer)
     methods.check(study)
 
 

@@ -18,8 +18,8 @@ from shadowpeft.export.card import model_card
 from shadowpeft.export.source import Source
 
 Format = Literal["hf", "gguf"]
-# What a tokenizer, a card and configurations may take beside the weights.
-_BESIDE = 64 << 20
+# What a tokenizer, a card and configurations may take beside the weights: a share of these, and at least so many bytes.
+_BESIDE, _BESIDE_AT_LEAST = 0.05, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def export(
     client = None if push is None else hub.logged_in(push)
     model = source.detach("auto" if dtype == "q8_0" else dtype)
     card = model_card(source, model, to, str(model.dtype if dtype == "auto" else dtype).removeprefix("torch."))
-    _refuse_full(output, folder.bytes_of(model) + _BESIDE)
+    _refuse_full(output, _room_for(folder.bytes_of(model)))
     with _aside(output) as partial:
         if to == "hf":
             folder.write(model, source.tokenizer, card, partial, max_shard_size)
@@ -116,6 +116,11 @@ def _refuse_taken(output: Path, to: Format) -> None:
         raise ConfigError(f"the output {output} exists and is not an empty folder; choose another")
 
 
+def _room_for(weights: int) -> int:
+    """Estimate the bytes of an export from those of its weights."""
+    return weights + max(round(_BESIDE * weights), _BESIDE_AT_LEAST)
+
+
 def _refuse_full(output: Path, needed: int) -> None:
     """Raise if the disk has no room, before the first byte is written.
 
@@ -126,9 +131,13 @@ def _refuse_full(output: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
-            f"there is no room for {output}: it takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}; "
+            f"there is no room for {output}: it takes about {_shown(needed)}, and {_shown(free)} are free in {place}; "
             "choose another disk or a smaller --dtype"
         )
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 @contextmanager

@@ -85,11 +85,12 @@ class Rows(IterableDataset):
         corpus: the documents.
         encoder: makes tokens of them.
         length: T.
-        held_out: so many first documents are left out.
+        held_out: so many first documents are left out, with the unusable rows among and before them.
         block: rows that are shuffled together.
         seed: decides their order, and where rows begin in later laps.
 
     Attributes:
+        first: index of the row of the source behind what is held out.
         start: where to begin.
         skipped: rows of the source without a document, by kind, as far as it was read in the first lap.
         first_skipped: the first of each kind.
@@ -98,7 +99,9 @@ class Rows(IterableDataset):
     def __init__(self, corpus: Corpus, encoder: Encoder, length: int, held_out: int = 0, block: int = 1, seed: int = 0) -> None:
         self._corpus, self._encoder, self.length = corpus, encoder, length
         self._held_out, self._block, self._seed = held_out, block, seed
-        self.start = Place(document=held_out)
+        self._passed: Counter[str] = Counter()  # of what is held out
+        self.first = self._behind(held_out)
+        self.start = Place(document=self.first)
         self.skipped: Counter[str] = Counter()
         self.first_skipped: dict[str, str] = {}
 
@@ -119,7 +122,7 @@ class Rows(IterableDataset):
                     yield {"input_ids": block[order[number]][0], "place": np.array(place._replace(row=number + 1))}
                 _, document, offset, empty, undecodable = block[-1]
                 place = Place(place.lap, document, offset, 0, empty, undecodable)
-            if not got and place[:3] == (0, self._held_out, 0):
+            if not got and place[:3] == (0, self.first, 0):
                 self._refuse_too_short()
             place = self._next_lap(place)
 
@@ -135,19 +138,34 @@ class Rows(IterableDataset):
             self._refuse_too_short()
         return whole or rows
 
+    def _behind(self, documents: int) -> int:
+        """Find the row of the source behind so many documents, or its end."""
+        index = 0
+        for found in self._corpus.read() if documents else ():
+            index += 1
+            if isinstance(found, Unusable):
+                self._passed[found.kind] += 1
+            else:
+                documents -= 1
+            if not documents:
+                break
+        return index
+
     def _refuse_too_short(self) -> None:
-        beyond = f" behind the {self._held_out} documents held out" if self._held_out else ""
-        bad = ", ".join(f"{count} {kind}" for kind, count in self.skipped.items() if count)
+        beyond = f" behind the {_counted(self._held_out, 'document')} held out" if self._held_out else ""
+        passed = +(self._passed + self.skipped)
+        bad = ", ".join(_counted(count, f"{kind} row") for kind, count in passed.items())
+        were = "was" if passed.total() == 1 else "were"
         raise DataError(
             f"{self._corpus.source}: expected at least one row of {self.length} tokens{beyond}, got less text"
-            f"{f' ({bad} rows were passed over)' if bad else ''}; add text, lower max_length or hold out less"
+            f"{f' ({bad} {were} passed over)' if bad else ''}; add text, lower max_length or hold out less"
         )
 
     def _next_lap(self, place: Place) -> Place:
         """Begin again a little further on, so that rows are not cut where they were."""
         lap = place.lap + 1
         shift = random.Random(f"{self._seed} {lap}").randrange(self.length)
-        return Place(lap, self._held_out, shift, 0, self.skipped["empty"], self.skipped["undecodable"])
+        return Place(lap, self.first, shift, 0, self.skipped["empty"], self.skipped["undecodable"])
 
     def _in_order(self, place: Place, keep_short: bool = False) -> Iterator[tuple[np.ndarray, int, int, int, int]]:
         """Give rows with the document and offset that the next one begins at, and the counts of what was passed over till there."""
@@ -169,6 +187,10 @@ class Rows(IterableDataset):
                 missing -= len(ids) - taken
         if keep_short and parts:
             yield np.concatenate(parts), 0, 0, 0, 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

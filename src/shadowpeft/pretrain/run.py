@@ -46,6 +46,8 @@ class PretrainResult:
         laps: how many times the text was read to its end.
         empty_rows: rows of the source that hold no text, as far as it was read.
         undecodable_rows: rows of it that could not be decoded.
+        eval_empty_rows: rows of the held-out text that hold no text, as far as it was read.
+        eval_undecodable_rows: rows of it that could not be decoded.
         parameters: values of the shadow that train.
         start_loss: next-token loss of the detached shadow on the held-out text before the first step.
         eval_loss: the same at the end.
@@ -67,6 +69,8 @@ class PretrainResult:
     laps: int
     empty_rows: int
     undecodable_rows: int
+    eval_empty_rows: int
+    eval_undecodable_rows: int
     parameters: int
     start_loss: float | None
     eval_loss: float | None
@@ -81,10 +85,17 @@ class PretrainResult:
 
 @dataclass(frozen=True)
 class Text:
-    """What a run reads: rows to train on, and held-out ones."""
+    """What a run reads.
+
+    Attributes:
+        rows: what to train on.
+        held_out: rows to evaluate on.
+        evaluated: where these are from, which knows what it passed over.
+    """
 
     rows: "Rows"
     held_out: "list[np.ndarray]"
+    evaluated: "Rows"
 
 
 def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pretrain(...)") -> PretrainResult:
@@ -119,7 +130,7 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
     with stop.listening(), sound_attention():
         plain = trainer.plain_rate()
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
-        result = _summarise(config, trainer, stop, plain, model_loss)
+        result = _summarise(config, trainer, text, stop, plain, model_loss)
     if result.shadow is not None:
         trainer.save_shadow(result.shadow, _facts(config, result, command, args))
     return result
@@ -151,33 +162,30 @@ def read_text(config: PretrainConfig) -> Text:
     held_out = 0 if apart is not None else config.eval_documents
     rows = Rows(corpus, encoder, length, held_out, config.shuffle_rows, config.seed)
     rows.head(1)
-    evaluated = Rows(apart, encoder, length) if apart is not None else Rows(_First(corpus, held_out), encoder, length)  # type: ignore[arg-type]
-    return Text(rows, evaluated.head(config.eval_rows))
+    evaluated = Rows(apart or _First(corpus, held_out, rows.first), encoder, length)  # type: ignore[arg-type]
+    return Text(rows, evaluated.head(config.eval_rows), evaluated)
 
 
 class _First:
     """The first documents of a corpus."""
 
-    def __init__(self, corpus: Any, most: int) -> None:
-        self.source, self._corpus, self._most = f"the first {most} documents of {corpus.source}", corpus, most
+    def __init__(self, corpus: Any, documents: int, rows: int) -> None:
+        self.source, self._corpus, self._rows = f"the first {documents} documents of {corpus.source}", corpus, rows
 
     def read(self, first: int = 0) -> Any:
         import itertools
 
-        return itertools.islice(self._corpus.read(first), max(0, self._most - first))
+        return itertools.islice(self._corpus.read(first), max(0, self._rows - first))
 
 
 def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
-    from shadowpeft import arch, files, shadow_source
+    from shadowpeft import arch, shadow_source
 
     limits = [arch.context_of(base)]
     if config.start not in (FRESH, BLOCKS):
         limits.append(arch.context_of(shadow_source.config_of(config.start, base)))
-        if not shadow_source.holds(config.start):
-            from shadowpeft.pretrain.tokens import refuse_other_tokenizer
-
-            refuse_other_tokenizer(tokenizer, files.load_tokenizer(config.start))
+        shadow_source.refuse_other_tokens(config.start, tokenizer)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -291,7 +299,12 @@ def _build_trainer(
 
 
 def _summarise(
-    config: PretrainConfig, trainer: "PretrainTrainer", stop: "StopOnSignal", plain: float | None, model_loss: float | None
+    config: PretrainConfig,
+    trainer: "PretrainTrainer",
+    text: Text,
+    stop: "StopOnSignal",
+    plain: float | None,
+    model_loss: float | None,
 ) -> PretrainResult:
     from shadowpeft.trainer import latest_checkpoint
 
@@ -303,7 +316,8 @@ def _summarise(
         trainer.evaluate()
     evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
     last = evaluated[-1] if evaluated and not stopped else {}
-    _warn_of_skipped(trainer.rows)
+    _warn_of_skipped(text.rows, "text")
+    _warn_of_skipped(text.evaluated, "held-out text")
     newest = latest_checkpoint(output / run_folder.CHECKPOINTS)
     return PretrainResult(
         output=str(output),
@@ -313,8 +327,10 @@ def _summarise(
         steps=state.global_step,
         tokens=trainer.tokens,
         laps=trainer.place().lap,
-        empty_rows=trainer.rows.skipped["empty"],
-        undecodable_rows=trainer.rows.skipped["undecodable"],
+        empty_rows=text.rows.skipped["empty"],
+        undecodable_rows=text.rows.skipped["undecodable"],
+        eval_empty_rows=text.evaluated.skipped["empty"],
+        eval_undecodable_rows=text.evaluated.skipped["undecodable"],
         parameters=sum(parameter.numel() for parameter in trainer.lesson.shadow.parameters() if parameter.requires_grad),
         start_loss=evaluated[0]["eval_loss"] if evaluated and evaluated[0]["step"] == 0 else None,
         eval_loss=last.get("eval_loss"),
@@ -328,13 +344,13 @@ def _summarise(
     )
 
 
-def _warn_of_skipped(rows: "Rows") -> None:
+def _warn_of_skipped(rows: "Rows", what: str) -> None:
     counted = []
     for kind, count in sorted(rows.skipped.items()):
         if count:
             counted.append(f"{count} {kind} (the first is {rows.first_skipped.get(kind, 'of an earlier session')})")
     if counted:
-        warnings.warn(f"rows of the text without a document were passed over: {', '.join(counted)}", stacklevel=2)
+        warnings.warn(f"rows of the {what} without a document were passed over: {', '.join(counted)}", stacklevel=2)
 
 
 def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "TrainingArguments") -> dict[str, Any]:
