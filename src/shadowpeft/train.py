@@ -73,15 +73,14 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     Raises:
         UserError: settings, data, model or output folder cannot be used; its type and message say which.
     """
-    from shadowpeft.ops import choice
-
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the accelerate library; pip install 'shadowpeft[train]'")
     if config.load_in_4bit:
         _check_4bit(config)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _check_fsdp(config)
-    choice.boundary_of(config.impl)
+    if config.impl != "auto":
+        _check_impl(config)
     start = run_folder.prepare(config, ADAPTER, _FREE_ON_RESUME)
     tokenizer, examples, held_out = _read_data(config)
     args = _training_arguments(config)
@@ -112,6 +111,13 @@ def _check_fsdp(config: TrainConfig) -> None:
     if config.load_in_4bit:
         raise ConfigError("a 4-bit base is not sharded: leave out load_in_4bit, or start the run with torchrun, without FSDP")
     sharding.refuse(FullyShardedDataParallelPlugin())
+
+
+def _check_impl(config: TrainConfig) -> None:
+    """Refuse an implementation that cannot run here; it needs torch, so it is asked only where one is named."""
+    from shadowpeft.ops import choice
+
+    choice.boundary_of(config.impl)
 
 
 def _check_4bit(config: TrainConfig) -> None:
