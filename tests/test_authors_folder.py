@@ -65,7 +65,7 @@ def test_pretraining_goes_on_from_it(kept):
     """Catches `--start FOLDER` taking it for a whole model, whose projection would then be fitted anew."""
     base, _, folder = kept
     config = PretrainConfig(model="base", data="text", output="run", start=str(folder), max_steps=1)
-    shadow, _ = pretrain_run._start(config, base, pretrain_run.Text([], []), fits=True)
+    shadow, _ = pretrain_run._start(config, base, pretrain_run.Text([], [], []), fits=True)
     ours = authors.load(tiny_model("qwen3"), folder).state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
     assert pretrain_run._positions(config, base.config, None) == shadow_source.config_of(folder, base.config).max_position_embeddings
