@@ -187,13 +187,14 @@ def compared(args: argparse.Namespace, variant: str, rows: int, width: int) -> I
 
 def swept(args: argparse.Namespace, kernel: str) -> Iterator[dict[str, Any]]:
     """Time the whole boundary with each tile of one kernel in turn, and leave the best in place."""
-    from shadowpeft.ops import triton, triton_parts
+    from shadowpeft.ops import triton, triton_launch, triton_parts
 
     sets = [draw("normed", args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda") for _ in range(SETS)]
     passes = forward if kernel in ("project", "advance", "inject") else both
     usual, timers = triton_parts.TILES[kernel], {}
     for tile in CANDIDATES[kernel]:
         triton_parts.TILES[kernel] = (triton_parts.Tile(*tile), *usual[1:])
+        triton_launch.forget_plans()
         try:
             timers[str(tile)] = ready(lambda drawn: passes(triton.boundary, drawn, Rule("normed", 0.1)), sets)
         except Exception as problem:  # such as a tile that does not fit shared memory
@@ -201,6 +202,7 @@ def swept(args: argparse.Namespace, kernel: str) -> Iterator[dict[str, Any]]:
     times = turns(timers)
     best = min(times, key=lambda tile: times[tile][0])
     triton_parts.TILES[kernel] = (triton_parts.Tile(*json.loads(best.replace("(", "[").replace(")", "]"))), *usual[1:])
+    triton_launch.forget_plans()
     for tile, (us, spread) in sorted(times.items(), key=lambda entry: entry[1]):
         yield {"what": "tile", "kernel": kernel, "tile": tile, "us": round(us, 1), "us_spread": round(spread, 1), "best": tile == best}
 

@@ -1,19 +1,23 @@
 """The fused boundary: `reference.boundary` as nine Triton kernels that keep nothing wide but h and s for the backward pass.
 
-Two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole. Kernels: `triton_forward`, `triton_backward`; what they
-move and how long that takes: docs/kernels.md.
+Two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole; outside of it the same two functions behind an autograd
+function, as torch's way through a custom operation takes the host longer than three launches. Kernels: `triton_forward`,
+`triton_backward`; what they move and how long that takes: docs/kernels.md.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from shadowpeft import arch
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import reference
 from shadowpeft.ops.reference import InjectionWeights, Rule, UpdateWeights
-from shadowpeft.ops.triton_launch import Numbers, Weights, case_of, kept_widths, run_backward, run_forward
+from shadowpeft.ops.triton_case import Numbers, Weights, case_of, kept_widths
+from shadowpeft.ops.triton_launch import run_backward, run_forward
 from shadowpeft.ops.triton_parts import INTERPRETED
 
 WIDEST = 128
@@ -72,10 +76,11 @@ def _fused(
     # Drawn by torch, so that its seeds repeat it and checkpointing restores it; kept on the device, so that nothing waits.
     drops = rule.dropout > 0 and (inject_w is not None or rule.variant == "paper")
     seed = torch.randint(2**62, (1,), device=h_BTD.device) if drops else None
-    out_BTD, next_BTD, _, _ = forward_op(
-        h_BTD, s_BTD, *w[:8], *(inject_w or (None, None)), parts.weight, parts.bias, seed,
-        rule.variant, parts.kind, w.activation, rule.alpha, rule.dropout if drops else 0.0, w.gate_shift, parts.eps, parts.offset,
-    )  # fmt: skip
+    numbers = (float(rule.alpha), float(rule.dropout) if drops else 0.0, float(w.gate_shift), float(parts.eps), float(parts.offset))
+    cross = forward_op if torch.compiler.is_compiling() else _Boundary.apply
+    out_BTD, next_BTD, *_ = cross(
+        h_BTD, s_BTD, *w[:8], *(inject_w or (None, None)), parts.weight, parts.bias, seed, rule.variant, parts.kind, w.activation, *numbers
+    )
     return h_BTD if inject_w is None else out_BTD, s_BTD if update_w is None else next_BTD
 
 
@@ -124,6 +129,22 @@ def _unserved(widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]
 _NO_UPDATE = UpdateWeights(*(None,) * 8, None, "silu")  # type: ignore[arg-type]
 
 
+def _forward(inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the forward kernels on the arguments of `forward_op`."""
+    h, s, *tensors, seed, variant, norm, activation, alpha, dropout, gate_shift, eps, offset = inputs
+    weights = Weights(*tensors)
+    case = case_of(h, weights, variant, norm, activation, dropout, offset)
+    return run_forward(case, h, s, weights, seed, Numbers(alpha, dropout, gate_shift, eps))
+
+
+def _backward(inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Run the backward kernels on the arguments of `backward_op`."""
+    dout, dnext, h, s, kept, shared, *tensors, seed, variant, norm, activation, alpha, dropout, gate_shift, eps, offset, wanted = inputs
+    weights = Weights(*tensors)
+    case = case_of(h, weights, variant, norm, activation, dropout, offset)
+    return run_backward(case, dout, dnext, h, s, kept, shared, weights, seed, Numbers(alpha, dropout, gate_shift, eps), wanted)
+
+
 @torch.library.custom_op("shadowpeft::boundary", mutates_args=())
 def forward_op(
     h: Tensor, s: Tensor, tin: Tensor | None, tin_b: Tensor | None, tout: Tensor | None, tout_b: Tensor | None,
@@ -132,9 +153,8 @@ def forward_op(
     variant: str, norm: str, activation: str, alpha: float, dropout: float, gate_shift: float, eps: float, offset: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return h' (empty without an injection), s' (empty without an update) and numbers for the backward pass, of each row and of all."""
-    weights = Weights(tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b)
-    case = case_of(h, weights, variant, norm, activation, dropout, offset)
-    return run_forward(case, h, s, weights, seed, Numbers(alpha, dropout, gate_shift, eps))
+    return _forward((h, s, tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b, seed, variant, norm, activation,
+                     alpha, dropout, gate_shift, eps, offset))  # fmt: skip
 
 
 @forward_op.register_fake
@@ -154,9 +174,8 @@ def backward_op(
     variant: str, norm: str, activation: str, alpha: float, dropout: float, gate_shift: float, eps: float, offset: float, wanted: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of h (empty unless `wanted`), of s and of the trained weights that there are, in order."""
-    weights = Weights(tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b)
-    case = case_of(h, weights, variant, norm, activation, dropout, offset)
-    return run_backward(case, dout, dnext, h, s, kept, shared, weights, seed, Numbers(alpha, dropout, gate_shift, eps), wanted)
+    return _backward((dout, dnext, h, s, kept, shared, tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b, seed,
+                      variant, norm, activation, alpha, dropout, gate_shift, eps, offset, wanted))  # fmt: skip
 
 
 @backward_op.register_fake
@@ -166,22 +185,42 @@ def _(dout, dnext, h, s, kept, shared, *rest):  # type: ignore[no-untyped-def]
     return found if wanted else [h.new_empty(0), *found[1:]]
 
 
-def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # the last s' is read by nobody, and what is kept has no gradient
     ctx.save_for_backward(*inputs[:15], *output[2:])
     ctx.settings = inputs[15:]
 
 
-def _backward(ctx, dout, dnext, *unused):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, dout: Tensor | None, dnext: Tensor | None, run: Callable[[tuple[Any, ...]], list[Tensor]]) -> tuple[Any, ...]:
+    """Give each argument of `forward_op` its gradient, `None` where it has none."""
     h, s, *weights, seed, kept, shared = ctx.saved_tensors
     if dout is None and weights[8] is not None:
         dout = torch.zeros_like(h)
     wanted = ctx.needs_input_grad[0]
-    dh, ds, *found = backward_op(dout, dnext, h, s, kept, shared, *weights, seed, *ctx.settings, wanted)
+    dh, ds, *found = run((dout, dnext, h, s, kept, shared, *weights, seed, *ctx.settings, wanted))
     trained = iter(found)
     learned = 12 if ctx.settings[0] == "paper" else 10
     slots = [next(trained) if i < learned and weight is not None else None for i, weight in enumerate(weights)]
     return dh if wanted else None, ds, *slots, None, *(None,) * len(ctx.settings)
 
 
-forward_op.register_autograd(_backward, setup_context=_remember)
+def _backward_of_op(ctx: Any, dout: Tensor | None, dnext: Tensor | None, *unused: object) -> tuple[Any, ...]:
+    return _gradients(ctx, dout, dnext, lambda inputs: backward_op(*inputs))
+
+
+forward_op.register_autograd(_backward_of_op, setup_context=_remember)
+
+
+class _Boundary(torch.autograd.Function):
+    """`forward_op` without the custom operation around it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(inputs)
+        _remember(ctx, inputs, output)
+        return output[:2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dnext: Tensor | None) -> tuple[Any, ...]:
+        return _gradients(ctx, dout, dnext, _backward)

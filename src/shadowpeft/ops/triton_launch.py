@@ -1,123 +1,144 @@
-"""Allocate what the fused kernels write, size their grids, and launch them in order."""
+"""Allocate what the fused kernels write, and launch them in order by a plan that is made once for a kind of boundary."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from shadowpeft.ops import triton_backward as back
 from shadowpeft.ops import triton_forward as fore
+from shadowpeft.ops.triton_call import Call, kinds_of
+from shadowpeft.ops.triton_case import Case, Numbers, Weights, kept_widths, power_of_2
 from shadowpeft.ops.triton_parts import STATS, Tile, splits_for, tile_of
 
-
-class Weights(NamedTuple):
-    """The tensors of a boundary beside h and s: T, G, W_down, W_up, and the norm that is read through."""
-
-    tin: Tensor | None
-    tin_b: Tensor | None
-    tout: Tensor | None
-    tout_b: Tensor | None
-    gin: Tensor | None
-    gin_b: Tensor | None
-    gout: Tensor | None
-    gout_b: Tensor | None
-    down: Tensor | None
-    up: Tensor | None
-    norm_w: Tensor | None
-    norm_b: Tensor | None
-
-    def trained(self, variant: str) -> list[Tensor]:
-        """Return those that get a gradient: all there are, but for a block's own norm."""
-        return [weight for weight in (self if variant == "paper" else self[:10]) if weight is not None]
-
-    def contiguous(self) -> "Weights":
-        """Return them laid out as the kernels read them."""
-        return Weights(*(None if weight is None else weight.contiguous() for weight in self))
+# Plans kept at once: one for each number of rows (batches are padded to many), and forward and backward apart. Some kilobytes each.
+_PLANS = 1024
 
 
-class Numbers(NamedTuple):
-    """What varies without a kernel being compiled anew."""
+class Step(NamedTuple):
+    """One launch: the kernel's call, how many columns or rows a program goes over, and the grid's second side."""
 
-    alpha: float
-    dropout: float
-    gate_shift: float
-    eps: float
-
-
-class Case(NamedTuple):
-    """What kernels are compiled for: sizes, padded sizes, and the branches taken."""
-
-    D: int
-    U: int
-    R: int
-    UP: int
-    RP: int
-    NORM: int
-    OFFSET: float
-    UNIT: bool
-    UPDATE: bool
-    INJECT: bool
-    DOWN: bool
-    GELU: bool
-    BIAS: bool
-    DROP: int
-    FINE: int
-
-    def pick(self, names: str) -> dict[str, Any]:
-        """Return the named fields, as a kernel takes them."""
-        fields = self._asdict()
-        return {name: fields[name] for name in names.split()}
+    call: Call
+    span: int
+    splits: int
 
 
-_NORMS = {"none": 0, "rms": 1, "layer": 2}
-_DROPS = {"normed": 1, "paper": 1, "peft": 2}
+class ForwardPlan(NamedTuple):
+    """The launches of the forward pass; those left out that a boundary does not need."""
+
+    project: Step | None
+    parts: int
+    advance: Step
+    inject: Step | None
 
 
-def case_of(h: Tensor, w: Weights, variant: str, norm: str, activation: str, dropout: float, offset: float) -> Case:
-    """Tell which kernels a boundary needs."""
-    U, R = 0 if w.tin is None else w.tin.shape[0], 0 if w.down is None else w.down.shape[0]
-    UP, RP = (max(16, triton.next_power_of_2(size)) for size in (U, R))
-    drop = _DROPS[variant] if dropout > 0 else 0
-    unit, update, inject, bias = variant == "normed", w.tin is not None, w.down is not None, w.tin_b is not None
-    down = inject and drop != 2  # else the difference h - s is dropped out before W_down, and cannot be multiplied by it in parts
-    # Where T and G meet h as it is, a large row's gate opens by a sum of numbers in the hundreds, of which a bfloat16 keeps no digit behind
-    # the point, and such rows are most of G's gradient: so there G's hidden values are two bfloat16 each. Weights that are rounded, too,
-    # on their way to a product (float32 beside a bfloat16 stream) cost as many digits again; then it would gain nothing.
-    exact = w.gin is not None and w.gout is not None and w.gin.dtype == w.gout.dtype == h.dtype == torch.bfloat16
-    fine = int(exact and not unit and norm == "none")
-    return Case(h.shape[-1], U, R, UP, RP, _NORMS[norm], offset, unit, update, inject, down, activation == "gelu", bias, drop, fine)
+class BackwardPlan(NamedTuple):
+    """The launches of the backward pass, and the numbers of strips and parts the sums are written in."""
+
+    pull: Step | None
+    settle_low: Call
+    retreat: Step
+    settle_read: Call
+    finish: Step
+    gather: Call
+    strips: int
+    parts: int
 
 
-def kept_widths(tin: Tensor | None, down: Tensor | None) -> tuple[int, int]:
-    """How many numbers are kept for each row, and how many for all rows together under a LayerNorm."""
-    U, R = 0 if tin is None else tin.shape[0], 0 if down is None else down.shape[0]
-    return 2 * R + STATS + 2 * U, 2 * R + 3 + 4 * U
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _shape(tile: Tile) -> dict[str, int]:
+    return {"BM": tile.rows, "BD": tile.cols, "STAGES": tile.stages}
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    return {"num_warps": tile.warps, **({"maxnreg": tile.registers} if tile.registers else {})}
+
+
+class _Planner(NamedTuple):
+    """What a plan is made from."""
+
+    case: Case
+    rows: int
+    kind: torch.dtype
+    device: torch.device
+
+    def tile(self, name: str) -> Tile:
+        return tile_of(name, self.kind, self.rows, max(self.case.UP, self.case.RP))
+
+    def by_rows(self, name: str, kernel: Any, fields: str, **constants: Any) -> Step:
+        """A grid of (blocks of rows, splits of the columns)."""
+        tile = self.tile(name)
+        blocks, strips = _cdiv(self.rows, tile.rows), _cdiv(self.case.D, tile.cols)
+        splits = splits_for(blocks, strips, self.device)
+        call = Call(kernel, (blocks, splits), {**self.case.pick(fields), **constants, **_shape(tile)}, **_options(tile))
+        return Step(call, _cdiv(strips, splits) * tile.cols, splits)
+
+    def by_columns(self, name: str, kernel: Any, fields: str, parts: int, **constants: Any) -> Step:
+        """A grid of (strips of columns, parts of the rows)."""
+        tile = self.tile(name)
+        grid = _cdiv(self.case.D, tile.cols), parts
+        call = Call(kernel, grid, {**self.case.pick(fields), **constants, **_shape(tile)}, **_options(tile))
+        return Step(call, _cdiv(_cdiv(self.rows, tile.rows), parts) * tile.rows, parts)
+
+
+@lru_cache(_PLANS)
+def _forward_plan(case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...]) -> ForwardPlan:
+    """Settle the forward pass for boundaries whose tensors are of these `kinds`."""
+    plan = _Planner(case, rows, kind, device)
+    # The sums over h are in as many parts as `project` splits the columns, whether it is needed or not.
+    project = plan.by_rows("project", fore.project, "D U R UP RP NORM OFFSET UNIT UPDATE DOWN")
+    wide = power_of_2(2 * case.R + 3 + 4 * case.U)
+    fields = "D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP FINE"
+    advance = plan.by_rows("advance", fore.advance, fields, S=project.splits, SP=wide)
+    inject = plan.by_rows("inject", fore.inject, "D U R RP UNIT DROP", S=advance.splits)
+    return ForwardPlan(project if case.UPDATE or case.DOWN else None, project.splits, advance, inject if case.INJECT else None)
+
+
+@lru_cache(_PLANS)
+def _backward_plan(
+    case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...], follows: bool, wanted: bool
+) -> BackwardPlan:
+    """Settle the backward pass: `follows` if s' was read, `wanted` if h gets a gradient."""
+    plan = _Planner(case, rows, kind, device)
+    pull = plan.by_rows("pull", back.pull, "D R RP") if case.INJECT else None
+    settle = tile_of("settle", kind, rows, 16)
+    blocks, options = (_cdiv(rows, settle.rows),), {"num_warps": settle.warps}
+    fields = "U R UP RP UNIT UPDATE INJECT GELU DROP FINE"
+    settle_low = Call(back.settle_low, blocks, {**case.pick(fields), "S": pull.splits if pull else 1, "BM": settle.rows}, **options)
+    fields = "D U R UP RP NORM UNIT UPDATE INJECT GELU DROP"
+    settle_read = Call(back.settle_read, blocks, {**case.pick(fields), "BM": settle.rows}, **options)
+
+    name = "retreat" if case.INJECT else "retreat_only"
+    tile = plan.tile(name)
+    strips = _cdiv(case.D, tile.cols)
+    parts = splits_for(strips, _cdiv(rows, tile.rows), device)
+    retreat = plan.by_columns(name, back.retreat, "D U R UP RP UPDATE INJECT BIAS DROP FINE", parts, NEXT=follows)
+    finish = plan.by_columns("finish", back.finish, "D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP", parts, WANTED=wanted)
+
+    tile, learned = tile_of("gather", kind, rows, 16), case.NORM == 2 and not case.UNIT
+    weights = 7 if learned or case.BIAS else 6 if case.UPDATE else 2
+    constants = {**case.pick("D U R UPDATE INJECT BIAS"), "LEARNED": learned, "PARTS": parts, "BK": tile.rows, "BD": tile.cols}
+    gather = Call(back.gather, (_cdiv(case.D, tile.cols), weights), constants, num_warps=tile.warps)
+    return BackwardPlan(pull, settle_low, retreat, settle_read, finish, gather, strips, parts)
+
+
+def forget_plans() -> None:
+    """Make plans anew: after a change of `triton_parts.TILES`."""
+    _forward_plan.cache_clear()
+    _backward_plan.cache_clear()
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Launch on the device that holds the tensors, whichever is the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _by_rows(name: str, h: Tensor, case: Case, rows: int) -> tuple[Tile, tuple[int, int], int]:
-    """Tile, grid of (blocks of rows, splits of the columns) and columns of a split."""
-    tile = tile_of(name, h.dtype, rows, max(case.UP, case.RP))
-    blocks, strips = triton.cdiv(rows, tile.rows), triton.cdiv(case.D, tile.cols)
-    splits = splits_for(blocks, strips, h.device)
-    return tile, (blocks, splits), triton.cdiv(strips, splits) * tile.cols
-
-
-def _by_columns(name: str, h: Tensor, case: Case, rows: int, parts: int) -> tuple[Tile, tuple[int, int], int]:
-    """Tile, grid of (strips of columns, parts of the rows) and rows of a part."""
-    tile = tile_of(name, h.dtype, rows, max(case.UP, case.RP))
-    return tile, (triton.cdiv(case.D, tile.cols), parts), triton.cdiv(triton.cdiv(rows, tile.rows), parts) * tile.rows
-
-
-def _shape(tile: Tile) -> dict[str, int]:
-    limit = {"maxnreg": tile.registers} if tile.registers else {}
-    return {"BM": tile.rows, "BD": tile.cols, "STAGES": tile.stages, "num_warps": tile.warps, **limit}
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def run_forward(case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | None, n: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -132,30 +153,18 @@ def run_forward(case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | Non
     if not rows:
         return out, moved, kept, shared
     with _on(h.device):
-        tile, grid, span = _by_rows("project", h, case, rows)
-        splits = grid[1]
-        part = h.new_empty(splits, rows, case.R + STATS + 2 * case.U, dtype=torch.float32)
-        part_shared = h.new_empty(splits, shared.numel(), dtype=torch.float32)
-        if case.UPDATE or case.DOWN:
-            fore.project[grid](
-                h, w.norm_w, w.norm_b, w.tin, w.gin, w.down, part, part_shared, rows, span,
-                **case.pick("D U R UP RP NORM OFFSET UNIT UPDATE DOWN"), **_shape(tile),
-            )  # fmt: skip
-        tile, grid, span = _by_rows("advance", h, case, rows)
-        wide = triton.next_power_of_2(shared_width)
-        state = h.new_empty(grid[1], rows, case.R, dtype=torch.float32)
-        fore.advance[grid](
+        plan = _forward_plan(case, rows, h.dtype, h.device, kinds_of((h, s, *w, seed)))
+        part = h.new_empty(plan.parts, rows, case.R + STATS + 2 * case.U, dtype=torch.float32)
+        part_shared = h.new_empty(plan.parts, shared.numel(), dtype=torch.float32)
+        if plan.project is not None:
+            plan.project.call(h, w.norm_w, w.norm_b, w.tin, w.gin, w.down, part, part_shared, rows, plan.project.span)
+        state = h.new_empty(plan.advance.splits, rows, case.R, dtype=torch.float32)
+        plan.advance.call(
             h, s, w.tin_b, w.tout, w.tout_b, w.gin_b, w.gout, w.gout_b, w.down, part, part_shared, seed,
-            moved, state, kept, shared, rows, span, n.eps, n.gate_shift, n.dropout,
-            **case.pick("D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP FINE"), S=splits, SP=wide, **_shape(tile),
+            moved, state, kept, shared, rows, plan.advance.span, n.eps, n.gate_shift, n.dropout,
         )  # fmt: skip
-        if case.INJECT:
-            splits = grid[1]
-            tile, grid, span = _by_rows("inject", h, case, rows)
-            fore.inject[grid](
-                h, w.up, state, seed, kept, out, rows, span, n.alpha, n.dropout,
-                **case.pick("D U R RP UNIT DROP"), S=splits, **_shape(tile),
-            )  # fmt: skip
+        if plan.inject is not None:
+            plan.inject.call(h, w.up, state, seed, kept, out, rows, plan.inject.span, n.alpha, n.dropout)
     return out, moved, kept, shared
 
 
@@ -167,57 +176,41 @@ def run_backward(
     variant = "normed" if case.UNIT else "paper"
     w, h, s = w.contiguous(), h.contiguous(), s.contiguous()
     dout, dnext = (None if grad is None else grad.contiguous() for grad in (dout, dnext))
-    rows, kind = h.numel() // case.D, h.dtype
+    rows = h.numel() // case.D
     dh, ds = torch.empty_like(h) if wanted else h.new_empty(0), torch.empty_like(s)
-    dw = Weights(*(None if weight is None else torch.empty_like(weight) for weight in w))
+    dw = Weights(*_like(w if variant == "paper" else w[:10]), *(() if variant == "paper" else (None, None)))
     if not rows:
-        return [dh, ds, *(torch.zeros_like(weight) for weight in w.trained(variant))]
+        return [dh, ds, *(grad.zero_() for grad in dw.trained(variant))]
     dq, low = h.new_empty(rows, case.R), h.new_empty(rows, case.R)
     act, dz = h.new_empty(rows, (2 + case.FINE) * case.U), h.new_empty(rows, 2 * case.U)
     dsize, coef = h.new_empty(rows, dtype=torch.float32), h.new_empty(rows, 3, dtype=torch.float32)
     with _on(h.device):
-        part, splits = None, 1
-        if case.INJECT:
-            tile, grid, span = _by_rows("pull", h, case, rows)
-            splits = grid[1]
-            part = h.new_empty(splits, rows, case.R, dtype=torch.float32)
-            back.pull[grid](dout, w.up, part, rows, span, **case.pick("D R RP"), **_shape(tile))
-        settle = tile_of("settle", kind, rows, 16)
-        blocks = (triton.cdiv(rows, settle.rows),)
-        back.settle_low[blocks](
-            part, kept, seed, dq, low, act, dsize, rows, n.alpha, n.dropout,
-            **case.pick("U R UP RP UNIT UPDATE INJECT GELU DROP FINE"), S=splits, BM=settle.rows, num_warps=settle.warps,
-        )  # fmt: skip
-
-        name = "retreat" if case.INJECT else "retreat_only"
-        tile, (strips, _), _ = _by_columns(name, h, case, rows, 1)
-        parts = splits_for(strips, triton.cdiv(rows, tile.rows), h.device)
-        tile, grid, span = _by_columns(name, h, case, rows, parts)
-        hidden = h.new_empty(strips, rows, 2 * case.U, dtype=torch.float32)
-        grads = h.new_empty(parts, 4 * case.U + 3 * case.R + 4, case.D, dtype=torch.float32)
-        back.retreat[grid](
+        kinds = kinds_of((h, s, dout, dnext, kept, shared, *w, seed))
+        plan = _backward_plan(case, rows, h.dtype, h.device, kinds, dnext is not None, wanted)
+        part = None
+        if plan.pull is not None:
+            part = h.new_empty(plan.pull.splits, rows, case.R, dtype=torch.float32)
+            plan.pull.call(dout, w.up, part, rows, plan.pull.span)
+        plan.settle_low(part, kept, seed, dq, low, act, dsize, rows, n.alpha, n.dropout)
+        hidden = h.new_empty(plan.strips, rows, 2 * case.U, dtype=torch.float32)
+        grads = h.new_empty(plan.parts, 4 * case.U + 3 * case.R + 4, case.D, dtype=torch.float32)
+        plan.retreat.call(
             dnext, h, s, dq, act, w.tout, w.tout_b, w.gout, w.gout_b, w.down, seed,
-            ds, hidden, grads, rows, span, n.gate_shift, n.dropout,
-            **case.pick("D U R UP RP UPDATE INJECT BIAS DROP FINE"), NEXT=dnext is not None, **_shape(tile),
+            ds, hidden, grads, rows, plan.retreat.span, n.gate_shift, n.dropout,
         )  # fmt: skip
-        back.settle_read[blocks](
-            hidden, kept, shared, seed, dq, dz, coef, rows, strips, n.dropout,
-            **case.pick("D U R UP RP NORM UNIT UPDATE INJECT GELU DROP"), BM=settle.rows, num_warps=settle.warps,
-        )  # fmt: skip
-        tile, grid, span = _by_columns("finish", h, case, rows, parts)
-        back.finish[grid](
+        plan.settle_read(hidden, kept, shared, seed, dq, dz, coef, rows, plan.strips, n.dropout)
+        plan.finish.call(
             dout, h, w.norm_w, w.norm_b, dq, low, dz, dsize, kept, coef, w.tin, w.gin, w.down, seed,
-            dh, grads, rows, span, n.dropout,
-            **case.pick("D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP"), WANTED=wanted, **_shape(tile),
+            dh, grads, rows, plan.finish.span, n.dropout,
         )  # fmt: skip
-        tile = tile_of("gather", kind, rows, 16)
-        learned = case.NORM == 2 and not case.UNIT
-        back.gather[(triton.cdiv(case.D, tile.cols), 7 if learned or case.BIAS else 6 if case.UPDATE else 2)](
-            grads, dw.down, dw.up, dw.norm_w, dw.norm_b, dw.tin, dw.tout, dw.tout_b, dw.gin, dw.gout, dw.gout_b,
-            **case.pick("D U R UPDATE INJECT BIAS"), LEARNED=learned, PARTS=parts, BK=tile.rows, BD=tile.cols, num_warps=tile.warps,
-        )  # fmt: skip
+        plan.gather(grads, dw.down, dw.up, dw.norm_w, dw.norm_b, dw.tin, dw.tout, dw.tout_b, dw.gin, dw.gout, dw.gout_b)
     if dw.tin_b is not None and dw.gin_b is not None:
         sums = dz.sum(0, dtype=torch.float32)
         dw.tin_b.copy_(sums[: case.U])
         dw.gin_b.copy_(sums[case.U :])
     return [dh, ds, *dw.trained(variant)]
+
+
+def _like(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Allocate one tensor for each there is."""
+    return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
