@@ -1239,8 +1239,9 @@ def published(tmp_path) -> Path:
 def fresh(published, tmp_path, monkeypatch):
     """Run the recipe on the folder."""
 
-    def write_fresh(test_rows: int, out: Path = tmp_path / "fresh" / "gsm8k") -> Path:
-        monkeypatch.setattr(sys, "argv", ["fresh_gsm8k.py", str(published), str(out), f"--test-rows={test_rows}"])
+    def write_fresh(test_rows: int, out: Path = tmp_path / "fresh" / "gsm8k", before: tuple[int, ...] = ()) -> Path:
+        drawn = ["--drawn-before", *map(str, before)] if before else []
+        monkeypatch.setattr(sys, "argv", ["fresh_gsm8k.py", str(published), str(out), f"--test-rows={test_rows}", *drawn])
         runpy.run_path(str(RECIPES / "fresh_gsm8k.py"), run_name="__main__")
         return out
 
@@ -1267,6 +1268,23 @@ def test_fresh_test_rows_were_trained_on_and_never_read(published, fresh, test_r
     assert [line for line in lines if line not in written["train"]] == written["test"]
     questions = {split: {squeezed(json.loads(line)["question"]) for line in rows} for split, rows in written.items()}
     assert not questions["train"] & questions["test"], "the loader would drop it from train without a word"
+
+
+def test_later_draws_leave_out_what_was_drawn_before(published, fresh, tmp_path):
+    """Catches a test row that an earlier draw's study has read, and one of them among the train rows."""
+    draws, before = [], ()
+    for number, rows in enumerate((20, 15, 16)):
+        draws.append(fresh(rows, tmp_path / str(number) / "gsm8k", before))
+        before = (*before, rows)
+    tests = [prompts(out)["test"] for out in draws]
+    assert len(set.union(*tests)) == 51
+    assert set.union(*tests) < prompts(published)["train"]
+    for number, out in enumerate(draws):
+        assert not (prompts(out)["train"] | prompts(out)["validation"]) & set.union(*tests[: number + 1])
+    with pytest.raises(SystemExit, match=r"--test-rows must be 1 to 16, the train rows that no study has measured on, got 17$"):
+        fresh(17, tmp_path / "more" / "gsm8k", (20, 15))
+    with pytest.raises(SystemExit, match=r"--drawn-before must be 1 to 31, the train rows that no study has measured on, got 40$"):
+        fresh(1, tmp_path / "more" / "gsm8k", (20, 40))
 
 
 def test_fresh_test_rows_are_the_same_every_time_and_overwrite_nothing(fresh, tmp_path):

@@ -1,12 +1,13 @@
 """Write a gsm8k folder with test rows that no study has measured on, now that all test rows of the published one have been read.
 
-    python recipes/compare/fresh_gsm8k.py DATA/gsm8k OUT/gsm8k --test-rows 1300
+    python recipes/compare/fresh_gsm8k.py DATA/gsm8k OUT/gsm8k --test-rows 1300 [--drawn-before 1300]
 
 DATA/gsm8k is the published set (train.jsonl, test.jsonl). Of its train split, OUT/gsm8k/test.jsonl gets rows that `shadowpeft compare` has
 trained on and never measured on: not the validation rows it cuts off there, which have been read. All other rows, those validation rows
 included, are OUT/gsm8k/train.jsonl, in their order; no question is in both files. The validation rows of the new folder are among those
-of the published one. A base may have seen the published train split in its pretraining: compare methods on these rows, and no figure of
-theirs with one of the published test split.
+of the published one. Where such test rows have been read in turn, `--drawn-before` says how many were drawn (several numbers: one draw
+after the other): they are left out of both files, and the draw is made of the others. A base may have seen the published train split in
+its pretraining: compare methods on these rows, and no figure of theirs with one of the published test split.
 """
 
 import argparse
@@ -26,31 +27,34 @@ from shadowpeft.rows import Row
 SEED = 0
 
 
-def part(data_dir: Path, test_rows: int) -> tuple[list[Row], list[Row]]:
-    """Part the published train rows into new (train, test)."""
+def part(data_dir: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> tuple[list[Row], list[Row]]:
+    """Part the published train rows into new (train, test), without those of earlier draws."""
     source = Source(str(data_dir))
     rows = source.rows(TASK.name, "train", HUB)
     questions = [squeezed(word_problem(get(row, "question", str))) for row in rows]
     trained_on, times = {squeezed(item.prompt) for item in TASK.load("train", source)}, Counter(questions)
     # A question that occurs twice stays in train as a whole.
     fresh = [number for number, question in enumerate(questions) if question in trained_on and times[question] == 1]
-    if not 0 < test_rows <= len(fresh):
-        raise UserError(f"--test-rows must be 1 to {len(fresh):,}, the train rows that no study has measured on, got {test_rows:,}")
-    drawn = set(random.Random(SEED).sample(fresh, test_rows))
-    return [row for number, row in enumerate(rows) if number not in drawn], [rows[number] for number in sorted(drawn)]
+    earlier, drawn = set[int](), set[int]()
+    for flag, wanted in (*(("--drawn-before", count) for count in drawn_before), ("--test-rows", test_rows)):
+        earlier, left = earlier | drawn, [number for number in fresh if number not in earlier | drawn]
+        if not 0 < wanted <= len(left):
+            raise UserError(f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, got {wanted:,}")
+        drawn = set(random.Random(SEED).sample(left, wanted))
+    return [row for number, row in enumerate(rows) if number not in earlier | drawn], [rows[number] for number in sorted(drawn)]
 
 
 def lines(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row.fields, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write(published: Path, out: Path, test_rows: int) -> None:
+def write(published: Path, out: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> None:
     for folder in (published, out):
         if folder.name != TASK.name:
             raise UserError(f"expected a folder named {TASK.name}, as --data-dir needs it, got {folder}; rename it")
     if out.exists():
         raise UserError(f"{out} is there already and is not overwritten; choose another folder")
-    train, test = part(published.parent, test_rows)
+    train, test = part(published.parent, test_rows, drawn_before)
     files.write_together(out, {"train.jsonl": files.text(lines(train)), "test.jsonl": files.text(lines(test))})
     print(f"{out}: {len(train):,} train rows, {len(test):,} test rows")
 
@@ -60,6 +64,7 @@ def main() -> None:
     parser.add_argument("published", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--test-rows", type=int, required=True)
+    parser.add_argument("--drawn-before", type=int, nargs="+", default=[])
     try:
         write(**vars(parser.parse_args()))
     except UserError as error:
