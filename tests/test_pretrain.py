@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_train import save_base, write_rows
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import trainer_utils
 
 from shadowpeft import ShadowConfig, UserError, arch, attach, files, shadow_folder, trainer
 from shadowpeft.cli import main
@@ -205,6 +206,54 @@ def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert main([*command, "--resume"]) == 0
     assert_same_bits(straight, tmp_path / "run")
+
+
+KILLED = """
+import os, signal, sys
+from shadowpeft.cli import main
+from shadowpeft.pretrain import trainer
+
+def killed(self, args, state, control, **kwargs):
+    if state.global_step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.PretrainProgress.on_step_end = killed
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=pytest.mark.gpu)])
+def test_deterministic_run_resumes_bit_for_bit(device, command, tmp_path):
+    """Catches a flag that does not reach all operations. Everything is trained, as the gradient of embeddings is added up in any order.
+
+    In processes of their own: what makes cuBLAS repeat itself is read when it is first used, and is meant for a whole process.
+    """
+    small = save_base(tmp_path / "small", seed=3, hidden_size=16, num_hidden_layers=2)
+    words = [*command, "--start", str(small), "--train-parts", "everything", "--device", device, "--deterministic"]
+    told = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+    for output, code, status in (("straight", None, 0), ("killed", KILLED, -signal.SIGKILL)):
+        program = ["-m", "shadowpeft"] if code is None else ["-c", code]
+        ended = subprocess.run([sys.executable, *program, *words, "--output", tmp_path / output], **told)
+        assert ended.returncode == status, ended.stderr
+    assert trainer.latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "checkpoint-4"
+    again = [sys.executable, "-m", "shadowpeft", *words, "--output", tmp_path / "killed", "--resume"]
+    ended = subprocess.run(again, **told)
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming from checkpoint-4" in ended.stderr
+    assert_same_bits(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_deterministic_reaches_torch_before_the_model(command, monkeypatch, capsys):
+    """Catches a flag that is taken and not applied, or applied when the projection is fitted already."""
+    asked = []
+    monkeypatch.setattr(trainer_utils, "enable_full_determinism", asked.append)
+    monkeypatch.setattr(files, "load_model", lambda *_: (_ for _ in ()).throw(UserError(f"asked {asked}")))
+    assert main([*command, "--deterministic", "--seed", "5"]) == 2
+    assert "asked [5]" in capsys.readouterr().err
+    asked.clear()
+    assert main([*command, "--seed", "5"]) == 2
+    assert "asked []" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -417,6 +466,20 @@ def test_settings_that_would_change_nothing_are_refused(straight, base_folder, t
     with pytest.raises(UserError, match=told):
         pretrain(_settings(base_folder, text_file, tmp_path / "run", **changes))
     assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_run_of_before_a_setting_existed_goes_on(command, tmp_path, capsys):
+    """Catches a new setting that ends every run begun without it; it stands for its default then, and for nothing else."""
+    assert main([*command, "--max-steps", "4"]) == 0
+    settings = tmp_path / "run" / "run.yaml"
+    before = settings.read_text().replace("deterministic: false\n", "")
+    settings.write_text(before)
+    assert main(["pretrain", "--config", str(settings), "--resume", "--deterministic"]) == 2
+    assert "to resume, deterministic must be as in" in capsys.readouterr().err
+    assert main(["pretrain", "--config", str(settings), "--resume"]) == 0
+    settings.write_text(before.replace(f"model: {command[2]}\n", ""))
+    assert main([*command, "--max-steps", "4", "--resume"]) == 2
+    assert "to resume, model must be as in" in capsys.readouterr().err
 
 
 def test_a_run_begun_with_a_setting_that_changes_nothing_goes_on(command, tmp_path):

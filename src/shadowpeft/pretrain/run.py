@@ -119,11 +119,12 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
     text = read_text(config)
     args = _training_arguments(config, start)
 
-    import transformers
+    from transformers import trainer_utils
 
     from shadowpeft.trainer import sound_attention
 
-    transformers.set_seed(config.seed)
+    # The Trainer would choose deterministic operations, too, but only after the projection was fitted.
+    (trainer_utils.enable_full_determinism if config.deterministic else trainer_utils.set_seed)(config.seed)
     lesson, model_loss = _build_lesson(config, args, text, start)
     trainer, stop = _build_trainer(config, lesson, args, text)
     run_folder.begin(config, start)
@@ -290,6 +291,7 @@ def _training_arguments(config: PretrainConfig, start: Path | None) -> "Training
         config,
         max_steps=config.max_steps or _ENDLESS,
         adam_beta2=0.95,
+        full_determinism=config.deterministic,
         eval_strategy="steps",
         eval_on_start=start is None,
         accelerator_config={"dispatch_batches": False},

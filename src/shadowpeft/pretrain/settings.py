@@ -71,6 +71,8 @@ class PretrainConfig:
         gradient_checkpointing: compute the shadow's activations again in the backward pass instead of keeping them.
         attn_implementation: attention code of transformers; by default its own choice.
         device: auto for the first GPU if there is one, or cpu.
+        deterministic: choose only GPU operations that give the same bits every time, so that a resumed run ends as an
+            uninterrupted one to the last bit; slower. On a CPU it is so anyway.
         seed: decides the initial weights and the order of rows.
         eval_steps: evaluate every so many steps, before the first and at the end.
         save_steps: save a checkpoint every so many steps, and at the end.
@@ -121,6 +123,7 @@ class PretrainConfig:
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     device: Literal["auto", "cpu"] = "auto"
+    deterministic: bool = False
     seed: int = 0
     eval_steps: int = 500
     save_steps: int = 500
