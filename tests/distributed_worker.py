@@ -17,11 +17,11 @@ from families import perturb, tiny_config, tiny_model, token_ids
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, losses, sharding
 from shadowpeft.boundary import BoundaryWeights
 from shadowpeft.cli import main
+from shadowpeft.run_setup import recompute_activations
 
 STEPS = 3
 
@@ -103,9 +103,8 @@ def build(case: Case) -> ShadowedModel:
     config = ShadowConfig(variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, **sizes)
     torch.manual_seed(0)
     model = perturb(attach(base, config, shadow, dtype=torch.float32, impl=case.impl)).train()
-    if case.checkpointing:  # transformers renamed it between 5.17 and 5.23
-        renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-        (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if case.checkpointing:
+        recompute_activations(model)
     return model
 
 

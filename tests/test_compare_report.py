@@ -9,7 +9,7 @@ import pytest
 from shadowpeft.compare import plots, stats
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.report import report, summary, terminal
-from shadowpeft.compare.results import Results
+from shadowpeft.compare.results import Results, short
 from shadowpeft.compare.study import Study
 from shadowpeft.errors import DataError
 
@@ -479,6 +479,44 @@ def test_several_ranks_make_a_scaling_table_and_a_picture(tmp_path):
         "training_time.png",
         "calibration.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("models/gemma-270m", "org/qwen-0.5b"), ["gemma-270m", "qwen-0.5b"]),
+        (("./gemma-270m",), ["gemma-270m"]),
+        (("src/embedded/model",), ["embedded/model"]),
+        (("a/one/model", "two/model/", "org/qwen"), ["one/model", "two/model", "qwen"]),
+        (("a/one/model", "b/one/model"), ["a/one/model", "b/one/model"]),
+        (("one/qwen", "two/qwen", "c/d/e/gemma"), ["one/qwen", "two/qwen", "e/gemma"]),
+        (("qwen", "one/qwen"), ["qwen", "one/qwen"]),
+        (("qwen", "./qwen"), ["qwen", "./qwen"]),
+        (("model",), ["model"]),
+        ((".", "/"), [".", "/"]),
+    ],
+)
+def test_labels_of_models_tell_them_apart(names, labels):
+    """Catches two models under one name, a name that says nothing, and more of a path than it takes."""
+    assert [short(names)(name) for name in names] == labels
+    assert short(names)("of/another/study") == "of/another/study"
+
+
+def test_long_names_stay_in_their_pictures(tmp_path, monkeypatch):
+    """Catches titles and labels that reach out of the picture or into each other."""
+    models = tuple(f"models/a-language-model-of-a-{size}-name-and-of-many-billions-of-parameters-instruct" for size in ("long", "longer"))
+    plan, kept = study(tmp_path, model=",".join(models), ranks="4,16"), []
+    monkeypatch.setattr(plots.plt, "close", kept.append)
+    drawn = plots.draw(plan, study_rows(models=models, ranks=(4, 16)), tmp_path)
+    assert [path.name for path in drawn] == ["differences.png", "parameters.png", "training_time.png", "calibration.png"]
+    for figure in kept:
+        figure.draw_without_rendering()  # in the size that it is measured in, not that of the file
+        places = figure.axes[0].get_yticklabels() if figure is kept[0] else []
+        texts = [figure._suptitle, *(axes.title for axes in figure.axes), *places]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), figure._suptitle.get_text()
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes), figure._suptitle.get_text()
+        assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
 
 
 def test_the_terminal_shows_the_averages(tmp_path):

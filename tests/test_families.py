@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, arch
+from shadowpeft.run_setup import recompute_activations
 
 FAMILIES = sorted(arch.FAMILIES)
 # Every family in the variant that reads through its norms; the others on one whose frame travels as an argument, and one where it does not.
@@ -88,10 +89,10 @@ def loss_and_gradients(model: ShadowedModel, ids: Tensor, labels: Tensor) -> tup
     return loss.detach(), gradients(model)
 
 
-def checkpoint(model: ShadowedModel, reentrant: bool = False) -> None:
-    """Switch gradient checkpointing on under the name it goes by: transformers renamed it between 5.17 and 5.23."""
+def recompute_reentrantly(model: ShadowedModel) -> None:
+    """Switch gradient checkpointing on as we do not, under the name it goes by: transformers renamed it between 5.17 and 5.23."""
     renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": True})
 
 
 def step_by_step(
@@ -296,7 +297,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_type: str, config: Sha
     hook = leaf.register_forward_pre_hook(lambda *_: runs.append(1))
     loss, expected = loss_and_gradients(model, ids, ids)
     assert len(runs) == 1
-    checkpoint(model)
+    recompute_activations(model)
     loss_again, found = loss_and_gradients(model, ids, ids)
     assert len(runs) == 3
     hook.remove()
@@ -307,7 +308,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_type: str, config: Sha
 def test_reentrant_checkpointing_is_refused() -> None:
     """Catches a shadow that silently gets no gradient, because nothing that enters its first block has one."""
     with pytest.raises(UserError, match="use_reentrant=False"):
-        checkpoint(attached(tiny_model("llama")), reentrant=True)
+        recompute_reentrantly(attached(tiny_model("llama")))
 
 
 # The cache
@@ -430,7 +431,7 @@ def test_unload_gives_the_base_back_as_it_was_lent(model_type: str, config: Shad
     before, weights = facts(base), copy.deepcopy(base.state_dict())
     model = perturb(attached(base, config)).train()
     for _ in range(checkpoints):
-        checkpoint(model)
+        recompute_activations(model)
     loss_and_gradients(model, ids, ids)
     model.eval().generate(ids, max_new_tokens=2, do_sample=False)
     assert model.unload() is base

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from shadowpeft import ShadowConfig, ShadowedModel
 from shadowpeft.cli import main
+from shadowpeft.run_setup import recompute_activations
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
@@ -45,11 +46,6 @@ def build(impl: str, model_type: str = "qwen3", dtype: torch.dtype = torch.float
         changes["layer_types"] = (kinds * layers)[:layers]
     base = tiny_model(model_type, config=tiny_config(model_type, **changes), dtype=dtype)
     return shadowed(base.cuda(), impl, **settings)
-
-
-def checkpoint(model: PreTrainedModel) -> None:
-    renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def rows(count: int = 3, length: int = 45) -> Tensor:
@@ -92,7 +88,7 @@ def test_checkpointed_gradients_are_the_same_bits(impl, variant):
     ids = rows()
     loss, expected = step(model, input_ids=ids, labels=ids)
     assert_close(step(model, input_ids=ids, labels=ids)[1], expected, 1e-12)
-    checkpoint(model)
+    recompute_activations(model)
     loss_again, found = step(model, input_ids=ids, labels=ids)
     assert torch.equal(loss_again, loss)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
@@ -111,7 +107,7 @@ def test_checkpointing_keeps_three_tensors_a_block(impl, variant):
     ids, sizes = rows(8, 256), []
     for layers in (4, 6):
         model = build(impl, layers=layers, variant=variant)
-        checkpoint(model)
+        recompute_activations(model)
         sizes.append(kept(model, ids))
     assert (sizes[1] - sizes[0]) / 2 < 3.5 * ids.numel() * WIDTH * 4
 
@@ -141,7 +137,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, impl, 
     loss, eager = step(model, **batch)
     assert_close(eager, truth, 1e-3)  # else the case is ill-conditioned, and what it tells of the compiled step is chance
     if checkpointing:
-        checkpoint(model)
+        recompute_activations(model)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, fullgraph=True)
@@ -198,7 +194,7 @@ def test_a_bf16_shadow_trains_beside_a_4bit_base(impl, variant, tmp_path):
     before = {name: p.clone() for name, p in base.named_parameters()}
     model = shadowed(base, impl, variant=variant, dropout=0.0)
     assert model.adapters["default"].dtype == torch.bfloat16
-    checkpoint(model)
+    recompute_activations(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     losses = []
     for _ in range(8):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_train import save_base, write_rows
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import trainer_utils
 
 from shadowpeft import ShadowConfig, UserError, arch, attach, files, shadow_folder, trainer
 from shadowpeft.cli import main
@@ -137,7 +139,8 @@ def test_bad_rows_of_the_held_out_text_are_told_and_take_no_documents_place(apar
     data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
     data.write_text("".join(lines if apart else [*bad, *lines]))
     held_out.write_text("".join([*bad, *lines[:4]]))
-    settings = _settings(base_folder, data, tmp_path / "run", max_steps=4, eval_data=str(held_out) if apart else None)
+    where = {"eval_data": str(held_out), "eval_documents": 100} if apart else {}
+    settings = _settings(base_folder, data, tmp_path / "run", max_steps=4, **where)
     source = held_out if apart else data
     told = rf"held-out text .*: 5 empty \(the first is {source}:1\), 1 undecodable \(the first is {source}:6\)"
     with pytest.warns(UserWarning, match="of the text without"), pytest.warns(UserWarning, match=told):
@@ -176,7 +179,7 @@ def test_base_runs_only_to_be_compared_without_a_loss_that_needs_it(base_folder,
         return base
 
     monkeypatch.setattr(files, "load_model", counted)
-    for weights, most in (({"distil": 0.0, "match": 0.0}, 0), ({"distil": 1.0}, 4 * 2)):
+    for weights, most in (({"distil": 0.0, "match": 0.0, "top_k": None}, 0), ({"distil": 1.0}, 4 * 2)):
         calls.clear()
         settings = _settings(base_folder, text_file, tmp_path / str(most), max_steps=4, start="fresh", **weights)
         with pytest.warns(UserWarning, match="passed over"):
@@ -203,6 +206,54 @@ def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert main([*command, "--resume"]) == 0
     assert_same_bits(straight, tmp_path / "run")
+
+
+KILLED = """
+import os, signal, sys
+from shadowpeft.cli import main
+from shadowpeft.pretrain import trainer
+
+def killed(self, args, state, control, **kwargs):
+    if state.global_step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.PretrainProgress.on_step_end = killed
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=pytest.mark.gpu)])
+def test_deterministic_run_resumes_bit_for_bit(device, command, tmp_path):
+    """Catches a flag that does not reach all operations. Everything is trained, as the gradient of embeddings is added up in any order.
+
+    In processes of their own: what makes cuBLAS repeat itself is read when it is first used, and is meant for a whole process.
+    """
+    small = save_base(tmp_path / "small", seed=3, hidden_size=16, num_hidden_layers=2)
+    words = [*command, "--start", str(small), "--train-parts", "everything", "--device", device, "--deterministic"]
+    told = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+    for output, code, status in (("straight", None, 0), ("killed", KILLED, -signal.SIGKILL)):
+        program = ["-m", "shadowpeft"] if code is None else ["-c", code]
+        ended = subprocess.run([sys.executable, *program, *words, "--output", tmp_path / output], **told)
+        assert ended.returncode == status, ended.stderr
+    assert trainer.latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "checkpoint-4"
+    again = [sys.executable, "-m", "shadowpeft", *words, "--output", tmp_path / "killed", "--resume"]
+    ended = subprocess.run(again, **told)
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming from checkpoint-4" in ended.stderr
+    assert_same_bits(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_deterministic_reaches_torch_before_the_model(command, monkeypatch, capsys):
+    """Catches a flag that is taken and not applied, or applied when the projection is fitted already."""
+    asked = []
+    monkeypatch.setattr(trainer_utils, "enable_full_determinism", asked.append)
+    monkeypatch.setattr(files, "load_model", lambda *_: (_ for _ in ()).throw(UserError(f"asked {asked}")))
+    assert main([*command, "--deterministic", "--seed", "5"]) == 2
+    assert "asked [5]" in capsys.readouterr().err
+    asked.clear()
+    assert main([*command, "--seed", "5"]) == 2
+    assert "asked []" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -314,7 +365,9 @@ def test_start_from_blocks_copies_them(base_folder, text_file, tmp_path):
 def test_start_from_a_smaller_model(base_folder, text_file, tmp_path, capsys, method):
     """Catches a warm start that is not applied or not told, and an explicit shadow that cannot be trained or attached."""
     small = save_base(tmp_path / "small", seed=3, hidden_size=16, num_hidden_layers=2)
-    settings = {"start": str(small), "warm_start": method, "warm_start_rows": 8, "max_steps": 2, "train_parts": "projection"}
+    settings = {"start": str(small), "warm_start": method, "max_steps": 2, "train_parts": "projection"}
+    if method in ("weighted", "ridge"):
+        settings["warm_start_rows"] = 8
     with pytest.warns(UserWarning, match="passed over"):
         result = pretrain(_settings(base_folder, text_file, tmp_path / "run", **settings))
     assert result.parameters == 16 * 32
@@ -367,6 +420,7 @@ def test_start_from_a_shadow_folder(straight, base_folder, text_file, tmp_path):
         ({"intermediate_size": 8}, "intermediate_size cannot be set where the shadow starts from blocks"),
         ({"train_parts": "projection"}, "no projection"),
         ({"match_block": 4}, "one of the base's 4 blocks"),
+        ({"match_block": -1}, "match_block must be 0 or more, got -1"),
         ({"max_length": 4096}, "at most the model's 128 tokens"),
         ({"eval_documents": 42}, "behind the 42 documents held out"),
         ({"data": "missing.jsonl"}, "no such file"),
@@ -381,6 +435,61 @@ def test_what_cannot_work_is_refused_before_the_work(base_folder, text_file, tmp
     with pytest.raises(UserError, match=told):
         pretrain(_settings(base_folder, text_file, tmp_path / "run", **changes))
     assert not list((tmp_path / "run").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"distil": 0.0}, "top_k 20 would change nothing, as distil, .* has the weight 0; leave top_k out, or give distil a weight"),
+        ({"distil": 0.0, "top_k": None, "temperature": 2.0}, "temperature 2.0 .* or give distil a weight"),
+        ({"match": 0.0, "match_block": 1}, "match_block 1 .* or give match a weight"),
+        ({"eval_data": "TEXT"}, "eval_documents 4 .* eval_data is evaluated on instead"),
+        ({"warm_start": "ridge"}, "warm_start ridge .* a shadow that starts from blocks has no projection to fit; .* a smaller model"),
+        ({"start": "fresh", "warm_start_rows": 8}, "warm_start_rows 8 .* a shadow that starts from fresh has no projection"),
+        ({"start": "SAME WIDTH", "warm_start": "pinv"}, "warm_start pinv .* has the base's width and so no projection to fit"),
+        ({"start": "SAME WIDTH", "train_parts": "projection"}, "has the base's width and so no projection to train"),
+        ({"start": "SHADOW", "warm_start": "none"}, "warm_start none .* goes on from what it is"),
+        ({"start": "SHADOW", "train_parts": "projection"}, "has the base's width and so no projection to train"),
+        ({"start": "NARROW", "warm_start": "pinv", "warm_start_rows": 8}, "warm_start_rows 8 .* pinv reads no text; .* weighted or ridge"),
+        ({"data": "PLAIN", "text_field": "body"}, "text_field body .* nor .npz files have fields; .* rows of .jsonl or .parquet"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_would_change_nothing_are_refused(straight, base_folder, text_file, tmp_path, monkeypatch, changes, told):
+    """Catches a setting that is taken and then not applied, and one that is told of only when the base is loaded."""
+    (tmp_path / "plain.txt").write_text("hello hello four systems")
+    places = {"TEXT": text_file, "SHADOW": straight / "shadow", "PLAIN": tmp_path / "plain.txt"}
+    places["SAME WIDTH"] = save_base(tmp_path / "same", seed=3, num_hidden_layers=2)
+    places["NARROW"] = save_base(tmp_path / "narrow", seed=3, num_hidden_layers=2, hidden_size=16)
+    monkeypatch.setattr(files, "load_model", None)
+    changes = {name: str(places[value]) if value in places else value for name, value in changes.items()}
+    with pytest.raises(UserError, match=told):
+        pretrain(_settings(base_folder, text_file, tmp_path / "run", **changes))
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_run_of_before_a_setting_existed_goes_on(command, tmp_path, capsys):
+    """Catches a new setting that ends every run begun without it; it stands for its default then, and for nothing else."""
+    assert main([*command, "--max-steps", "4"]) == 0
+    settings = tmp_path / "run" / "run.yaml"
+    before = settings.read_text().replace("deterministic: false\n", "")
+    settings.write_text(before)
+    assert main(["pretrain", "--config", str(settings), "--resume", "--deterministic"]) == 2
+    assert "to resume, deterministic must be as in" in capsys.readouterr().err
+    assert main(["pretrain", "--config", str(settings), "--resume"]) == 0
+    settings.write_text(before.replace(f"model: {command[2]}\n", ""))
+    assert main([*command, "--max-steps", "4", "--resume"]) == 2
+    assert "to resume, model must be as in" in capsys.readouterr().err
+
+
+def test_a_run_begun_with_a_setting_that_changes_nothing_goes_on(command, tmp_path):
+    """Catches runs of before it was refused that can go on neither with the setting nor, being another run then, without it."""
+    assert main([*command, "--max-steps", "4"]) == 0
+    settings = tmp_path / "run" / "run.yaml"
+    settings.write_text(settings.read_text().replace("warm_start_rows: 256", "warm_start_rows: 8"))
+    shutil.rmtree(tmp_path / "run" / "shadow")
+    assert main(["pretrain", "--config", str(settings), "--resume"]) == 0
+    assert (tmp_path / "run" / "shadow").is_dir()
 
 
 def test_model_with_other_tokens_is_refused(base_folder, text_file, tmp_path):

@@ -18,6 +18,7 @@ from shadowpeft.cli import main
 from shadowpeft.encode import NO_LOSS, Collator, Example, encode_all, pack
 from shadowpeft.errors import ConfigError
 from shadowpeft.rows import read_rows
+from shadowpeft.run_setup import recompute_activations
 from shadowpeft.train import train
 from shadowpeft.train_config import TrainConfig
 
@@ -32,13 +33,10 @@ def build(
     return perturb(attached(base, ShadowConfig(**{"r": 4, "update_width": 5, "alpha": 0.5, **settings}), shadow))
 
 
-def checkpoint(model: PreTrainedModel, enable: bool = True) -> None:
-    """Switch gradient checkpointing under the name it goes by: transformers renamed it between 5.17 and 5.23."""
+def keep_activations(model: PreTrainedModel) -> None:
+    """Switch gradient checkpointing off under the name it goes by: transformers renamed it between 5.17 and 5.23."""
     renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-    if enable:
-        (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": False})
-    else:
-        (model.activation_checkpointing_disable if renamed else model.gradient_checkpointing_disable)()
+    (model.activation_checkpointing_disable if renamed else model.gradient_checkpointing_disable)()
 
 
 def step(model: nn.Module, batch: dict[str, Tensor], seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,7 +85,7 @@ def test_blocks_below_the_first_injection_keep_nothing(variant, prepared):
     if prepared != "plain":
         base.enable_input_require_grads()
     if prepared == "checkpointed":
-        checkpoint(base)
+        recompute_activations(base)
     model = perturb(attached(base, ShadowConfig(variant=variant, inject_from=2))).train()
     with watching(base) as (kept, wants):
         loss = model(**language_batch()).loss
@@ -159,7 +157,7 @@ def test_checkpointed_gradients_are_the_same_bits(model_type, variant):
     batch = language_batch()
     loss, expected = step(model, batch)
     assert not torch.equal(loss, step(model, batch, seed=4)[0]), "nothing is dropped"
-    checkpoint(model)
+    recompute_activations(model)
     loss_again, found = step(model, batch)
     assert torch.equal(loss_again, loss)
     assert found.keys() == expected.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -173,7 +171,7 @@ def test_checkpointing_keeps_three_tensors_a_block(variant):
 
     def kept(blocks: int) -> int:
         model = build("llama", {"num_hidden_layers": blocks}, variant=variant).train()
-        checkpoint(model)
+        recompute_activations(model)
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         storages: dict[int, int] = {}
         alive = []
@@ -195,9 +193,9 @@ def test_checkpointing_keeps_three_tensors_a_block(variant):
 def test_checkpointing_is_off_again_when_it_is_switched_off():
     """Catches a switch that the boundaries do not follow back."""
     model = build("llama").train()
-    checkpoint(model)
+    recompute_activations(model)
     assert model.adapters["default"].gradient_checkpointing
-    checkpoint(model, enable=False)
+    keep_activations(model)
     assert not model.adapters["default"].gradient_checkpointing
 
 
@@ -228,7 +226,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, varian
     model, batch = build(model_type, layers, variant=variant, dropout=0.0).train(), language_batch()
     loss, expected = step(model, batch)
     if checkpointing:
-        checkpoint(model)
+        recompute_activations(model)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

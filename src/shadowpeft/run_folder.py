@@ -99,8 +99,10 @@ def _check_same_run(config: RunConfig, path: Path, free: Collection[str]) -> Non
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML, so the run cannot be continued: {error}") from error
-    now = yaml.safe_load(config.to_yaml())
-    changed = [name for name in now if name not in free and (not isinstance(before, dict) or before.get(name) != now[name])]
+    now, defaults = yaml.safe_load(config.to_yaml()), vars(type(config))
+    if isinstance(before, dict):  # a run of before there was a setting did what is its default
+        before = {name: before.get(name, defaults.get(name)) for name in now}
+    changed = [name for name in now if name not in free and (not isinstance(before, dict) or before[name] != now[name])]
     if changed:
         raise ConfigError(
             f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run"

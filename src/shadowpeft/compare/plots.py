@@ -43,6 +43,7 @@ _SETTINGS: Any = {
     "figure.constrained_layout.use": True,
 }
 _MODES = ("attached", "detached")
+_PANEL = 36  # letters of a title that fit above a panel
 
 
 def draw(study: Study, rows: Iterable[Row], folder: str | Path) -> list[Path]:
@@ -117,6 +118,11 @@ def _frame(figure: Figure, title: str, entries: list[Line2D], note: str | None =
     return figure
 
 
+def _wrapped(title: str) -> str:
+    """Break what is too long for one panel into lines: names of models are of any length, and would reach into the next panel."""
+    return textwrap.fill(title, _PANEL)
+
+
 def _differences(results: Results) -> Figure | None:
     """Draw the forest plot; the base stays out of it, being too far from LoRA to show anything else beside it."""
     lines = [line for line in results.select(rank=results.rank) if line.method != "base" and results.difference(line)]
@@ -125,17 +131,18 @@ def _differences(results: Results) -> Figure | None:
         return None
     places = list(dict.fromkeys((line.model, line.task) for line in lines))
     methods = list(dict.fromkeys(line.method for line in lines))
-    height = max(0.55, 0.2 * len(methods) + 0.15)
+    name = short(results.models)
+    labels = [
+        f"{_wrapped(name(model))}\n{task}\n{_about([line for line in lines if (line.model, line.task) == (model, task)])}"
+        for model, task in places
+    ]
+    height = max(0.2 * len(methods) + 0.15, *(0.05 + 0.5 / 3 * (1 + label.count("\n")) for label in labels))
     size = (3.2 + 4.2 * len(modes), 2.1 + height * (len(places) + (len(places) > 1)))
     figure, panels = plt.subplots(1, len(modes), figsize=size, sharey=True, squeeze=False)
     for axes, mode in zip(panels[0], modes, strict=True):
         chosen = [line for line in lines if line.mode == mode]
         _forest(axes, results, chosen, places, methods)
         axes.set(xlabel="difference to LoRA, points", title=f"{mode} models")
-    name = short(results.models)
-    labels = [
-        f"{name(model)}\n{task}\n{_about([line for line in lines if (line.model, line.task) == (model, task)])}" for model, task in places
-    ]
     rows = [*labels, _average_label(results, methods)] if len(places) > 1 else labels
     panels[0, 0].set_yticks(range(len(rows)), rows)
     panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
@@ -190,12 +197,12 @@ def _bar(axes: Axes, found: Difference, y: float, line: Line) -> None:
     axes.plot(100 * found.value, y, **_look(line.method, line.mode), markersize=5.5)
 
 
-def _facets(lines: Sequence[Line], width: float = 3.3, height: float = 3.0) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+def _facets(results: Results, lines: Sequence[Line], width: float = 3.3, height: float = 3.0) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """Lay out one panel for each model (down) and task (across), each saying what it shows."""
     models, tasks = (list(dict.fromkeys(names)) for names in ([line.model for line in lines], [line.task for line in lines]))
     size = (max(6.4, 0.6 + width * len(tasks)), 1.6 + height * len(models))
     figure, grid = plt.subplots(len(models), len(tasks), figsize=size, squeeze=False)
-    name = short(models)
+    name = short(results.models)  # all of them, so that a model has one name in every picture and table
     panels = {}
     for row, model in enumerate(models):
         for column, task in enumerate(tasks):
@@ -204,7 +211,8 @@ def _facets(lines: Sequence[Line], width: float = 3.3, height: float = 3.0) -> t
                 grid[row, column].set_axis_off()
                 continue
             panels[model, task] = grid[row, column]
-            grid[row, column].set_title(f"{name(model)}, {task}\n{_about(here)}")
+            title = _wrapped(f"{name(model)}, {task}")
+            grid[row, column].set_title(f"{title}\n{_about(here)}")
     return figure, panels
 
 
@@ -217,7 +225,7 @@ def _parameters(results: Results) -> Figure | None:
     lines = [line for line in lines if line.method not in ("base", "full")]
     if len({line.rank for line in lines}) < 2:
         return None
-    figure, panels = _facets(lines)
+    figure, panels = _facets(results, lines)
     for (model, task), axes in panels.items():
         here = [line for line in lines if (line.model, line.task) == (model, task)]
         for kind in dict.fromkeys(line.name for line in here):
@@ -262,7 +270,7 @@ def _training_time(results: Results) -> Figure | None:
     lines = [line for line, _ in points]
     steps = results.study.steps
     note = "timed alone" if alone else "timed in the study"
-    figure, panels = _facets(lines)
+    figure, panels = _facets(results, lines)
     for (model, task), axes in panels.items():
         here = [(line, seconds) for line, seconds in points if (line.model, line.task) == (model, task)]
         for line, seconds in here:
@@ -281,7 +289,7 @@ def _calibration(results: Results) -> Figure | None:
     lines = [line for line in results.select(rank=results.rank) if line.mode == "detached" and _bins(line) is not None]
     if not lines:
         return None
-    figure, panels = _facets(lines, height=3.6)
+    figure, panels = _facets(results, lines, height=3.6)
     for (model, task), axes in panels.items():
         here = [line for line in lines if (line.model, line.task) == (model, task)]
         axes.plot([0, 100], [0, 100], color="#999999", linestyle=":", linewidth=1)
@@ -293,7 +301,7 @@ def _calibration(results: Results) -> Figure | None:
             axes.plot(100 * confidence, 100 * accuracy, color=colour, linewidth=1)
             axes.scatter(100 * confidence, 100 * accuracy, s=10 + 130 * count / count.sum(), color=colour, alpha=0.75, marker=marker)
             errors.append(f"{line.method}\u00a0{100 * (line.mean('calibration.ece') or 0):.1f}")
-        axes.set_title("\n".join([axes.get_title(), *textwrap.wrap(f"ECE, %: {', '.join(errors)}", 36)]))
+        axes.set_title("\n".join([axes.get_title(), *textwrap.wrap(f"ECE, %: {', '.join(errors)}", _PANEL)]))
         axes.set(xlabel="confidence of the answer, %", ylabel="answers correct, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
     ideal = Line2D([], [], color="#999999", linestyle=":", label="perfectly calibrated")
     methods = dict.fromkeys(line.method for line in lines)

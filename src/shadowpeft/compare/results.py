@@ -226,6 +226,10 @@ class Results:
                     yield model, task, method, rank, seed
 
 
+# What folders of models are called whatever is in them.
+_SAYS_NOTHING = ("model", "base", "checkpoint", "final", "merged", "output")
+
+
 @dataclass(frozen=True)
 class Average:
     """A method in one mode, averaged over those tasks, models and seeds that LoRA has, too; over all of them where it has none."""
@@ -242,9 +246,17 @@ class Average:
 
 
 def short(names: Sequence[str]) -> Callable[[str], str]:
-    """Return what shortens models to the last part of their names, where that tells them apart."""
-    last = {name: PurePath(name).name or name for name in names}
-    return lambda name: last.get(name, name) if len(set(last.values())) == len(last) else name
+    """Return what shortens models to as few last parts of their names as tell them apart, of a folder that is just a `model` to two."""
+    for count in range(1, 1 + max((len(PurePath(name).parts) for name in names), default=0)):
+        last = {name: _last_parts(name, count) for name in names}
+        if len(set(last.values())) == len(last):
+            return lambda name: last.get(name, name)
+    return lambda name: name
+
+
+def _last_parts(name: str, count: int) -> str:
+    path = PurePath(name)
+    return str(PurePath(*path.parts[-max(count, 1 + (path.name in _SAYS_NOTHING)) :])) if path.name else name
 
 
 def _order(*groups: Iterable[str]) -> list[str]:

@@ -73,6 +73,11 @@ class Corpus:
         """Whether it is of token ids, of which each file counts as one document."""
         return any(_suffix(path) == ".npz" for path in self._paths)
 
+    @property
+    def has_fields(self) -> bool:
+        """Whether it has rows of named fields, one of which is the text; rows of the hub do."""
+        return not self._paths or any(_suffix(path) not in (".txt", ".npz") for path in self._paths)
+
     def read(self, first: int = 0) -> Iterator[Document | Unusable]:
         """Read from the row of index `first` on; rows before it are passed over without being parsed."""
         if not self._paths:

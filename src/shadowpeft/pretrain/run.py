@@ -119,11 +119,12 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
     text = read_text(config)
     args = _training_arguments(config, start)
 
-    import transformers
+    from transformers import trainer_utils
 
     from shadowpeft.trainer import sound_attention
 
-    transformers.set_seed(config.seed)
+    # The Trainer would choose deterministic operations, too, but only after the projection was fitted.
+    (trainer_utils.enable_full_determinism if config.deterministic else trainer_utils.set_seed)(config.seed)
     lesson, model_loss = _build_lesson(config, args, text, start)
     trainer, stop = _build_trainer(config, lesson, args, text)
     run_folder.begin(config, start)
@@ -155,7 +156,10 @@ def read_text(config: PretrainConfig) -> Text:
     apart = None if config.eval_data is None else Corpus(config.eval_data, config.text_field)
     if apart is None and corpus.holds_tokens:
         raise ConfigError(f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too")
+    if not any(source is not None and source.has_fields for source in (corpus, apart)):
+        config.refuse_unused(("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet")
     base = files.load_config(config.model)
+    _refuse_no_projection(config, base)
     tokenizer = files.load_tokenizer(config.model)
     length = context_length(_positions(config, base, tokenizer), tokenizer, config.max_length)
     encoder = Encoder(tokenizer, base.vocab_size)
@@ -176,6 +180,21 @@ class _First:
         import itertools
 
         return itertools.islice(self._corpus.read(first), max(0, self._rows - first))
+
+
+def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> None:
+    """Refuse settings of a projection where the model or folder to start from has none, or has one that is trained already."""
+    from shadowpeft import shadow_source
+
+    if config.start in (FRESH, BLOCKS):  # the settings alone have told
+        return
+    if shadow_source.holds(config.start):
+        config.refuse_warm_start(f"the shadow in {config.start} goes on from what it is")
+    if shadow_source.config_of(config.start, base).hidden_size != base.hidden_size:
+        return
+    if config.train_parts == "projection":
+        raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
+    config.refuse_warm_start(f"{config.start} has the base's width and so no projection to fit")
 
 
 def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -204,8 +223,6 @@ def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text,
         raise ConfigError(f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}")
     shadow, model_loss = _start(config, base, text, fits=start is None)
     shadow.float()
-    if config.train_parts == "projection" and shadow.projection is None:
-        raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
     train_parts(shadow, config.train_parts)
     weights = Weights(**{field.name: vars(config)[field.name] for field in dataclasses.fields(Weights)})
     return Lesson(base, shadow, weights), model_loss
@@ -274,6 +291,7 @@ def _training_arguments(config: PretrainConfig, start: Path | None) -> "Training
         config,
         max_steps=config.max_steps or _ENDLESS,
         adam_beta2=0.95,
+        full_determinism=config.deterministic,
         eval_strategy="steps",
         eval_on_start=start is None,
         accelerator_config={"dispatch_batches": False},

@@ -1,6 +1,7 @@
 """The settings of a pretraining run: one typed field per flag, and the file that repeats the run."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,8 @@ Schedule = Literal["cosine", "linear", "constant"]
 FRESH, BLOCKS = "fresh", "blocks"
 _LEAST: dict[str, float] = {
     "max_steps": 1, "max_seconds": 0, "batch_size": 1, "gradient_accumulation": 1, "max_length": 2, "shuffle_rows": 1, "eval_documents": 1,
-    "eval_rows": 1, "warm_start_rows": 1, "next_token": 0, "distil": 0, "match": 0, "top_k": 1, "warmup": 0, "weight_decay": 0,
-    "max_grad_norm": 0, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "seed": 0,
+    "eval_rows": 1, "warm_start_rows": 1, "next_token": 0, "distil": 0, "match": 0, "match_block": 0, "top_k": 1, "warmup": 0,
+    "weight_decay": 0, "max_grad_norm": 0, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "seed": 0,
 }  # fmt: skip
 _ABOVE_0 = ("learning_rate", "temperature", "max_seconds")
 _SIZES = ("layers", "intermediate_size", "attention_heads", "key_value_heads", "head_dim")
@@ -70,6 +71,8 @@ class PretrainConfig:
         gradient_checkpointing: compute the shadow's activations again in the backward pass instead of keeping them.
         attn_implementation: attention code of transformers; by default its own choice.
         device: auto for the first GPU if there is one, or cpu.
+        deterministic: choose only GPU operations that give the same bits every time, so that a resumed run ends as an
+            uninterrupted one to the last bit; slower. On a CPU it is so anyway.
         seed: decides the initial weights and the order of rows.
         eval_steps: evaluate every so many steps, before the first and at the end.
         save_steps: save a checkpoint every so many steps, and at the end.
@@ -120,6 +123,7 @@ class PretrainConfig:
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     device: Literal["auto", "cpu"] = "auto"
+    deterministic: bool = False
     seed: int = 0
     eval_steps: int = 500
     save_steps: int = 500
@@ -136,6 +140,7 @@ class PretrainConfig:
         if not (self.next_token or self.distil or self.match):
             raise ConfigError("next_token, distil and match are all 0, so there is nothing to learn; give one of them a weight")
         self._check_start()
+        self._check_unused()
 
     def _check_start(self) -> None:
         """Refuse settings that the chosen start would not apply."""
@@ -153,6 +158,37 @@ class PretrainConfig:
             raise ConfigError(f"{', '.join(unapplied)} cannot be set where the shadow starts from {kind}; leave it out")
         if self.train_parts == "projection" and self.start in (FRESH, BLOCKS):
             raise ConfigError(f"a shadow that starts from {self.start} has the base's width and no projection; choose other train_parts")
+
+    def _check_unused(self) -> None:
+        """Refuse settings that the others leave without effect, as far as no file has to be read for it."""
+        if not self.distil:
+            self.refuse_unused(("temperature", "top_k"), "distil, which it is a setting of, has the weight 0", "give distil a weight")
+        if not self.match:
+            self.refuse_unused(("match_block",), "match, which it is a setting of, has the weight 0", "give match a weight")
+        if self.eval_data is not None:
+            self.refuse_unused(("eval_documents",), "eval_data is evaluated on instead", "say with eval_rows how much of it to read")
+        if self.start in (FRESH, BLOCKS):
+            self.refuse_warm_start(f"a shadow that starts from {self.start} has no projection to fit")
+        if self.warm_start in ("none", "pinv"):
+            self.refuse_unused(("warm_start_rows",), f"warm_start {self.warm_start} reads no text", "choose weighted or ridge")
+
+    def refuse_warm_start(self, why: str) -> None:
+        """Refuse a choice of warm start where there is none, for the reason given."""
+        self.refuse_unused(("warm_start", "warm_start_rows"), why, "start from a smaller model")
+
+    def refuse_unused(self, names: Iterable[str], why: str, remedy: str) -> None:
+        """Refuse settings without effect; that one was given shows only in a value other than its default.
+
+        A run that is continued passes: it must be under the settings that it began with, and those may be of before this was refused.
+
+        Raises:
+            ConfigError: names the first such setting with its value, why it has no effect, and what to do.
+        """
+        defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        for name in names:
+            value = vars(self)[name]
+            if value != defaults[name] and not self.resume:
+                raise ConfigError(f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}")
 
     @property
     def runs_base(self) -> bool:
