@@ -3,7 +3,7 @@
 Shape legend: N tokens, n of them in hand, D width of the base, V vocabulary, K likeliest tokens.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,59 +70,115 @@ def divergences(s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float = 1.0
     if top_k is not None and top_k >= len(head.weight_VD):
         top_k = None
     differentiate = torch.is_grad_enabled() and s_ND.requires_grad
-    with torch.autocast(kind, enabled=False):
-        losses_N: Tensor = _Divergences.apply(s_ND, h_ND.detach(), head, temperature, top_k, differentiate)
+    h_ND = h_ND.detach()
+    # In a compiled graph one operation, as in `linear_ce`; only pretraining, which is not compiled, asks for the likeliest tokens alone.
+    if torch.compiler.is_compiling() and top_k is None:
+        losses_N, _ = _operation(s_ND, h_ND, *head, temperature, differentiate)
+    else:
+        losses_N, _ = _Divergences.apply(s_ND, h_ND, head, temperature, top_k, differentiate)
     return losses_N
+
+
+def _losses_and_slopes(
+    s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """Return each token's loss and, if wanted, its derivative by s_ND (else no rows), a few tokens at a time."""
+    logits = min(_AT_A_TIME, CACHED_LOGITS) if s_ND.device.type == "cpu" else _AT_A_TIME
+    size = max(1, logits // len(head.weight_VD))
+    parts = []
+    with torch.autocast(s_ND.device.type, enabled=False):
+        for s_nD, h_nD in zip(s_ND.split(size), h_ND.split(size), strict=True):
+            if top_k is None:
+                parts.append(_told_apart(s_nD, h_nD, head, temperature, differentiate))
+            else:
+                parts.append(_by_autograd(s_nD, h_nD, head, temperature, top_k, differentiate))
+    return torch.cat([loss_n for loss_n, _ in parts]), torch.cat([slope_nD for _, slope_nD in parts])
+
+
+def _scaled(slope_ND: Tensor, grad_N: Tensor) -> Tensor:
+    """Scale the slopes by the gradients of the losses; a token whose loss does not count sends nothing, be its slope no number."""
+    return torch.where(grad_N[:, None] != 0, slope_ND * grad_N[:, None], 0).to(slope_ND.dtype)
 
 
 class _Divergences(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
-    ) -> Tensor:
-        losses: list[Tensor] = []
-        slopes: list[Any] = []
-        logits = min(_AT_A_TIME, CACHED_LOGITS) if s_ND.device.type == "cpu" else _AT_A_TIME
-        size = max(1, logits // len(head.weight_VD))
-        for s_nD, h_nD in zip(s_ND.split(size), h_ND.split(size), strict=True):
-            if top_k is None and head.softcap is None:
-                loss_n, slope_nD = _told_apart(s_nD, h_nD, head, temperature, differentiate)
-            else:
-                loss_n, slope_nD = _by_autograd(s_nD, h_nD, head, temperature, top_k, differentiate)
-            losses.append(loss_n)
-            slopes.append(slope_nD)
-        if differentiate:
-            ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(losses)
+    ) -> tuple[Tensor, Tensor]:
+        losses_N, slope_ND = _losses_and_slopes(s_ND, h_ND, head, temperature, top_k, differentiate)
+        ctx.save_for_backward(slope_ND)
+        ctx.mark_non_differentiable(slope_ND)
+        return losses_N, slope_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_N: Tensor) -> tuple:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_N: Tensor, *_: Tensor) -> tuple:  # type: ignore[no-untyped-def]
         (slope_ND,) = ctx.saved_tensors
-        return (slope_ND * grad_N[:, None]).to(slope_ND.dtype), None, None, None, None, None
+        return _scaled(slope_ND, grad_N), None, None, None, None, None
 
 
-def _told_apart(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-    """Give tau^2 KL(p || q) and its gradient tau (q - p) W, in place where that can be, as all of this is reading and writing logits."""
-    log_p_nV, log_q_nV = head.log_probabilities(h_nD, temperature), head.log_probabilities(s_nD, temperature)
+@torch.library.custom_op("shadowpeft::divergences", mutates_args=())
+def _operation(
+    s_ND: Tensor,
+    h_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute `_Divergences` as one operation of a graph, whatever the number of tokens."""
+    return _losses_and_slopes(s_ND, h_ND, Head(weight_VD, bias_V, softcap), temperature, None, differentiate)
+
+
+@_operation.register_fake
+def _(s_ND, h_ND, weight_VD, bias_V, softcap, temperature, differentiate):  # type: ignore[no-untyped-def]
+    wide = torch.promote_types(s_ND.dtype, torch.float32)
+    tokens, width = s_ND.shape  # not len(), which would tie the graph to one number of tokens
+    return s_ND.new_empty(tokens, dtype=wide), s_ND.new_empty((tokens if differentiate else 0, width))
+
+
+def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx, grad_N, grad_slope):  # type: ignore[no-untyped-def]
+    if grad_slope is not None:
+        raise RuntimeError("the divergence from a frozen head's answer can be differentiated once")
+    (slope_ND,) = ctx.saved_tensors
+    return _scaled(slope_ND, grad_N), None, None, None, None, None, None
+
+
+_operation.register_autograd(_backward, setup_context=_remember)
+
+
+def _told_apart(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """Give tau^2 KL(p || q) and, if wanted (else no rows), its gradient tau (q - p) cap' W, where cap' is 1 without a cap.
+
+    In place where that can be, as all of this is reading and writing logits. Written out, for within an operation autograd is off.
+    """
+    log_p_nV, logits_nV = head.log_probabilities(h_nD, temperature), head.logits(s_nD)
+    log_q_nV = F.log_softmax(logits_nV if temperature == 1 else logits_nV / temperature, -1)
+    bend_nV = None if head.softcap is None else 1 - (logits_nV / head.softcap).square_()
+    del logits_nV
     p_nV = log_p_nV.exp()
     loss_n = temperature**2 * torch.linalg.vecdot(p_nV, log_p_nV.sub_(log_q_nV))
     if not differentiate:
-        return loss_n, None
+        return loss_n, s_nD[:0]
     slope_nV = log_q_nV.exp_().sub_(p_nV)
+    if bend_nV is not None:
+        slope_nV *= bend_nV
     return loss_n, temperature * (slope_nV.to(head.weight_VD.dtype) @ head.weight_VD)
 
 
-def _by_autograd(
-    s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The same for what has no short gradient: a soft cap, or the likeliest tokens alone."""
+def _by_autograd(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, top_k: int, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """The same for the likeliest tokens alone, which have no short gradient."""
     log_p_nV = head.log_probabilities(h_nD, temperature)
     with torch.set_grad_enabled(differentiate):
         x_nD = s_nD.detach().requires_grad_(differentiate)
-        log_q_nV = head.log_probabilities(x_nD, temperature)
-        loss_n = temperature**2 * (_divergence(log_p_nV, log_q_nV) if top_k is None else _coarse(log_p_nV, log_q_nV, top_k))
-        slope_nD = torch.autograd.grad(loss_n.sum(), x_nD)[0] if differentiate else None
+        loss_n = temperature**2 * _coarse(log_p_nV, head.log_probabilities(x_nD, temperature), top_k)
+        slope_nD = torch.autograd.grad(loss_n.sum(), x_nD)[0] if differentiate else s_nD[:0]
     return loss_n.detach(), slope_nD
 
 
