@@ -39,6 +39,7 @@ class Case:
         checkpointing: gradient checkpointing.
         inject_from: first block that is corrected; `None` for the variant's own.
         impl: what computes the boundaries.
+        distil: share of the shadow's loss that is learnt from the attached answer.
     """
 
     model_type: str
@@ -49,6 +50,7 @@ class Case:
     checkpointing: bool = False
     inject_from: int | None = None
     impl: str = "reference"
+    distil: float = 0.0
 
 
 CASES = {
@@ -64,6 +66,8 @@ CASES = {
     "upper blocks only": Case("llama", "normed", inject_from=2),
     "checkpointing": Case("qwen3", "paper", checkpointing=True),
     "bf16": Case("llama", "normed", bf16=True),
+    "attached answer": Case("qwen3", "normed", distil=0.5),
+    "classifier, attached answer": Case("llama", "normed", task="sequence-classification", distil=1.0),
 }
 if torch.cuda.is_available():
     CASES |= {
@@ -100,7 +104,7 @@ def build(case: Case) -> ShadowedModel:
     base = tiny_model(case.model_type, case.task, dtype=torch.bfloat16 if case.bf16 else torch.float32)
     shadow = tiny_model(case.model_type, seed=7, config=tiny_config(case.model_type, num_hidden_layers=2)) if case.explicit else None
     sizes = {} if case.inject_from is None else {"inject_from": case.inject_from}
-    config = ShadowConfig(variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, **sizes)
+    config = ShadowConfig(variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, shadow_distil=case.distil, **sizes)
     torch.manual_seed(0)
     model = perturb(attach(base, config, shadow, dtype=torch.float32, impl=case.impl)).train()
     if case.checkpointing:

@@ -177,6 +177,23 @@ def test_an_adapter_from_before_there_were_output_gains_computes_what_it_was_tra
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
+def test_what_the_shadow_learns_from_is_saved_and_read(tmp_path, base, ids):
+    """Catches a setting that is lost on the way, and an adapter from before there was `shadow_distil` that is refused or read otherwise."""
+    model = perturb(attach(base, ShadowConfig(shadow_distil=0.25)))
+    model.save_pretrained(tmp_path)
+    again = ShadowedModel.from_pretrained(base, tmp_path)
+    assert again.adapters["default"].settings == model.adapters["default"].settings
+    assert again.adapters["default"].settings.shadow_distil == 0.25
+    torch.testing.assert_close(again(ids, labels=ids).loss, model(ids, labels=ids).loss, rtol=0, atol=0)
+    edit_config(tmp_path, lambda meta: meta["shadow"].pop("shadow_distil"))
+    older = ShadowedModel.from_pretrained(base, tmp_path)
+    assert older.adapters["default"].settings.shadow_distil == 0
+    assert torch.equal(older(ids).logits, model(ids).logits)
+    edit_config(tmp_path, lambda meta: meta["shadow"].update(shadow_distil=2))
+    with pytest.raises(ConfigError, match="shadow_distil must be from 0 to 1, got 2"):
+        ShadowedModel.from_pretrained(base, tmp_path)
+
+
 def test_nothing_named_by_a_file_is_imported(base, folder, tmp_path, monkeypatch):
     """Catches a loader that follows a class or module named in a downloaded JSON."""
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")

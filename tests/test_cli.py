@@ -32,7 +32,7 @@ from shadowpeft.export import export
 
 SHADOW = (
     "variant r update_width alpha dropout shadow_loss_weight inject_from shadow_layers shadow_intermediate_size "
-    "shadow_attention_heads shadow_key_value_heads shadow_head_dim unit_state output_gains"
+    "shadow_attention_heads shadow_key_value_heads shadow_head_dim unit_state output_gains shadow_distil"
 )
 FLAGS = {
     train_verb: "model data output eval_data eval_fraction shadow_model epochs max_steps batch_size eval_batch_size gradient_accumulation "

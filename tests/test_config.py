@@ -13,12 +13,13 @@ def test_defaults_follow_the_variant():
         config = ShadowConfig(variant=variant).resolved()
         assert (config.r, config.update_width, config.inject_from) == sizes[variant]
         assert (config.alpha, config.dropout, config.shadow_loss_weight) == strengths[variant]
+        assert config.shadow_distil == 0
     assert ShadowConfig().variant == "normed"
     assert ShadowConfig(variant="peft", r=4).resolved().update_width == 4, "PEFT's update width follows r"
 
 
 def test_round_trip_through_a_mapping():
-    config = ShadowConfig(r=3, alpha=0.4, shadow_layers=2)
+    config = ShadowConfig(r=3, alpha=0.4, shadow_layers=2, shadow_distil=0.25)
     assert ShadowConfig.from_dict(config.to_dict()) == config
 
 
@@ -38,6 +39,11 @@ WRONG = [
     {"variant": "papr"},
     {"alpha": "x"},
     {"shadow_loss_weight": -1},
+    {"shadow_distil": -0.1},
+    {"shadow_distil": 1.1},
+    {"shadow_distil": float("nan")},
+    {"shadow_distil": True},
+    {"shadow_distil": None},
     {"inject_from": -1},
 ]
 
@@ -46,6 +52,11 @@ WRONG = [
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ShadowConfig(**wrong)
+
+
+def test_a_share_beyond_1_is_told_in_one_sentence():
+    with pytest.raises(ConfigError, match=r"^shadow_distil must be from 0 to 1, got 1\.5$"):
+        ShadowConfig(shadow_distil=1.5)
 
 
 def test_settings_that_do_not_fit_the_base_are_refused(base):

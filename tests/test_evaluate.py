@@ -1,6 +1,7 @@
 """Measures against the slow way of computing them, for attached, bare, detached and base models."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,17 @@ def test_losses_equal_the_slow_way(kind, shadowed, tokenizer):
         assert bare.loss != pytest.approx(result.loss, rel=1e-2)
     else:
         assert result.shadow_loss is None
+
+
+@pytest.mark.parametrize("distil", [0.4, 1.0])
+def test_what_the_shadow_learns_from_changes_no_measure(distil, shadowed, tokenizer, monkeypatch):
+    """Catches a loss of the model's own head in which some of the shadow's is left."""
+    rows = rows_with([" is", " four", " two plus two is four", " hello"])
+    wanted = evaluate(shadowed, tokenizer, rows, exact_match=False, progress=False)
+    adapter = shadowed.adapters["default"]
+    monkeypatch.setattr(adapter, "settings", replace(adapter.settings, shadow_distil=distil))
+    found = evaluate(shadowed, tokenizer, rows, exact_match=False, progress=False)
+    assert (found.loss, found.shadow_loss) == (pytest.approx(wanted.loss, rel=1e-6), wanted.shadow_loss)
 
 
 def test_the_losses_of_a_shadowed_model_hold_no_logits(shadowed, tokenizer, monkeypatch):

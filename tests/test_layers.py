@@ -12,7 +12,7 @@ SOURCE = Path(shadowpeft.__file__).parent
 LAYERS = [
     {"errors", "files"},
     {"config"},
-    {"arch", "views", "ops", "linear_ce", "train_config"},
+    {"arch", "views", "ops", "linear_ce", "divergence", "train_config"},
     {"cache", "unmasked"},
     {"shadow", "boundary"},
     {"adapter", "losses", "outputs", "lent"},

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from conftest import qwen3_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shadowpeft import ShadowConfig, arch
-from shadowpeft.pretrain import objectives, start
+from shadowpeft import ShadowConfig, arch, divergence
+from shadowpeft.divergence import Head, divergences
+from shadowpeft.pretrain import start
 from shadowpeft.pretrain.lesson import Lesson, Weights, train_parts
-from shadowpeft.pretrain.objectives import Head, divergences, turns
+from shadowpeft.pretrain.objectives import turns
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 31
 
@@ -39,7 +40,7 @@ def probabilities(x_ND: torch.Tensor, head: Head, temperature: float) -> torch.T
 @pytest.mark.parametrize(("temperature", "softcap", "bias"), [(1.0, None, False), (2.5, 3.0, True)])
 def test_divergence_and_gradient_are_the_equations(states, monkeypatch, at_a_time, top_k, temperature, softcap, bias):
     """Catches a wrong direction of the divergence, a lost temperature, cap, bias or chunk, and a gradient scaled wrongly per token."""
-    monkeypatch.setattr(objectives, "_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(divergence, "_AT_A_TIME", at_a_time)
     (s_ND, h_ND), head = states, some_head(softcap, bias)
     weights_N = torch.arange(1.0, TOKENS + 1, dtype=torch.float64)
     losses_N = divergences(s_ND, h_ND, head, temperature, top_k)
@@ -66,7 +67,7 @@ def test_divergence_is_0_at_the_base_and_less_when_coarser(states):
 
 def test_divergence_never_holds_a_batch_of_logits(states, monkeypatch):
     """Catches logits of more tokens than allowed in hand at once, and teacher's logits that keep a graph."""
-    monkeypatch.setattr(objectives, "_AT_A_TIME", VOCABULARY * 4)
+    monkeypatch.setattr(divergence, "_AT_A_TIME", VOCABULARY * 4)
     (s_ND, h_ND), head = states, some_head()
     seen: list[int] = []
     logits = Head.logits

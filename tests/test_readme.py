@@ -184,6 +184,7 @@ def test_recipe_of_the_method_search(tmp_path):
     starts = [{"start": name} for name in ("reads", "pca", "mirror")]
     changes = [{}, *({name: value} for name, value in named.items()), {"activation": "glu"}, {"keeps": False}, {"scale": "root"}, *starts]
     jobs = [{**job, "change": change} for change in changes] + [{**job, "loss_weights": [4.0, 0.0]}]
+    jobs += [{**job, "config": {"variant": "normed", "shadow_distil": share}} for share in (0.5, 1.0)]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in jobs))
     words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
     few = ("--steps", 3, "--batch-size", 2, "--max-length", 32, "--validation-rows", 10)

@@ -50,6 +50,8 @@ class ShadowConfig:
             for a pretrained shadow, whose states are of any size, and not for a random one, which begins at that size.
         output_gains: in the variant `normed`, whether a correction is spread over channels as the norms behind a block's attention and MLP
             spread what the block writes; unless set, it is where the base has such norms (Gemma 2 and 3, OLMo 2).
+        shadow_distil: share of the shadow's loss, from 0 to 1, that is learnt from the attached model's own answer instead of from the
+            labels. It counts in training alone: what an adapter computes does not depend on it.
 
     Raises:
         ConfigError: a value is out of range.
@@ -69,6 +71,7 @@ class ShadowConfig:
     shadow_head_dim: int | None = None
     unit_state: bool | None = None
     output_gains: bool | None = None
+    shadow_distil: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
@@ -147,7 +150,7 @@ def _check(name: str, value: object) -> None:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be true or false, got {value!r}")
         return
-    if name in ("alpha", "dropout", "shadow_loss_weight"):
+    if name in ("alpha", "dropout", "shadow_loss_weight", "shadow_distil"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{name} must be a number, got {value!r}")
         if not -_LARGEST < value < _LARGEST:  # nor NaN
@@ -156,6 +159,8 @@ def _check(name: str, value: object) -> None:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {value!r}")
         if name == "shadow_loss_weight" and value < 0:
             raise ConfigError(f"shadow_loss_weight must be 0 or more, got {value!r}")
+        if name == "shadow_distil" and not 0 <= value <= 1:
+            raise ConfigError(f"shadow_distil must be from 0 to 1, got {value!r}")
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} must be a whole number, got {value!r}")

@@ -231,7 +231,8 @@ def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[f
         settings = model.adapters[model.active_adapter].settings
         assert isinstance(settings, ShadowConfig)
         shadow = out.shadow_loss.item()
-        return out.loss.item() - settings.resolved().shadow_loss_weight * shadow, shadow
+        distil, share = 0.0 if out.distil_loss is None else out.distil_loss.item(), settings.shadow_distil
+        return out.loss.item() - settings.resolved().shadow_loss_weight * ((1 - share) * shadow + share * distil), shadow
     targets_BT = inputs["labels"][:, 1:]
     predicted_BT = targets_BT != NO_LOSS
     loss = F.cross_entropy(out.logits[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum")

@@ -3,11 +3,12 @@
 from functools import partial
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch, losses, sharding
 from shadowpeft.adapter import Adapter
+from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 
@@ -37,9 +38,11 @@ def language_output(
 ) -> ShadowedCausalLMOutput:
     """Apply the base's head to both states; with labels, L = CE(head(norm(h^(L))), y) + lambda * CE(head(s^(0)), y) (eq. 8, 9).
 
+    With the setting `shadow_distil` part of the shadow's loss is its divergence from the attached answer (`_joint`).
+
     Args:
         base: owns the head that both states share.
-        adapter: gives lambda.
+        adapter: gives lambda and `shadow_distil`.
         h_BTD: the base's last hidden state, after its final norm.
         s_BTD: the first shadow state s^(0).
         targets: the labels, if any.
@@ -58,20 +61,44 @@ def language_output(
     lean = skip_logits and (arch.has_plain_frozen_head(base) or sharding.is_frozen_linear(head))
     logits_BTV = None if lean else arch.logits(base, h_BTD)
     shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits or (targets.given and not lean) else None
-    loss, shadow_loss = None, None
+    joint: dict[str, Tensor | None] = {}
+    distils = adapter.settings.shadow_distil > 0
     if lean:
-        sweep = partial(losses.frozen_head_losses, (h_BTD, s_BTD), head, arch.softcap_of(base), *targets)
-        own, shadow_loss = sharding.with_whole(head, sweep)
+        sweep = partial(_lean_losses, h_BTD, s_BTD, head, arch.softcap_of(base), targets, distils)
+        joint = _joint(adapter.settings, *sharding.with_whole(head, sweep))
     elif targets.given:
-        own, shadow_loss = (losses.next_token_loss(logits, *targets) for logits in (logits_BTV, shadow_BTV) if logits is not None)
-    if shadow_loss is not None:
-        loss = own + adapter.settings.shadow_loss_weight * shadow_loss
+        assert logits_BTV is not None
+        assert shadow_BTV is not None
+        own, shadow_loss = (losses.next_token_loss(x_BTV, *targets) for x_BTV in (logits_BTV, shadow_BTV))
+        distil_loss = losses.next_token_divergence(logits_BTV, shadow_BTV, *targets) if distils else None
+        joint = _joint(adapter.settings, own, shadow_loss, distil_loss)
     return ShadowedCausalLMOutput(
-        loss=loss,
         logits=None if skip_logits else logits_BTV,
-        shadow_loss=shadow_loss,
         shadow_logits=shadow_BTV if keep_shadow_logits else None,
+        **joint,  # type: ignore[arg-type]
     )
+
+
+def _lean_losses(
+    h_BTD: Tensor, s_BTD: Tensor, head: nn.Linear, softcap: float | None, targets: Targets, distils: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute both heads' losses and, if wanted, how far the shadow's answer is from the attached one."""
+    own, shadow_loss = losses.frozen_head_losses((h_BTD, s_BTD), head, softcap, *targets)
+    return own, shadow_loss, losses.frozen_head_divergence(h_BTD, s_BTD, head, softcap, *targets) if distils else None
+
+
+def _joint(settings: ResolvedConfig, own: Tensor, shadow_loss: Tensor, distil_loss: Tensor | None) -> dict[str, Tensor | None]:
+    """Compute L = own + lambda * [(1 - w) * shadow_loss + w * distil_loss], w the setting `shadow_distil`; all losses of the output.
+
+    With w = 0 there is no `distil_loss`; with w = 1 `shadow_loss` is told and not learnt from, so its graph is let go.
+    """
+    if distil_loss is None:
+        learnt = shadow_loss
+    elif settings.shadow_distil == 1:
+        learnt, shadow_loss = distil_loss, shadow_loss.detach()
+    else:
+        learnt = (1 - settings.shadow_distil) * shadow_loss + settings.shadow_distil * distil_loss
+    return {"loss": own + settings.shadow_loss_weight * learnt, "shadow_loss": shadow_loss, "distil_loss": distil_loss}
 
 
 def padding_mask(config: PretrainedConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
@@ -102,7 +129,7 @@ def classifier_output(
 
     Args:
         config: gives `problem_type`.
-        adapter: gives the heads and lambda.
+        adapter: gives the heads, lambda and `shadow_distil`.
         h_BTD: the base's last hidden state.
         s_BTD: the first shadow state s^(0).
         targets: the labels, if any.
@@ -114,9 +141,15 @@ def classifier_output(
     trains = targets.labels is not None
     logits_BC = adapter.score(losses.pool_last(h_BTD, mask_BT))
     shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if trains or keep_shadow_logits else None
-    result = ShadowedClassifierOutput(logits=logits_BC, shadow_logits=shadow_BC if keep_shadow_logits else None)
+    joint: dict[str, Tensor | None] = {}
     if targets.labels is not None and shadow_BC is not None:
-        result.shadow_loss = losses.classification_loss(shadow_BC, targets.labels, config, targets.num_items)
-        own = losses.classification_loss(logits_BC, targets.labels, config, targets.num_items)
-        result.loss = own + adapter.settings.shadow_loss_weight * result.shadow_loss
-    return result
+        measured = targets.labels, config, targets.num_items
+        shadow_loss, own = (losses.classification_loss(x_BC, *measured) for x_BC in (shadow_BC, logits_BC))
+        distils = adapter.settings.shadow_distil > 0
+        distil_loss = losses.classification_divergence(logits_BC, shadow_BC, *measured) if distils else None
+        joint = _joint(adapter.settings, own, shadow_loss, distil_loss)
+    return ShadowedClassifierOutput(
+        logits=logits_BC,
+        shadow_logits=shadow_BC if keep_shadow_logits else None,
+        **joint,  # type: ignore[arg-type]
+    )

@@ -82,7 +82,7 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
     def __init__(self, base: PreTrainedModel) -> None:
         self.task = arch.task_of(base)
         super().__init__(copy.deepcopy(base.config))
-        self.config.keys_to_ignore_at_inference = ["past_key_values", "shadow_loss", "shadow_logits"]
+        self.config.keys_to_ignore_at_inference = ["past_key_values", "shadow_loss", "shadow_logits", "distil_loss"]
         if self.task == "causal-lm":
             self.generation_config = copy.deepcopy(base.generation_config)
             # The Trainer counts labels by this name: without it, the never predicted first token of a row counts too.

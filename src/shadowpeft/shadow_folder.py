@@ -132,7 +132,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not a shadow folder{hint}")
     meta = strict.read_meta(path, (FORMAT,))
     sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
-    names = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - {"shadow_loss_weight"}
+    losses = {"shadow_loss_weight", "shadow_distil"}  # of an adapter; all others of the name are sizes
+    names = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - losses
     if not (isinstance(sizes, dict) and set(sizes) == names and explicit is None) and not (sizes is None and isinstance(explicit, dict)):
         raise CheckpointError(
             f"{path} does not describe a shadow: it must hold either 'shadow' with {', '.join(sorted(names))}, or 'explicit_shadow'"

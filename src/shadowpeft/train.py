@@ -272,6 +272,7 @@ def _facts(
         **({} if config.backbone_learning_rate is None else {"backbone learning rate": f"{config.backbone_learning_rate:g}"}),
         "scheduler": f"{config.scheduler}, warmup {config.warmup:g}",
         "shadow loss weight": config.shadow.resolved().shadow_loss_weight,
+        **({"of it learnt from the attached answer": config.shadow.shadow_distil} if config.shadow.shadow_distil else {}),
         "bf16": config.bf16,
         **({"base": "in 4 bits (NF4)"} if config.load_in_4bit else {}),
         "seed": config.seed,

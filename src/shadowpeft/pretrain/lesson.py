@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
+from shadowpeft.divergence import Head, divergences
 from shadowpeft.linear_ce import token_losses
-from shadowpeft.pretrain.objectives import Head, divergences, turns
+from shadowpeft.pretrain.objectives import turns
 from shadowpeft.shadow import Shadow
 
 
