@@ -12,6 +12,7 @@ from boundary_cases import DEVICE, KINDS, Kind, assert_as_exact, draw, errors, i
 from families import TINY, attached, language_batch, perturb, tiny_model, token_ids
 from test_train import save_base, text_rows, write_rows
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, linear_ce
@@ -310,6 +311,18 @@ def test_boundaries_compile_whole() -> None:
     got = run(torch.compile(cross, fullgraph=True, backend="aot_eager"), drawn)
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-6)
+
+
+def test_fake_tensors_cross_without_a_kernel() -> None:
+    """Catches kernels that are launched on tensors without memory, as those are that a step's memory is estimated with."""
+    drawn = draw(Kind())
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes:
+        h, s = (fakes.from_tensor(tensor).requires_grad_() for tensor in (drawn.h, drawn.s))
+        new_h, new_s = fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        grads = torch.autograd.grad([new_h.sum(), new_s.sum()], [h, s])
+    for tensor, like in ((new_h, drawn.h), (new_s, drawn.s), (grads[0], drawn.h), (grads[1], drawn.s)):
+        assert isinstance(tensor, FakeTensor)
+        assert (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
 
 
 def test_operations_keep_torch_s_contract() -> None:

@@ -77,7 +77,8 @@ def _fused(
     drops = rule.dropout > 0 and (inject_w is not None or rule.variant == "paper")
     seed = torch.randint(2**62, (1,), device=h_BTD.device) if drops else None
     numbers = (float(rule.alpha), float(rule.dropout) if drops else 0.0, float(w.gate_shift), float(parts.eps), float(parts.offset))
-    cross = forward_op if torch.compiler.is_compiling() else _Boundary.apply
+    # A kind of tensor of its own, such as a fake one that has a shape alone, finds its own way through an operation.
+    cross = _Boundary.apply if type(h_BTD) is Tensor and not torch.compiler.is_compiling() else forward_op
     out_BTD, next_BTD, *_ = cross(
         h_BTD, s_BTD, *w[:8], *(inject_w or (None, None)), parts.weight, parts.bias, seed, rule.variant, parts.kind, w.activation, *numbers
     )
