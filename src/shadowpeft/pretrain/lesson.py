@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from shadowpeft import arch
 from shadowpeft.divergence import Head, divergences
 from shadowpeft.linear_ce import token_losses
-from shadowpeft.pretrain.objectives import turns
 from shadowpeft.shadow import Shadow
 
 
@@ -132,3 +131,8 @@ def parts_trained(shadow: Shadow, parts: str) -> Iterator[list[nn.Parameter]]:
     finally:
         for parameter, trained in before:
             parameter.requires_grad_(trained)
+
+
+def turns(s_ND: Tensor, h_ND: Tensor) -> Tensor:
+    """Compute 1 - cos(s, h) of each token, (N,): what the directions differ by, whatever the sizes."""
+    return 1 - F.cosine_similarity(s_ND.float(), h_ND.detach().float(), dim=-1)

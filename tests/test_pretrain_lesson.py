@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from shadowpeft import ShadowConfig, arch, divergence
 from shadowpeft.divergence import Head, divergences
 from shadowpeft.pretrain import start
-from shadowpeft.pretrain.lesson import Lesson, Weights, train_parts
-from shadowpeft.pretrain.objectives import turns
+from shadowpeft.pretrain.lesson import Lesson, Weights, train_parts, turns
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 31
 
