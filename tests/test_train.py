@@ -252,6 +252,17 @@ def test_a_checkpoint_of_one_rate_is_not_taken_for_two(command, straight, tmp_pa
     assert "backbone_learning_rate must be set where the checkpoint's run had it set" in said
 
 
+def test_a_run_of_before_a_setting_of_the_shadow_existed_goes_on(command, tmp_path, capsys):
+    """Catches a new setting of the shadow's own, a group in the file, that ends every run begun without it."""
+    assert main([*command, "--max-steps", "4"]) == 0
+    settings = tmp_path / "run" / "run.yaml"
+    settings.write_text(settings.read_text().replace("  shadow_distil: 0.0\n", ""))
+    assert main([*command, "--max-steps", "4", "--shadow.shadow_distil", "0.5", "--resume"]) == 2
+    assert "to resume, shadow must be as in" in capsys.readouterr().err
+    assert "shadow_distil" not in settings.read_text()
+    assert main(["train", "--config", str(settings), "--resume"]) == 0
+
+
 # Stopping and resuming
 
 

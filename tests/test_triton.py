@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from boundary_cases import DEVICE, KINDS, Kind, assert_as_exact, draw, errors, i
 from families import TINY, attached, language_batch, perturb, tiny_model, token_ids
 from test_train import save_base, text_rows, write_rows
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, linear_ce
 from shadowpeft.cli import main
@@ -293,6 +295,32 @@ def test_checkpointing_draws_the_same_masks_again() -> None:
     torch.manual_seed(5)
     got = run(lambda *args: checkpoint(fused.boundary, *args, use_reentrant=False), drawn)
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_selective_checkpointing_sees_boundaries() -> None:
+    """Catches a way past torch's dispatcher where a policy says which operations' results are kept."""
+    drawn, seen = draw(Kind(shape=(5,), D=40)), []
+
+    def policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        seen.append(operation)
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    watched = partial(create_selective_checkpoint_contexts, policy)
+    want = run(fused.boundary, drawn)
+    got = run(lambda *args: checkpoint(fused.boundary, *args, use_reentrant=False, context_fn=watched), drawn)
+    assert torch.ops.shadowpeft.boundary.default in seen
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_backward_pass_may_be_compiled_alone() -> None:
+    """Catches kernels that a compiler of the backward pass would look into."""
+    drawn = draw(Kind(shape=(5,), D=40))
+    want = run(fused.boundary, drawn)
+    new_h, new_s = fused.boundary(drawn.h.requires_grad_(), drawn.s.requires_grad_(), drawn.update, drawn.inject, drawn.rule, drawn.norm)
+    with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        torch.autograd.backward([new_h, new_s], [drawn.dh, drawn.ds])
+    for name, tensor in (("d_h", drawn.h), ("d_s", drawn.s)):
+        torch.testing.assert_close(tensor.grad, want[name], rtol=1e-5, atol=1e-6)
 
 
 def test_boundaries_compile_whole() -> None:

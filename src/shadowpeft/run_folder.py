@@ -1,9 +1,10 @@
 """The output folder of a run that can be interrupted: what may be written to it, and where the run goes on."""
 
+import dataclasses
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -99,11 +100,24 @@ def _check_same_run(config: RunConfig, path: Path, free: Collection[str]) -> Non
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML, so the run cannot be continued: {error}") from error
-    now, defaults = yaml.safe_load(config.to_yaml()), vars(type(config))
-    if isinstance(before, dict):  # a run of before there was a setting did what is its default
-        before = {name: before.get(name, defaults.get(name)) for name in now}
-    changed = [name for name in now if name not in free and (not isinstance(before, dict) or before[name] != now[name])]
+    now = yaml.safe_load(config.to_yaml())
+    if isinstance(before, dict):
+        before = _filled(before, config)
+    changed = [name for name in now if name not in free and (not isinstance(before, dict) or before.get(name) != now[name])]
     if changed:
         raise ConfigError(
             f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run"
         )
+
+
+def _filled(before: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    """Fill a file's settings up by defaults, in groups of settings as well: a run of before there was a setting did what is its default."""
+    filled = dict(before)
+    for entry in dataclasses.fields(settings):
+        group = vars(settings)[entry.name]
+        if dataclasses.is_dataclass(group):
+            found = before.get(entry.name, {})
+            filled[entry.name] = _filled(found, group) if isinstance(found, Mapping) else found
+        elif entry.default is not dataclasses.MISSING:
+            filled.setdefault(entry.name, entry.default)
+    return filled

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from shadowpeft import arch
 from shadowpeft.errors import ConfigError
@@ -77,8 +78,7 @@ def _fused(
     drops = rule.dropout > 0 and (inject_w is not None or rule.variant == "paper")
     seed = torch.randint(2**62, (1,), device=h_BTD.device) if drops else None
     numbers = (float(rule.alpha), float(rule.dropout) if drops else 0.0, float(w.gate_shift), float(parts.eps), float(parts.offset))
-    # A kind of tensor of its own, such as a fake one that has a shape alone, finds its own way through an operation.
-    cross = _Boundary.apply if type(h_BTD) is Tensor and not torch.compiler.is_compiling() else forward_op
+    cross = forward_op if _is_watched(h_BTD) else _Boundary.apply
     out_BTD, next_BTD, *_ = cross(
         h_BTD, s_BTD, *w[:8], *(inject_w or (None, None)), parts.weight, parts.bias, seed, rule.variant, parts.kind, w.activation, *numbers
     )
@@ -128,6 +128,11 @@ def _unserved(widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]
 
 
 _NO_UPDATE = UpdateWeights(*(None,) * 8, None, "silu")  # type: ignore[arg-type]
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    """Tell whether somebody looks at operations: a compiler, a dispatch mode (selective checkpointing), a kind of tensor of its own."""
+    return torch.compiler.is_compiling() or type(tensor) is not Tensor or is_in_torch_dispatch_mode()
 
 
 def _forward(inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -206,7 +211,11 @@ def _gradients(ctx: Any, dout: Tensor | None, dnext: Tensor | None, run: Callabl
 
 
 def _backward_of_op(ctx: Any, dout: Tensor | None, dnext: Tensor | None, *unused: object) -> tuple[Any, ...]:
-    return _gradients(ctx, dout, dnext, lambda inputs: backward_op(*inputs))
+    return _gradients(ctx, dout, dnext, _backward_as_op)
+
+
+def _backward_as_op(inputs: tuple[Any, ...]) -> list[Tensor]:
+    return backward_op(*inputs)
 
 
 forward_op.register_autograd(_backward_of_op, setup_context=_remember)
@@ -224,4 +233,5 @@ class _Boundary(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dnext: Tensor | None) -> tuple[Any, ...]:
-        return _gradients(ctx, dout, dnext, _backward)
+        # A backward pass may be compiled though its forward pass was not (compiled autograd).
+        return _gradients(ctx, dout, dnext, _backward_as_op if torch.compiler.is_compiling() else _backward)
