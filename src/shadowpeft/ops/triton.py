@@ -1,8 +1,8 @@
 """The fused boundary: `reference.boundary` as nine Triton kernels that keep nothing wide but h and s for the backward pass.
 
-Two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole; outside of it the same two functions behind an autograd
-function, as torch's way through a custom operation takes the host longer than three launches. Kernels: `triton_forward`,
-`triton_backward`; what they move and how long that takes: docs/kernels.md.
+Two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole; where nobody looks at operations the same two functions
+behind an autograd function, as a custom operation is a detour for the host. Kernels: `triton_forward`, `triton_backward`; what they move
+and how long that takes: docs/kernels.md.
 """
 
 from collections.abc import Callable, Iterable
