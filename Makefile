@@ -17,7 +17,7 @@ study-smoke: .venv/.demo
 test: .venv/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto
 
-# Apart from `test`, which it would make take about half as long again.
+# Apart from `test`, which it would make take a third longer.
 coverage: .venv/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --cov=shadowpeft --cov-report=term:skip-covered
 
