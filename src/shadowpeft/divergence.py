@@ -182,14 +182,15 @@ def _by_autograd(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, top
     return loss_n.detach(), slope_nD
 
 
-def _divergence(log_p_nV: Tensor, log_q_nV: Tensor) -> Tensor:
-    return (log_p_nV.exp() * (log_p_nV - log_q_nV)).sum(-1)
+def divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """Compute KL(p || q) of each row, (N,), from log probabilities."""
+    return F.kl_div(log_q_NV, log_p_NV, reduction="none", log_target=True).sum(-1)
 
 
 def _coarse(log_p_nV: Tensor, log_q_nV: Tensor, top_k: int) -> Tensor:
     """The divergence when the less likely tokens are one event: never more than that of all, and still 0 only where p = q on the K."""
     chosen_nK = log_p_nV.topk(top_k, -1).indices
-    return _divergence(*(_with_rest(log_nV, chosen_nK) for log_nV in (log_p_nV, log_q_nV)))
+    return divergence(*(_with_rest(log_nV, chosen_nK) for log_nV in (log_p_nV, log_q_nV)))
 
 
 def _with_rest(log_nV: Tensor, chosen_nK: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.loss.loss_utils import ForCausalLMLoss, fixed_cross_entropy
 
-from shadowpeft.divergence import Head, divergences
+from shadowpeft.divergence import Head, divergence, divergences
 from shadowpeft.linear_ce import IGNORED, token_losses
 
 Count = Tensor | None
@@ -98,8 +98,7 @@ def next_token_divergence(
 def _divergences(logits_NC: Tensor, shadow_NC: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(shadow)) of each row, in float32 at least."""
     wide = torch.promote_types(shadow_NC.dtype, torch.float32)
-    log_p_NC, log_q_NC = (F.log_softmax(x_NC, -1, dtype=wide) for x_NC in (logits_NC, shadow_NC))
-    return (log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(-1)
+    return divergence(*(F.log_softmax(x_NC, -1, dtype=wide) for x_NC in (logits_NC, shadow_NC)))
 
 
 def _labelled(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import cdiv
 
 from shadowpeft.ops import triton_backward as back
 from shadowpeft.ops import triton_forward as fore
@@ -48,10 +49,6 @@ class BackwardPlan(NamedTuple):
     parts: int
 
 
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _shape(tile: Tile) -> dict[str, int]:
     return {"BM": tile.rows, "BD": tile.cols, "STAGES": tile.stages}
 
@@ -74,17 +71,17 @@ class _Planner(NamedTuple):
     def by_rows(self, name: str, kernel: Any, fields: str, **constants: Any) -> Step:
         """A grid of (blocks of rows, splits of the columns)."""
         tile = self.tile(name)
-        blocks, strips = _cdiv(self.rows, tile.rows), _cdiv(self.case.D, tile.cols)
+        blocks, strips = cdiv(self.rows, tile.rows), cdiv(self.case.D, tile.cols)
         splits = splits_for(blocks, strips, self.device)
         call = Call(kernel, (blocks, splits), {**self.case.pick(fields), **constants, **_shape(tile)}, **_options(tile))
-        return Step(call, _cdiv(strips, splits) * tile.cols, splits)
+        return Step(call, cdiv(strips, splits) * tile.cols, splits)
 
     def by_columns(self, name: str, kernel: Any, fields: str, parts: int, **constants: Any) -> Step:
         """A grid of (strips of columns, parts of the rows)."""
         tile = self.tile(name)
-        grid = _cdiv(self.case.D, tile.cols), parts
+        grid = cdiv(self.case.D, tile.cols), parts
         call = Call(kernel, grid, {**self.case.pick(fields), **constants, **_shape(tile)}, **_options(tile))
-        return Step(call, _cdiv(_cdiv(self.rows, tile.rows), parts) * tile.rows, parts)
+        return Step(call, cdiv(cdiv(self.rows, tile.rows), parts) * tile.rows, parts)
 
 
 @lru_cache(_PLANS)
@@ -108,7 +105,7 @@ def _backward_plan(
     plan = _Planner(case, rows, kind, device)
     pull = plan.by_rows("pull", back.pull, "D R RP") if case.INJECT else None
     settle = tile_of("settle", kind, rows, 16)
-    blocks, options = (_cdiv(rows, settle.rows),), {"num_warps": settle.warps}
+    blocks, options = (cdiv(rows, settle.rows),), {"num_warps": settle.warps}
     fields = "U R UP RP UNIT UPDATE INJECT GELU DROP FINE"
     settle_low = Call(back.settle_low, blocks, {**case.pick(fields), "S": pull.splits if pull else 1, "BM": settle.rows}, **options)
     fields = "D U R UP RP NORM UNIT UPDATE INJECT GELU DROP"
@@ -116,15 +113,15 @@ def _backward_plan(
 
     name = "retreat" if case.INJECT else "retreat_only"
     tile = plan.tile(name)
-    strips = _cdiv(case.D, tile.cols)
-    parts = splits_for(strips, _cdiv(rows, tile.rows), device)
+    strips = cdiv(case.D, tile.cols)
+    parts = splits_for(strips, cdiv(rows, tile.rows), device)
     retreat = plan.by_columns(name, back.retreat, "D U R UP RP UPDATE INJECT BIAS DROP FINE", parts, NEXT=follows)
     finish = plan.by_columns("finish", back.finish, "D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP", parts, WANTED=wanted)
 
     tile, learned = tile_of("gather", kind, rows, 16), case.NORM == 2 and not case.UNIT
     weights = 7 if learned or case.BIAS else 6 if case.UPDATE else 2
     constants = {**case.pick("D U R UPDATE INJECT BIAS"), "LEARNED": learned, "PARTS": parts, "BK": tile.rows, "BD": tile.cols}
-    gather = Call(back.gather, (_cdiv(case.D, tile.cols), weights), constants, num_warps=tile.warps)
+    gather = Call(back.gather, (cdiv(case.D, tile.cols), weights), constants, num_warps=tile.warps)
     return BackwardPlan(pull, settle_low, retreat, settle_read, finish, gather, strips, parts)
 
 
