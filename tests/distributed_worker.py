@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, losses, sharding
-from shadowpeft.boundary import BoundaryWeights
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, losses
 from shadowpeft.cli import main
-from shadowpeft.run_setup import recompute_activations
+from shadowpeft.decoder import sharded
+from shadowpeft.shadow.boundary import BoundaryWeights
+from shadowpeft.train.arguments import recompute_activations
 
 STEPS = 3
 
@@ -131,7 +132,7 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
         model.to(device)
     else:
         world, rank = accelerator.num_processes, accelerator.process_index
-        sharding.prepare(accelerator, shadowed)
+        sharded.prepare(accelerator, shadowed)
         model, optimizer = accelerator.prepare(model, optimizer)
     trained, sweep, gathered = Trained([], {}, {}, 1.0, {}, 0), losses.frozen_head_losses, watch(shadowed)
 
@@ -167,7 +168,7 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in sharding.whole(tensors).items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in sharded.whole(tensors).items()}
 
 
 def watch(model: ShadowedModel) -> dict[str, set[str]]:

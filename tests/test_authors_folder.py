@@ -9,12 +9,14 @@ from safetensors.torch import load_file, save_file
 from shadow_peft import AutoModelForCausalLMWithHiddenProjection, get_shadow_model
 from shadow_peft import ShadowConfig as TheirConfig
 
-from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, attach, authors, shadow_source
+from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, attach
+from shadowpeft.model import sources
 from shadowpeft.pretrain import run as pretrain_run
 from shadowpeft.pretrain import warm
-from shadowpeft.pretrain.settings import PretrainConfig
+from shadowpeft.pretrain.config import PretrainConfig
+from shadowpeft.storage import authors_folder
 
-WEIGHTS = authors.WEIGHTS
+WEIGHTS = authors_folder.WEIGHTS
 
 
 def narrow(seed: int = 7, **changes):
@@ -55,7 +57,7 @@ def test_their_package_attaches_the_same(kept):
     _, theirs, folder = kept
     adapted = get_shadow_model(tiny_model("qwen3"), TheirConfig(), shadow_model=theirs)
     state = {name: tensor for name, tensor in adapted.state_dict().items() if "shadow" in name}
-    ours = authors.load(tiny_model("qwen3"), folder).state_dict()
+    ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     for name, tensor in ours.items():
         ending = "shadow_hidden_projection.weight" if name == "projection.weight" else f"shadow_model.{name.removeprefix('backbone.')}"
         assert any(key.endswith(ending) and torch.equal(tensor, value) for key, value in state.items()), name
@@ -66,9 +68,9 @@ def test_pretraining_goes_on_from_it(kept):
     base, _, folder = kept
     config = PretrainConfig(model="base", data="text", output="run", start=str(folder), max_steps=1)
     shadow, _ = pretrain_run._start(config, base, pretrain_run.Text([], [], []), fits=True)
-    ours = authors.load(tiny_model("qwen3"), folder).state_dict()
+    ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
-    assert pretrain_run._positions(config, base.config, None) == shadow_source.config_of(folder, base.config).max_position_embeddings
+    assert pretrain_run._positions(config, base.config, None) == sources.config_of(folder, base.config).max_position_embeddings
 
 
 def test_an_adapter_that_started_from_it_is_kept_as_any_other(kept, tmp_path):
@@ -91,9 +93,9 @@ def test_their_start_is_our_pinv():
 
 def test_the_command_line_takes_it(kept):
     _, _, folder = kept
-    assert shadow_source.holds(folder)
-    assert shadow_source.open_source(str(folder), torch.float32) == str(folder)
-    assert shadow_source.config_of(str(folder), tiny_config("qwen3")).model_type == "llama"
+    assert sources.holds(folder)
+    assert sources.open_source(str(folder), torch.float32) == str(folder)
+    assert sources.config_of(str(folder), tiny_config("qwen3")).model_type == "llama"
 
 
 def test_sizes_that_contradict_it_are_refused(kept):
@@ -126,13 +128,13 @@ def test_every_tensor_counts_both_ways(tmp_path):
     for name in tensors:
         save_file({key: value for key, value in tensors.items() if key != name}, tmp_path / WEIGHTS)
         with pytest.raises(CheckpointError, match=f"missing {name}"):
-            authors.load(base, tmp_path)
+            authors_folder.load(base, tmp_path)
     save_file({**tensors, "shadow_model.extra": torch.zeros(1)}, tmp_path / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"extra shadow_model\.extra"):
-        authors.load(base, tmp_path)
+        authors_folder.load(base, tmp_path)
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
-        authors.load(base, tmp_path)
+        authors_folder.load(base, tmp_path)
 
 
 def change(path, edit) -> None:
@@ -147,17 +149,17 @@ def test_nothing_named_by_the_files_is_imported_or_followed(kept, tmp_path, monk
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     change(folder / "config.json", lambda content: content.update(shadow_model_class="evil:Model", shadow_model_config_class="evil:Config"))
-    authors.load(base, folder)
-    if (folder / authors.INDEX).exists():
-        change(folder / authors.INDEX, lambda content: content["weight_map"].update({"lm_head.weight": "../elsewhere.safetensors"}))
+    authors_folder.load(base, folder)
+    if (folder / authors_folder.INDEX).exists():
+        change(folder / authors_folder.INDEX, lambda content: content["weight_map"].update({"lm_head.weight": "../elsewhere.safetensors"}))
         with pytest.raises(CheckpointError, match="'weight_map' must name files of its folder"):
-            authors.load(base, folder)
+            authors_folder.load(base, folder)
     change(folder / "config.json", lambda content: content["shadow_model_config"].update(model_type="evil"))
     with pytest.raises(CheckpointError, match="'evil', which is not supported"):
-        authors.load(base, folder)
+        authors_folder.load(base, folder)
     change(folder / "config.json", lambda content: content.update(shadow_model_config=None))
     with pytest.raises(CheckpointError, match="'shadow_model_config' must hold a configuration"):
-        authors.load(base, folder)
+        authors_folder.load(base, folder)
 
 
 def test_a_shard_that_was_not_copied_is_named(tmp_path):
@@ -165,4 +167,4 @@ def test_a_shard_that_was_not_copied_is_named(tmp_path):
     wrapped(base, narrow()).save_pretrained(tmp_path, max_shard_size="10KB")
     (tmp_path / "model-00002-of-00007.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-00002-of-00007\.safetensors is missing"):
-        authors.load(base, tmp_path)
+        authors_folder.load(base, tmp_path)

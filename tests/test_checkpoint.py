@@ -213,7 +213,7 @@ def test_a_full_disk_loses_nothing(model, base, folder, ids, monkeypatch, step):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("shadowpeft.checkpoint.save_file" if step == "write" else "os.fsync", full)
+    monkeypatch.setattr("shadowpeft.storage.adapter_folder.save_file" if step == "write" else "os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left on device; what was saved there before is unchanged"):
         model.save_pretrained(folder)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from test_train import one_thread, save_base, write_rows  # noqa: F401 - a fixtu
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach, doctor, files
+from shadowpeft import ShadowConfig, ShadowedModel, attach, doctor
 from shadowpeft import cli as command_line
 from shadowpeft.cli import _parser, main
 from shadowpeft.cli import compare as compare_verb
@@ -29,6 +29,7 @@ from shadowpeft.cli import generate as generate_verb
 from shadowpeft.cli import train as train_verb
 from shadowpeft.cli._models import print_result
 from shadowpeft.export import export
+from shadowpeft.storage import stock_models
 
 SHADOW = (
     "variant r update_width alpha dropout shadow_loss_weight inject_from shadow_layers shadow_intermediate_size "
@@ -236,7 +237,7 @@ def test_models_beside_a_missing_folder_are_named(base_folder, tmp_path, capsys)
 
 def test_unexpected_errors_keep_their_trace(monkeypatch, base_folder):
     """Catches an `except` so wide that a fault of ours looks like the user's."""
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "--model", str(base_folder), "--prompt", "x"])
 
@@ -289,7 +290,7 @@ def test_adapter_of_another_base(adapter_folder, tmp_path, capsys):
 
 def test_swapped_folders(base_folder, adapter_folder, rows_file, tmp_path, capsys, monkeypatch):
     """Catches transformers' long answer to an adapter given as a model, and a base loaded before the check."""
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
     for words in (["generate", "--prompt", "x"], ["eval", "--data", rows_file], ["export", "--output", tmp_path / "new"]):
         said = mistake([*words, "--model", adapter_folder, "--adapter", base_folder], capsys)
         assert f"{adapter_folder} is an adapter folder; give it as --adapter and its base ({base_folder}) as --model" in said
@@ -392,14 +393,14 @@ class Silent(torch.nn.Linear):
 
 def test_a_head_that_cannot_be_folded_is_a_mistake_of_one_sentence(base_folder, adapter_folder, monkeypatch, tmp_path, capsys):
     """Catches a trace, and a half-written folder, where the base's head is quantised in a way that nobody can read."""
-    load = files.load_model
+    load = stock_models.load_model
 
     def quantised(*args, **kwargs):
         base = load(*args, **kwargs)
         base.lm_head.__class__ = Silent
         return base
 
-    monkeypatch.setattr(files, "load_model", quantised)
+    monkeypatch.setattr(stock_models, "load_model", quantised)
     said = mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"], capsys)
     assert "needs the base's head as plain numbers, and this Silent does not give them (no kernel for this)" in said
     assert list(tmp_path.iterdir()) == []

@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from shadowpeft.compare import plots, stats
+from shadowpeft.compare import plots
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.report import report, summary, terminal
 from shadowpeft.compare.results import Results, short
 from shadowpeft.compare.study import Study
 from shadowpeft.errors import DataError
+from shadowpeft.reporting import stats
 
 MODELS = ("org/gemma-270m", "qwen-0.5b")
 ITEMS = {"clinc150": 300, "gsm8k": 200, "mawps": 100, "squad_v2": 250}

@@ -473,9 +473,9 @@ class PreTrained:
     folder: str
 
     def both(self) -> tuple[PreTrainedModel, Any]:
-        from shadowpeft import files
+        from shadowpeft.storage import stock_models
 
-        return files.load_model(self.folder, torch.float32).eval(), AutoTokenizer.from_pretrained(self.folder)
+        return stock_models.load_model(self.folder, torch.float32).eval(), AutoTokenizer.from_pretrained(self.folder)
 
 
 @pytest.mark.parametrize("choices", [(" A", " B", " C"), (" one two", " star", " blue cat dog")])

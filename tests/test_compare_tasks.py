@@ -12,8 +12,8 @@ from compare_rows import SPLITS, SUBJECTS, hub_rows, local_rows, passages
 from shadowpeft.compare.tasks import TASKS, Item, Source, clinc, find, gsm8k, held_out_text, mawps, mmlu, squad, stars
 from shadowpeft.compare.tasks.scoring import accuracy, until_stop
 from shadowpeft.compare.tasks.splits import cut, squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.rows import Row
 
 
 def write(folder: Path, sets: dict[str, dict[str, list[dict]]], suffix: str = ".jsonl") -> Source:

@@ -11,8 +11,9 @@ from families import perturb, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach, divergence, linear_ce, losses
-from shadowpeft.divergence import Head, divergences
+from shadowpeft import ShadowConfig, ShadowedModel, attach, losses
+from shadowpeft.losses import divergence, linear_ce
+from shadowpeft.losses.divergence import Head, divergences
 
 VOCAB, WIDTH, WEIGHT = 97, 32, 0.7
 

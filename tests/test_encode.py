@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from shadowpeft.encode import Collator, Example, context_length, encode, encode_all, encode_prompt
+from shadowpeft.data.encode import Collator, Example, context_length, encode, encode_all, encode_prompt
+from shadowpeft.data.rows import read_rows, reference_answer
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.rows import read_rows, reference_answer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

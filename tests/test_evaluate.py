@@ -13,11 +13,11 @@ from test_train import one_thread  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
-from shadowpeft import evaluate as evaluation
-from shadowpeft.encode import encode
+from shadowpeft.data.encode import encode
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.evaluate import evaluate, greedy_answers, stop_ids
-from shadowpeft.rows import Row
+from shadowpeft.evaluation import evaluate as evaluation
+from shadowpeft.evaluation.evaluate import evaluate, greedy_answers, stop_ids
 
 PROMPTS = ["what", "what is two plus", "hello think", "the city you are system what is"]
 

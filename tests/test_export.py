@@ -18,10 +18,11 @@ from test_encode import CHATML, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, shadow_folder
-from shadowpeft.checkpoint import BaseFacts
+from shadowpeft import ShadowConfig, ShadowedModel, arch
 from shadowpeft.errors import CheckpointError, ConfigError, UserError
 from shadowpeft.export import export
+from shadowpeft.storage import shadow_folder
+from shadowpeft.storage.adapter_folder import BaseFacts
 
 # In float32, relative to the largest logit: the stated bound.
 BOUND = 1e-5
@@ -212,7 +213,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
 
 
 @pytest.mark.usefixtures("no_model")

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, arch
-from shadowpeft.run_setup import recompute_activations
+from shadowpeft.train.arguments import recompute_activations
 
 FAMILIES = sorted(arch.FAMILIES)
 # Every family in the variant that reads through its norms; the others on one whose frame travels as an argument, and one where it does not.

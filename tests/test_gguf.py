@@ -320,7 +320,7 @@ def test_what_llama_cpp_does_not_compute_is_refused_before_the_work(case: str, t
     tokenizer = tokenizer_of(TOKENIZER.get(config.model_type, "qwen2"))
     config.vocab_size = len(tokenizer)
     as_a_user(tiny_model(config.model_type, config=config), tokenizer, tmp_path)
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
     with pytest.raises(UnsupportedModelError, match=message):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
 
@@ -330,7 +330,7 @@ def test_an_explicit_gemma_2_is_refused_before_the_work(tmp_path: Path, monkeypa
     model, tokenizer = made("gemma2", tie_word_embeddings=True)
     shadow = tiny_model("gemma2", config=tiny_config("gemma2", vocab_size=len(tokenizer) + 3, tie_word_embeddings=True))
     as_a_user(model, tokenizer, tmp_path, shadow)
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
     with pytest.raises(UnsupportedModelError, match=r"llama\.cpp ties its head"):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
 

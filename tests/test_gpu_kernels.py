@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from test_triton import poisoned  # noqa: F401 - a fixture
 
-from shadowpeft.ops import triton as fused
+from shadowpeft.ops.triton import op as fused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 

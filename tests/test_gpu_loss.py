@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from shadowpeft.linear_ce import LOGITS_AT_A_TIME
-from shadowpeft.losses import frozen_head_losses, next_token_loss
+from shadowpeft.losses.linear_ce import LOGITS_AT_A_TIME
+from shadowpeft.losses.normalised import frozen_head_losses, next_token_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from shadowpeft import ShadowConfig, ShadowedModel
 from shadowpeft.cli import main
-from shadowpeft.run_setup import recompute_activations
+from shadowpeft.train.arguments import recompute_activations
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")

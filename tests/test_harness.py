@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shadowpeft import ShadowConfig, ShadowedModel, attach
 from shadowpeft.cli import main
 from shadowpeft.embedded import MODEL
-from shadowpeft.evaluate import greedy_answers
+from shadowpeft.evaluation.evaluate import greedy_answers
 
 pytest.importorskip("lm_eval")
 
-from shadowpeft.harness import load_tasks, run_harness, table
+from shadowpeft.evaluation.harness import load_tasks, run_harness, table
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(lm_eval|datasets|evaluate|multiprocess|dill|joblib|sacrebleu|nltk)")
 

@@ -10,24 +10,18 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 # From the ground up; a module may import those of lower layers and of its own.
 LAYERS = [
-    {"errors", "files"},
-    {"config"},
-    {"arch", "views", "ops", "linear_ce", "divergence", "train_config"},
-    {"cache", "unmasked"},
-    {"shadow", "boundary"},
-    {"adapter", "losses", "outputs", "lent"},
-    {"frame", "sharding", "heads", "generate", "card", "stock"},
-    {"strict", "checkpoint", "authors", "shadow_folder", "shadow_source", "tokens", "detach"},
-    {"adapter_set"},
+    {"errors", "config", "embedded"},
+    {"arch", "data"},
+    {"ops", "losses"},
+    {"decoder", "shadow"},
+    {"storage", "reporting"},
     {"model"},
-    {"rows", "embedded"},
-    {"encode"},
-    {"trainer", "evaluate", "export", "doctor", "harness", "run_folder", "run_setup"},
-    {"train", "pretrain"},
+    {"evaluation", "export"},
+    {"train", "trainer"},
+    {"pretrain"},
     {"compare"},
-    {"bench"},
-    {"demo"},
-    {"cli"},
+    {"bench", "demo"},
+    {"cli", "doctor"},
 ]
 
 

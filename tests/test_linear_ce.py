@@ -17,8 +17,9 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shadowpeft import ConfigError, ShadowConfig, arch, attach, linear_ce, losses
-from shadowpeft.linear_ce import token_losses
+from shadowpeft import ConfigError, ShadowConfig, arch, attach, losses
+from shadowpeft.losses import linear_ce
+from shadowpeft.losses.linear_ce import token_losses
 
 VOCAB, WIDTH = 101, 12
 

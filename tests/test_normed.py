@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, UnsupportedModelError, arch
-from shadowpeft.adapter import Adapter
 from shadowpeft.errors import ConfigError
+from shadowpeft.shadow.adapter import Adapter
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 # Beside each family's tiny model, the layouts in which transformers places the norm before the attention otherwise.

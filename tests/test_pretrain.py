@@ -18,13 +18,15 @@ from test_train import save_base, write_rows
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import trainer_utils
 
-from shadowpeft import ShadowConfig, UserError, arch, attach, files, shadow_folder, trainer
+from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.cli import main
 from shadowpeft.pretrain import run as pretraining
+from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.run import pretrain
-from shadowpeft.pretrain.settings import PretrainConfig
 from shadowpeft.pretrain.trainer import PROGRESS, PretrainProgress
+from shadowpeft.storage import shadow_folder, stock_models
+from shadowpeft.train import trainer
 
 SENTENCES = ["what is two plus two, think", "you are here in the city", "hello hello four systems", "the city is two plus four"]
 # Every loss, accumulation, shuffling over blocks of rows, evaluation, and more than one lap of the text.
@@ -106,7 +108,7 @@ def test_run_leaves_what_it_promises(straight, base_folder):
     assert len(logged(straight, "eval_loss")) == 4, "steps 0, 4, 8 and 10"
     for name in ("next_token", "distil", "match", "tokens_per_second"):
         assert len(logged(straight, name)) == 10
-    shadowed = attach(files.load_model(str(base_folder), torch.float32), ShadowConfig(), straight / "shadow")
+    shadowed = attach(stock_models.load_model(str(base_folder), torch.float32), ShadowConfig(), straight / "shadow")
     assert shadowed.adapters["default"].settings.shadow_layers == 2
 
 
@@ -121,9 +123,9 @@ def test_logged_parts_add_up_to_the_loss(straight):
 def test_final_loss_is_that_of_the_detached_model(straight, base_folder, text_file):
     """Catches an evaluation of something else than what is shipped, on other rows than the first documents, or a wrong base's loss."""
     told = json.loads((straight / "shadow" / shadow_folder.CONFIG).read_text())["run"]
-    base = files.load_model(str(base_folder), torch.float32)
+    base = stock_models.load_model(str(base_folder), torch.float32)
     small = attach(base, ShadowConfig(), straight / "shadow").detached()
-    tokenizer = files.load_tokenizer(str(base_folder))
+    tokenizer = stock_models.load_tokenizer(str(base_folder))
     texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()[:4]]
     ids = [token for text in texts for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
     rows = torch.tensor(ids[: len(ids) // 16 * 16]).view(-1, 16)
@@ -171,14 +173,14 @@ def test_json_is_the_result(command, capsys):
 def test_base_runs_only_to_be_compared_without_a_loss_that_needs_it(base_folder, text_file, tmp_path, monkeypatch):
     """Catches a base run in training for the next-token loss alone: beside the one measurement of its own loss it must not run."""
     calls = []
-    load = files.load_model
+    load = stock_models.load_model
 
     def counted(*args, **kwargs):
         base = load(*args, **kwargs)
         arch.decoder_of(base).register_forward_hook(lambda *_: calls.append(1))
         return base
 
-    monkeypatch.setattr(files, "load_model", counted)
+    monkeypatch.setattr(stock_models, "load_model", counted)
     for weights, most in (({"distil": 0.0, "match": 0.0, "top_k": None}, 0), ({"distil": 1.0}, 4 * 2)):
         calls.clear()
         settings = _settings(base_folder, text_file, tmp_path / str(most), max_steps=4, start="fresh", **weights)
@@ -248,7 +250,7 @@ def test_deterministic_reaches_torch_before_the_model(command, monkeypatch, caps
     """Catches a flag that is taken and not applied, or applied when the projection is fitted already."""
     asked = []
     monkeypatch.setattr(trainer_utils, "enable_full_determinism", asked.append)
-    monkeypatch.setattr(files, "load_model", lambda *_: (_ for _ in ()).throw(UserError(f"asked {asked}")))
+    monkeypatch.setattr(stock_models, "load_model", lambda *_: (_ for _ in ()).throw(UserError(f"asked {asked}")))
     assert main([*command, "--deterministic", "--seed", "5"]) == 2
     assert "asked [5]" in capsys.readouterr().err
     asked.clear()
@@ -352,7 +354,7 @@ def test_activations_that_are_computed_again_change_nothing(straight, base_folde
 
 def test_start_from_blocks_copies_them(base_folder, text_file, tmp_path):
     """Catches other blocks than those named, or a spread that leaves out the ends."""
-    base = files.load_model(str(base_folder), torch.float32)
+    base = stock_models.load_model(str(base_folder), torch.float32)
     for settings, blocks in (({"blocks": [2, 1]}, [2, 1]), ({"layers": 3}, [0, 2, 3]), ({}, [0, 3])):
         config = _settings(base_folder, text_file, tmp_path / "run", **settings)
         shadow, _ = pretraining._start(config, base, None, fits=True)  # type: ignore[arg-type] - no text is read
@@ -373,11 +375,11 @@ def test_start_from_a_smaller_model(base_folder, text_file, tmp_path, capsys, me
     assert result.parameters == 16 * 32
     text = pretraining.read_text(_settings(base_folder, text_file, tmp_path / "same"))
     rows = torch.stack([torch.from_numpy(row) for row in text.held_out])
-    assert result.model_loss == pytest.approx(files.load_model(str(small), torch.float32)(rows, labels=rows).loss.item(), rel=1e-4)
+    assert result.model_loss == pytest.approx(stock_models.load_model(str(small), torch.float32)(rows, labels=rows).loss.item(), rel=1e-4)
     assert (f"warm start {method}" in capsys.readouterr().err) == (method != "none")
-    saved, before = weights_of(tmp_path / "run" / "shadow"), files.load_model(str(small), torch.float32).model.state_dict()
+    saved, before = weights_of(tmp_path / "run" / "shadow"), stock_models.load_model(str(small), torch.float32).model.state_dict()
     assert all(torch.equal(saved[f"backbone.{name}"], tensor) for name, tensor in before.items()), "only the projection is trained"
-    assert attach(files.load_model(str(base_folder), torch.float32), None, tmp_path / "run" / "shadow") is not None
+    assert attach(stock_models.load_model(str(base_folder), torch.float32), None, tmp_path / "run" / "shadow") is not None
 
 
 def test_the_plain_rate_is_of_all_weights_whatever_the_run_trains(base_folder, text_file, tmp_path, monkeypatch):
@@ -389,7 +391,7 @@ def test_the_plain_rate_is_of_all_weights_whatever_the_run_trains(base_folder, t
     )
     with pytest.warns(UserWarning, match="passed over"):
         result = pretrain(_settings(base_folder, text_file, tmp_path / "run", start=str(small), max_steps=1, train_parts="projection"))
-    backbone = arch.decoder_of(files.load_model(str(small), torch.float32))
+    backbone = arch.decoder_of(stock_models.load_model(str(small), torch.float32))
     table = sum(weight.numel() for weight in backbone.get_submodule("embed_tokens").parameters())
     wanted = 16 * 32 + sum(weight.numel() for weight in backbone.parameters()) - table
     assert [sum(weight.numel() for weight in weights) for weights in asked].count(wanted) == 4, "one to warm up, three timed"
@@ -461,7 +463,7 @@ def test_settings_that_would_change_nothing_are_refused(straight, base_folder, t
     places = {"TEXT": text_file, "SHADOW": straight / "shadow", "PLAIN": tmp_path / "plain.txt"}
     places["SAME WIDTH"] = save_base(tmp_path / "same", seed=3, num_hidden_layers=2)
     places["NARROW"] = save_base(tmp_path / "narrow", seed=3, num_hidden_layers=2, hidden_size=16)
-    monkeypatch.setattr(files, "load_model", None)
+    monkeypatch.setattr(stock_models, "load_model", None)
     changes = {name: str(places[value]) if value in places else value for name, value in changes.items()}
     with pytest.raises(UserError, match=told):
         pretrain(_settings(base_folder, text_file, tmp_path / "run", **changes))
@@ -495,7 +497,7 @@ def test_a_run_begun_with_a_setting_that_changes_nothing_goes_on(command, tmp_pa
 def test_model_with_other_tokens_is_refused(base_folder, text_file, tmp_path):
     """Catches a start from a model to which the same ids mean other words."""
     other = save_base(tmp_path / "other", seed=3)
-    tokenizer = files.load_tokenizer(str(other))
+    tokenizer = stock_models.load_tokenizer(str(other))
     tokenizer.add_tokens(["zzz"])
     tokenizer.save_pretrained(other)
     with pytest.raises(UserError, match="must have one tokenizer"):

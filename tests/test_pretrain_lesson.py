@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from conftest import qwen3_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shadowpeft import ShadowConfig, arch, divergence
-from shadowpeft.divergence import Head, divergences
+from shadowpeft import ShadowConfig, arch
+from shadowpeft.losses import divergence
+from shadowpeft.losses.divergence import Head, divergences
 from shadowpeft.pretrain import start
-from shadowpeft.pretrain.lesson import Lesson, Weights, train_parts, turns
+from shadowpeft.pretrain.objective import Lesson, Weights, train_parts, turns
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 31
 

@@ -12,8 +12,9 @@ import torch
 from test_train import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shadowpeft import ShadowConfig, attach, shadow_folder
+from shadowpeft import ShadowConfig, attach
 from shadowpeft.embedded import MODEL
+from shadowpeft.storage import shadow_folder
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrained_shadow"
 

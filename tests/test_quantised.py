@@ -14,11 +14,12 @@ from families import attached, classification_batch, language_batch, perturb, ti
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
-from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach, files
-from shadowpeft import train as training
+from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
 from shadowpeft.errors import ConfigError, UnsupportedModelError
+from shadowpeft.storage import stock_models
+from shadowpeft.train import run as training
 from shadowpeft.train import train
-from shadowpeft.train_config import TrainConfig
+from shadowpeft.train.config import TrainConfig
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -70,7 +71,7 @@ def test_a_4bit_base_serves_as_any_other(model_type, variant, tmp_path):
         assert torch.equal(model.unload()(ids).logits, untouched(ids).logits)
         again = ShadowedModel.from_pretrained(base, tmp_path / "adapter")
         assert torch.equal(again(ids).logits, want.logits)
-    plain = ShadowedModel.from_pretrained(files.load_model(str(tmp_path / "base"), torch.bfloat16), tmp_path / "adapter")
+    plain = ShadowedModel.from_pretrained(stock_models.load_model(str(tmp_path / "base"), torch.bfloat16), tmp_path / "adapter")
     plain.save_pretrained(tmp_path / "back")
     again.load_adapter(tmp_path / "back", "b")
 
@@ -109,7 +110,7 @@ def test_a_base_quantised_in_part_is_known_again(tmp_path):
     """Catches a sample of the base that is of one matrix before quantising and of another one after."""
     folder = save_plain(tmp_path / "base", "llama")
     attach(load_quantised(folder, torch.float32, llm_int8_skip_modules=["down_proj", "lm_head"])).save_pretrained(tmp_path / "adapter")
-    ShadowedModel.from_pretrained(files.load_model(str(folder)), tmp_path / "adapter")
+    ShadowedModel.from_pretrained(stock_models.load_model(str(folder)), tmp_path / "adapter")
 
 
 @needs_bitsandbytes
@@ -161,12 +162,12 @@ def test_a_quantised_classifier_trains_both_heads(tmp_path):
 def test_a_quantised_shadow_is_refused(tmp_path):
     folder = save_plain(tmp_path / "base", "llama")
     with pytest.raises(UnsupportedModelError, match="load it without quantization_config"):
-        attach(files.load_model(str(folder)), shadow=load_quantised(folder, torch.float32))
+        attach(stock_models.load_model(str(folder)), shadow=load_quantised(folder, torch.float32))
 
 
 @needs_bitsandbytes
 def test_files_load_the_linear_layers_in_4_bits_and_not_the_head(tmp_path):
-    base = files.load_model(str(save_plain(tmp_path / "base", "llama")), torch.bfloat16, load_in_4bit=True)
+    base = stock_models.load_model(str(save_plain(tmp_path / "base", "llama")), torch.bfloat16, load_in_4bit=True)
     assert len(packed(base)) == 4 * 7
     assert arch.head_of(base).weight.dtype == torch.bfloat16
 
@@ -192,4 +193,4 @@ def test_a_quantised_folder_without_its_library_names_it(monkeypatch, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
     with pytest.raises(UserError, match=r"cannot be loaded: .*pip install optimum"):
-        files.load_model(str(folder))
+        stock_models.load_model(str(folder))

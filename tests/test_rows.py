@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from shadowpeft.data.rows import Row, read_rows, reference_answer, split_rows
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row, read_rows, reference_answer, split_rows
 
 USER, ANSWER = {"role": "user", "content": "what is two?"}, {"role": "assistant", "content": "two is four"}
 BAD_ROWS = [

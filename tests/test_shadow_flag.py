@@ -10,12 +10,13 @@ import yaml
 from test_train import save_base, text_rows, write_rows
 from transformers import AutoModelForCausalLM
 
-from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, shadow_folder
-from shadowpeft.checkpoint import BaseFacts
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel
 from shadowpeft.cli import _parser, compare, main, train
 from shadowpeft.compare.checks import check_models
 from shadowpeft.compare.study import Study
 from shadowpeft.pretrain.start import fresh
+from shadowpeft.storage import shadow_folder
+from shadowpeft.storage.adapter_folder import BaseFacts
 
 NEEDED = ["--model", "m", "--data", "d", "--output", "o"]
 
@@ -81,7 +82,7 @@ def test_training_starts_from_the_folder(folders, capsys):
 
 def test_a_folder_that_cannot_serve_is_found_before_the_weights_are_loaded(folders, capsys, monkeypatch):
     """Catches a mistake that is told only after minutes of loading."""
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the base was loaded"))
     assert run(folders, "--shadow", str(folders / "nowhere")) == 2
     assert "there is no model folder" in capsys.readouterr().err
     (folders / "shadow" / shadow_folder.CONFIG).write_text("{")
@@ -112,7 +113,7 @@ def test_a_model_with_the_bases_tokenizer_serves(folders):
 
 def test_a_model_with_another_tokenizer_of_the_same_size_is_refused(folders, capsys, monkeypatch):
     """Catches a shadow that hears noise for words, which nothing else would tell: the sizes fit."""
-    monkeypatch.setattr("shadowpeft.files.load_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the base was loaded"))
     assert run(folders, "--shadow", str(with_other_tokens(folders))) == 2
     assert "'A' to the base and 'B' to the shadow" in capsys.readouterr().err
 

@@ -9,10 +9,11 @@ import torch
 from families import BLOCKS, TINY, attached, perturb, tiny_config, tiny_model, token_ids
 from safetensors.torch import load_file, save_file
 
-from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, arch, attach, shadow_folder
-from shadowpeft.checkpoint import BaseFacts
+from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, arch, attach
 from shadowpeft.pretrain.start import fresh, from_base_blocks, from_model
 from shadowpeft.shadow import Shadow
+from shadowpeft.storage import shadow_folder
+from shadowpeft.storage.adapter_folder import BaseFacts
 
 FILES = ["README.md", "pretrained_shadow.json", "pretrained_shadow.safetensors"]
 WEIGHTS, CONFIG = shadow_folder.WEIGHTS, shadow_folder.CONFIG
@@ -242,7 +243,7 @@ def test_a_full_disk_loses_nothing(kept, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("shadowpeft.shadow_folder.save_file", full)
+    monkeypatch.setattr("shadowpeft.storage.shadow_folder.save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device; what was saved there before is unchanged"):
         shadow_folder.save(started("fresh", base), BaseFacts.of(base), folder, {})
     assert sorted(path.name for path in folder.iterdir()) == FILES

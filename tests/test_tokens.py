@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from shadowpeft import ConfigError
-from shadowpeft.tokens import refuse_other_tokenizer
+from shadowpeft.data.tokenizers import refuse_other_tokenizer
 
 
 def changed(change) -> PreTrainedTokenizerFast:

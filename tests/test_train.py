@@ -20,15 +20,16 @@ from safetensors.torch import load_file
 from test_encode import CHATML, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
 
-from shadowpeft import ShadowConfig, ShadowedModel, UserError, attach, checkpoint, files, trainer
-from shadowpeft import train as training
+from shadowpeft import ShadowConfig, ShadowedModel, UserError, attach
 from shadowpeft.cli import main
-from shadowpeft.encode import Collator, encode_all
+from shadowpeft.data.encode import Collator, encode_all
+from shadowpeft.data.rows import read_rows
 from shadowpeft.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from shadowpeft.ops import choice
-from shadowpeft.rows import read_rows
-from shadowpeft.train import train
-from shadowpeft.train_config import TrainConfig
+from shadowpeft.storage import adapter_folder, stock_models
+from shadowpeft.train import run as training
+from shadowpeft.train import train, trainer
+from shadowpeft.train.config import TrainConfig
 
 WORDS = ["what", "is", "two", "plus", "the city", "hello", "think", "four", "system", "you are"]
 
@@ -117,7 +118,7 @@ def test_run_leaves_what_it_promises(straight, base_folder):
     assert len(losses) == len(logged(straight, "shadow_loss")) == 10
     assert sum(losses[-4:]) < sum(losses[:4]), "one step's loss depends more on its rows than on what was learned"
     assert len(logged(straight, "eval_loss")) == 3, "steps 4, 8 and 10"
-    ShadowedModel.from_pretrained(files.load_model(str(base_folder)), straight / "adapter")
+    ShadowedModel.from_pretrained(stock_models.load_model(str(base_folder)), straight / "adapter")
 
 
 def test_run_file_repeats_the_run(straight, tmp_path):
@@ -138,7 +139,7 @@ def test_first_loss_is_the_models_own(base_folder, rows_file, tmp_path):
     folders = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
     result = train(TrainConfig(**folders, eval_fraction=0, batch_size=24, max_steps=1, logging_steps=1, shadow=ShadowConfig(dropout=0.0)))
     torch.manual_seed(0)
-    model = attach(files.load_model(str(base_folder), torch.float32), ShadowConfig(dropout=0.0))
+    model = attach(stock_models.load_model(str(base_folder), torch.float32), ShadowConfig(dropout=0.0))
     examples = encode_all(read_rows(str(rows_file)), AutoTokenizer.from_pretrained(base_folder), 128)
     out = model(**Collator(2)(examples))
     assert result.train_loss == pytest.approx(out.loss.item(), rel=1e-5)
@@ -419,9 +420,9 @@ def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_p
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    save = checkpoint.save_file
+    save = adapter_folder.save_file
     monkeypatch.setattr(
-        checkpoint, "save_file", lambda state, path, **rest: (full if "adapter/" in str(path) else save)(state, path, **rest)
+        adapter_folder, "save_file", lambda state, path, **rest: (full if "adapter/" in str(path) else save)(state, path, **rest)
     )
     assert main([*command, "--max-steps", "2"]) == 1
     assert f"could not save to {tmp_path}/run/adapter: [Errno 28] No space left on device" in capsys.readouterr().err
@@ -438,7 +439,7 @@ def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_p
 @pytest.fixture
 def no_weights(monkeypatch):
     """Fail if a check comes only after the weights were loaded."""
-    monkeypatch.setattr(files, "load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr(stock_models, "load_model", lambda *_: pytest.fail("the model was loaded before the check"))
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,15 @@ from test_train import save_base, text_rows, write_rows
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DataCollatorWithFlattening, PreTrainedModel
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, files
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.cli import main
-from shadowpeft.encode import NO_LOSS, Collator, Example, encode_all, pack
+from shadowpeft.data.encode import NO_LOSS, Collator, Example, encode_all, pack
+from shadowpeft.data.rows import read_rows
 from shadowpeft.errors import ConfigError
-from shadowpeft.rows import read_rows
-from shadowpeft.run_setup import recompute_activations
+from shadowpeft.storage import stock_models
 from shadowpeft.train import train
-from shadowpeft.train_config import TrainConfig
+from shadowpeft.train.arguments import recompute_activations
+from shadowpeft.train.config import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
 VARIANTS = ("normed", "paper", "peft")
@@ -436,7 +437,7 @@ def test_training_on_packed_rows_starts_at_the_same_loss(folders, tmp_path):
     fixed = {**folders, "output": str(tmp_path / "run"), "max_steps": 1, "logging_steps": 1, "batch_size": 24, "max_length": 64}
     result = train(TrainConfig(**fixed, eval_data=folders["data"], learning_rate=1e-12, packing=True, shadow=quiet))
     torch.manual_seed(0)
-    model = attach(files.load_model(folders["model"], torch.float32), quiet)
+    model = attach(stock_models.load_model(folders["model"], torch.float32), quiet)
     out = model(**Collator(2)(encode_all(read_rows(folders["data"]), AutoTokenizer.from_pretrained(folders["model"]), 64)))
     assert result.train_loss == pytest.approx(out.loss.item(), rel=1e-5)
     assert result.shadow_loss == pytest.approx(out.shadow_loss.item(), rel=1e-5)

@@ -17,9 +17,10 @@ from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, linear_ce
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.cli import main
 from shadowpeft.errors import ConfigError
+from shadowpeft.losses import linear_ce
 from shadowpeft.ops import choice, reference
 
 pytestmark = [
@@ -32,8 +33,9 @@ pytestmark = [
 if importlib.util.find_spec("triton") is not None:
     import triton.language as tl
 
-    from shadowpeft.ops import triton as fused
-    from shadowpeft.ops import triton_parts, triton_slope
+    from shadowpeft.losses import linear_ce_triton
+    from shadowpeft.ops.triton import op as fused
+    from shadowpeft.ops.triton import parts
 
 # float32 is rounded elsewhere than in the reference; tf32 would be a thousand times worse.
 FLOAT32 = {"times": 3.0, "floor": 5e-7}
@@ -96,7 +98,7 @@ def test_bfloat16(variant: str, norm: str) -> None:
 
 def test_a_gate_of_large_hidden_states_keeps_its_digits() -> None:
     """Catches G's hidden values rounded to one bfloat16 before its second matrix: in `peft` nearly all of these two errors."""
-    drawn = draw(Kind("peft", "none", (triton_parts.FEW_ROWS + 44,), 140, 10, 16, stream=torch.bfloat16))
+    drawn = draw(Kind("peft", "none", (parts.FEW_ROWS + 44,), 140, 10, 16, stream=torch.bfloat16))
     truth = run(reference.boundary, in_float64(drawn))
     mine, theirs = (errors(run(boundary, drawn), truth) for boundary in (fused.boundary, reference.boundary))
     for name in ("d_gate_in_UD", "d_gate_out_DU"):  # a fifth; with one rounding, as in the reference, 0.7 to 1.0
@@ -106,7 +108,7 @@ def test_a_gate_of_large_hidden_states_keeps_its_digits() -> None:
 @pytest.mark.parametrize("halves", ["both", "inject", "update"])
 def test_more_rows_than_decoding_has(halves: str) -> None:
     """Catches a tile that only a long batch uses."""
-    kind = Kind("normed", "rms", (triton_parts.FEW_ROWS + 9,), 140, 10, 16, halves, stream=torch.bfloat16)
+    kind = Kind("normed", "rms", (parts.FEW_ROWS + 9,), 140, 10, 16, halves, stream=torch.bfloat16)
     assert_as_exact(fused.boundary, draw(kind), **BFLOAT16)
 
 
@@ -202,7 +204,7 @@ def test_gradients_of_some_inputs_only() -> None:
 def mask(seed: Tensor, rows: int, columns: int, site: int, p: float) -> Tensor:
     """The mask that the kernels make, written out by one of their functions."""
     out = torch.empty(rows, columns, device=DEVICE)
-    triton_parts.mask_kernel[(-(-rows // 32), -(-columns // 32))](seed, out, rows, columns, site, p, BM=32, BK=32)
+    parts.mask_kernel[(-(-rows // 32), -(-columns // 32))](seed, out, rows, columns, site, p, BM=32, BK=32)
     return out
 
 
@@ -458,7 +460,7 @@ def test_a_machine_without_triton_or_gpu_says_so(monkeypatch: pytest.MonkeyPatch
     """Catches a named implementation that gives way in silence, and `auto` that does not give way."""
     base, ids = tiny_model("qwen3"), token_ids(1, 5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(triton_parts.INTERPRETED, "value", False)
+    monkeypatch.setattr(parts.INTERPRETED, "value", False)
     with pytest.raises(ConfigError, match="impl='triton' needs a GPU that torch can use, found none; set impl='auto' or 'reference'"):
         attach(base, impl="triton")
     drawn = draw(Kind(), device="cpu")
@@ -503,7 +505,7 @@ def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype:
     loss = -exact.gather(1, y[:, None])[:, 0]
     slope = exact.exp()
     slope[torch.arange(rows), y] = exact.gather(1, y[:, None])[:, 0].expm1()
-    found = triton_slope.loss_and_slope(z, y)
+    found = linear_ce_triton.loss_and_slope(z, y)
     torch.testing.assert_close(found.double(), loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=5e-7)  # four roundings of 1
 
@@ -512,7 +514,7 @@ def test_a_nan_among_the_logits_is_a_nan_of_the_loss() -> None:
     """Catches a maximum that steps over it: training would go on as if nothing were wrong."""
     z = torch.randn(2, 50, device=DEVICE)
     z[1, 20] = torch.nan
-    found = triton_slope.loss_and_slope(z, torch.tensor([3, 4], device=DEVICE))
+    found = linear_ce_triton.loss_and_slope(z, torch.tensor([3, 4], device=DEVICE))
     assert found.isnan().tolist() == [False, True]
 
 
@@ -524,8 +526,8 @@ def test_the_training_loss_takes_the_kernel_where_it_can(bias: bool, monkeypatch
     x, y = torch.randn(9, 8, device=DEVICE), torch.randint(37, (9,), device=DEVICE)
     y[4] = linear_ce.IGNORED
     calls: list[int] = []
-    whole = triton_slope.loss_and_slope
-    monkeypatch.setattr(triton_slope, "loss_and_slope", lambda z, y: (calls.append(len(z)), whole(z, y))[1])
+    whole = linear_ce_triton.loss_and_slope
+    monkeypatch.setattr(linear_ce_triton, "loss_and_slope", lambda z, y: (calls.append(len(z)), whole(z, y))[1])
     monkeypatch.setattr(linear_ce, "LOGITS_AT_A_TIME", 4 * 37)
     results = []
     for kernel in (True, False):

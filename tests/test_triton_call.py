@@ -11,8 +11,8 @@ from boundary_cases import Kind, assert_as_exact, draw
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)
 
-from shadowpeft.ops import triton as fused
-from shadowpeft.ops.triton_call import Call, kinds_of
+from shadowpeft.ops.triton import op as fused
+from shadowpeft.ops.triton.call import Call, kinds_of
 
 
 class Kernel:

@@ -5,10 +5,10 @@ import torch
 from families import tiny_config, tiny_model, token_ids
 
 from shadowpeft import ConfigError, UnsupportedModelError, arch, attach
-from shadowpeft.checkpoint import BaseFacts
 from shadowpeft.pretrain import warm
 from shadowpeft.pretrain.start import fresh, from_model
-from shadowpeft.shadow_folder import save
+from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.shadow_folder import save
 
 V, WIDE, NARROW = 97, 32, 16
 SIZES = {"gptj": {"n_embd": NARROW}, "gpt2": {"n_embd": NARROW}}

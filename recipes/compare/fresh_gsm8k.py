@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from shadowpeft import files
 from shadowpeft.compare.tasks.gsm8k import HUB, TASK, word_problem
 from shadowpeft.compare.tasks.source import Source, get
 from shadowpeft.compare.tasks.splits import squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import UserError
-from shadowpeft.rows import Row
+from shadowpeft.storage import stock_models
 
 SEED = 0
 
@@ -55,7 +55,7 @@ def write(published: Path, out: Path, test_rows: int, drawn_before: Iterable[int
     if out.exists():
         raise UserError(f"{out} is there already and is not overwritten; choose another folder")
     train, test = part(published.parent, test_rows, drawn_before)
-    files.write_together(out, {"train.jsonl": files.text(lines(train)), "test.jsonl": files.text(lines(test))})
+    stock_models.write_together(out, {"train.jsonl": stock_models.text(lines(train)), "test.jsonl": stock_models.text(lines(test))})
     print(f"{out}: {len(train):,} train rows, {len(test):,} test rows")
 
 

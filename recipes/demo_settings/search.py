@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from shadowpeft.data.encode import encode_all
+from shadowpeft.data.rows import read_rows
 from shadowpeft.demo.labels import label_scores
 from shadowpeft.demo.methods import fit, with_lora, with_shadow
 from shadowpeft.demo.run import MAX_LENGTH, count, load_base
 from shadowpeft.demo.settings import Lora, Settings, Shadow
 from shadowpeft.embedded import CLINC150, MODEL
-from shadowpeft.encode import encode_all
-from shadowpeft.rows import read_rows
 
 
 def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:

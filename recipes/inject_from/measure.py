@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from shadowpeft import ShadowConfig, ShadowedModel, files
-from shadowpeft.adapter import Adapter
+from shadowpeft import ShadowConfig, ShadowedModel
+from shadowpeft.data.rows import read_rows
 from shadowpeft.embedded import CLINC150, MODEL
-from shadowpeft.evaluate import evaluate
-from shadowpeft.rows import read_rows
+from shadowpeft.evaluation.evaluate import evaluate
+from shadowpeft.shadow.adapter import Adapter
+from shadowpeft.storage import stock_models
 from shadowpeft.train import train
-from shadowpeft.train_config import TrainConfig
+from shadowpeft.train.config import TrainConfig
 
 SETTINGS = {
     "paper": {"variant": "paper", "r": 64, "alpha": 4.0, "shadow_loss_weight": 1.0, "dropout": 0.05},
@@ -53,7 +54,7 @@ def main() -> None:
                 max_steps=args.max_steps, batch_size=32, learning_rate=1e-3, seed=seed, save_steps=10000, device="cpu",
             )  # fmt: skip
             run = train(config)
-            model = ShadowedModel.from_pretrained(files.load_model(str(MODEL), torch.float32), run.adapter)
+            model = ShadowedModel.from_pretrained(stock_models.load_model(str(MODEL), torch.float32), run.adapter)
         found = evaluate(model, tokenizer, rows, batch_size=64, progress=False)
         row = {"seed": seed, "variant": variant, "inject_from": first, "reads": reads}
         row |= {"loss": round(found.loss, 4), "em": found.exact_match, "seconds": run.seconds, "steps": run.steps}

@@ -191,22 +191,22 @@ def compared(args: argparse.Namespace, variant: str, rows: int, width: int) -> I
 
 def swept(args: argparse.Namespace, kernel: str) -> Iterator[dict[str, Any]]:
     """Time the whole boundary with each tile of one kernel in turn, and leave the best in place."""
-    from shadowpeft.ops import triton, triton_launch, triton_parts
+    from shadowpeft.ops.triton import launch, op, parts
 
     sets = [draw("normed", args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda") for _ in range(SETS)]
     passes = forward if kernel in ("project", "advance", "inject") else both
-    usual, timers = triton_parts.TILES[kernel], {}
+    usual, timers = parts.TILES[kernel], {}
     for tile in CANDIDATES[kernel]:
-        triton_parts.TILES[kernel] = (triton_parts.Tile(*tile), *usual[1:])
-        triton_launch.forget_plans()
+        parts.TILES[kernel] = (parts.Tile(*tile), *usual[1:])
+        launch.forget_plans()
         try:
-            timers[str(tile)] = ready(lambda drawn: passes(triton.boundary, drawn, Rule("normed", 0.1)), sets)
+            timers[str(tile)] = ready(lambda drawn: passes(op.boundary, drawn, Rule("normed", 0.1)), sets)
         except Exception as problem:  # such as a tile that does not fit shared memory
             yield {"what": "tile", "kernel": kernel, "tile": tile, "failed": f"{type(problem).__name__}: {problem}"[:200]}
     times = turns(timers)
     best = min(times, key=lambda tile: times[tile][0])
-    triton_parts.TILES[kernel] = (triton_parts.Tile(*json.loads(best.replace("(", "[").replace(")", "]"))), *usual[1:])
-    triton_launch.forget_plans()
+    parts.TILES[kernel] = (parts.Tile(*json.loads(best.replace("(", "[").replace(")", "]"))), *usual[1:])
+    launch.forget_plans()
     for tile, (us, spread) in sorted(times.items(), key=lambda entry: entry[1]):
         yield {"what": "tile", "kernel": kernel, "tile": tile, "us": round(us, 1), "us_spread": round(spread, 1), "best": tile == best}
 
@@ -215,13 +215,13 @@ def profiled(args: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]
     """Mean time of each kernel of the Triton implementation."""
     from torch.profiler import ProfilerActivity, profile
 
-    from shadowpeft.ops import triton
+    from shadowpeft.ops.triton import op
 
     sets = [draw(variant, args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda") for _ in range(SETS)]
-    both(triton.boundary, sets[0], Rule(variant, 0.1))
+    both(op.boundary, sets[0], Rule(variant, 0.1))
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for drawn in sets * 3:
-            both(triton.boundary, drawn, Rule(variant, 0.1))
+            both(op.boundary, drawn, Rule(variant, 0.1))
         sync()
     for event in sorted(seen.key_averages(), key=lambda event: -event.device_time_total):
         each = event.device_time_total / (3 * SETS)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shadowpeft.losses import frozen_head_losses, next_token_loss
+from shadowpeft.losses.normalised import frozen_head_losses, next_token_loss
 
 WEIGHT, CHECKED = 0.5, 256  # lambda of eq. 9; tokens that are compared with float32
 Loss = Callable[[Tensor, Tensor, nn.Linear, Tensor], Tensor]

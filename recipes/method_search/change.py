@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shadowpeft import arch
-from shadowpeft.adapter import Adapter
-from shadowpeft.boundary import Injection
 from shadowpeft.compare import fit
 from shadowpeft.compare.methods import Built
 from shadowpeft.ops import read, update
+from shadowpeft.shadow.adapter import Adapter
+from shadowpeft.shadow.boundary import Injection
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "none": lambda low_BTR: low_BTR}
 

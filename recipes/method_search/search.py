@@ -23,11 +23,12 @@ from typing import Any
 
 from change import Change, change_adapter, loss_weights, rates
 
-from shadowpeft import arch, evaluate
+from shadowpeft import arch
 from shadowpeft.compare import fit, measure, run_cell
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.workers import attempt, silence
+from shadowpeft.evaluation import evaluate
 
 
 def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

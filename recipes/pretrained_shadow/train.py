@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shadowpeft import ShadowConfig, shadow_folder
-from shadowpeft.checkpoint import BaseFacts
+from shadowpeft import ShadowConfig
 from shadowpeft.embedded import MODEL
 from shadowpeft.pretrain import start
+from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.run import PretrainResult, pretrain
-from shadowpeft.pretrain.settings import PretrainConfig
 from shadowpeft.shadow import Shadow
+from shadowpeft.storage import shadow_folder
+from shadowpeft.storage.adapter_folder import BaseFacts
 
 BLOCKS, NEURONS = (0, 1, 2, 7), 384
 MOST_BYTES = 4_000_000

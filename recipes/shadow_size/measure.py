@@ -11,13 +11,13 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from shadowpeft import ShadowConfig, attach
+from shadowpeft.data.encode import encode_all
+from shadowpeft.data.rows import read_rows
 from shadowpeft.demo.labels import label_scores
 from shadowpeft.demo.methods import fit
 from shadowpeft.demo.run import MAX_LENGTH, count, load_base
 from shadowpeft.demo.settings import Settings
 from shadowpeft.embedded import CLINC150, MODEL
-from shadowpeft.encode import encode_all
-from shadowpeft.rows import read_rows
 
 
 def sizes(config: object, text: str) -> dict[str, int]:

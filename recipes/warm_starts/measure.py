@@ -22,12 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from shadowpeft import arch, files
-from shadowpeft.linear_ce import token_losses
+from shadowpeft import arch
+from shadowpeft.data.tokenizers import refuse_other_tokenizer
+from shadowpeft.losses.linear_ce import token_losses
 from shadowpeft.pretrain import start, warm
 from shadowpeft.pretrain.corpus import Corpus
 from shadowpeft.pretrain.packing import Encoder, Rows
-from shadowpeft.tokens import refuse_other_tokenizer
+from shadowpeft.storage import stock_models
 
 COLUMNS = ("P", "perplexity", "error of logits", "error of weights", "error of states", "rms of P x", "ridge strength", "seconds")
 
@@ -55,13 +56,13 @@ def own_states(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table."""
-    tokenizer = files.load_tokenizer(args.model)
-    refuse_other_tokenizer(tokenizer, files.load_tokenizer(args.shadow))
-    encoder = Encoder(tokenizer, files.load_config(args.model).vocab_size)
+    tokenizer = stock_models.load_tokenizer(args.model)
+    refuse_other_tokenizer(tokenizer, stock_models.load_tokenizer(args.shadow))
+    encoder = Encoder(tokenizer, stock_models.load_config(args.model).vocab_size)
     text = read_rows(args.data, encoder, args.length, args.rows, args.batch, args.device)
     held_out = read_rows(args.held_out, encoder, args.length, args.held_out_rows, args.batch, args.device)
     dtype = getattr(torch, args.dtype)
-    base, model = (files.load_model(source, dtype).to(args.device).eval() for source in (args.model, args.shadow))
+    base, model = (stock_models.load_model(source, dtype).to(args.device).eval() for source in (args.model, args.shadow))
     yield {"P": "the base, own head", "perplexity": perplexity(own_states(base), base, held_out)}
     yield {"P": "the smaller model, own head", "perplexity": perplexity(own_states(model), model, held_out)}
 

@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from shadowpeft.lent import Lent
+from shadowpeft.decoder.loan import Lent
 
 Children = dict[nn.Module, dict[str, nn.Module | None]]
 

@@ -17,7 +17,7 @@ from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.bench.settings import Bench
 from shadowpeft.bench.specs import Spec
 from shadowpeft.config import Variant
-from shadowpeft.losses import frozen_head_losses
+from shadowpeft.losses.normalised import frozen_head_losses
 
 RANK = 8  # of LoRA and DoRA
 

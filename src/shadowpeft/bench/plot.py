@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from shadowpeft import files
 from shadowpeft.bench.record import Row
 from shadowpeft.compare.plots import STYLES
+from shadowpeft.storage import stock_models
 
 _COLOURS = {
     **{method: colour for method, (colour, _) in STYLES.items()},
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _bars(row_of_axes[0], group, "ms", f"{group[0]['shape']}: ms, {group[0]['batch']} x {group[0]['tokens']:,} tokens")
             if width == 2:
                 _bars(row_of_axes[1], group, "peak_gb", "peak over the weights, GB")
-        files.write_together(path.absolute().parent, {path.name: lambda where: figure.savefig(where, format="png")})
+        stock_models.write_together(path.absolute().parent, {path.name: lambda where: figure.savefig(where, format="png")})
         plt.close(figure)
 
 

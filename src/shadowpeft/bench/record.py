@@ -7,9 +7,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from shadowpeft import files
 from shadowpeft.errors import DataError
-from shadowpeft.evaluate import finite
+from shadowpeft.evaluation.evaluate import finite
+from shadowpeft.storage import stock_models
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Record:
         self.run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         self.rows: dict[str, Row] = {}
         read(path)
-        files.write_together(path.absolute().parent, {})
+        stock_models.write_together(path.absolute().parent, {})
 
     def put(self, key: str, row: Row) -> None:
         """Add a row, or put it in place of the one of the same key."""
@@ -48,7 +48,7 @@ class Record:
         kept = [json.dumps(row, ensure_ascii=False) for row in read(self.path) if row["run"] != self.run]
         own = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) for row in self.rows.values()]
         content = "".join(f"{line}\n" for line in [*kept, *own])
-        files.write_together(self.path.absolute().parent, {self.path.name: files.text(content)})
+        stock_models.write_together(self.path.absolute().parent, {self.path.name: stock_models.text(content)})
 
 
 def read(path: Path) -> list[Row]:

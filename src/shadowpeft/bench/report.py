@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shadowpeft.bench.record import Row
-from shadowpeft.compare.formats import number, ratio, table, whole
+from shadowpeft.reporting.tables import number, ratio, table, whole
 
 # What others are compared with: its name in the rows, and at the head of its column.
 _REFERENCES = {

@@ -39,9 +39,9 @@ def _qwen3(**sizes: Any) -> Callable[[], "PretrainedConfig"]:
 
 
 def _embedded() -> "PretrainedConfig":
-    from shadowpeft import files
+    from shadowpeft.storage import stock_models
 
-    return files.load_config(str(MODEL))
+    return stock_models.load_config(str(MODEL))
 
 
 # What the Qwen3 models of these names publish in their config.json.
@@ -74,10 +74,10 @@ def build(name: str, device: "torch.device", dtype: "torch.dtype", seed: int) ->
     import torch
     from transformers import AutoModelForCausalLM
 
-    from shadowpeft import files
+    from shadowpeft.storage import stock_models
 
     if name == "embedded":
-        return files.load_model(str(MODEL), dtype).to(device).requires_grad_(False)  # type: ignore[arg-type]
+        return stock_models.load_model(str(MODEL), dtype).to(device).requires_grad_(False)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(SHAPES[name].config(), dtype=dtype).requires_grad_(False)

@@ -9,9 +9,9 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
-from shadowpeft.encode import context_length
-from shadowpeft.evaluate import encode_prompts, padding_id, stop_ids
-from shadowpeft.rows import Row
+from shadowpeft.data.encode import context_length
+from shadowpeft.data.rows import Row
+from shadowpeft.evaluation.evaluate import encode_prompts, padding_id, stop_ids
 
 
 class Sampling(NamedTuple):

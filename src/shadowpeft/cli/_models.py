@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shadowpeft import files
-from shadowpeft.checkpoint import CONFIG
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.evaluate import finite
+from shadowpeft.evaluation.evaluate import finite
 from shadowpeft.model import ShadowedModel
+from shadowpeft.storage import stock_models
+from shadowpeft.storage.adapter_folder import CONFIG
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -32,9 +32,9 @@ def load(
         raise CheckpointError(f"no adapter folder at {adapter}")
     refuse_swapped(model, adapter)
     target = pick_device(device)
-    files.load_config(model)  # a model that cannot be reached is found out with one request
-    tokenizer = files.load_tokenizer(model)
-    loaded = files.load_model(model, dtype).to(target).eval()  # type: ignore[arg-type]
+    stock_models.load_config(model)  # a model that cannot be reached is found out with one request
+    tokenizer = stock_models.load_tokenizer(model)
+    loaded = stock_models.load_model(model, dtype).to(target).eval()  # type: ignore[arg-type]
     if adapter is None or base:
         return loaded, tokenizer
     shadowed = ShadowedModel.from_pretrained(loaded, adapter)

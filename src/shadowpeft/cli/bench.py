@@ -68,11 +68,11 @@ def _require() -> None:
 
 
 def _report(rows: list[dict[str, Any]], path: Path, json: bool) -> None:
-    from shadowpeft import files
     from shadowpeft.bench import plot, report
+    from shadowpeft.storage import stock_models
 
     text = report.markdown(rows)
-    files.write_together(path.absolute().parent, {path.with_suffix(".md").name: files.text(text + "\n")})
+    stock_models.write_together(path.absolute().parent, {path.with_suffix(".md").name: stock_models.text(text + "\n")})
     plot.draw(rows, path.with_suffix(".png"))
     print(jsonlib.dumps({"rows": rows, "ratios": report.ratios(rows)}, indent=2) if json else text)
     print(f"rows: {path}; table: {path.with_suffix('.md')}; picture: {path.with_suffix('.png')}", file=sys.stderr)

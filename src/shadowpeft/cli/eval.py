@@ -44,11 +44,11 @@ def run(
         device: auto, cpu, cuda, cuda:1, mps.
         json: print the result as JSON.
     """
-    from shadowpeft import harness
     from shadowpeft.cli import _models
+    from shadowpeft.data.rows import read_rows
     from shadowpeft.errors import ConfigError
-    from shadowpeft.evaluate import evaluate
-    from shadowpeft.rows import read_rows
+    from shadowpeft.evaluation import harness
+    from shadowpeft.evaluation.evaluate import evaluate
 
     if (data is None) == (lm_eval is None):
         raise ConfigError(f"give either --data or --lm-eval, got {'neither' if data is None else 'both'}")

@@ -6,9 +6,9 @@ import sys
 from dataclasses import asdict
 
 from shadowpeft.cli import FAILURE, INTERRUPTED
+from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.run import pretrain
-from shadowpeft.pretrain.settings import PretrainConfig
-from shadowpeft.run_folder import RUN
+from shadowpeft.train.run_folder import RUN
 
 
 def run(settings: PretrainConfig, json: bool = False) -> int:

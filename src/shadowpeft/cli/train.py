@@ -7,9 +7,9 @@ import sys
 from dataclasses import asdict
 
 from shadowpeft.cli import FAILURE, INTERRUPTED
-from shadowpeft.run_folder import RUN
 from shadowpeft.train import TrainResult, train
-from shadowpeft.train_config import TrainConfig
+from shadowpeft.train.config import TrainConfig
+from shadowpeft.train.run_folder import RUN
 
 
 def run(settings: TrainConfig, json: bool = False) -> int:

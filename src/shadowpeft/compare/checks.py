@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from shadowpeft import arch, files, shadow_source
+from shadowpeft import arch
 from shadowpeft.compare.study import SHADOWS, Study
 from shadowpeft.compare.tasks import find
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.workers import count_gpus, device_name
 from shadowpeft.errors import ConfigError, DataError
+from shadowpeft.model import sources
+from shadowpeft.storage import stock_models
 
 SAMPLE = 64
 MOST_TOKENS_PER_CHARACTER = 0.8
@@ -29,13 +31,13 @@ def check_models(study: Study) -> None:
     from shadowpeft.compare import methods
 
     for model in study.names("model"):
-        config = files.load_config(model)
-        tokenizer = files.load_tokenizer(model)
+        config = stock_models.load_config(model)
+        tokenizer = stock_models.load_tokenizer(model)
         if set(study.names("methods")) & set(SHADOWS):
             arch.family_of_config(config)
         if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
-            shadow_source.config_of(study.shadow_model, config)
-            shadow_source.refuse_other_tokens(study.shadow_model, tokenizer)
+            sources.config_of(study.shadow_model, config)
+            sources.refuse_other_tokens(study.shadow_model, tokenizer)
     methods.check(study)
 
 
@@ -59,7 +61,7 @@ def check_data(study: Study) -> dict[str, list[str]]:
                 _refuse_no_test_rows(task, other, len(other.load("test", source)), skips)
         prompts[task.name] = [item.prompt for item in task.load("validation", source)[:SAMPLE]]
         for model in study.names("model"):
-            tokenizer = files.load_tokenizer(model)
+            tokenizer = stock_models.load_tokenizer(model)
             _warn_of_tokens(model, tokenizer, task, prompts[task.name])
             _warn_of_length(model, tokenizer, task, task.load("train", source)[:SAMPLE], study.max_length or task.max_length)
     if study.forgetting_rows:
@@ -134,11 +136,11 @@ def _check_base(model: str, study: Study, prompts: Mapping[str, Sequence[str]], 
 
     from shadowpeft.compare.fit import encode_texts, precision
     from shadowpeft.compare.measure import last_hidden, padded
-    from shadowpeft.evaluate import padding_id
+    from shadowpeft.evaluation.evaluate import padding_id
 
     dtype = torch.bfloat16 if study.bf16 else torch.float32
-    tokenizer = files.load_tokenizer(model)
-    base: Any = files.load_model(model, dtype).to(device).eval()
+    tokenizer = stock_models.load_tokenizer(model)
+    base: Any = stock_models.load_model(model, dtype).to(device).eval()
     most = arch.context_of(base.config) or 2**30
     for task, side in product(prompts, ("right", "left")):
         length = min(study.max_length or find(task).max_length, most)

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_callback import PrinterCallback
 
 from shadowpeft.compare.tasks.base import Item, Task
-from shadowpeft.encode import Collator, Example, encode
+from shadowpeft.data.encode import Collator, Example, encode
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.evaluate import padding_id
-from shadowpeft.rows import Row
-from shadowpeft.trainer import BackboneRateTrainer, sound_attention
+from shadowpeft.evaluation.evaluate import padding_id
+from shadowpeft.train.trainer import BackboneRateTrainer, sound_attention
 
 WARMUP = 0.06
 

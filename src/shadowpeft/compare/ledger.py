@@ -14,11 +14,11 @@ from typing import Any, TextIO
 import yaml
 
 import shadowpeft
-from shadowpeft import files
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study, in_yaml
 from shadowpeft.errors import CheckpointError, ConfigError, DataError
-from shadowpeft.evaluate import finite
+from shadowpeft.evaluation.evaluate import finite
+from shadowpeft.storage import stock_models
 
 STUDY = "study.yaml"
 # What may differ when a study is resumed; everything else would make it another study.
@@ -66,7 +66,7 @@ class Ledger:
         try:
             _lock(self._file, self.folder)
             if self.is_new:
-                files.write_together(self.folder, {STUDY: files.text(self.study.to_yaml())})
+                stock_models.write_together(self.folder, {STUDY: stock_models.text(self.study.to_yaml())})
             self.rows = read(self.path, cut=True)
         except BaseException:
             self._file.close()

@@ -19,10 +19,10 @@ from shadowpeft import arch
 from shadowpeft.compare.fit import encode_texts, synchronise
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.tasks.scoring import until_stop
-from shadowpeft.encode import NO_LOSS, Collator, Example, encode_prompt
+from shadowpeft.data.encode import NO_LOSS, Collator, Example, encode_prompt
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import UserError
-from shadowpeft.evaluate import greedy_answers, padding_id
-from shadowpeft.rows import Row
+from shadowpeft.evaluation.evaluate import greedy_answers, padding_id
 
 BINS = 10
 _LOGITS_AT_A_TIME = 2**27

@@ -16,15 +16,16 @@ from peft import LoraConfig, get_peft_model
 from peft import ShadowConfig as PeftShadowConfig
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, logging
 
-from shadowpeft import arch, files, shadow_source
-from shadowpeft.adapter import Adapter
+from shadowpeft import arch
 from shadowpeft.compare import budget
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import METHODS, OURS, Study
 from shadowpeft.compare.tasks.base import Task
 from shadowpeft.config import ShadowConfig, nearest
 from shadowpeft.errors import ConfigError
-from shadowpeft.model import attach
+from shadowpeft.model import attach, sources
+from shadowpeft.shadow.adapter import Adapter
+from shadowpeft.storage import stock_models
 
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
 # Settings of PEFT that say where a saved adapter came from, or that serve what a study does not do: other runtimes, passes over data first.
@@ -100,7 +101,7 @@ def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, set
     if method == "shadow-explicit":
         if study.shadow_model is None:
             raise ConfigError("shadow-explicit needs a pretrained shadow; set shadow_model to a folder or hub id")
-        pretrained = shadow_source.open_source(study.shadow_model, torch.float32)
+        pretrained = sources.open_source(study.shadow_model, torch.float32)
     ours = ShadowConfig.from_dict(settings)
     shadowed = attach(base, ours, pretrained, dtype=torch.float32)
     extra = {} if pretrained is None else {"shadow_model": study.shadow_model, "matched": False}
@@ -188,7 +189,7 @@ class _Counter:
 
     def __init__(self, model: str, method: str, settings: Mapping[str, Any]) -> None:
         self.method, self.settings = method, settings
-        self.config = files.load_config(model)
+        self.config = stock_models.load_config(model)
         self.family = arch.family_of_config(self.config)
 
     def count(self, sizes: budget.Sizes, backbone_alone: bool = False) -> int:
@@ -336,10 +337,10 @@ def _whole(value: Any) -> Any:
 
 def _load(source: str, task: Task, dtype: torch.dtype, pad_token_id: int) -> PreTrainedModel:
     if task.kind != "classification":
-        base = files.load_model(source, dtype)
+        base = stock_models.load_model(source, dtype)
         base.generation_config = _greedy(base)
         return base
-    config = files.load_config(source)
+    config = stock_models.load_config(source)
     arch.family_of_config(config)
     with _quiet():  # transformers warns that the head is new
         model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, num_labels=len(task.labels))

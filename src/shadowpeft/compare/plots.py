@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from shadowpeft import files
 from shadowpeft.compare.results import Line, Results, Row, short
-from shadowpeft.compare.stats import Difference, Interval
 from shadowpeft.compare.study import Study
+from shadowpeft.reporting.stats import Difference, Interval
+from shadowpeft.storage import stock_models
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -71,7 +71,7 @@ def draw(study: Study, rows: Iterable[Row], folder: str | Path) -> list[Path]:
     }
     with plt.rc_context(_SETTINGS):
         figures = {name: figure for name, make in pictures.items() if (figure := make(results)) is not None}
-        files.write_together(Path(folder), {name: _saver(figure) for name, figure in figures.items()})
+        stock_models.write_together(Path(folder), {name: _saver(figure) for name, figure in figures.items()})
         for figure in figures.values():
             plt.close(figure)
     return [Path(folder) / name for name in figures]

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowpeft import files
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.formats import interval, nats, number, one_line, percent, points, ratio, table, whole
 from shadowpeft.compare.results import Line, Results, Row, read, short
 from shadowpeft.compare.search_section import search_section
-from shadowpeft.compare.stats import Difference, Estimate
 from shadowpeft.compare.study import Study
+from shadowpeft.reporting.stats import Difference, Estimate
+from shadowpeft.reporting.tables import interval, nats, number, one_line, percent, points, ratio, table, whole
+from shadowpeft.storage import stock_models
 
 NAME = "table.md"
 _PLOTS = {
@@ -48,7 +48,7 @@ def report(study: Study, rows: Iterable[Row], folder: str | Path, expected: Sequ
     parts += [_scaling(results), search_section(results)]
     plots = [f"![{title}]({name})" for name, title in _PLOTS.items() if (Path(folder) / name).exists()]
     parts.append("\n\n".join(["## Plots", *plots]) if plots else "")
-    files.write_together(Path(folder), {NAME: files.text("\n\n".join(part for part in parts if part) + "\n")})
+    stock_models.write_together(Path(folder), {NAME: stock_models.text("\n\n".join(part for part in parts if part) + "\n")})
     return Path(folder) / NAME
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from shadowpeft.compare import stats
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.stats import Difference, Estimate
 from shadowpeft.compare.study import METHODS, Study
 from shadowpeft.errors import DataError
+from shadowpeft.reporting import stats
+from shadowpeft.reporting.stats import Difference, Estimate
 
 Row = Mapping[str, Any]
 REFERENCE = "lora"

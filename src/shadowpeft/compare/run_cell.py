@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from shadowpeft import arch, files
+from shadowpeft import arch
 from shadowpeft.compare import measure, tasks
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.fit import ClassCollator, Collate, Fit, Training, encode_items, fit, precision
@@ -22,9 +22,10 @@ from shadowpeft.compare.methods import Built, build
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Split, Task
 from shadowpeft.compare.tasks.source import Source, held_out_text
-from shadowpeft.encode import Collator, Example
+from shadowpeft.data.encode import Collator, Example
 from shadowpeft.errors import DataError
-from shadowpeft.evaluate import padding_id
+from shadowpeft.evaluation.evaluate import padding_id
+from shadowpeft.storage import stock_models
 
 WINDOW = 256
 TIMED_ITEMS, TIMED_TOKENS = 8, 32
@@ -203,12 +204,12 @@ class _Run:
 
 @functools.cache
 def _tokenizer(model: str) -> PreTrainedTokenizerBase:
-    return files.load_tokenizer(model)
+    return stock_models.load_tokenizer(model)
 
 
 @functools.cache
 def _config(model: str) -> PretrainedConfig:
-    return files.load_config(model)
+    return stock_models.load_config(model)
 
 
 @functools.cache
@@ -289,7 +290,7 @@ class _Reference:
 def _reference(model: str, data_dir: str | None, rows: int, bf16: bool, batch_size: int, device: torch.device) -> _Reference:
     tokenizer = _tokenizer(model)
     windows = measure.windows(held_out_text(_source(data_dir), rows), tokenizer, min(WINDOW, arch.context_of(_config(model)) or WINDOW))
-    base = files.load_model(model, torch.bfloat16 if bf16 else torch.float32).to(device).eval()  # type: ignore[arg-type]
+    base = stock_models.load_model(model, torch.bfloat16 if bf16 else torch.float32).to(device).eval()  # type: ignore[arg-type]
     reference = _Reference(base, windows, padding_id(tokenizer), batch_size, device, bf16)
     reference.loss = reference.loss_of(base, base)
     del arch.blocks_of(base)[:]  # embeddings and head are all that is needed from here on

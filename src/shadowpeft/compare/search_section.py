@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from shadowpeft.compare.formats import table
 from shadowpeft.compare.results import Results, Row, read, short
 from shadowpeft.compare.study import Study
+from shadowpeft.reporting.tables import table
 
 _SECOND = "second seed"
 

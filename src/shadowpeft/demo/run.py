@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from shadowpeft.data.encode import encode_all
+from shadowpeft.data.rows import Row, read_rows
 from shadowpeft.demo.labels import calibrated_scores, label_scores
 from shadowpeft.demo.methods import Fit, fit, with_lora, with_shadow
 from shadowpeft.demo.settings import LORA, PRETRAINED_SHADOW, SHADOW, Settings
 from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.embedded import SHADOW as PRETRAINED
-from shadowpeft.encode import encode_all
-from shadowpeft.rows import Row, read_rows
 
 MAX_LENGTH = 128
 EMPTY = "Request: \nIntent:"

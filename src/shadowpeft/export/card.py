@@ -7,8 +7,8 @@ import transformers
 from transformers import PreTrainedModel
 
 import shadowpeft
-from shadowpeft.card import base_line
 from shadowpeft.export.source import Source
+from shadowpeft.storage.card import base_line
 
 _CARD = """---
 library_name: {library}

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shadowpeft import arch, checkpoint, files, shadow_folder, strict
-from shadowpeft.checkpoint import BaseFacts
-from shadowpeft.detach import detached_shadow
+from shadowpeft import arch
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.evaluate import stop_ids
+from shadowpeft.evaluation.evaluate import stop_ids
 from shadowpeft.model import ShadowedModel
+from shadowpeft.model.detach import detached_shadow
+from shadowpeft.storage import adapter_folder, reading, shadow_folder, stock_models
+from shadowpeft.storage.adapter_folder import BaseFacts
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Source:
             raise ConfigError("give either --adapter, the folder of an adapter, or --shadow, that of a pretrained shadow")
         if adapter is not None and not Path(adapter).is_dir():
             raise CheckpointError(f"no adapter folder at {adapter}")
-        config = files.load_config(base)  # a base that cannot be reached is found out with one request
-        tokenizer = files.load_tokenizer(base)
+        config = stock_models.load_config(base)  # a base that cannot be reached is found out with one request
+        tokenizer = stock_models.load_tokenizer(base)
         if adapter is None:
             assert shadow is not None
             backbone = shadow_folder.backbone_config(shadow, config)
@@ -68,10 +69,10 @@ class Source:
             UserError: the base cannot be loaded, or its head cannot be folded.
         """
         if self.task == "causal-lm":
-            base = files.load_model(self.base, dtype)
+            base = stock_models.load_model(self.base, dtype)
         else:
             assert self.labels is not None
-            base = files.load_classifier(self.base, self.labels, dtype)
+            base = stock_models.load_classifier(self.base, self.labels, dtype)
         if self.pretrained:
             shadow = shadow_folder.load(base, self.folder)
             model = detached_shadow(base, shadow, base.config, arch.token_embedding_of(base).weight.dtype)
@@ -95,10 +96,10 @@ def _detached_kind(backbone: PretrainedConfig, base: PretrainedConfig) -> Pretra
 
 def _described(adapter: Path, base: PretrainedConfig) -> tuple[PretrainedConfig, BaseFacts]:
     """Read the configuration of an adapter's shadow, and the facts of its base."""
-    path = adapter / checkpoint.CONFIG
+    path = adapter / adapter_folder.CONFIG
     if not path.exists():
-        raise CheckpointError(f"{adapter} holds no {checkpoint.CONFIG}: it is not an adapter folder")
-    meta = strict.read_meta(path, checkpoint.READABLE)
+        raise CheckpointError(f"{adapter} holds no {adapter_folder.CONFIG}: it is not an adapter folder")
+    meta = reading.read_meta(path, adapter_folder.READABLE)
     explicit = meta.get("explicit_shadow")
-    backbone = strict.stock_config(explicit, "the adapter's shadow") if isinstance(explicit, dict) else base
+    backbone = reading.stock_config(explicit, "the adapter's shadow") if isinstance(explicit, dict) else base
     return backbone, BaseFacts.read(meta.get("base"), path)

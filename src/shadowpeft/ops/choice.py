@@ -56,13 +56,13 @@ def boundary_of(impl: str) -> Boundary:
         reason = no_triton()
         if reason is not None:
             raise ConfigError(f"impl='triton' {reason}; set impl='auto' or 'reference'")
-        from shadowpeft.ops import triton
+        from shadowpeft.ops.triton import op
 
-        return triton.boundary
+        return op.boundary
     if impl == "auto" and torch.cuda.is_available() and no_triton() is None:
-        from shadowpeft.ops import triton
+        from shadowpeft.ops.triton import op
 
-        return triton.boundary_or_reference
+        return op.boundary_or_reference
     return reference.boundary
 
 
@@ -80,9 +80,9 @@ def require_served(impl: str, dtype: torch.dtype, widths: Iterable[int], norms: 
     """
     if impl != "triton":
         return
-    from shadowpeft.ops import triton
+    from shadowpeft.ops.triton import op
 
-    triton.require(dtype, widths, norms)
+    op.require(dtype, widths, norms)
 
 
 def no_triton() -> str | None:
@@ -94,9 +94,9 @@ def no_triton() -> str | None:
             return "needs an NVIDIA GPU"
         capability = torch.cuda.get_device_capability()
         return None if capability >= (8, 0) else f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
-    from shadowpeft.ops import triton
+    from shadowpeft.ops.triton import op
 
-    return None if triton.INTERPRETED.value else "needs a GPU that torch can use, found none"
+    return None if op.INTERPRETED.value else "needs a GPU that torch can use, found none"
 
 
 def _require_compiler() -> None:

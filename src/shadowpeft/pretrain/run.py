@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowpeft import run_folder, run_setup
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.pretrain.settings import BLOCKS, FRESH, PretrainConfig
+from shadowpeft.pretrain.config import BLOCKS, FRESH, PretrainConfig
+from shadowpeft.train import arguments, run_folder
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-    from shadowpeft.pretrain.lesson import Lesson
+    from shadowpeft.pretrain.objective import Lesson
     from shadowpeft.pretrain.packing import Rows
     from shadowpeft.pretrain.trainer import PretrainTrainer
     from shadowpeft.shadow import Shadow
-    from shadowpeft.trainer import StopOnSignal
+    from shadowpeft.train.trainer import StopOnSignal
 
 SHADOW = "shadow"
 # What may differ between a run and its continuation; the length is not among it, since the learning rate depends on it.
@@ -121,7 +121,7 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
 
     from transformers import trainer_utils
 
-    from shadowpeft.trainer import sound_attention
+    from shadowpeft.train.trainer import sound_attention
 
     # The Trainer would choose deterministic operations, too, but only after the projection was fitted.
     (trainer_utils.enable_full_determinism if config.deterministic else trainer_utils.set_seed)(config.seed)
@@ -147,10 +147,10 @@ def read_text(config: PretrainConfig) -> Text:
         DataError: there is no such text, or too little of it.
         ConfigError: base, tokenizer and settings do not fit.
     """
-    from shadowpeft import files
-    from shadowpeft.encode import context_length
+    from shadowpeft.data.encode import context_length
     from shadowpeft.pretrain.corpus import Corpus
     from shadowpeft.pretrain.packing import Encoder, Rows
+    from shadowpeft.storage import stock_models
 
     corpus = Corpus(config.data, config.text_field)
     apart = None if config.eval_data is None else Corpus(config.eval_data, config.text_field)
@@ -158,9 +158,9 @@ def read_text(config: PretrainConfig) -> Text:
         raise ConfigError(f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too")
     if not any(source is not None and source.has_fields for source in (corpus, apart)):
         config.refuse_unused(("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet")
-    base = files.load_config(config.model)
+    base = stock_models.load_config(config.model)
     _refuse_no_projection(config, base)
-    tokenizer = files.load_tokenizer(config.model)
+    tokenizer = stock_models.load_tokenizer(config.model)
     length = context_length(_positions(config, base, tokenizer), tokenizer, config.max_length)
     encoder = Encoder(tokenizer, base.vocab_size)
     held_out = 0 if apart is not None else config.eval_documents
@@ -184,13 +184,13 @@ class _First:
 
 def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> None:
     """Refuse settings of a projection where the model or folder to start from has none, or has one that is trained already."""
-    from shadowpeft import shadow_source
+    from shadowpeft.model import sources
 
     if config.start in (FRESH, BLOCKS):  # the settings alone have told
         return
-    if shadow_source.holds(config.start):
+    if sources.holds(config.start):
         config.refuse_warm_start(f"the shadow in {config.start} goes on from what it is")
-    if shadow_source.config_of(config.start, base).hidden_size != base.hidden_size:
+    if sources.config_of(config.start, base).hidden_size != base.hidden_size:
         return
     if config.train_parts == "projection":
         raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
@@ -199,12 +199,13 @@ def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> N
 
 def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
-    from shadowpeft import arch, shadow_source
+    from shadowpeft import arch
+    from shadowpeft.model import sources
 
     limits = [arch.context_of(base)]
     if config.start not in (FRESH, BLOCKS):
-        limits.append(arch.context_of(shadow_source.config_of(config.start, base)))
-        shadow_source.refuse_other_tokens(config.start, tokenizer)
+        limits.append(arch.context_of(sources.config_of(config.start, base)))
+        sources.refuse_other_tokens(config.start, tokenizer)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -214,11 +215,12 @@ def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "Pre
 def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text, start: Path | None) -> "tuple[Lesson, float | None]":
     import torch
 
-    from shadowpeft import arch, files
-    from shadowpeft.pretrain.lesson import Lesson, Weights, train_parts
+    from shadowpeft import arch
+    from shadowpeft.pretrain.objective import Lesson, Weights, train_parts
+    from shadowpeft.storage import stock_models
 
     dtype = torch.bfloat16 if config.bf16 else torch.float32
-    base = files.load_model(config.model, dtype, config.attn_implementation).to(args.device)  # type: ignore[arg-type]
+    base = stock_models.load_model(config.model, dtype, config.attn_implementation).to(args.device)  # type: ignore[arg-type]
     if config.match_block is not None and config.match_block >= len(arch.blocks_of(base)):
         raise ConfigError(f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}")
     shadow, model_loss = _start(config, base, text, fits=start is None)
@@ -232,10 +234,12 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bo
     """Make the shadow that the run begins with, and measure the smaller model it is made of; a run that goes on fits no projection."""
     import torch
 
-    from shadowpeft import arch, files, shadow_source
+    from shadowpeft import arch
     from shadowpeft.config import ShadowConfig
+    from shadowpeft.model import sources
     from shadowpeft.pretrain import start
-    from shadowpeft.pretrain.lesson import own_loss
+    from shadowpeft.pretrain.objective import own_loss
+    from shadowpeft.storage import stock_models
 
     depth, layers = len(arch.blocks_of(base)), config.layers or 2
     if config.start == FRESH:
@@ -246,9 +250,9 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bo
             raise ConfigError(f"layers must be at most the base's {depth} blocks, got {layers}")
         spread = [round(place * (depth - 1) / max(layers - 1, 1)) for place in range(layers)]
         return start.from_base_blocks(base, config.blocks or spread, torch.float32), None
-    if shadow_source.holds(config.start):
-        return shadow_source.read(base, config.start).to(base.device), None
-    model = files.load_model(config.start, torch.float32, config.attn_implementation).to(base.device)  # type: ignore[arg-type]
+    if sources.holds(config.start):
+        return sources.read(base, config.start).to(base.device), None
+    model = stock_models.load_model(config.start, torch.float32, config.attn_implementation).to(base.device)  # type: ignore[arg-type]
     shadow = start.from_model(base, model, torch.float32)
     if fits and shadow.projection is not None and config.warm_start != "none":
         _warm_start(config, base, model, shadow, text)
@@ -287,7 +291,7 @@ def _parts(rows: "list[np.ndarray]", size: int) -> "list[list[np.ndarray]]":
 
 
 def _training_arguments(config: PretrainConfig, start: Path | None) -> "TrainingArguments":
-    return run_setup.training_arguments(
+    return arguments.training_arguments(
         config,
         max_steps=config.max_steps or _ENDLESS,
         adam_beta2=0.95,
@@ -304,10 +308,10 @@ def _build_trainer(
 ) -> "tuple[PretrainTrainer, StopOnSignal]":
     from shadowpeft.pretrain.pace import Pace
     from shadowpeft.pretrain.trainer import PretrainProgress, PretrainTrainer
-    from shadowpeft.trainer import MetricsFile, StopOnSignal
+    from shadowpeft.train.trainer import MetricsFile, StopOnSignal
 
     if config.gradient_checkpointing:
-        run_setup.recompute_activations(lesson.shadow.backbone)
+        arguments.recompute_activations(lesson.shadow.backbone)
     stop, pace = StopOnSignal(), Pace(config.max_steps, config.max_seconds)
     callbacks = [stop, MetricsFile(Path(config.output) / run_folder.METRICS), PretrainProgress(pace)]
     return PretrainTrainer(lesson, args, text.rows, text.held_out, pace, config.scheduler, callbacks), stop
@@ -324,7 +328,7 @@ def _summarise(
     plain: float | None,
     model_loss: float | None,
 ) -> PretrainResult:
-    from shadowpeft.trainer import latest_checkpoint
+    from shadowpeft.train.trainer import latest_checkpoint
 
     state, output = trainer.state, Path(config.output)
     over = state.global_step >= state.max_steps or trainer.pace.is_over()
@@ -386,5 +390,5 @@ def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "
         "bf16": config.bf16,
         "seed": config.seed,
         **{name.replace("_", " "): value for name, value in told.items() if value is not None},
-        **run_setup.where_it_ran(args.device),
+        **arguments.where_it_ran(args.device),
     }

@@ -15,13 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from shadowpeft import shadow_folder
-from shadowpeft.checkpoint import BaseFacts
 from shadowpeft.errors import CheckpointError
-from shadowpeft.pretrain.lesson import Lesson, parts_trained
+from shadowpeft.pretrain.objective import Lesson, parts_trained
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.packing import Place, Rows, collate
-from shadowpeft.trainer import SafeTrainer
+from shadowpeft.storage import shadow_folder
+from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.train.trainer import SafeTrainer
 
 PROGRESS = "progress.json"
 

@@ -7,8 +7,8 @@ from shadowpeft.compare.tasks.mmlu import choice_item, without_header
 from shadowpeft.compare.tasks.scoring import accuracy
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, loader, official, squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row
 
 
 def _item(row: Row) -> Item:

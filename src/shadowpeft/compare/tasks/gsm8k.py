@@ -8,8 +8,8 @@ from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.compare.tasks.scoring import mean, until_stop
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, loader, official, squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row
 
 HUB = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
 STOP = ("\nQuestion:",)

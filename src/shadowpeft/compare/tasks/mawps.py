@@ -4,8 +4,8 @@ from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.tasks.gsm8k import STOP, exact_match, word_problem
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, loader, official, squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row
 
 HUB = Hub("MU-NLPC/Calc-mawps", {"train": "train", "validation": "validation", "test": "test"})
 TOLERANCE = 1e-4

@@ -6,8 +6,8 @@ from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.compare.tasks.scoring import accuracy, by_group, mean
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, Rows, cut, loader, squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row
 
 HUB = Hub("cais/mmlu", {split: split for split in ("auxiliary_train", "dev", "validation", "test")}, "all")
 LETTERS = "ABCDEFGH"

@@ -8,7 +8,7 @@ from shadowpeft.compare.tasks.base import Split, Task
 from shadowpeft.compare.tasks.scoring import accuracy
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, Labelled, classified, loader, official, squeezed
-from shadowpeft.rows import Row
+from shadowpeft.data.rows import Row
 
 HUB = Hub("SetFit/20_newsgroups", {"train": "train", "test": "test"})
 LABELS = (

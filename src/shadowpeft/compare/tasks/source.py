@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shadowpeft.data.rows import Row, read_rows
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row, read_rows
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".jsonl.gz")

@@ -6,8 +6,8 @@ from itertools import groupby
 
 from shadowpeft.compare.tasks.base import Item, Split
 from shadowpeft.compare.tasks.source import Hub, Source
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row
 
 VALIDATION_SHARE = 0.1
 Rows = dict[Split, list[Row]]

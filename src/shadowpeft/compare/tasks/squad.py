@@ -9,8 +9,8 @@ from shadowpeft.compare.tasks.base import Item, Scores, Split, Task
 from shadowpeft.compare.tasks.scoring import by_group, mean, until_stop
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, Rows, cut, loader, official, squeezed
+from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
-from shadowpeft.rows import Row
 
 SQUAD = Hub("rajpurkar/squad_v2", {"train": "train", "validation": "validation"})
 SUBJQA_SPLITS: tuple[Split, ...] = ("train", "validation", "test")

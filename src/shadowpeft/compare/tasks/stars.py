@@ -6,7 +6,7 @@ from shadowpeft.compare.tasks.base import Split, Task
 from shadowpeft.compare.tasks.scoring import accuracy
 from shadowpeft.compare.tasks.source import Hub, Source, get
 from shadowpeft.compare.tasks.splits import Items, Labelled, classified, loader, official, squeezed
-from shadowpeft.rows import Row
+from shadowpeft.data.rows import Row
 
 LABELS = ("1", "2", "3", "4", "5")
 ALL: tuple[Split, ...] = ("train", "validation", "test")

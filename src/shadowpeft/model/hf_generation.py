@@ -1,0 +1,86 @@
+"""What transformers' `generate` needs to know of us: how to make a cache for two decoders, and to leave masks alone."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PretrainedConfig
+
+from shadowpeft import arch
+from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, keep_past, static_cache
+from shadowpeft.errors import UserError
+
+_DYNAMIC = (None, "dynamic", "dynamic_full")
+_STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")
+
+
+class ShadowGeneration:
+    """Goes before `GenerationMixin`: transformers' own generation, with one cache for base and shadow."""
+
+    config: PretrainedConfig
+
+    def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
+        """Return the configurations of base and shadow under an adapter, or `None` where the base runs bare."""
+        raise NotImplementedError
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        configs = self.cache_configs(model_kwargs.get("adapter"))
+        given = model_kwargs.get("past_key_values")
+        if configs is None or generation_config.use_cache is False:
+            super()._prepare_cache_for_generation(  # type: ignore[misc]
+                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            )
+        elif given is not None:
+            if generation_config.cache_implementation is not None:
+                raise UserError("give either past_key_values or cache_implementation, not both")
+            require_shadow_cache(given, configs[1].num_hidden_layers)
+            given._is_user_defined = True
+        elif generation_config.cache_implementation in _DYNAMIC:
+            model_kwargs["past_key_values"] = dynamic_cache(*configs)
+        elif generation_config.cache_implementation in _STATIC:
+            room = max(max_cache_length, generation_config.to_dict().get("max_cache_len") or 0)
+            model_kwargs["past_key_values"] = static_cache(*configs, room)
+        else:
+            raise UserError(
+                f"cache_implementation must be 'dynamic' or 'static' for a shadowed model, got {generation_config.cache_implementation!r}"
+            )
+
+        if configs is not None and generation_config.to_dict().get("is_assistant"):
+            keep_past(model_kwargs["past_key_values"])
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Prepare one step as transformers does; where the rotary factors change at a length (Phi-3), drop what was cached before it."""
+        switch = arch.rope_switch_of(self.config)
+        if past_key_values is not None and switch is not None and past_key_values.get_seq_length() <= switch < input_ids.shape[1]:
+            past_key_values = None
+            kwargs.update({"next_sequence_length": None} if "next_sequence_length" in kwargs else {})
+        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)  # type: ignore[misc]
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
+        """Hand the plain mask through: base and shadow each build their own, since their window patterns may differ."""
+        return attention_mask
+
+
+def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
+    """Refuse a cache that has no room for a shadow of so many layers.
+
+    Raises:
+        UserError: the cache is not one of `model.new_cache()`, or was made for an adapter of another depth.
+    """
+    if not isinstance(cache, ShadowCache):
+        raise UserError(
+            f"past_key_values must be a cache made by model.new_cache(), which has room for the shadow too; got {type(cache).__name__}"
+        )
+    if len(cache.shadow) != shadow_layers:
+        raise UserError(
+            f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has {shadow_layers}; "
+            "use model.new_cache(adapter=...)"
+        )
+    return cache

@@ -1,0 +1,8 @@
+"""What is trained: the shadow network, the boundary weights of each block, and the adapter that holds both.
+
+Imports `arch`, `ops` and `decoder`; reads a base model and never keeps one.
+"""
+
+from shadowpeft.shadow.network import Shadow, explicit, explicit_from_config, implicit
+
+__all__ = ["Shadow", "explicit", "explicit_from_config", "implicit"]

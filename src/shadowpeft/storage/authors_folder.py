@@ -1,0 +1,123 @@
+"""Projected models of the authors' package, `shadow-peft`: a pretrained decoder, a projection to the base's width, the base's head.
+
+Read as strictly as our own folders, and without running what they name: their configuration gives Python paths of classes.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shadowpeft import arch
+from shadowpeft.errors import CheckpointError
+from shadowpeft.shadow import Shadow
+from shadowpeft.shadow.network import explicit_from_config, refuse_misfit
+from shadowpeft.storage import reading
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MODEL_TYPE = "causal_lm_with_hidden_projection"
+_HEAD, _PROJECTION, _BACKBONE = "lm_head.weight", "shadow_hidden_projection.weight", "shadow_model."
+# Enough rows of the head to tell two bases apart.
+_ROWS = 16
+
+
+def holds(folder: str | Path) -> bool:
+    """Tell whether a path is the folder of a projected model."""
+    try:
+        values = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # not a folder, or damaged: whoever reads it as a stock model says so
+        return False
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
+
+
+def backbone_config(folder: str | Path) -> PretrainedConfig:
+    """Read the configuration of a folder's decoder.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a family that is not supported.
+    """
+    path = Path(folder) / CONFIG
+    return reading.stock_config(_described(path), f"the shadow in {folder}")
+
+
+def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
+    """Read decoder and projection for a base; the saved head must be the base's, and stays where it is.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, a tensor is missing, extra or misshapen, or the head is another base's.
+        UnsupportedModelError: the shadow does not fit the base.
+    """
+    folder = Path(folder)
+    described, config = _described(folder / CONFIG), backbone_config(folder)
+    refuse_misfit(base, config)
+    width = base.config.hidden_size
+    if config.hidden_size == width:
+        raise CheckpointError(f"the shadow in {folder} is of the base's width, {width}, where no shadow here has a projection")
+    path_of = _files(folder)
+    found = {name: shape for path in sorted(set(path_of.values())) for name, shape in reading.read_header(path).items()}
+    build = partial(_build, base, described)
+    wanted = reading.shapes_of(build, folder / CONFIG, folder, config.num_hidden_layers, len(found))
+    names = {name: _PROJECTION if name == "projection.weight" else _BACKBONE + name.removeprefix("backbone.") for name in wanted}
+    # The base's head, which a classifier made of the base no longer has: its width and vocabulary are then all that can be compared.
+    head = (base.config.vocab_size, width)
+    reading.compare(folder, {**{names[name]: shape for name, shape in wanted.items()}, _HEAD: head}, found)
+    _refuse_other_head(base, path_of[_HEAD], folder)
+    shadow = build()
+    state = {name: _read(path_of[theirs], theirs) for name, theirs in names.items()}
+    shadow.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
+    return shadow
+
+
+def _build(base: PreTrainedModel, described: dict[str, Any]) -> Shadow:
+    return explicit_from_config(base, reading.stock_config(described, "the shadow"))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    values = reading.read_json(path)
+    described = values.get("shadow_model_config") if isinstance(values, dict) else None
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{path} does not describe a projected model: 'shadow_model_config' must hold a configuration")
+    return described
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Find the file of each tensor: one file for all, or several that an index lists."""
+    if not (folder / INDEX).is_file():
+        return dict.fromkeys(reading.read_header(folder / WEIGHTS), folder / WEIGHTS)
+    index = reading.read_json(folder / INDEX)
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(file, str) and Path(file).name == file for file in listed.values()):
+        raise CheckpointError(f"{folder / INDEX} does not list the files of the weights: 'weight_map' must name files of its folder")
+    headers = {file: reading.read_header(folder / file) for file in set(listed.values())}
+    lost = [name for name, file in listed.items() if name not in headers[file]]
+    if lost:
+        raise CheckpointError(f"{folder / listed[lost[0]]} does not hold {lost[0]}, which {INDEX} says it does; copy the folder again")
+    return {name: folder / file for name, file in listed.items()}
+
+
+def _refuse_other_head(base: PreTrainedModel, path: Path, folder: Path) -> None:
+    """Compare a few rows of the head within what rounding to 8 bits of mantissa changes."""
+    if arch.task_of(base) != "causal-lm":
+        return
+    weight_VD = arch.head_of(base).weight
+    if weight_VD.is_meta or not weight_VD.is_floating_point() or weight_VD.shape[0] != base.config.vocab_size:
+        return  # quantised, sharded or not in memory
+    picked = torch.linspace(0, len(weight_VD) - 1, _ROWS, dtype=torch.float64).long().unique()
+    with safe_open(path, framework="pt") as file:
+        rows = file.get_slice(_HEAD)
+        saved_nD = torch.stack([rows[row : row + 1][0] for row in picked.tolist()]).double()
+    ours_nD = weight_VD.detach()[picked.to(weight_VD.device)].double().cpu()
+    if (saved_nD - ours_nD).abs().max() > 0.02 * ours_nD.abs().max():
+        raise CheckpointError(
+            f"the shadow in {folder} was pretrained beside another base: the head saved with it is not this base's; load the base it was "
+            "pretrained beside"
+        )
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)

@@ -1,0 +1,143 @@
+"""The shadow folder: a pretrained shadow without boundary weights, which `attach(base, config, shadow=folder)` starts from.
+
+Loading is as strict as an adapter's: every name and shape is compared before anything is allocated, and another base is refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PretrainedConfig, PreTrainedModel
+
+import shadowpeft
+from shadowpeft.config import ShadowConfig
+from shadowpeft.decoder import sharded
+from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.shadow import Shadow, implicit
+from shadowpeft.shadow.network import explicit_from_config, sizes_of
+from shadowpeft.storage import reading
+from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.card import shadow_card
+from shadowpeft.storage.stock_models import text, write_together
+
+WEIGHTS, CONFIG, CARD = "pretrained_shadow.safetensors", "pretrained_shadow.json", "README.md"
+FORMAT = 1
+
+
+def holds(folder: str | Path) -> bool:
+    """Tell whether a path is a shadow folder, by the file that describes one."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str, Any]) -> None:
+    """Write a shadow: its tensors, its sizes with the facts of its base, and a model card that tells of the run.
+
+    Args:
+        shadow: what to save.
+        facts: of the base that it was pretrained beside.
+        folder: made if need be; its other files are left alone.
+        run: what to tell of the pretraining, by name: plain values that JSON knows.
+
+    Raises:
+        CheckpointError: the files could not be written; those already there are unchanged.
+    """
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in sharded.whole(shadow.state_dict()).items()}
+    config = shadow.backbone.config
+    meta = {
+        "format": FORMAT,
+        "shadowpeft_version": shadowpeft.__version__,
+        "shadow": sizes_of(config) if shadow.borrows else None,
+        "explicit_shadow": None if shadow.borrows else config.to_dict(),
+        "base": vars(facts),
+        "run": dict(run),
+    }
+    card = shadow_card(facts.name, shadow.borrows, sizes_of(config), sum(tensor.numel() for tensor in state.values()), run)
+    write_together(
+        Path(folder),
+        {
+            WEIGHTS: lambda path: save_file(state, path, metadata={"format": "pt"}),
+            CONFIG: text(json.dumps(meta, indent=2) + "\n"),
+            CARD: text(card),
+        },
+    )
+
+
+def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
+    """Read a shadow for the base that it was pretrained beside, or for a classifier made of that base.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another format, a tensor is missing, extra or misshapen, or the shadow was
+            pretrained beside another base.
+        ConfigError: a size in the JSON is unknown or out of range.
+    """
+    folder = Path(folder)
+    meta = _read_meta(folder)
+    now = BaseFacts.of(base)
+    facts = BaseFacts.read(meta.get("base"), folder / CONFIG, "a shadow folder's")
+    # A shadow reads and says hidden states, whatever head stands behind them.
+    dataclasses.replace(facts, task=now.task, num_labels=now.num_labels).refuse_other(now, folder, "shadow")
+    found = reading.read_header(folder / WEIGHTS)
+    build = partial(_build, base, meta)
+    layers = meta["shadow"]["shadow_layers"] if meta["explicit_shadow"] is None else meta["explicit_shadow"].get("num_hidden_layers", 1)
+    reading.compare(folder / WEIGHTS, reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)), found)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in found}
+    shadow = build()
+    shadow.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
+    return shadow
+
+
+def backbone_config(folder: str | Path, base: PretrainedConfig) -> PretrainedConfig:
+    """Read the configuration of a folder's shadow and none of its weights; that of an implicit one is its base's.
+
+    Raises:
+        CheckpointError: the description is missing, damaged or of another format.
+    """
+    explicit = _read_meta(Path(folder))["explicit_shadow"]
+    return base if explicit is None else reading.stock_config(explicit, "the shadow")
+
+
+def with_sizes(config: ShadowConfig, shadow: Shadow, folder: str | Path) -> ShadowConfig:
+    """Take a pretrained shadow's sizes into the settings of the adapter that will hold it.
+
+    Raises:
+        ConfigError: the settings ask for another size. One block, the default, counts as not asked for.
+    """
+    sizes = sizes_of(shadow.backbone.config)
+    default = ShadowConfig()
+    for name, size in sizes.items():
+        asked = vars(config)[name]
+        if asked not in (vars(default)[name], size):
+            raise ConfigError(f"{name} is set to {asked}, and the shadow in {folder} has {size}; leave {name} out")
+    return ShadowConfig.from_dict({**config.to_dict(), **sizes}) if shadow.borrows else config
+
+
+def _build(base: PreTrainedModel, meta: Mapping[str, Any]) -> Shadow:
+    if meta["explicit_shadow"] is None:
+        return implicit(base, ShadowConfig.from_dict(meta["shadow"]).resolved())
+    return explicit_from_config(base, reading.stock_config(meta["explicit_shadow"], "the shadow"))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no shadow folder {folder}; a model of the hub is loaded first, then given itself")
+    path = folder / CONFIG
+    if not path.exists():
+        hint = "; did you mean its shadow/?" if holds(folder / "shadow") else ""
+        if (folder / "config.json").is_file():
+            hint = "; it seems to be a model: load it with AutoModelForCausalLM.from_pretrained(...) and give that"
+        raise CheckpointError(f"{folder} holds no {CONFIG}: it is not a shadow folder{hint}")
+    meta = reading.read_meta(path, (FORMAT,))
+    sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
+    losses = {"shadow_loss_weight", "shadow_distil"}  # of an adapter; all others of the name are sizes
+    names = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - losses
+    if not (isinstance(sizes, dict) and set(sizes) == names and explicit is None) and not (sizes is None and isinstance(explicit, dict)):
+        raise CheckpointError(
+            f"{path} does not describe a shadow: it must hold either 'shadow' with {', '.join(sorted(names))}, or 'explicit_shadow'"
+        )
+    return meta
