@@ -22,6 +22,7 @@ from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, losses
 from shadowpeft.cli import main
 from shadowpeft.decoder import sharded
 from shadowpeft.shadow.boundary import BoundaryWeights
+from shadowpeft.train import fsdp
 from shadowpeft.train.arguments import recompute_activations
 
 STEPS = 3
@@ -132,7 +133,7 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
         model.to(device)
     else:
         world, rank = accelerator.num_processes, accelerator.process_index
-        sharded.prepare(accelerator, shadowed)
+        fsdp.prepare(accelerator, shadowed)
         model, optimizer = accelerator.prepare(model, optimizer)
     trained, sweep, gathered = Trained([], {}, {}, 1.0, {}, 0), losses.frozen_head_losses, watch(shadowed)
 

@@ -12,7 +12,7 @@ from shadow_peft import ShadowConfig as TheirConfig
 from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, attach
 from shadowpeft.model import sources
 from shadowpeft.pretrain import run as pretrain_run
-from shadowpeft.pretrain import warm
+from shadowpeft.pretrain import text, warm
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.storage import authors_folder
 
@@ -67,7 +67,7 @@ def test_pretraining_goes_on_from_it(kept):
     """Catches `--start FOLDER` taking it for a whole model, whose projection would then be fitted anew."""
     base, _, folder = kept
     config = PretrainConfig(model="base", data="text", output="run", start=str(folder), max_steps=1)
-    shadow, _ = pretrain_run._start(config, base, pretrain_run.Text([], [], []), fits=True)
+    shadow, _ = pretrain_run._start(config, base, text.Text([], [], []), fits=True)
     ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
     assert pretrain_run._positions(config, base.config, None) == sources.config_of(folder, base.config).max_position_embeddings

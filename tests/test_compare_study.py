@@ -28,6 +28,7 @@ from shadowpeft.compare.tasks import Source, find
 from shadowpeft.compare.tasks.splits import squeezed
 from shadowpeft.embedded import MODEL
 from shadowpeft.errors import ConfigError, DataError, UserError
+from shadowpeft.reporting import provenance
 
 TEXT = "A held-out text that is long enough to be measured, and of no task at all. " * 4
 RECIPES = Path(__file__).parent.parent / "recipes" / "compare"
@@ -984,13 +985,13 @@ def test_a_folder_that_cannot_be_made(small, tmp_path):
 def test_commit_of_a_copy_without_history(small, monkeypatch):
     """Catches rows from a rented machine that nobody can tell the code of, and a name that overrules the checkout's own."""
     monkeypatch.setenv("SHADOWPEFT_COMMIT", "1234abcd")
-    monkeypatch.setattr(ledger, "_git", lambda folder, *words: None)
-    assert ledger.commit() == "1234abcd"
-    monkeypatch.setattr(ledger, "_git", lambda folder, *words: {"rev-parse": "5678", "status": ""}.get(words[0], ""))
-    assert ledger.commit() == "5678"
+    monkeypatch.setattr(provenance, "_git", lambda folder, *words: None)
+    assert provenance.commit() == "1234abcd"
+    monkeypatch.setattr(provenance, "_git", lambda folder, *words: {"rev-parse": "5678", "status": ""}.get(words[0], ""))
+    assert provenance.commit() == "5678"
     monkeypatch.delenv("SHADOWPEFT_COMMIT")
-    monkeypatch.setattr(ledger, "_git", lambda folder, *words: None)
-    assert ledger.commit() is None
+    monkeypatch.setattr(provenance, "_git", lambda folder, *words: None)
+    assert provenance.commit() is None
 
 
 def test_two_processes_cannot_share_a_study(small):

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from shadowpeft import ShadowConfig, arch
 from shadowpeft.cli import main
-from shadowpeft.decoder import sharded
 from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.train import fsdp
 
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -224,14 +224,14 @@ def test_fsdp_settings_that_do_not_work_are_refused(settings: Any, message: str,
     """Catches wrong gradients under recomputed dropout, weights that exist in one process only, and obscure errors in the first step."""
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", str("cpu_ram_efficient_loading" in settings))  # the plugin would write it
     with pytest.raises(ConfigError, match=message):
-        sharded.prepare(accelerator(**settings), attached(tiny_model("llama")))
+        fsdp.prepare(accelerator(**settings), attached(tiny_model("llama")))
 
 
 def test_fsdp_with_an_old_accelerate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches accelerate 1.12, which makes a bfloat16 base float32 under FSDP, in twice the memory."""
     monkeypatch.setattr("shadowpeft.decoder.sharded.is_accelerate_available", lambda minimum: False)
     with pytest.raises(UserError, match=r"accelerate 1\.13 or later"):
-        sharded.prepare(accelerator(), attached(tiny_model("llama")))
+        fsdp.prepare(accelerator(), attached(tiny_model("llama")))
 
 
 def test_fsdp_leaves_the_norms_whole_and_the_types_alone() -> None:
@@ -240,7 +240,7 @@ def test_fsdp_leaves_the_norms_whole_and_the_types_alone() -> None:
     model.adapters.float()
     fsdp = accelerator("bf16")
     assert fsdp.state.fsdp_plugin.mixed_precision_policy.param_dtype == torch.bfloat16
-    sharded.prepare(fsdp, model)
+    fsdp.prepare(fsdp, model)
     assert fsdp.state.fsdp_plugin.mixed_precision_policy is None
     norms = [block.input_layernorm for block in arch.blocks_of(model.base)]
     assert len(fsdp.state.fsdp_plugin.ignored_modules) == len(norms)
@@ -251,7 +251,7 @@ def test_fsdp_leaves_the_norms_whole_and_the_types_alone() -> None:
 def test_without_fsdp_nothing_is_prepared() -> None:
     """Catches `prepare` failing for one process or DDP, whose accelerators have no settings of FSDP."""
     model = attached(tiny_model("llama"))
-    sharded.prepare(SimpleNamespace(distributed_type="MULTI_GPU"), model)  # type: ignore[arg-type]
+    fsdp.prepare(SimpleNamespace(distributed_type="MULTI_GPU"), model)  # type: ignore[arg-type]
     assert "forward" not in vars(model)
 
 

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.data.encode import encode
 from shadowpeft.data.rows import Row
+from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluation import evaluate as evaluation
-from shadowpeft.evaluation.evaluate import evaluate, greedy_answers, stop_ids
+from shadowpeft.evaluation.answers import greedy_answers
+from shadowpeft.evaluation.evaluate import evaluate
 
 PROMPTS = ["what", "what is two plus", "hello think", "the city you are system what is"]
 

@@ -22,7 +22,7 @@ from shadowpeft import ShadowConfig, ShadowedModel, arch
 from shadowpeft.errors import CheckpointError, ConfigError, UserError
 from shadowpeft.export import export
 from shadowpeft.storage import shadow_folder
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 
 # In float32, relative to the largest logit: the stated bound.
 BOUND = 1e-5

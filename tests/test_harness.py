@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shadowpeft import ShadowConfig, ShadowedModel, attach
 from shadowpeft.cli import main
 from shadowpeft.embedded import MODEL
-from shadowpeft.evaluation.evaluate import greedy_answers
+from shadowpeft.evaluation.answers import greedy_answers
 
 pytest.importorskip("lm_eval")
 

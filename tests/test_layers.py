@@ -10,10 +10,11 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 # From the ground up; a module may import those of lower layers and of its own.
 LAYERS = [
-    {"errors", "config", "embedded"},
+    {"errors", "embedded", "settings"},
+    {"config"},
     {"arch", "data"},
-    {"ops", "losses"},
-    {"decoder", "shadow"},
+    {"ops", "decoder"},
+    {"shadow", "losses"},
     {"storage", "reporting"},
     {"model"},
     {"evaluation", "export"},

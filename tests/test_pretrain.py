@@ -21,12 +21,13 @@ from transformers import trainer_utils
 from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.cli import main
 from shadowpeft.pretrain import run as pretraining
+from shadowpeft.pretrain import text
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.run import pretrain
 from shadowpeft.pretrain.trainer import PROGRESS, PretrainProgress
 from shadowpeft.storage import shadow_folder, stock_models
-from shadowpeft.train import trainer
+from shadowpeft.train import checkpoints
 
 SENTENCES = ["what is two plus two, think", "you are here in the city", "hello hello four systems", "the city is two plus four"]
 # Every loss, accumulation, shuffling over blocks of rows, evaluation, and more than one lap of the text.
@@ -201,7 +202,7 @@ def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums in another order have other bits
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-c", slow, *command], env=one_thread, **quiet)
-    while not trainer.is_complete(tmp_path / "run" / "checkpoints" / "checkpoint-4"):
+    while not checkpoints.is_complete(tmp_path / "run" / "checkpoints" / "checkpoint-4"):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -238,7 +239,7 @@ def test_deterministic_run_resumes_bit_for_bit(device, command, tmp_path):
         program = ["-m", "shadowpeft"] if code is None else ["-c", code]
         ended = subprocess.run([sys.executable, *program, *words, "--output", tmp_path / output], **told)
         assert ended.returncode == status, ended.stderr
-    assert trainer.latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "checkpoint-4"
+    assert checkpoints.latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "checkpoint-4"
     again = [sys.executable, "-m", "shadowpeft", *words, "--output", tmp_path / "killed", "--resume"]
     ended = subprocess.run(again, **told)
     assert ended.returncode == 0, ended.stderr
@@ -373,8 +374,8 @@ def test_start_from_a_smaller_model(base_folder, text_file, tmp_path, capsys, me
     with pytest.warns(UserWarning, match="passed over"):
         result = pretrain(_settings(base_folder, text_file, tmp_path / "run", **settings))
     assert result.parameters == 16 * 32
-    text = pretraining.read_text(_settings(base_folder, text_file, tmp_path / "same"))
-    rows = torch.stack([torch.from_numpy(row) for row in text.held_out])
+    read = text.read_text(_settings(base_folder, text_file, tmp_path / "same"))
+    rows = torch.stack([torch.from_numpy(row) for row in read.held_out])
     assert result.model_loss == pytest.approx(stock_models.load_model(str(small), torch.float32)(rows, labels=rows).loss.item(), rel=1e-4)
     assert (f"warm start {method}" in capsys.readouterr().err) == (method != "none")
     saved, before = weights_of(tmp_path / "run" / "shadow"), stock_models.load_model(str(small), torch.float32).model.state_dict()
@@ -517,5 +518,5 @@ def test_full_disk_keeps_earlier_checkpoints(command, tmp_path, monkeypatch, cap
     assert main(command) == 1
     assert "earlier checkpoints are unchanged" in capsys.readouterr().err
     monkeypatch.setattr(shadow_folder, "save", save)
-    assert trainer.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
+    assert checkpoints.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
     assert main([*command, "--resume"]) == 0

@@ -16,7 +16,7 @@ from shadowpeft.compare.checks import check_models
 from shadowpeft.compare.study import Study
 from shadowpeft.pretrain.start import fresh
 from shadowpeft.storage import shadow_folder
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 
 NEEDED = ["--model", "m", "--data", "d", "--output", "o"]
 

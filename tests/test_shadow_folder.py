@@ -13,7 +13,7 @@ from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel
 from shadowpeft.pretrain.start import fresh, from_base_blocks, from_model
 from shadowpeft.shadow import Shadow
 from shadowpeft.storage import shadow_folder
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 
 FILES = ["README.md", "pretrained_shadow.json", "pretrained_shadow.safetensors"]
 WEIGHTS, CONFIG = shadow_folder.WEIGHTS, shadow_folder.CONFIG

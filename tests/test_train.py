@@ -27,8 +27,8 @@ from shadowpeft.data.rows import read_rows
 from shadowpeft.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from shadowpeft.ops import choice
 from shadowpeft.storage import adapter_folder, stock_models
+from shadowpeft.train import attention, callbacks, checkpoints, train, trainer
 from shadowpeft.train import run as training
-from shadowpeft.train import train, trainer
 from shadowpeft.train.config import TrainConfig
 
 WORDS = ["what", "is", "two", "plus", "the city", "hello", "think", "four", "system", "you are"]
@@ -277,7 +277,7 @@ def signal_at(monkeypatch):
                 for _ in range(times):
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(trainer.Progress, "on_step_end", on_step_end)
+        monkeypatch.setattr(callbacks.Progress, "on_step_end", on_step_end)
 
     return install
 
@@ -292,7 +292,7 @@ def test_interrupted_run_resumes_bit_for_bit(step, number, command, straight, si
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     output = tmp_path / "run"
     assert not (output / "adapter").exists()
-    assert trainer.is_complete(output / "checkpoints" / f"checkpoint-{step + 1}")
+    assert checkpoints.is_complete(output / "checkpoints" / f"checkpoint-{step + 1}")
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"shadowpeft train: stopped after step {step + 1} and saved; continue with: shadowpeft train --config ")
     assert main(said.partition("continue with: shadowpeft ")[2].split()) == 0
@@ -305,7 +305,7 @@ def test_second_interrupt_acts_at_once(command, signal_at, tmp_path, capsys):
     signal_at(5, times=2)
     assert main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "shadowpeft train: interrupted; what was saved before is kept"
-    assert trainer.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
+    assert checkpoints.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
 
 
 def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
@@ -316,7 +316,7 @@ def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums in another order have other bits
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-c", slow, *command], env=one_thread, **quiet)
-    while not trainer.is_complete(tmp_path / "run" / "checkpoints" / "checkpoint-4"):
+    while not checkpoints.is_complete(tmp_path / "run" / "checkpoints" / "checkpoint-4"):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -343,7 +343,9 @@ def test_checkpoint_being_overwritten_is_not_complete(command, monkeypatch, tmp_
     seen = []
     save = trainer.ShadowTrainer._save_rng_state
     monkeypatch.setattr(
-        trainer.ShadowTrainer, "_save_rng_state", lambda self, folder: (seen.append(trainer.is_complete(Path(folder))), save(self, folder))
+        trainer.ShadowTrainer,
+        "_save_rng_state",
+        lambda self, folder: (seen.append(checkpoints.is_complete(Path(folder))), save(self, folder)),
     )
     assert main([*command, "--max-steps", "2", "--save-steps", "1"]) == 0
     first = tmp_path / "run" / "checkpoints" / "checkpoint-1"
@@ -411,7 +413,7 @@ def test_disk_full_keeps_earlier_checkpoints(command, straight, tmp_path, capsys
         assert "earlier checkpoints are unchanged" in said
         assert said.count("could not save") == 1
         assert {path: path.read_bytes() for path in kept} == kept
-        assert trainer.latest_checkpoint(output / "checkpoints").name == "checkpoint-4"
+        assert checkpoints.latest_checkpoint(output / "checkpoints").name == "checkpoint-4"
 
 
 def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_path, capsys):
@@ -584,10 +586,10 @@ def test_latest_checkpoint_counts_as_numbers(tmp_path):
         for name in ("optimizer.pt", "scheduler.pt", "trainer_state.json"):
             (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
     (tmp_path / "checkpoint-best").mkdir()
-    assert trainer.latest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert checkpoints.latest_checkpoint(tmp_path).name == "checkpoint-10"
     (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
-    assert not trainer.is_complete(tmp_path / "checkpoint-10")
-    assert trainer.latest_checkpoint(tmp_path / "nowhere") is None
+    assert not checkpoints.is_complete(tmp_path / "checkpoint-10")
+    assert checkpoints.latest_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -595,7 +597,7 @@ def test_training_avoids_an_attention_with_wrong_gradients(before: bool) -> None
     """Catches cuDNN's attention left on in training, where it makes NaN of some lengths, or left off behind it."""
     torch.backends.cuda.enable_cudnn_sdp(before)
     try:
-        with contextlib.suppress(ZeroDivisionError), trainer.sound_attention():
+        with contextlib.suppress(ZeroDivisionError), attention.sound_attention():
             seen = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()
             raise ZeroDivisionError
         assert seen == (False, True)

@@ -7,7 +7,7 @@ from families import tiny_config, tiny_model, token_ids
 from shadowpeft import ConfigError, UnsupportedModelError, arch, attach
 from shadowpeft.pretrain import warm
 from shadowpeft.pretrain.start import fresh, from_model
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.storage.shadow_folder import save
 
 V, WIDE, NARROW = 97, 32, 16

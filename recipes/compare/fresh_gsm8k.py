@@ -22,7 +22,7 @@ from shadowpeft.compare.tasks.source import Source, get
 from shadowpeft.compare.tasks.splits import squeezed
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import UserError
-from shadowpeft.storage import stock_models
+from shadowpeft.storage import atomic
 
 SEED = 0
 
@@ -55,7 +55,7 @@ def write(published: Path, out: Path, test_rows: int, drawn_before: Iterable[int
     if out.exists():
         raise UserError(f"{out} is there already and is not overwritten; choose another folder")
     train, test = part(published.parent, test_rows, drawn_before)
-    stock_models.write_together(out, {"train.jsonl": stock_models.text(lines(train)), "test.jsonl": stock_models.text(lines(test))})
+    atomic.write_together(out, {"train.jsonl": atomic.text(lines(train)), "test.jsonl": atomic.text(lines(test))})
     print(f"{out}: {len(train):,} train rows, {len(test):,} test rows")
 
 

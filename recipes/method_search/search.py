@@ -28,7 +28,7 @@ from shadowpeft.compare import fit, measure, run_cell
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.workers import attempt, silence
-from shadowpeft.evaluation import evaluate
+from shadowpeft.data import tokenizers
 
 
 def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def loss_of(cell: Any, headed: Any, model: Any) -> float:
     examples = cell._examples("validation", cell.study.validation_rows)
     head = functools.partial(arch.logits, headed)
     with fit.precision(cell.device, cell.study.bf16):
-        return measure.token_loss(model, head, examples, evaluate.padding_id(cell.tokenizer), cell.study.eval_batch_size, causal=True)
+        return measure.token_loss(model, head, examples, tokenizers.padding_id(cell.tokenizer), cell.study.eval_batch_size, causal=True)
 
 
 def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.run import PretrainResult, pretrain
 from shadowpeft.shadow import Shadow
 from shadowpeft.storage import shadow_folder
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 
 BLOCKS, NEURONS = (0, 1, 2, 7), 384
 MOST_BYTES = 4_000_000

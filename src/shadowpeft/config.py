@@ -1,12 +1,12 @@
 """The one dataclass of settings: what a shadow is made of and how strongly it acts."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import nearest
 
 Variant = Literal["normed", "paper", "peft"]
 # What computes the boundaries; see `ops/choice.py`. No setting of an adapter: any of them computes the same.
@@ -22,9 +22,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Beyond any model; a number from a damaged file is refused before anything is built from it.
 _LARGEST = 2**31
-
-# Metadata of a field that holds several names, separated by commas: in a file they may be a list.
-SEVERAL = {"several": True}
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,6 @@ class ResolvedConfig(ShadowConfig):
     output_gains: bool = False
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
-    """Suggest the known name nearest to a misspelt one, ready to append to a message; empty if none is near."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 _SWITCHES = ("unit_state", "output_gains")
 _OPTIONAL = (
     "r",
@@ -169,17 +160,6 @@ def _check(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be {least} or more (and below {_LARGEST}), got {value!r}")
 
 
-def refuse_gaps(settings: Any, optional: Iterable[str]) -> None:
-    """Refuse a dataclass of settings in which one has no value that must have one.
-
-    Raises:
-        ConfigError: names it.
-    """
-    for entry in dataclasses.fields(settings):
-        if vars(settings)[entry.name] is None and entry.name not in optional:
-            raise ConfigError(f"{entry.name} must have a value, got null")
-
-
 def refuse_depth(inject_from: int, blocks: int) -> None:
     """Refuse corrections that would begin behind a base's last block.
 
@@ -191,19 +171,3 @@ def refuse_depth(inject_from: int, blocks: int) -> None:
             f"inject_from must be below the base's {blocks} blocks, got {inject_from}: no block would be adapted; "
             f"set it to at most {blocks - 1}"
         )
-
-
-def refuse_below(settings: Any, least: Mapping[str, float], above_0: Iterable[str]) -> None:
-    """Refuse a dataclass of settings in which one is below its least value, or 0 or less where it must be above; `None` passes.
-
-    Raises:
-        ConfigError: names it.
-    """
-    for name, bound in least.items():
-        value = vars(settings)[name]
-        if value is not None and not value >= bound:  # nor NaN
-            raise ConfigError(f"{name} must be {bound} or more, got {value!r}")
-    for name in above_0:
-        value = vars(settings)[name]
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be above 0, got {value!r}")

@@ -12,8 +12,8 @@ from shadowpeft.bench.bare import Bare
 from shadowpeft.bench.measure import Call
 from shadowpeft.bench.methods import Fitted, config_of, ours, precision
 from shadowpeft.bench.settings import Bench, TrainBench
-from shadowpeft.compare.fit import synchronise
 from shadowpeft.errors import UserError
+from shadowpeft.reporting.devices import synchronise
 
 ROWS, TOKENS = 2, 128
 # A result may be this many times as far from the truth as the reference in the same type is, and a rounding step more.

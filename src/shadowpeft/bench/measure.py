@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from shadowpeft.bench.methods import Fitted, precision
 from shadowpeft.bench.settings import Bench, TrainBench
-from shadowpeft.compare.fit import synchronise
 from shadowpeft.errors import UserError
+from shadowpeft.reporting.devices import synchronise
 from shadowpeft.train.arguments import recompute_activations
-from shadowpeft.train.trainer import sound_attention
+from shadowpeft.train.attention import sound_attention
 
 LEARNING_RATE = 1e-5
 COMPILER = "inductor"

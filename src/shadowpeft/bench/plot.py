@@ -7,8 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from shadowpeft.bench.record import Row
-from shadowpeft.compare.plots import STYLES
-from shadowpeft.storage import stock_models
+from shadowpeft.reporting.tables import STYLES
+from shadowpeft.storage import atomic
 
 _COLOURS = {
     **{method: colour for method, (colour, _) in STYLES.items()},
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _bars(row_of_axes[0], group, "ms", f"{group[0]['shape']}: ms, {group[0]['batch']} x {group[0]['tokens']:,} tokens")
             if width == 2:
                 _bars(row_of_axes[1], group, "peak_gb", "peak over the weights, GB")
-        stock_models.write_together(path.absolute().parent, {path.name: lambda where: figure.savefig(where, format="png")})
+        atomic.write_together(path.absolute().parent, {path.name: lambda where: figure.savefig(where, format="png")})
         plt.close(figure)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shadowpeft.errors import DataError
-from shadowpeft.evaluation.evaluate import finite
-from shadowpeft.storage import stock_models
+from shadowpeft.storage import atomic
+from shadowpeft.storage.jsonable import finite
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Record:
         self.run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         self.rows: dict[str, Row] = {}
         read(path)
-        stock_models.write_together(path.absolute().parent, {})
+        atomic.write_together(path.absolute().parent, {})
 
     def put(self, key: str, row: Row) -> None:
         """Add a row, or put it in place of the one of the same key."""
@@ -48,7 +48,7 @@ class Record:
         kept = [json.dumps(row, ensure_ascii=False) for row in read(self.path) if row["run"] != self.run]
         own = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) for row in self.rows.values()]
         content = "".join(f"{line}\n" for line in [*kept, *own])
-        stock_models.write_together(self.path.absolute().parent, {self.path.name: stock_models.text(content)})
+        atomic.write_together(self.path.absolute().parent, {self.path.name: atomic.text(content)})
 
 
 def read(path: Path) -> list[Row]:

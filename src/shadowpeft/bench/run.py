@@ -19,9 +19,9 @@ from shadowpeft.bench.line import Line, begin
 from shadowpeft.bench.record import Record, Row
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.bench.specs import Spec
-from shadowpeft.compare.ledger import commit, versions
-from shadowpeft.compare.workers import is_out_of_memory
 from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.reporting.devices import is_out_of_memory
+from shadowpeft.reporting.provenance import commit, versions
 
 
 class Show(Protocol):

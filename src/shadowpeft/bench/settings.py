@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from shadowpeft.bench.shapes import SHAPES
 from shadowpeft.bench.specs import DEFAULTS, Spec, parse
-from shadowpeft.config import Variant, nearest
+from shadowpeft.config import Variant
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import nearest
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from shadowpeft.config import nearest
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import nearest
 
 # Each method, whether it is for training alone, whether a depth can be given, whether it can be compiled whole.
 _KNOWN: dict[str, tuple[bool, bool, bool]] = {

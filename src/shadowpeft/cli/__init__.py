@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import shadowpeft
-from shadowpeft.config import nearest
 from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.settings import nearest
 
 VERBS = {
     "demo": "train a shadow on a small data set and compare what it can do, offline and in minutes",

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from shadowpeft import arch
 from shadowpeft.data.encode import context_length
 from shadowpeft.data.rows import Row
-from shadowpeft.evaluation.evaluate import encode_prompts, padding_id, stop_ids
+from shadowpeft.data.tokenizers import padding_id, stop_ids
+from shadowpeft.evaluation.answers import encode_prompts
 
 
 class Sampling(NamedTuple):

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.evaluation.evaluate import finite
 from shadowpeft.model import ShadowedModel
+from shadowpeft.reporting.devices import pick_device
 from shadowpeft.storage import stock_models
 from shadowpeft.storage.adapter_folder import CONFIG
+from shadowpeft.storage.jsonable import finite
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -58,20 +58,6 @@ def _base_name(path: Path) -> str:
         return f" ({json.loads(path.read_text(encoding='utf-8'))['base']['name'] or 'the model it was trained on'})"
     except (OSError, ValueError, KeyError, TypeError):  # damaged; what matters here is that it is an adapter's
         return ""
-
-
-def pick_device(name: str) -> torch.device:
-    """Turn `auto` into the best device there is, and refuse one there is not.
-
-    Raises:
-        ConfigError: the name is not a device, or not one of this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"there is no device {name!r} here ({str(error).partition(chr(10))[0]})") from error
 
 
 def print_result(values: dict[str, Any], as_json: bool) -> None:

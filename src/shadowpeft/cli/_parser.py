@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from shadowpeft.config import SEVERAL, nearest
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import SEVERAL, nearest
 
 # What jsonargparse says of a value that is none of several types.
 _UNION = re.compile(r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL)

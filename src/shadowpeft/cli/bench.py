@@ -53,7 +53,7 @@ def table(rows: str, run: str | None = None, json: bool = False) -> None:
 def _bench(settings: Bench, json: bool) -> int:
     _require()
     from shadowpeft.bench.run import bench
-    from shadowpeft.cli._models import pick_device
+    from shadowpeft.reporting.devices import pick_device
 
     record = bench(settings, pick_device(settings.device), shlex.join(["shadowpeft", *sys.argv[1:]]))
     rows = list(record.rows.values())
@@ -69,10 +69,10 @@ def _require() -> None:
 
 def _report(rows: list[dict[str, Any]], path: Path, json: bool) -> None:
     from shadowpeft.bench import plot, report
-    from shadowpeft.storage import stock_models
+    from shadowpeft.storage import atomic
 
     text = report.markdown(rows)
-    stock_models.write_together(path.absolute().parent, {path.with_suffix(".md").name: stock_models.text(text + "\n")})
+    atomic.write_together(path.absolute().parent, {path.with_suffix(".md").name: atomic.text(text + "\n")})
     plot.draw(rows, path.with_suffix(".png"))
     print(jsonlib.dumps({"rows": rows, "ratios": report.ratios(rows)}, indent=2) if json else text)
     print(f"rows: {path}; table: {path.with_suffix('.md')}; picture: {path.with_suffix('.png')}", file=sys.stderr)

@@ -136,7 +136,7 @@ def _check_base(model: str, study: Study, prompts: Mapping[str, Sequence[str]], 
 
     from shadowpeft.compare.fit import encode_texts, precision
     from shadowpeft.compare.measure import last_hidden, padded
-    from shadowpeft.evaluation.evaluate import padding_id
+    from shadowpeft.data.tokenizers import padding_id
 
     dtype = torch.bfloat16 if study.bf16 else torch.float32
     tokenizer = stock_models.load_tokenizer(model)

@@ -17,9 +17,11 @@ from transformers.trainer_callback import PrinterCallback
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.data.encode import Collator, Example, encode
 from shadowpeft.data.rows import Row
+from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import DataError
-from shadowpeft.evaluation.evaluate import padding_id
-from shadowpeft.train.trainer import BackboneRateTrainer, sound_attention
+from shadowpeft.reporting.devices import synchronise
+from shadowpeft.train.attention import sound_attention
+from shadowpeft.train.trainer import BackboneRateTrainer
 
 WARMUP = 0.06
 
@@ -76,12 +78,6 @@ class Fit:
 def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which models are trained and measured."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def encode_items(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Any]:

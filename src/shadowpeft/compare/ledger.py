@@ -2,30 +2,26 @@
 
 import json
 import os
-import platform
-import subprocess
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
-import shadowpeft
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study, in_yaml
 from shadowpeft.errors import CheckpointError, ConfigError, DataError
-from shadowpeft.evaluation.evaluate import finite
-from shadowpeft.storage import stock_models
+from shadowpeft.reporting import provenance
+from shadowpeft.storage import atomic
+from shadowpeft.storage.jsonable import finite
 
 STUDY = "study.yaml"
 # What may differ when a study is resumed; everything else would make it another study.
 _FREE_ON_RESUME = ("output", "device", "workers", "eval_batch_size")
 # What a file means that was written before there were these settings.
 _WITHOUT = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 _UNMEASURED = (
     "metric value items correct calibration trainable trainable_with_heads steps train_seconds train_tokens_per_second peak_gb "
     "adapter_bytes ms_per_answer forgetting train_loss"
@@ -52,7 +48,7 @@ class Ledger:
         self.path = self.folder / f"compare-{study.name}.jsonl"
         self.rows: list[Row] = []
         self._file: TextIO | None = None
-        self._provenance = {"study": study.name, "versions": versions(), "commit": commit(), "workers": study.workers}
+        self._provenance = {"study": study.name, "versions": provenance.versions(), "commit": provenance.commit(), "workers": study.workers}
         check_folder(study)
 
     def __enter__(self) -> "Ledger":
@@ -66,7 +62,7 @@ class Ledger:
         try:
             _lock(self._file, self.folder)
             if self.is_new:
-                stock_models.write_together(self.folder, {STUDY: stock_models.text(self.study.to_yaml())})
+                atomic.write_together(self.folder, {STUDY: atomic.text(self.study.to_yaml())})
             self.rows = read(self.path, cut=True)
         except BaseException:
             self._file.close()
@@ -233,34 +229,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 # Provenance
-
-
-def versions(*more: str) -> dict[str, str | None]:
-    """Name the versions of Python and of the libraries (and `more`) that results may depend on; `None` for one that is not installed."""
-    found: dict[str, str | None] = {"shadowpeft": shadowpeft.__version__, "python": platform.python_version()}
-    for library in (*_LIBRARIES, *more):
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = None
-    return found
-
-
-def commit() -> str | None:
-    """Name the commit of the package's own checkout, with "+changes" where files of the package differ.
-
-    Where the code runs from a copy without its history, the environment variable SHADOWPEFT_COMMIT may name it; else `None`.
-    """
-    package = Path(shadowpeft.__file__).parent
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # installed, perhaps inside another project's checkout
-        return os.environ.get("SHADOWPEFT_COMMIT")
-    head = _git(package, "rev-parse", "HEAD")
-    return f"{head}+changes" if head and _git(package, "status", "--porcelain", "--", ".") else head
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

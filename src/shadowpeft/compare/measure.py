@@ -16,13 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shadowpeft import arch
-from shadowpeft.compare.fit import encode_texts, synchronise
+from shadowpeft.compare.fit import encode_texts
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.tasks.scoring import until_stop
 from shadowpeft.data.encode import NO_LOSS, Collator, Example, encode_prompt
 from shadowpeft.data.rows import Row
+from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import UserError
-from shadowpeft.evaluation.evaluate import greedy_answers, padding_id
+from shadowpeft.evaluation.answers import greedy_answers
+from shadowpeft.reporting.devices import synchronise
 
 BINS = 10
 _LOGITS_AT_A_TIME = 2**27

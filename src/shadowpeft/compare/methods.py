@@ -21,9 +21,10 @@ from shadowpeft.compare import budget
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import METHODS, OURS, Study
 from shadowpeft.compare.tasks.base import Task
-from shadowpeft.config import ShadowConfig, nearest
+from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach, sources
+from shadowpeft.settings import nearest
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import stock_models
 

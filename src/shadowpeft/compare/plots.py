@@ -11,7 +11,8 @@ import numpy as np
 from shadowpeft.compare.results import Line, Results, Row, short
 from shadowpeft.compare.study import Study
 from shadowpeft.reporting.stats import Difference, Interval
-from shadowpeft.storage import stock_models
+from shadowpeft.reporting.tables import STYLES
+from shadowpeft.storage import atomic
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -19,17 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, told apart by colour-blind readers, each with a marker of its own.
-STYLES = {
-    "base": ("#7f7f7f", "P"),
-    "lora": ("#E69F00", "s"),
-    "dora": ("#CC79A7", "D"),
-    "peft-shadow": ("#56B4E9", "v"),
-    "shadow": ("#0072B2", "o"),
-    "shadow-paper": ("#009E73", "^"),
-    "shadow-explicit": ("#D55E00", "X"),
-    "full": ("#000000", "*"),
-}
 _SETTINGS: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -71,7 +61,7 @@ def draw(study: Study, rows: Iterable[Row], folder: str | Path) -> list[Path]:
     }
     with plt.rc_context(_SETTINGS):
         figures = {name: figure for name, make in pictures.items() if (figure := make(results)) is not None}
-        stock_models.write_together(Path(folder), {name: _saver(figure) for name, figure in figures.items()})
+        atomic.write_together(Path(folder), {name: _saver(figure) for name, figure in figures.items()})
         for figure in figures.values():
             plt.close(figure)
     return [Path(folder) / name for name in figures]

@@ -10,7 +10,7 @@ from shadowpeft.compare.search_section import search_section
 from shadowpeft.compare.study import Study
 from shadowpeft.reporting.stats import Difference, Estimate
 from shadowpeft.reporting.tables import interval, nats, number, one_line, percent, points, ratio, table, whole
-from shadowpeft.storage import stock_models
+from shadowpeft.storage import atomic
 
 NAME = "table.md"
 _PLOTS = {
@@ -48,7 +48,7 @@ def report(study: Study, rows: Iterable[Row], folder: str | Path, expected: Sequ
     parts += [_scaling(results), search_section(results)]
     plots = [f"![{title}]({name})" for name, title in _PLOTS.items() if (Path(folder) / name).exists()]
     parts.append("\n\n".join(["## Plots", *plots]) if plots else "")
-    stock_models.write_together(Path(folder), {NAME: stock_models.text("\n\n".join(part for part in parts if part) + "\n")})
+    atomic.write_together(Path(folder), {NAME: atomic.text("\n\n".join(part for part in parts if part) + "\n")})
     return Path(folder) / NAME
 
 

@@ -23,8 +23,8 @@ from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Split, Task
 from shadowpeft.compare.tasks.source import Source, held_out_text
 from shadowpeft.data.encode import Collator, Example
+from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import DataError
-from shadowpeft.evaluation.evaluate import padding_id
 from shadowpeft.storage import stock_models
 
 WINDOW = 256

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from shadowpeft.compare.cell import Setting
-from shadowpeft.config import SEVERAL, nearest, refuse_gaps
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import SEVERAL, nearest, refuse_gaps
 
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
 OURS = ("shadow", "shadow-paper", "shadow-explicit")

@@ -18,14 +18,10 @@ from typing import Any
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.ledger import Row, failed
 from shadowpeft.compare.study import Study
+from shadowpeft.reporting.devices import is_out_of_memory
 
 RunCell = Callable[[Cell, Study], list[Row]]
 Done = Callable[[Cell, list[Row], str], object]  # takes the name of the device, too
-# What libraries below torch's allocator say, and its allocator of a CPU, which has no error of its own.
-_NO_MEMORY = (
-    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-)  # fmt: skip
 
 
 def run_cells(cells: Sequence[Cell], study: Study, run_cell: RunCell, done: Done, alone: bool = False) -> None:
@@ -77,13 +73,6 @@ def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return rows
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that the memory of a device, or of the machine, ran out."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _describe(error: Exception) -> str:

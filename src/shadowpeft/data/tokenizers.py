@@ -1,6 +1,6 @@
 """Whether base and shadow read the same tokens: a shadow of another tokenizer would hear noise, and say it."""
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.errors import ConfigError
 
@@ -49,3 +49,18 @@ def _at(ids: list[int], place: int) -> int:
 
 def _shown(token: str | None) -> str:
     return "no token" if token is None else repr(token)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Choose an id to pad with; any will do, as padding is neither attended to nor learned."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Collect the ids that end an answer: those of the model, and the tokenizer's end token, which training puts after completions."""
+    given = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = given if isinstance(given, list) else [given]
+    return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}) or None

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from shadowpeft.demo.report import HEADINGS, cells, write_report
 from shadowpeft.demo.run import DemoResult, run
 from shadowpeft.demo.settings import Settings
-from shadowpeft.evaluation.evaluate import finite
+from shadowpeft.storage.jsonable import finite
 
 
 class Screen:

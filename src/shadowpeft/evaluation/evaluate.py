@@ -1,10 +1,7 @@
 """How good a model is on rows of text: loss, perplexity, and the share of answers it gives exactly. For any causal language model."""
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
-from shadowpeft.data.encode import NO_LOSS, Collator, Example, context_length, encode_all, encode_prompt
+from shadowpeft.data.encode import NO_LOSS, Collator, Example, context_length, encode_all
 from shadowpeft.data.rows import Row, reference_answer
+from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import DataError
+from shadowpeft.evaluation.answers import bar, encode_prompts, greedy_answers
 from shadowpeft.model import ShadowedModel
 from shadowpeft.model.outputs import ShadowedCausalLMOutput
 
@@ -126,101 +125,6 @@ def token_losses(model: PreTrainedModel, examples: Sequence[Example], collator: 
     return Losses(tokens, own / tokens, shadow / tokens if shadowed else None)
 
 
-def encode_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int, max_new_tokens: int) -> list[list[int]]:
-    """Map rows to the token ids that generation starts from.
-
-    Args:
-        rows: the rows; their answers are left out.
-        tokenizer: the model's tokenizer.
-        limit: tokens the model takes.
-        max_new_tokens: tokens of the answer.
-
-    Raises:
-        DataError: a prompt cannot be encoded, or with its answer it would exceed the limit.
-    """
-    prompts = [encode_prompt(row, tokenizer) for row in rows]
-    for row, prompt in zip(rows, prompts, strict=True):
-        if len(prompt) + max_new_tokens > limit:
-            raise DataError(
-                f"{row.where}: the prompt has {len(prompt)} tokens, which leaves no room for {max_new_tokens} new ones within {limit}; "
-                "shorten the prompt or lower max_new_tokens"
-            )
-    return prompts
-
-
-@torch.inference_mode()
-def greedy_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: bool = True,
-    limit: int | None = None,
-) -> list[str]:
-    """Answer each prompt with the likeliest token at every step; batches hold prompts of like length, padded on the left.
-
-    Args:
-        model: any causal language model; left in the mode (training or not) it was in.
-        tokenizer: its tokenizer.
-        prompts: token ids.
-        max_new_tokens: tokens an answer may have.
-        batch_size: prompts at a time.
-        progress: show a bar on stderr where someone watches.
-        limit: tokens that a prompt and its answer may have together; an answer ends there.
-    """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    # One batch, one length of answer: else a row's answer would depend on the rows beside it.
-    groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: room[index])]
-    batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
-    answers = [""] * len(prompts)
-    pad, was_training = padding_id(tokenizer), model.training
-    model.eval()
-    for indices in _bar(batches, "generate", progress):
-        width = max(len(prompts[index]) for index in indices)
-        padding = [width - len(prompts[index]) for index in indices]
-        ids_BT = torch.tensor([[pad] * gap + list(prompts[index]) for gap, index in zip(padding, indices, strict=True)])
-        mask_BT = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
-        out_BT = model.generate(  # type: ignore[operator]
-            ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=room[indices[0]],
-            pad_token_id=pad,
-            eos_token_id=stop_ids(model, tokenizer),
-        )
-        for index, text in zip(indices, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
-            answers[index] = text
-    model.train(was_training)
-    return answers
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Choose an id to pad with; any will do, as padding is neither attended to nor learned."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
-    """Collect the ids that end an answer: those of the model, and the tokenizer's end token, which training puts after completions."""
-    given = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = given if isinstance(given, list) else [given]
-    return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}) or None
-
-
-def finite(value: Any) -> Any:
-    """Replace the floats that JSON has no word for, NaN and the infinities, by `None`, in nested lists and dictionaries too."""
-    if isinstance(value, dict):
-        return {name: finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, float | None]:
     """Sum the loss over a batch, of a shadow that answers, too; a shadowed model need not hold the logits of either head for it."""
     lean = {"skip_logits": True, "num_items_in_batch": torch.ones((), device=model.device)} if isinstance(model, ShadowedModel) else {}
@@ -240,8 +144,4 @@ def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[f
 
 
 def _batches(items: Sequence, size: int, title: str, progress: bool) -> tqdm:
-    return _bar([items[start : start + size] for start in range(0, len(items), size)], title, progress)
-
-
-def _bar(batches: Sequence, title: str, progress: bool) -> tqdm:
-    return tqdm(batches, desc=title, unit="batch", leave=False, disable=None if progress else True)
+    return bar([items[start : start + size] for start in range(0, len(items), size)], title, progress)

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
 from shadowpeft.data.encode import context_length
+from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import ConfigError, DataError, UserError
-from shadowpeft.evaluation.evaluate import stop_ids
 
 _SUGGESTIONS = 3
 

@@ -8,12 +8,12 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
+from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.evaluation.evaluate import stop_ids
 from shadowpeft.model import ShadowedModel
 from shadowpeft.model.detach import detached_shadow
 from shadowpeft.storage import adapter_folder, reading, shadow_folder, stock_models
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.decoder import sharded
 from shadowpeft.errors import UserError
+from shadowpeft.model import hf_surface
+from shadowpeft.shadow.adapter import Adapter
+from shadowpeft.shadow.boundary import BoundaryWeights
 
 
 class StockSurface:
@@ -32,7 +34,7 @@ class StockSurface:
 
     @property
     def _no_split_modules(self) -> set[str]:
-        return sharded.unit_classes(self._base(), self.adapters)
+        return hf_surface.unit_classes(self._base(), self.adapters)
 
     def _base(self) -> PreTrainedModel:
         raise NotImplementedError
@@ -74,3 +76,12 @@ class StockSurface:
         raise UserError("adapters are on unless a call is inside `with model.disabled():`")
 
     disable_adapters = enable_adapters
+
+
+def unit_classes(base: PreTrainedModel, adapters: nn.ModuleDict) -> set[str]:
+    """Name the classes of which every module is a unit, as accelerate's `TRANSFORMER_BASED_WRAP` asks for them."""
+    units = [arch.blocks_of(base)[0], *(module for module in adapters.modules() if isinstance(module, BoundaryWeights))]
+    for adapter in adapters.values():
+        assert isinstance(adapter, Adapter)
+        units.append(adapter.shadow.backbone.get_submodule(f"{adapter.shadow.family.blocks}.0"))
+    return {type(module).__name__ for module in units}

@@ -27,7 +27,7 @@ from shadowpeft.model.hf_generation import ShadowGeneration, require_shadow_cach
 from shadowpeft.model.hf_surface import StockSurface
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.shadow.adapter import Adapter
-from shadowpeft.storage import adapter_folder
+from shadowpeft.storage import adapter_folder, base_facts
 
 # What transformers' own callers of `save_pretrained` pass, and an adapter needs nothing of.
 _WITHOUT_USE = ("max_shard_size", "safe_serialization", "save_peft_format", "token", "variant")
@@ -92,7 +92,7 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
             self.loss_type = "ForCausalLM"
         self.all_tied_weights_keys: dict[str, str] = {}
         self._lent = Lent.freeze(base)
-        self._facts = adapter_folder.BaseFacts.of(base)  # now, while every process has the whole base
+        self._facts = base_facts.BaseFacts.of(base)  # now, while every process has the whole base
         self.base: PreTrainedModel | None = base
         blocks = StandIns(ShadowedBlock, arch.blocks_of(base), base.config)
         self._decoder = View(arch.decoder_of(base), {arch.family_of(base).blocks: blocks})

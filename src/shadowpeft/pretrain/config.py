@@ -7,8 +7,8 @@ from typing import Literal
 
 import yaml
 
-from shadowpeft.config import refuse_below, refuse_gaps
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import refuse_below, refuse_gaps
 
 TrainParts = Literal["projection", "all-but-embeddings", "everything"]
 WarmStart = Literal["none", "pinv", "weighted", "ridge"]

@@ -7,24 +7,24 @@ import dataclasses
 import importlib.util
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.pretrain.config import BLOCKS, FRESH, PretrainConfig
+from shadowpeft.pretrain.text import Text, read_text, warn_of_skipped
+from shadowpeft.reporting import provenance
 from shadowpeft.train import arguments, run_folder
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
     from shadowpeft.pretrain.objective import Lesson
-    from shadowpeft.pretrain.packing import Rows
     from shadowpeft.pretrain.trainer import PretrainTrainer
     from shadowpeft.shadow import Shadow
-    from shadowpeft.train.trainer import StopOnSignal
+    from shadowpeft.train.callbacks import StopOnSignal
 
 SHADOW = "shadow"
 # What may differ between a run and its continuation; the length is not among it, since the learning rate depends on it.
@@ -83,21 +83,6 @@ class PretrainResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a run reads.
-
-    Attributes:
-        rows: what to train on.
-        held_out: rows to evaluate on.
-        evaluated: where these are from, which knows what it passed over.
-    """
-
-    rows: "Rows"
-    held_out: "list[np.ndarray]"
-    evaluated: "Rows"
-
-
 def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pretrain(...)") -> PretrainResult:
     """Pretrain a shadow and write its folder.
 
@@ -121,7 +106,7 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
 
     from transformers import trainer_utils
 
-    from shadowpeft.train.trainer import sound_attention
+    from shadowpeft.train.attention import sound_attention
 
     # The Trainer would choose deterministic operations, too, but only after the projection was fitted.
     (trainer_utils.enable_full_determinism if config.deterministic else trainer_utils.set_seed)(config.seed)
@@ -138,75 +123,6 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
 
 
 # Text
-
-
-def read_text(config: PretrainConfig) -> Text:
-    """Open the text and read what is held out, so that what cannot be used is found before the model is loaded.
-
-    Raises:
-        DataError: there is no such text, or too little of it.
-        ConfigError: base, tokenizer and settings do not fit.
-    """
-    from shadowpeft.data.encode import context_length
-    from shadowpeft.pretrain.corpus import Corpus
-    from shadowpeft.pretrain.packing import Encoder, Rows
-    from shadowpeft.storage import stock_models
-
-    corpus = Corpus(config.data, config.text_field)
-    apart = None if config.eval_data is None else Corpus(config.eval_data, config.text_field)
-    if apart is None and corpus.holds_tokens:
-        raise ConfigError(f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too")
-    if not any(source is not None and source.has_fields for source in (corpus, apart)):
-        config.refuse_unused(("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet")
-    base = stock_models.load_config(config.model)
-    _refuse_no_projection(config, base)
-    tokenizer = stock_models.load_tokenizer(config.model)
-    length = context_length(_positions(config, base, tokenizer), tokenizer, config.max_length)
-    encoder = Encoder(tokenizer, base.vocab_size)
-    held_out = 0 if apart is not None else config.eval_documents
-    rows = Rows(corpus, encoder, length, held_out, config.shuffle_rows, config.seed)
-    rows.head(1)
-    evaluated = Rows(apart or _First(corpus, held_out, rows.first), encoder, length)  # type: ignore[arg-type]
-    return Text(rows, evaluated.head(config.eval_rows), evaluated)
-
-
-class _First:
-    """The first documents of a corpus."""
-
-    def __init__(self, corpus: Any, documents: int, rows: int) -> None:
-        self.source, self._corpus, self._rows = f"the first {documents} documents of {corpus.source}", corpus, rows
-
-    def read(self, first: int = 0) -> Any:
-        import itertools
-
-        return itertools.islice(self._corpus.read(first), max(0, self._rows - first))
-
-
-def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> None:
-    """Refuse settings of a projection where the model or folder to start from has none, or has one that is trained already."""
-    from shadowpeft.model import sources
-
-    if config.start in (FRESH, BLOCKS):  # the settings alone have told
-        return
-    if sources.holds(config.start):
-        config.refuse_warm_start(f"the shadow in {config.start} goes on from what it is")
-    if sources.config_of(config.start, base).hidden_size != base.hidden_size:
-        return
-    if config.train_parts == "projection":
-        raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
-    config.refuse_warm_start(f"{config.start} has the base's width and so no projection to fit")
-
-
-def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
-    from shadowpeft import arch
-    from shadowpeft.model import sources
-
-    limits = [arch.context_of(base)]
-    if config.start not in (FRESH, BLOCKS):
-        limits.append(arch.context_of(sources.config_of(config.start, base)))
-        sources.refuse_other_tokens(config.start, tokenizer)
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 # Model
@@ -308,7 +224,7 @@ def _build_trainer(
 ) -> "tuple[PretrainTrainer, StopOnSignal]":
     from shadowpeft.pretrain.pace import Pace
     from shadowpeft.pretrain.trainer import PretrainProgress, PretrainTrainer
-    from shadowpeft.train.trainer import MetricsFile, StopOnSignal
+    from shadowpeft.train.callbacks import MetricsFile, StopOnSignal
 
     if config.gradient_checkpointing:
         arguments.recompute_activations(lesson.shadow.backbone)
@@ -328,7 +244,7 @@ def _summarise(
     plain: float | None,
     model_loss: float | None,
 ) -> PretrainResult:
-    from shadowpeft.train.trainer import latest_checkpoint
+    from shadowpeft.train.checkpoints import latest_checkpoint
 
     state, output = trainer.state, Path(config.output)
     over = state.global_step >= state.max_steps or trainer.pace.is_over()
@@ -338,8 +254,8 @@ def _summarise(
         trainer.evaluate()
     evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
     last = evaluated[-1] if evaluated and not stopped else {}
-    _warn_of_skipped(text.rows, "text")
-    _warn_of_skipped(text.evaluated, "held-out text")
+    warn_of_skipped(text.rows, "text")
+    warn_of_skipped(text.evaluated, "held-out text")
     newest = latest_checkpoint(output / run_folder.CHECKPOINTS)
     return PretrainResult(
         output=str(output),
@@ -366,15 +282,6 @@ def _summarise(
     )
 
 
-def _warn_of_skipped(rows: "Rows", what: str) -> None:
-    counted = []
-    for kind, count in sorted(rows.skipped.items()):
-        if count:
-            counted.append(f"{count} {kind} (the first is {rows.first_skipped.get(kind, 'of an earlier session')})")
-    if counted:
-        warnings.warn(f"rows of the {what} without a document were passed over: {', '.join(counted)}", stacklevel=2)
-
-
 def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "TrainingArguments") -> dict[str, Any]:
     """Collect what the shadow folder tells of the run."""
     losses = {name: vars(config)[name] for name in ("next_token", "distil", "match") if vars(config)[name]}
@@ -390,5 +297,5 @@ def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "
         "bf16": config.bf16,
         "seed": config.seed,
         **{name.replace("_", " "): value for name, value in told.items() if value is not None},
-        **arguments.where_it_ran(args.device),
+        **provenance.where_it_ran(args.device),
     }

@@ -20,7 +20,7 @@ from shadowpeft.pretrain.objective import Lesson, parts_trained
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.packing import Place, Rows, collate
 from shadowpeft.storage import shadow_folder
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.train.trainer import SafeTrainer
 
 PROGRESS = "progress.json"

@@ -58,3 +58,16 @@ def one_line(text: str, most: int = 240) -> str:
     """Put a message on one line, cut where it is too long."""
     flat = " ".join(text.split())
     return flat if len(flat) <= most else flat[: most - 3] + "..."
+
+
+# Okabe and Ito's colours, told apart by colour-blind readers, each with a marker of its own.
+STYLES = {
+    "base": ("#7f7f7f", "P"),
+    "lora": ("#E69F00", "s"),
+    "dora": ("#CC79A7", "D"),
+    "peft-shadow": ("#56B4E9", "v"),
+    "shadow": ("#0072B2", "o"),
+    "shadow-paper": ("#009E73", "^"),
+    "shadow-explicit": ("#D55E00", "X"),
+    "full": ("#000000", "*"),
+}

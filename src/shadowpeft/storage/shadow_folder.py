@@ -21,9 +21,9 @@ from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.shadow import Shadow, implicit
 from shadowpeft.shadow.network import explicit_from_config, sizes_of
 from shadowpeft.storage import reading
-from shadowpeft.storage.adapter_folder import BaseFacts
+from shadowpeft.storage.atomic import text, write_together
+from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.storage.card import shadow_card
-from shadowpeft.storage.stock_models import text, write_together
 
 WEIGHTS, CONFIG, CARD = "pretrained_shadow.safetensors", "pretrained_shadow.json", "README.md"
 FORMAT = 1

@@ -1,15 +1,13 @@
 """Reading stock models with one sentence for what is wrong, and writing files so that nothing already saved is lost."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from shadowpeft.errors import CheckpointError, UserError
+from shadowpeft.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -117,32 +115,3 @@ def _models_beside(missing: Path) -> str:
         return "give a folder with config.json, "
     more = f" and {len(beside) - _MOST_BESIDE} more" if len(beside) > _MOST_BESIDE else ""
     return f"give a folder with config.json (there are: {', '.join(beside[:_MOST_BESIDE])}{more}), "
-
-
-def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write several files of one folder so that either all are new or all are as they were.
-
-    Each writer gets a path beside its final name. Only when every one is written in full are they renamed into place.
-
-    Raises:
-        CheckpointError: the disk is full, the folder cannot be written, or a file stands where the folder should be.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = [name for name in writers if (folder / name).is_dir()]
-        if taken:
-            raise CheckpointError(f"could not save to {folder}: {taken[0]} is a folder there; nothing was written")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
-            for name, write in writers.items():
-                write(Path(aside) / name)
-                with open(Path(aside) / name, "rb") as file:
-                    os.fsync(file.fileno())
-            for name in writers:
-                os.replace(Path(aside) / name, folder / name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not save to {folder}: {error}; what was saved there before is unchanged") from error
-
-
-def text(content: str) -> Callable[[Path], object]:
-    """Return a writer of UTF-8 text for `write_together`."""
-    return lambda path: path.write_text(content, encoding="utf-8")

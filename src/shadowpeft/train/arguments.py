@@ -3,7 +3,6 @@
 torch and transformers are imported inside functions, so that a mistake is told before they are waited for.
 """
 
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from shadowpeft.errors import ConfigError
 from shadowpeft.train.run_folder import CHECKPOINTS, RunConfig
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from transformers import TrainingArguments
 
@@ -74,16 +72,3 @@ def recompute_activations(model: "nn.Module") -> None:
     # transformers renamed the switch between 5.17 and 5.23.
     renamed = "activation_checkpointing_enable" in dir(PreTrainedModel)
     (stock.activation_checkpointing_enable if renamed else stock.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def where_it_ran(device: "torch.device") -> dict[str, str]:
-    """Name the device and the versions, for the card of what a run made."""
-    import torch
-    import transformers
-
-    return {
-        "device": torch.cuda.get_device_name(0) if device.type == "cuda" else str(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

@@ -6,8 +6,9 @@ from typing import Literal
 
 import yaml
 
-from shadowpeft.config import Impl, ShadowConfig, refuse_below, refuse_gaps
+from shadowpeft.config import Impl, ShadowConfig
 from shadowpeft.errors import ConfigError
+from shadowpeft.settings import refuse_below, refuse_gaps
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 _LEAST: dict[str, float] = {

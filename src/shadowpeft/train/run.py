@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadowpeft.config import refuse_depth
 from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.reporting import provenance
 from shadowpeft.train import arguments, run_folder
 from shadowpeft.train.config import TrainConfig
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from shadowpeft.data.encode import Example
     from shadowpeft.model import ShadowedModel
-    from shadowpeft.train.trainer import StopOnSignal
+    from shadowpeft.train.callbacks import StopOnSignal
     from shadowpeft.trainer import ShadowTrainer
 
 ADAPTER = "adapter"
@@ -87,7 +88,7 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     args = _training_arguments(config)
     trainer, stop = _build_trainer(_build_model(config), args, tokenizer, examples, held_out, config)
 
-    from shadowpeft.train.trainer import sound_attention
+    from shadowpeft.train.attention import sound_attention
 
     trainer.accelerator.wait_for_everyone()  # of several processes, none may find what the first is about to write
     if trainer.args.should_save:
@@ -107,11 +108,11 @@ def _check_fsdp(config: TrainConfig) -> None:
     """Refuse what `accelerate launch` was set to and cannot work, before a base is loaded under it."""
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    from shadowpeft.decoder import sharded
+    from shadowpeft.train import fsdp
 
     if config.load_in_4bit:
         raise ConfigError("a 4-bit base is not sharded: leave out load_in_4bit, or start the run with torchrun, without FSDP")
-    sharded.refuse(FullyShardedDataParallelPlugin())
+    fsdp.refuse(FullyShardedDataParallelPlugin())
 
 
 def _check_impl(config: TrainConfig) -> None:
@@ -217,18 +218,18 @@ def _build_trainer(
     config: TrainConfig,
 ) -> "tuple[ShadowTrainer, StopOnSignal]":
     from shadowpeft.data.encode import Collator
-    from shadowpeft.evaluation.evaluate import padding_id
-    from shadowpeft.train import trainer
+    from shadowpeft.data.tokenizers import padding_id
+    from shadowpeft.train import callbacks, trainer
 
-    stop = trainer.StopOnSignal()
-    callbacks = [stop, trainer.MetricsFile(Path(config.output) / run_folder.METRICS), trainer.Progress()]
+    stop = callbacks.StopOnSignal()
+    beside = [stop, callbacks.MetricsFile(Path(config.output) / run_folder.METRICS), callbacks.Progress()]
     collator = Collator(padding_id(tokenizer), mask=False)
-    built = trainer.ShadowTrainer(model, args, collator, examples, held_out or None, callbacks, config.backbone_learning_rate)
+    built = trainer.ShadowTrainer(model, args, collator, examples, held_out or None, beside, config.backbone_learning_rate)
     return built, stop
 
 
 def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSignal", seconds: float) -> TrainResult:
-    from shadowpeft.train.trainer import latest_checkpoint
+    from shadowpeft.train.checkpoints import latest_checkpoint
 
     state, output = trainer.state, Path(config.output)
     stopped = stop.requested and state.global_step < state.max_steps
@@ -282,6 +283,6 @@ def _facts(
         **{name: f"{value:.4g}" for name, value in losses.items() if value is not None},
         "seconds": result.seconds,
         **resumed,
-        **arguments.where_it_ran(args.device),
+        **provenance.where_it_ran(args.device),
         "accelerate": accelerate.__version__,
     }

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import yaml
 
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.storage import stock_models
+from shadowpeft.storage import atomic
 
 RUN, CHECKPOINTS, METRICS = "run.yaml", "checkpoints", "metrics.jsonl"
 
@@ -67,31 +67,31 @@ def begin(config: RunConfig, start: Path | None) -> None:
     Raises:
         CheckpointError: they could not be written.
     """
-    stock_models.write_together(Path(config.output), {RUN: stock_models.text(config.to_yaml())})
+    atomic.write_together(Path(config.output), {RUN: atomic.text(config.to_yaml())})
     if config.resume:
         print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
 
 
 def _has_results(output: Path, result: str) -> bool:
     """Tell whether a run has come to something that starting it again would overwrite."""
-    from shadowpeft.train import trainer
+    from shadowpeft.train import checkpoints
 
-    return (output / result).exists() or any(trainer.is_complete(folder) for folder in (output / CHECKPOINTS).glob("*"))
+    return (output / result).exists() or any(checkpoints.is_complete(folder) for folder in (output / CHECKPOINTS).glob("*"))
 
 
 def _checkpoint_to_resume(config: RunConfig, output: Path, is_run: bool, free: Collection[str]) -> Path | None:
-    from shadowpeft.train import trainer
+    from shadowpeft.train import checkpoints
 
     if is_run:
         _check_same_run(config, output / RUN, free)
     if isinstance(config.resume, str):
         start = Path(config.resume)
-        if not trainer.is_complete(start):
+        if not checkpoints.is_complete(start):
             raise CheckpointError(f"{start} is not a complete checkpoint; resume true takes the newest complete one")
         return start
     if not is_run:
         raise ConfigError(f"there is no run to resume in {output.absolute()}; leave out --resume, or start it where the run was started")
-    return trainer.latest_checkpoint(output / CHECKPOINTS)
+    return checkpoints.latest_checkpoint(output / CHECKPOINTS)
 
 
 def _check_same_run(config: RunConfig, path: Path, free: Collection[str]) -> None:

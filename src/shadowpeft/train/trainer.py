@@ -1,33 +1,25 @@
 """transformers' Trainer, taught what an adapter's checkpoint is: strict loading, complete or not at all, stopped without loss."""
 
-import json
-import os
 import pickle
 import shutil
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shadowpeft.data.encode import Collator, Example
 from shadowpeft.decoder import sharded
 from shadowpeft.errors import CheckpointError
-from shadowpeft.evaluation.evaluate import finite, token_losses
+from shadowpeft.evaluation.evaluate import token_losses
 from shadowpeft.model import ShadowedModel
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder
+from shadowpeft.train import fsdp
 
 
 class SafeTrainer(Trainer):
@@ -149,7 +141,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
-        sharded.prepare(self.accelerator, model)
+        fsdp.prepare(self.accelerator, model)
         self.shadowed = model
         self.backbone_learning_rate = backbone_learning_rate
         self._shadow_sum = torch.zeros((), device=args.device)
@@ -228,132 +220,6 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         if saved.settings != own.settings:
             raise CheckpointError(f"{resume_from_checkpoint} has other settings than this run: {saved.settings}, not {own.settings}")
         own.load_state_dict(saved.state_dict(), strict=True)
-
-
-@contextmanager
-def sound_attention() -> Iterator[None]:
-    """Train without cuDNN's attention while the context lasts.
-
-    Its backward pass gives NaN where a mask is passed and the length is 64 more than a multiple of 128, on H100 and H200 since torch
-    2.11 (https://github.com/pytorch/pytorch/issues/196678); models with attention sinks, such as Qwen2.5, run into it. transformers
-    passes a mask with every padded batch.
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-def is_complete(folder: Path) -> bool:
-    """Tell whether a checkpoint was written to its end (the Trainer writes its state last) and has lost no file since."""
-    if not (folder / OPTIMIZER_NAME).is_file() or not (folder / SCHEDULER_NAME).is_file():
-        return False
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    return True
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest complete checkpoint; warn of a newer one whose saving was cut short."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if is_complete(path):
-            return path
-        warnings.warn(f"{path} is incomplete (its saving was cut short, or a file was lost) and is skipped", stacklevel=2)
-    return None
-
-
-class StopOnSignal(TrainerCallback):
-    """On the first Ctrl-C or SIGTERM finish the step, save and stop; the second one acts at once.
-
-    Attributes:
-        requested: whether a signal came.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals while the context lasts; outside the main thread Python does not allow it, so nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # Not print: the signal may have come in the middle of another write to the same buffer.
-        os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the Trainer to save and stop, unless it is at its end anyway; either way the last losses are logged."""
-        if self.requested or state.global_step >= state.max_steps:
-            control.should_log = True  # a run shorter than logging_steps would show none
-        if self.requested and state.global_step < state.max_steps:
-            control.should_save, control.should_training_stop, control.should_evaluate = True, True, False
-
-
-class Progress(TrainerCallback):
-    """A bar on stderr while someone watches, else one line per log entry."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Open the bar at the step that training starts from."""
-        shown = None if state.is_world_process_zero else True  # None: where stderr is a terminal
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=shown, file=sys.stderr)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Show the losses."""
-        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss") and name != "train_loss"}
-        if not losses:
-            return
-        self._bar.set_postfix(losses)
-        if self._bar.disable and state.is_world_process_zero:
-            shown = "  ".join(f"{name} {value}" for name, value in losses.items())
-            print(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the finished bar."""
-        self._bar.close()
-
-
-class MetricsFile(TrainerCallback):
-    """Write every log entry as one line of JSON; a resumed run drops what came after the checkpoint it resumes from."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the file from the entries of the checkpoint, if any."""
-        if state.is_world_process_zero:
-            self._path.write_text("".join(_line(entry) for entry in state.log_history), encoding="utf-8")
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the newest entry."""
-        if state.is_world_process_zero:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(_line(state.log_history[-1]))
-
-
-def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(finite(entry), allow_nan=False) + "\n"
 
 
 def _first_line(error: BaseException) -> str:

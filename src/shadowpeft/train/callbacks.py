@@ -1,0 +1,106 @@
+"""What a run does beside its steps: stop on a signal, show a bar, append its metrics to a file."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shadowpeft.storage.jsonable import finite
+
+
+class StopOnSignal(TrainerCallback):
+    """On the first Ctrl-C or SIGTERM finish the step, save and stop; the second one acts at once.
+
+    Attributes:
+        requested: whether a signal came.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the context lasts; outside the main thread Python does not allow it, so nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of another write to the same buffer.
+        os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the Trainer to save and stop, unless it is at its end anyway; either way the last losses are logged."""
+        if self.requested or state.global_step >= state.max_steps:
+            control.should_log = True  # a run shorter than logging_steps would show none
+        if self.requested and state.global_step < state.max_steps:
+            control.should_save, control.should_training_stop, control.should_evaluate = True, True, False
+
+
+class Progress(TrainerCallback):
+    """A bar on stderr while someone watches, else one line per log entry."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar at the step that training starts from."""
+        shown = None if state.is_world_process_zero else True  # None: where stderr is a terminal
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=shown, file=sys.stderr)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Show the losses."""
+        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss") and name != "train_loss"}
+        if not losses:
+            return
+        self._bar.set_postfix(losses)
+        if self._bar.disable and state.is_world_process_zero:
+            shown = "  ".join(f"{name} {value}" for name, value in losses.items())
+            print(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the finished bar."""
+        self._bar.close()
+
+
+class MetricsFile(TrainerCallback):
+    """Write every log entry as one line of JSON; a resumed run drops what came after the checkpoint it resumes from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the file from the entries of the checkpoint, if any."""
+        if state.is_world_process_zero:
+            self._path.write_text("".join(_line(entry) for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the newest entry."""
+        if state.is_world_process_zero:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(finite(entry), allow_nan=False) + "\n"
