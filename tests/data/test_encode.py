@@ -1,0 +1,405 @@
+"""Rows to token examples: every form of row, every bad input, and that training sees the tokens generation starts from."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from helpers.rows import ANSWER, BAD_ROWS, USER, row
+from helpers.tokenizers import CHATML, build_tokenizer, with_specials, words_tokenizer
+from tokenizers import processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+from shadowpeft.data.encode import Collator, Example, context_length, encode, encode_all, encode_prompt
+from shadowpeft.data.rows import read_rows, reference_answer
+from shadowpeft.errors import ConfigError, DataError
+
+# As Qwen3's: the last answer gets an empty thinking block, earlier answers lose theirs.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# No special tokens: the space before the answer melts into its first token, a blank line ends a turn.
+PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+TURNS = [{"role": "system", "content": "hello"}, USER, {"role": "assistant", "content": "what?"}, USER, ANSWER]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool) -> list[int]:
+    return tokenizer.apply_chat_template(messages, tokenize=True, **options)["input_ids"]
+
+
+def learned(example: Example) -> list[list[int]]:
+    """The runs of learned ids."""
+    runs: list[list[int]] = [[]]
+    for token, label in zip(example["input_ids"], example["labels"], strict=True):
+        assert label in (token, -100)
+        if label == -100:
+            runs.append([])
+        else:
+            runs[-1].append(token)
+    return [run for run in runs if run]
+
+
+def learned_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[str]:
+    return [tokenizer.decode(run) for run in learned(example)]
+
+
+# Prompt and completion strings
+
+
+def test_prompt_and_completion_are_tokenised_apart(tokenizer):
+    pair = row(prompt="what is tw", completion="o plus two")
+    example = encode(pair, tokenizer, 100)
+    prompt, completion = ids_of(tokenizer, "what is tw"), ids_of(tokenizer, "o plus two")
+    assert example["input_ids"] == [*prompt, *completion, tokenizer.eos_token_id]
+    assert example["labels"] == [-100] * len(prompt) + [*completion, tokenizer.eos_token_id]
+    assert example["input_ids"][:-1] != ids_of(tokenizer, "what is two plus two")  # else the test could not tell
+    assert encode_prompt(pair, tokenizer) == prompt
+    assert reference_answer(pair) == "o plus two"
+
+
+@pytest.mark.parametrize("single", ["<s> $A", "<s> $A <|im_end|>", "$A <|im_end|>"])
+def test_special_tokens_open_the_prompt_and_end_the_answer_once(single):
+    tokenizer = with_specials(single)
+    head = [tokenizer.bos_token_id] if "<s>" in single else []
+    pair = row(prompt="what", completion="two")
+    ids = [*head, *ids_of(tokenizer, "what"), *ids_of(tokenizer, "two"), tokenizer.eos_token_id]
+    assert encode(pair, tokenizer, 100)["input_ids"] == ids
+    assert encode_prompt(pair, tokenizer) == [*head, *ids_of(tokenizer, "what")]
+    text = encode(row(text="two"), tokenizer, 100)
+    assert text["input_ids"] == [*head, *ids_of(tokenizer, "two"), tokenizer.eos_token_id]
+
+
+def test_an_end_that_the_completion_spells_out_is_not_doubled(tokenizer):
+    spelled = encode(row(prompt="what", completion="two<|im_end|>"), tokenizer, 100)
+    assert spelled == encode(row(prompt="what", completion="two"), tokenizer, 100)
+
+
+def test_an_end_that_the_prompt_spells_out_is_kept(tokenizer):
+    assert encode_prompt(row(prompt="what<|im_end|>"), tokenizer)[-1] == tokenizer.eos_token_id
+
+
+def test_a_prompt_without_completion_can_be_generated_from_but_not_learned(tokenizer):
+    for prompt_only in (row(prompt="what"), row(prompt="what", completion=None)):
+        assert encode_prompt(prompt_only, tokenizer) == ids_of(tokenizer, "what")
+        assert reference_answer(prompt_only) is None
+        with pytest.raises(DataError, match=r"data.jsonl:17: training needs a completion"):
+            encode(prompt_only, tokenizer, 100)
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A <|im_end|>"])
+def test_an_empty_prompt_is_refused(single):
+    tokenizer = with_specials(single)
+    for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
+        with pytest.raises(DataError, match=r"data.jsonl:17: the prompt '' encodes to no token"):
+            refused(row(prompt="", completion="two"), tokenizer)
+
+
+def test_a_tokenizer_without_an_end_of_sequence_token_is_refused():
+    with pytest.raises(DataError, match=r"data.jsonl:17: the tokenizer has no end-of-sequence token"):
+        encode(row(prompt="what", completion="two"), build_tokenizer(eos_token=None), 100)
+
+
+# Plain text
+
+
+def test_plain_text_is_learned_whole(tokenizer):
+    text = row(text="two plus two")
+    ids = [*ids_of(tokenizer, "two plus two"), tokenizer.eos_token_id]
+    assert encode(text, tokenizer, 100) == {"input_ids": ids, "labels": ids}
+    assert encode_prompt(text, tokenizer) == ids[:-1]
+    assert reference_answer(text) is None
+
+
+# Answers that cannot be encoded
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "yes", "completion": "no maybe"}, {"text": "no maybe"}])
+def test_an_answer_with_an_unknown_token_is_refused(fields):
+    with pytest.raises(DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'no maybe' \(it gives <unk>\)"):
+        encode(row(**fields), words_tokenizer(), 100)
+
+
+def test_an_unknown_token_in_the_prompt_or_spelled_out_is_no_failure():
+    assert encode(row(prompt="maybe", completion="no"), words_tokenizer(), 100)["input_ids"] == [0, 3, 1]
+    assert encode(row(prompt="yes", completion="no <unk>"), words_tokenizer(), 100)["input_ids"] == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt": "what", "completion": ""}, {"text": ""}, {"messages": [USER, {"role": "assistant", "content": ""}]}]
+)
+def test_an_empty_answer_is_refused(tokenizer, fields):
+    with pytest.raises(DataError, match=r"data.jsonl:17: expected an answer to learn, got ''"):
+        encode(row(**fields), tokenizer, 100)
+
+
+def test_a_chat_answer_with_an_unknown_token_is_refused():
+    tokenizer = words_tokenizer()
+    tokenizer.chat_template = PLAIN
+    with pytest.raises(DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'two is four'"):
+        encode(row(messages=[USER, ANSWER]), tokenizer, 100)
+
+
+# Chats
+
+
+@pytest.mark.parametrize("template", [CHATML, THINKING, PLAIN])
+@pytest.mark.parametrize("messages", [[USER, ANSWER], TURNS])
+def test_a_chat_has_the_ids_of_the_template_and_of_generation(template, messages):
+    tokenizer = build_tokenizer(template, processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]))
+    chat = row(messages=messages)
+    assert encode(chat, tokenizer, 500)["input_ids"] == template_ids(tokenizer, messages)
+    assert encode_prompt(chat, tokenizer) == template_ids(tokenizer, messages[:-1], add_generation_prompt=True)
+    assert reference_answer(chat) == "two is four"
+
+
+def test_each_assistant_turn_and_its_end_is_learned(tokenizer):
+    example = encode(row(messages=TURNS), tokenizer, 500)
+    assert learned_text(tokenizer, example) == ["what?<|im_end|>", "two is four<|im_end|>"]
+    prompt = encode_prompt(row(messages=TURNS), tokenizer)
+    assert example["input_ids"][: len(prompt)] == prompt
+    assert example["labels"][len(prompt) - 1] == -100
+    assert example["labels"][len(prompt)] != -100
+
+
+def test_a_template_without_generation_prompt_teaches_the_header_of_answers_but_no_user_turn():
+    tokenizer = build_tokenizer(CHATML.partition("{% if")[0])
+    example = encode(row(messages=TURNS), tokenizer, 500)
+    header = "<|im_start|>assistant\n"
+    assert learned_text(tokenizer, example) == [header + "what?<|im_end|>", header + "two is four<|im_end|>"]
+
+
+def test_where_the_template_rewrites_earlier_turns_only_the_last_is_learned():
+    tokenizer = build_tokenizer(THINKING)
+    example = encode(row(messages=TURNS), tokenizer, 500)
+    assert learned_text(tokenizer, example) == ["<think>\n\n</think>\n\ntwo is four<|im_end|>"]
+
+
+def test_a_token_across_the_start_of_the_answer_is_learned():
+    tokenizer = build_tokenizer(PLAIN)
+    example = encode(row(messages=TURNS), tokenizer, 500)
+    # " two" is one token here. The blank line, all that ends a turn, is learned.
+    assert learned_text(tokenizer, example) == [" what?\n\n", " two is four\n\n"]
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_white_space_and_split_characters_are_learned(template, trim):
+    # With trim_offsets (Llama 3) the offsets of spaces are empty; an emoji is several tokens with the same offsets.
+    tokenizer = build_tokenizer(template, processors.ByteLevel(trim_offsets=trim))
+    content = "🙂\n\ntwo   \n four 🙂"
+    messages = [USER, {"role": "assistant", "content": content}, USER, {"role": "assistant", "content": content}]
+    example = encode(row(messages=messages), tokenizer, 500)
+    assert example["input_ids"] == template_ids(tokenizer, messages)
+    expected = content + "<|im_end|>" if template == CHATML else content + "\n\n"
+    assert learned_text(tokenizer, example) == [expected, expected]
+
+
+def test_a_first_message_by_the_assistant_is_context(tokenizer):
+    example = encode(row(messages=[{"role": "assistant", "content": "hello"}, USER, ANSWER]), tokenizer, 500)
+    assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]
+
+
+def test_conversational_prompt_and_completion(tokenizer):
+    pair = row(prompt=TURNS[:-1], completion=[ANSWER])
+    example = encode(pair, tokenizer, 500)
+    assert example["input_ids"] == template_ids(tokenizer, TURNS)
+    assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]  # not the assistant's turn in the prompt
+    assert encode_prompt(pair, tokenizer) == template_ids(tokenizer, TURNS[:-1], add_generation_prompt=True)
+    assert reference_answer(pair) == "two is four"
+    both = encode(row(prompt=TURNS[:2], completion=TURNS[2:]), tokenizer, 500)
+    assert learned_text(tokenizer, both) == ["what?<|im_end|>", "two is four<|im_end|>"]
+
+
+@pytest.mark.parametrize("fields", [{"messages": TURNS[:-1]}, {"prompt": TURNS[:-1]}, {"prompt": TURNS}])
+def test_a_chat_without_an_answer_can_be_generated_from_but_not_learned(tokenizer, fields):
+    (messages,) = fields.values()
+    assert encode_prompt(row(**fields), tokenizer) == template_ids(tokenizer, messages, add_generation_prompt=True)
+    assert reference_answer(row(**fields)) is None
+    with pytest.raises(DataError, match=r"data.jsonl:17: training needs an assistant's answer as the last message"):
+        encode(row(**fields), tokenizer, 500)
+
+
+def test_a_chat_of_the_assistant_alone_is_refused(tokenizer):
+    with pytest.raises(DataError, match=r"data.jsonl:17: expected a message before the assistant's"):
+        encode(row(messages=[ANSWER]), tokenizer, 500)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    tokenizer = build_tokenizer(template=None)
+    for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
+        with pytest.raises(DataError, match=r"data.jsonl:17: the row is a chat but the tokenizer has no chat template"):
+            refused(row(messages=[USER, ANSWER]), tokenizer)
+
+
+def test_a_slow_tokenizer_is_refused_for_chats(monkeypatch):
+    tokenizer = build_tokenizer()
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(DataError, match=r"data.jsonl:17: chats need a fast tokenizer"):
+        encode(row(messages=[USER, ANSWER]), tokenizer, 100)
+
+
+def test_messages_that_the_template_refuses_are_named():
+    tokenizer = build_tokenizer("{{ raise_exception('roles must alternate') }}")
+    for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
+        with pytest.raises(DataError, match=r"data.jsonl:17: the chat template refuses these messages \(roles must alternate\)"):
+            refused(row(messages=[USER, ANSWER]), tokenizer)
+
+
+def test_an_early_end_that_the_template_refuses_leaves_the_other_turns():
+    refuses_system_alone = "{% if messages | length == 1 %}{{ raise_exception('no user') }}{% endif %}" + CHATML
+    tokenizer = build_tokenizer(refuses_system_alone)
+    example = encode(row(messages=[TURNS[0], ANSWER, USER, ANSWER]), tokenizer, 500)
+    assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"),  # as DeepSeek-R1's
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",  # drops the answer
+    ],
+)
+def test_a_template_whose_prompt_does_not_lead_to_the_answer_is_refused(template):
+    with pytest.raises(DataError, match=r"data.jsonl:17: the chat template renders the messages before the last answer"):
+        encode(row(messages=[USER, ANSWER]), build_tokenizer(template), 500)
+
+
+# Bad rows
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_ROWS)
+def test_bad_rows_are_refused(tokenizer, fields, message):
+    for refused in (lambda r: encode(r, tokenizer, 100), lambda r: encode_prompt(r, tokenizer)):
+        with pytest.raises(DataError, match="^data.jsonl:17: .*" + message):
+            refused(row(**fields))
+
+
+# Length
+
+
+def test_a_long_answer_is_cut_and_counted_once(tokenizer):
+    long, short = row("long", prompt="what", completion="two plus two"), row("short", prompt="what", completion="t")
+    whole = encode(long, tokenizer, 100)
+    length = len(whole["input_ids"])
+    with pytest.warns(UserWarning, match="longer than max_length") as caught:
+        examples = encode_all([short, long, long], tokenizer, length - 1)
+    (warning,) = caught
+    assert f"2 of 3 rows are longer than max_length={length - 1} tokens" in str(warning.message)
+    assert "the first is long" in str(warning.message)
+    assert warning.filename == __file__
+    assert examples[1] == {name: values[:-1] for name, values in whole.items()} == encode(long, tokenizer, length - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encode_all([short, long], tokenizer, length) == [encode(short, tokenizer, 100), whole]
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "what is two", "completion": "four"}, {"messages": [USER, ANSWER]}])
+def test_a_prompt_that_fills_the_length_is_refused(tokenizer, fields):
+    length = len(encode_prompt(row(**fields), tokenizer))
+    message = f"data.jsonl:17: the prompt has {length} tokens, which leaves no room for an answer within max_length={length}; raise"
+    for refused in (encode, lambda r, t, n: encode_all([r], t, n)):
+        with pytest.raises(DataError, match=message):
+            refused(row(**fields), tokenizer, length)
+    assert len(learned(encode(row(**fields), tokenizer, length + 1))[0]) == 1
+
+
+def test_lengths_that_leave_nothing_to_learn_are_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"max_length must be at least 2 .* got 1"):
+        encode(row(text="two plus two"), tokenizer, 1)
+
+
+def test_texts_beyond_the_tokenizers_own_limit_do_not_warn(caplog):
+    tokenizer = build_tokenizer(model_max_length=4)
+    encode(row(text="two plus two " * 9), tokenizer, 4)
+    encode(row(messages=[USER, ANSWER]), tokenizer, 100)
+    encode_prompt(row(messages=[USER, ANSWER]), tokenizer)
+    assert not caplog.records
+
+
+def test_encoding_no_rows_is_refused(tokenizer):
+    with pytest.raises(DataError, match="expected at least one row to encode, got none"):
+        encode_all([], tokenizer, 100)
+
+
+def test_read_rows_can_be_encoded(tmp_path, tokenizer):
+    path = tmp_path / "data.jsonl"
+    fields = [{"text": "two"}, {"prompt": "what", "completion": "two"}, {"messages": [USER, ANSWER]}]
+    path.write_text("\n".join(json.dumps(f) for f in fields))
+    rows = read_rows(str(path))
+    assert encode_all(rows, tokenizer, 100) == [encode(r, tokenizer, 100) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("max_positions", "tokenizer_limit", "requested", "expected"),
+    [
+        (64, 32, None, 32),
+        (64, 128, None, 64),
+        (None, 32, None, 32),
+        (64, None, None, 64),
+        (64, 32, 64, 64),
+        (None, 32, 99, 99),
+        (64, 32, 2, 2),
+    ],
+)
+def test_context_length(tokenizer, monkeypatch, max_positions, tokenizer_limit, requested, expected):
+    monkeypatch.setattr(tokenizer, "model_max_length", tokenizer_limit or VERY_LARGE_INTEGER)
+    assert context_length(max_positions, tokenizer, requested) == expected
+
+
+@pytest.mark.parametrize(
+    ("max_positions", "requested", "message"),
+    [
+        (64, 65, "at most the model's 64 tokens, got 65"),
+        (64, 1, "got 1"),
+        (None, 0, "at least 2 tokens, got 0"),
+        (None, None, "set max_length"),
+    ],
+)
+def test_impossible_context_lengths_are_refused(tokenizer, max_positions, requested, message):
+    assert tokenizer.model_max_length == VERY_LARGE_INTEGER
+    with pytest.raises(ConfigError, match=message):
+        context_length(max_positions, tokenizer, requested)
+
+
+# Batches
+
+
+def test_batches_are_padded_on_the_right():
+    examples = [Example(input_ids=[5, 6, 7], labels=[-100, 6, 7]), Example(input_ids=[8], labels=[8])]
+    batch = Collator(pad_token_id=9)(examples)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[5, 6, 7], [8, 9, 9]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [[-100, 6, 7], [8, -100, -100]],
+    }
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert examples[1] == {"input_ids": [8], "labels": [8]}  # not padded in place
+    batch.pop("attention_mask")
+    torch.testing.assert_close(Collator(pad_token_id=9, mask=False)(examples), batch)
+
+
+@pytest.mark.parametrize(("length", "multiple", "width"), [(3, 4, 4), (4, 4, 4), (5, 4, 8), (5, 1, 5)])
+def test_batches_can_be_padded_to_a_multiple(length, multiple, width):
+    batch = Collator(0, pad_to_multiple_of=multiple)([Example(input_ids=[1] * length, labels=[1] * length)])
+    assert {tuple(tensor.shape) for tensor in batch.values()} == {(1, width)}
+    assert batch["attention_mask"].sum() == length
+
+
+def test_padding_that_is_also_the_end_keeps_the_end_learned(tokenizer):
+    rows = [row(text="two plus two"), row(text="two")]
+    batch = Collator(tokenizer.eos_token_id)(encode_all(rows, tokenizer, 100))
+    last = batch["attention_mask"][1].sum() - 1
+    assert batch["labels"][1, last] == tokenizer.eos_token_id
+    assert (batch["labels"][1, last + 1 :] == -100).all()

@@ -1,0 +1,74 @@
+"""DDP and FSDP2 over NCCL on two GPUs: what `test_distributed.py` shows on a CPU, with the fused kernels, too. Skipped with fewer GPUs."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.distributed_worker import CASES, STEPS, Trained, train
+from helpers.processes import PAGE, TORCHRUN, WORKER, last_losses, launch, same_weights
+
+from shadowpeft.embedded import CLINC150, MODEL
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
+    """What came of every case on two GPUs, by way and name."""
+    output = tmp_path_factory.mktemp("together") / "results.pt"
+    done = launch(TORCHRUN, WORKER, "cases", str(output))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(output, weights_only=True)
+
+
+@cache
+def alone(name: str) -> Trained:
+    return train(CASES[name], torch.device("cuda"))
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", CASES)
+def test_two_gpus_compute_what_one_does(together: dict[tuple[str, str], dict[str, Any]], way: str, name: str) -> None:
+    """Catches what a CPU cannot show: weights freed while a kernel still reads them, and streams that do not wait for a gathering."""
+    wanted, found = alone(name), together[way, name]
+    exact = 1e-2 if CASES[name].bf16 else 1e-4
+    assert found["losses"] == pytest.approx(wanted.losses, rel=exact)
+    for kind in ("gradients", "weights"):
+        tensors = vars(wanted)[kind]
+        errors = {key: ((found[kind][key] - tensor).norm() / (1e-3 + tensor.norm())).item() for key, tensor in tensors.items()}
+        assert max(errors.values()) < exact, (kind, max(errors, key=lambda key: errors[key]))
+    assert found["swept"] == wanted.swept == (0 if CASES[name].task == "sequence-classification" else STEPS), "logits were held"
+    assert found["kept"] == 1 if way == "ddp" else found["kept"] < 0.55
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_bf16_run_on_two_gpus_learns_as_on_one(way: str, tmp_path: Path) -> None:
+    """Catches the documented commands failing, a wrong resume, and adapters that another precision trained otherwise."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
+    settings = tmp_path / "fsdp2.yaml"
+    settings.write_text(PAGE.read_text().split("```yaml\n")[1].split("```")[0])
+    accelerate = ["accelerate.commands.launch", "--config_file", str(settings), "--main_process_port", "0"]
+    steps = ["--max-steps", "4", "--logging-steps", "1", "--save-steps", "2", "--eval-fraction", "0.2", "--eval-steps", "2"]
+    shared = ["-m", "shadowpeft", "train", "--model", str(MODEL), "--data", str(rows), "--shadow.dropout", "0", "--bf16", "--json", *steps]
+    one = launch(
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "1"], *shared, "--output", str(tmp_path / "one"), "--batch-size", "4"
+    )
+    assert one.returncode == 0, one.stderr[-4000:]
+    arguments = [*shared, "--output", str(tmp_path / "two"), "--batch-size", "2"]
+    launcher = TORCHRUN if way == "ddp" else accelerate
+    two = launch(launcher, *arguments)
+    assert two.returncode == 0, two.stderr[-4000:]
+    assert last_losses(tmp_path / "two") == pytest.approx(last_losses(tmp_path / "one"), rel=0.02)
+    assert same_weights(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter", 0.05)
+    again = launch(launcher, *arguments, "--max-steps", "5", "--resume", "true")
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert json.loads(again.stdout)["steps"] == 5

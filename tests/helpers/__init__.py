@@ -1,0 +1,1 @@
+"""What several tests share. Tests import it as `helpers`; it imports no test."""

@@ -1,0 +1,14 @@
+"""Progress bars as they are in a process of the command line's own."""
+
+from collections.abc import Iterator
+
+import pytest
+from transformers.utils import logging
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_watches() -> Iterator[None]:
+    """In a process of its own the command line hides transformers' bars before they are imported; here they are already."""
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()

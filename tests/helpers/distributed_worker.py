@@ -1,0 +1,228 @@
+"""What each process of a distributed run does. The tests of several processes start it with torchrun.
+
+distributed_worker.py cases OUTPUT: train every case under DDP and under FSDP2 and write what came of it.
+distributed_worker.py fsdp-cli ARGUMENTS: run the command line; on a CPU, too, where accelerate has no FSDP.
+"""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from helpers.families import perturb, tiny_config, tiny_model, token_ids
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach, losses
+from shadowpeft.cli import main
+from shadowpeft.decoder import sharded
+from shadowpeft.shadow.boundary import BoundaryWeights
+from shadowpeft.train import fsdp
+from shadowpeft.train.arguments import recompute_activations
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model to train in several processes and in one.
+
+    Args:
+        model_type: family of the base.
+        variant: of the shadow.
+        task: of the base.
+        explicit: the shadow is another model's decoder.
+        bf16: a bfloat16 base with a float32 adapter under autocast.
+        checkpointing: gradient checkpointing.
+        inject_from: first block that is corrected; `None` for the variant's own.
+        impl: what computes the boundaries.
+        distil: share of the shadow's loss that is learnt from the attached answer.
+    """
+
+    model_type: str
+    variant: Any
+    task: arch.Task = "causal-lm"
+    explicit: bool = False
+    bf16: bool = False
+    checkpointing: bool = False
+    inject_from: int | None = None
+    impl: str = "reference"
+    distil: float = 0.0
+
+
+CASES = {
+    "normed": Case("llama", "normed"),
+    "paper": Case("llama", "paper"),
+    "peft": Case("llama", "peft"),
+    "tied head": Case("qwen3", "normed"),
+    "soft cap": Case("gemma2", "normed"),
+    "frame in a context variable": Case("falcon", "normed"),
+    "no norm before attention": Case("olmo2", "normed"),
+    "classifier": Case("llama", "normed", task="sequence-classification"),
+    "explicit shadow": Case("llama", "normed", explicit=True),
+    "upper blocks only": Case("llama", "normed", inject_from=2),
+    "checkpointing": Case("qwen3", "paper", checkpointing=True),
+    "bf16": Case("llama", "normed", bf16=True),
+    "attached answer": Case("qwen3", "normed", distil=0.5),
+    "classifier, attached answer": Case("llama", "normed", task="sequence-classification", distil=1.0),
+}
+if torch.cuda.is_available():
+    CASES |= {
+        "triton": Case("llama", "normed", impl="triton"),
+        "triton, no norm": Case("llama", "paper", impl="triton"),
+        "triton, bf16": Case("llama", "normed", bf16=True, impl="triton"),
+        "triton, checkpointing": Case("qwen3", "normed", checkpointing=True, impl="triton"),
+    }
+
+
+@dataclass
+class Trained:
+    """What came of a case.
+
+    Attributes:
+        losses: of the whole batch, at each step.
+        gradients: of the first step.
+        weights: after the last.
+        kept: share of all weights that this process holds between the steps.
+        gathered: under FSDP2, for each block and boundary of the first step, those whose weights were whole when it began.
+        swept: how often the loss was computed without logits.
+    """
+
+    losses: list[float]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    kept: float
+    gathered: dict[str, set[str]]
+    swept: int
+
+
+def build(case: Case) -> ShadowedModel:
+    """Build the model of a case, the same in every process."""
+    base = tiny_model(case.model_type, case.task, dtype=torch.bfloat16 if case.bf16 else torch.float32)
+    shadow = tiny_model(case.model_type, seed=7, config=tiny_config(case.model_type, num_hidden_layers=2)) if case.explicit else None
+    sizes = {} if case.inject_from is None else {"inject_from": case.inject_from}
+    config = ShadowConfig(variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, shadow_distil=case.distil, **sizes)
+    torch.manual_seed(0)
+    model = perturb(attach(base, config, shadow, dtype=torch.float32, impl=case.impl)).train()
+    if case.checkpointing:
+        recompute_activations(model)
+    return model
+
+
+def batch(case: Case, step: int) -> tuple[dict[str, Tensor], int]:
+    """Four rows of different lengths, and how many labels count: so a mean of the processes' means would be another loss."""
+    ids = token_ids(4, 12, seed=step)
+    mask = (torch.arange(12) < torch.tensor([[12], [7], [9], [5]])).long()
+    if case.task == "sequence-classification":
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 2, 1, 1])}, 4
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}, int(mask[:, 1:].sum())
+
+
+def train(case: Case, device: torch.device, accelerator: Accelerator | None = None) -> Trained:
+    """Train a case for a few steps, in this process alone or in all of them together, as the Trainer would."""
+    shadowed = build(case)
+    model: nn.Module = shadowed
+    optimizer = torch.optim.AdamW([weight for weight in shadowed.parameters() if weight.requires_grad], lr=1e-2)
+    if accelerator is None:
+        world, rank = 1, 0
+        model.to(device)
+    else:
+        world, rank = accelerator.num_processes, accelerator.process_index
+        fsdp.prepare(accelerator, shadowed)
+        model, optimizer = accelerator.prepare(model, optimizer)
+    trained, sweep, gathered = Trained([], {}, {}, 1.0, {}, 0), losses.frozen_head_losses, watch(shadowed)
+
+    def counted(*args: Any) -> list[Tensor]:
+        trained.swept += 1
+        return sweep(*args)
+
+    losses.frozen_head_losses = counted
+    for step in range(STEPS):
+        inputs, count = batch(case, step)
+        mine = {name: tensor[rank::world].to(device) for name, tensor in inputs.items()}
+        autocast = torch.autocast(device.type, torch.bfloat16) if accelerator is None and case.bf16 else nullcontext()
+        with autocast:
+            loss = model(**mine, num_items_in_batch=torch.tensor(count, device=device)).loss
+        assert loss.dtype == torch.float32
+        (loss * world).backward() if accelerator is None else accelerator.backward(loss * world)
+        weights = {name: weight for name, weight in shadowed.named_parameters() if weight.requires_grad}
+        assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in weights.values())
+        if step == 0:
+            trained.gradients = on_cpu({name: weight.grad for name, weight in weights.items()})
+            trained.gathered = {**gathered}
+        clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
+        clip(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        summed = loss.detach() if accelerator is None else accelerator.reduce(loss.detach(), "sum")
+        trained.losses.append(summed.item())
+    losses.frozen_head_losses = sweep
+    trained.weights = on_cpu(weights)
+    mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in shadowed.parameters()]
+    trained.kept = sum(weight.numel() for weight in mine) / sum(weight.numel() for weight in shadowed.parameters())
+    return trained
+
+
+def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in sharded.whole(tensors).items()}
+
+
+def watch(model: ShadowedModel) -> dict[str, set[str]]:
+    """Note, whenever a block or boundary weights are called, which of those are gathered just then."""
+    blocks = {f"block {i}": block for i, block in enumerate(arch.blocks_of(model.base))}
+    boundaries = {name: module for name, module in model.adapters["default"].named_modules() if isinstance(module, BoundaryWeights)}
+    units = {name: module for name, module in {**blocks, **boundaries}.items() if isinstance(module, FSDPModule)}
+    seen: dict[str, set[str]] = {}
+
+    def whole(module: nn.Module) -> bool:
+        # A block's input norm is always whole, so look at all of a unit's weights.
+        return not any(isinstance(weight, DTensor) for weight in module.parameters())
+
+    for name, module in units.items():
+        module.register_forward_pre_hook(
+            lambda *_, name=name: seen.setdefault(name, {other for other, unit in units.items() if whole(unit)}) and None
+        )
+    return seen
+
+
+def pass_for_gpus() -> None:
+    """Let CPU processes have accelerate's FSDP, which it offers on accelerators only, though torch's works on both."""
+    initialise = PartialState.__init__
+
+    def patched(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = patched  # type: ignore[method-assign]
+
+
+def run_cases(output: str) -> None:
+    """Train all cases in both ways; the first process writes the results."""
+    cpu, results = not torch.cuda.is_available(), {}
+    for way in ("ddp", "fsdp"):
+        if way == "fsdp" and cpu:
+            pass_for_gpus()
+        for name, case in CASES.items():
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            plugin = None
+            if way == "fsdp":
+                plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+            accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if case.bf16 else "no", fsdp_plugin=plugin)
+            results[way, name] = vars(train(case, accelerator.device, accelerator))
+    if accelerator.is_main_process:
+        torch.save(results, output)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "cases":
+        run_cases(sys.argv[2])
+    else:
+        pass_for_gpus()
+        sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,182 @@
+"""What a shadow learns from, against the equations written out; and that the base runs only where a loss asks for it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.tiny import qwen3_config
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from shadowpeft import ShadowConfig, arch
+from shadowpeft.losses import divergence
+from shadowpeft.losses.divergence import Head, divergences
+from shadowpeft.pretrain import start
+from shadowpeft.pretrain.objective import Lesson, Weights, train_parts, turns
+
+TOKENS, WIDTH, VOCABULARY = 13, 8, 31
+
+
+@pytest.fixture
+def states() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    s_ND, h_ND = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64, generator=generator)
+    return s_ND.requires_grad_(), h_ND
+
+
+def some_head(softcap: float | None = None, bias: bool = False) -> Head:
+    generator = torch.Generator().manual_seed(1)
+    weight_VD = torch.randn(VOCABULARY, WIDTH, dtype=torch.float64, generator=generator)
+    return Head(weight_VD, torch.randn(VOCABULARY, dtype=torch.float64, generator=generator) if bias else None, softcap)
+
+
+def probabilities(x_ND: torch.Tensor, head: Head, temperature: float) -> torch.Tensor:
+    logits_NV = x_ND @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)
+    if head.softcap is not None:
+        logits_NV = head.softcap * torch.tanh(logits_NV / head.softcap)
+    return torch.exp(logits_NV / temperature) / torch.exp(logits_NV / temperature).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("at_a_time", [VOCABULARY * 4, 10**9], ids=["chunks of 4", "one go"])
+@pytest.mark.parametrize("top_k", [None, 5, VOCABULARY, VOCABULARY + 9])
+@pytest.mark.parametrize(("temperature", "softcap", "bias"), [(1.0, None, False), (2.5, 3.0, True)])
+def test_divergence_and_gradient_are_the_equations(states, monkeypatch, at_a_time, top_k, temperature, softcap, bias):
+    """Catches a wrong direction of the divergence, a lost temperature, cap, bias or chunk, and a gradient scaled wrongly per token."""
+    monkeypatch.setattr(divergence, "_AT_A_TIME", at_a_time)
+    (s_ND, h_ND), head = states, some_head(softcap, bias)
+    weights_N = torch.arange(1.0, TOKENS + 1, dtype=torch.float64)
+    losses_N = divergences(s_ND, h_ND, head, temperature, top_k)
+    (gradient,) = torch.autograd.grad((losses_N * weights_N).sum(), s_ND)
+
+    p_NV, q_NV = probabilities(h_ND, head, temperature), probabilities(s_ND, head, temperature)
+    if top_k is not None and top_k < VOCABULARY:
+        chosen_NK = p_NV.argsort(-1, descending=True)[:, :top_k]
+        p_NV, q_NV = (torch.cat([x.gather(1, chosen_NK), 1 - x.gather(1, chosen_NK).sum(1, keepdim=True)], 1) for x in (p_NV, q_NV))
+    wanted_N = temperature**2 * (p_NV * (p_NV / q_NV).log()).sum(-1)
+    (wanted_gradient,) = torch.autograd.grad((wanted_N * weights_N).sum(), s_ND)
+    torch.testing.assert_close(losses_N, wanted_N.detach(), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_divergence_is_0_at_the_base_and_less_when_coarser(states):
+    """Catches a divergence from something other than the base, and a rest that is left out instead of taken together."""
+    (s_ND, h_ND), head = states, some_head()
+    assert divergences(h_ND, h_ND, head).abs().max() < 1e-12
+    whole_N, coarse_N = divergences(s_ND, h_ND, head), divergences(s_ND, h_ND, head, top_k=3)
+    assert (coarse_N < whole_N).all()
+    assert (coarse_N > 0).all()
+
+
+def test_divergence_never_holds_a_batch_of_logits(states, monkeypatch):
+    """Catches logits of more tokens than allowed in hand at once, and teacher's logits that keep a graph."""
+    monkeypatch.setattr(divergence, "_AT_A_TIME", VOCABULARY * 4)
+    (s_ND, h_ND), head = states, some_head()
+    seen: list[int] = []
+    logits = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda self, x_nD: seen.append(len(x_nD)) or logits(self, x_nD))
+    losses_N = divergences(s_ND, h_ND.requires_grad_(), head)
+    losses_N.sum().backward()
+    assert max(seen) == 4
+    assert sum(seen) == 2 * TOKENS, "both sides once, and none a second time in the backward pass"
+    assert h_ND.grad is None
+
+
+def test_turn_ignores_sizes(states):
+    """Catches a matching loss that depends on how large either state is, or that is not 0 where directions agree."""
+    s_ND, h_ND = states
+    angle_N = turns(s_ND, h_ND)
+    cosine_N = (s_ND * h_ND).sum(-1) / (s_ND.norm(dim=-1) * h_ND.norm(dim=-1))
+    torch.testing.assert_close(angle_N.double(), 1 - cosine_N, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(turns(7 * s_ND, 0.01 * h_ND), angle_N)
+    assert turns(3 * h_ND, h_ND).abs().max() < 1e-6
+
+
+# The lesson
+
+
+def lesson_of(base: PreTrainedModel, **weights) -> Lesson:
+    torch.manual_seed(2)
+    return Lesson(base, start.fresh(base, ShadowConfig()), Weights(**{"next_token": 0.0, **weights}))
+
+
+def count_calls(base: PreTrainedModel) -> list[int]:
+    calls: list[int] = []
+    arch.decoder_of(base).register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("weights", "runs"),
+    [({"next_token": 1.0}, 0), ({"distil": 1.0}, 1), ({"match": 1.0}, 1), ({"next_token": 1.0, "distil": 0.5, "match": 0.5}, 1)],
+    ids=["next token", "distil", "match", "all"],
+)
+def test_base_runs_only_where_a_loss_needs_it(base, ids, weights, runs):
+    """Catches a base that runs for nothing, or once for each loss that wants it."""
+    calls, lesson = count_calls(base), lesson_of(base, **weights)
+    lesson(ids)["loss"].backward()
+    assert len(calls) == runs
+
+
+def test_lesson_mixes_the_losses_as_weighted(base, ids):
+    """Catches labels not shifted, a part left out of the sum, a wrong weight, and a base's state taken at the wrong place."""
+    lesson = lesson_of(base, next_token=0.7, distil=0.4, match=0.2, temperature=2.0, match_block=1)
+    out = lesson(ids)
+    s_BTD = lesson.shadow(ids, None, None, None, None)
+    with torch.no_grad():
+        stock = base(ids, output_hidden_states=True)
+    logits_BTV = base.lm_head(s_BTD)
+    next_token = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    p, q = ((x[:, :-1].flatten(0, 1) / 2).log_softmax(-1) for x in (stock.logits, logits_BTV))
+    distil = 4 * F.kl_div(q, p, log_target=True, reduction="batchmean")
+    match = (1 - F.cosine_similarity(s_BTD, stock.hidden_states[2], dim=-1)).mean()
+    for name, wanted in (("next_token", next_token), ("distil", distil), ("match", match)):
+        torch.testing.assert_close(out[name], wanted.detach(), rtol=1e-5, atol=1e-6)
+    wanted = 0.7 * next_token + 0.4 * distil + 0.2 * match
+    torch.testing.assert_close(out["loss"], wanted)
+    ours, theirs = (torch.autograd.grad(loss, list(lesson.shadow.parameters())) for loss in (out["loss"], wanted))
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_lesson_trains_and_saves_no_part_of_the_base(base, ids):
+    """Catches a base that gets gradients, or that is moved, counted or saved with the shadow."""
+    lesson = lesson_of(base, next_token=1.0, distil=1.0)
+    lesson(ids)["loss"].backward()
+    assert all(parameter.grad is None for parameter in base.parameters())
+    assert all(name.startswith("shadow.") for name in lesson.state_dict())
+    assert not {id(p) for p in lesson.parameters()} & {id(p) for p in base.parameters()}
+    assert all(parameter.grad is not None for parameter in lesson.shadow.parameters())
+
+
+def test_detached_losses_are_those_of_the_stock_models(base, ids):
+    """Catches a held-out loss of something else than what is shipped: the shadow through the base's head, and the base itself."""
+    lesson = lesson_of(base, next_token=1.0)
+    stock = base(ids, labels=ids).loss
+    shadow = F.cross_entropy(base.lm_head(lesson.shadow(ids, None, None, None, None))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(lesson.base_losses(ids).mean(), stock)
+    torch.testing.assert_close(lesson.shadow_losses(ids).mean(), shadow)
+    torch.testing.assert_close(lesson.plain_loss(ids), shadow)
+
+
+@pytest.mark.parametrize(
+    ("parts", "trained"),
+    [
+        ("projection", {"projection"}),
+        ("all-but-embeddings", {"projection", "layers", "norm"}),
+        ("everything", {"projection", "layers", "norm", "embed_tokens"}),
+    ],
+)
+def test_train_parts_of_an_explicit_shadow(base, parts, trained):
+    """Catches a part that trains though it should not, or the other way round."""
+    model = AutoModelForCausalLM.from_config(qwen3_config(hidden_size=16, num_hidden_layers=1))
+    shadow = start.from_model(base, model)
+    train_parts(shadow, parts)
+    names = {name.removeprefix("backbone.").split(".")[0] for name, parameter in shadow.named_parameters() if parameter.requires_grad}
+    assert names == trained
+
+
+@pytest.mark.parametrize("parts", ["all-but-embeddings", "everything"])
+def test_borrowed_embeddings_never_train(base, parts):
+    """Catches an implicit shadow that trains the base's table."""
+    shadow = start.fresh(base, ShadowConfig())
+    base.requires_grad_(False)
+    train_parts(shadow, parts)
+    assert all(parameter.requires_grad for parameter in shadow.parameters())
+    assert not any(parameter.requires_grad for parameter in base.parameters())

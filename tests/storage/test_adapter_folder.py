@@ -1,0 +1,291 @@
+"""Saved adapters: what was saved is what is loaded, and anything else is refused before memory is touched."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from helpers.families import perturb, tiny_model
+from helpers.tiny import qwen3_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, attach
+
+WEIGHTS, CONFIG = "shadow.safetensors", "shadow_config.json"
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def edit_config(folder, change):
+    meta = json.loads((folder / CONFIG).read_text())
+    change(meta)
+    (folder / CONFIG).write_text(json.dumps(meta))
+
+
+def test_round_trip_on_perturbed_weights(model, base, folder, ids):
+    """Catches a tensor that is not saved, and a comparison that zero weights would pass."""
+    loaded = ShadowedModel.from_pretrained(base, folder)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert not torch.allclose(loaded(ids).logits, base(ids).logits, atol=1e-2)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
+
+
+def test_only_the_adapter_is_saved(folder, base):
+    """Catches a base table slipping into the adapter."""
+    sizes = {tensor.shape for tensor in load_file(folder / WEIGHTS).values()}
+    assert base.model.embed_tokens.weight.shape not in sizes
+
+
+def test_the_file_names_every_setting_of_the_variant(model, folder, base):
+    """Catches an adapter that changes what it computes once a variant's defaults do."""
+    saved = json.loads((folder / CONFIG).read_text())["shadow"]
+    settings = model.adapters["default"].settings
+    assert saved == settings.to_dict()
+    assert ShadowedModel.from_pretrained(base, folder).adapters["default"].settings == settings
+
+
+def test_a_file_without_the_shadow_s_size_means_the_base_s(base, ids, tmp_path):
+    """Catches adapters of before the variant had a size of its own being refused, or built at the new one."""
+    model = perturb(attach(base, ShadowConfig(shadow_intermediate_size=base.config.intermediate_size)))
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda meta: meta["shadow"].update(shadow_intermediate_size=None))
+    assert torch.equal(ShadowedModel.from_pretrained(base, tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_the_card_tells_of_the_run(model, tmp_path):
+    model.save_pretrained(tmp_path, run={"steps": 7, "final loss": 1.23456})
+    card = (tmp_path / "README.md").read_text()
+    assert "| steps | 7 |" in card
+    assert "| final loss | 1.235 |" in card
+
+
+@pytest.mark.parametrize("model", ["paper"], indirect=True)
+@pytest.mark.parametrize("name", ["injections.0.up.weight", "updates.1.gate_in.weight", "norm.bias", "shadow.backbone.norm.weight"])
+def test_a_missing_tensor_is_named(base, folder, name):
+    tensors = load_file(folder / WEIGHTS)
+    del tensors[name]
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=f"missing {name}"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_every_tensor_counts_both_ways(base, folder):
+    """Drops and adds every tensor in turn: strict loading has no exceptions."""
+    tensors = load_file(folder / WEIGHTS)
+    for name in tensors:
+        save_file({key: value for key, value in tensors.items() if key != name}, folder / WEIGHTS)
+        with pytest.raises(CheckpointError, match="missing"):
+            ShadowedModel.from_pretrained(base, folder)
+    save_file({**tensors, "updates.9.gate_in.weight": torch.zeros(1)}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"extra updates\.9"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_shapes_are_checked_before_allocation(base, folder, monkeypatch):
+    """Catches a loader that allocates first: nothing real is built while the shapes do not fit."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors["injections.0.up.weight"] = torch.zeros(3, 3)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"injections\.0\.up\.weight has shape \(3, 3\), expected \(32, 16\)"):
+        ShadowedModel.from_pretrained(base, folder)
+    edit_config(folder, lambda meta: meta["shadow"].update(r=10**9, shadow_intermediate_size=10**9))
+    with pytest.raises(CheckpointError, match="shape"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -40])
+def test_a_truncated_file_is_one_clear_error(base, folder, keep):
+    raw = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(raw[:keep])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_missing_files_and_folders(base, folder, tmp_path):
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        ShadowedModel.from_pretrained(base, folder)
+    (folder / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match="not an adapter folder"):
+        ShadowedModel.from_pretrained(base, folder)
+    with pytest.raises(CheckpointError, match="there is no adapter folder"):
+        ShadowedModel.from_pretrained(base, tmp_path / "nowhere")
+
+
+def test_a_wrong_base_is_refused(base, folder):
+    """Catches an adapter put on a base it was not trained on: another size, and the same size with other weights."""
+    torch.manual_seed(9)
+    twin = AutoModelForCausalLM.from_config(qwen3_config())
+    with pytest.raises(CheckpointError, match="other weights"):
+        ShadowedModel.from_pretrained(twin, folder)
+    deeper = AutoModelForCausalLM.from_config(qwen3_config(num_hidden_layers=5))
+    with pytest.raises(CheckpointError, match="num_hidden_layers 4, this base has 5"):
+        ShadowedModel.from_pretrained(deeper, folder)
+    assert all(parameter.requires_grad for parameter in deeper.parameters()), "a refused base stays as it was"
+
+
+def test_the_same_base_at_lower_precision_is_accepted(base, folder, ids):
+    loaded = ShadowedModel.from_pretrained(base.to(torch.bfloat16), folder)
+    assert loaded.adapters["default"].dtype == torch.bfloat16
+    assert loaded(ids).logits.dtype == torch.bfloat16
+
+
+def test_double_precision_survives(base, ids, tmp_path):
+    """Catches a loader that rounds to the default type on the way."""
+    model = perturb(attach(base.double(), ShadowConfig(alpha=0.5)))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(ShadowedModel.from_pretrained(base, tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_bad_configurations(base, folder):
+    edit_config(folder, lambda meta: meta["shadow"].update(drpout=0.1))
+    with pytest.raises(ConfigError, match="did you mean 'dropout'"):
+        ShadowedModel.from_pretrained(base, folder)
+    edit_config(folder, lambda meta: meta.pop("base"))
+    with pytest.raises(CheckpointError, match="not an adapter's configuration"):
+        ShadowedModel.from_pretrained(base, folder)
+    edit_config(folder, lambda meta: meta.update(format=99))
+    with pytest.raises(CheckpointError, match="format 99"):
+        ShadowedModel.from_pretrained(base, folder)
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("setting", ["alpha", "dropout", "shadow_loss_weight", "unit_state", "output_gains"])
+def test_a_setting_that_decides_what_is_computed_is_not_guessed(base, folder, setting):
+    """Catches an adapter that computes something else, without a word, since its file leaves a setting to today's default."""
+    edit_config(folder, lambda meta: meta["shadow"].pop(setting))
+    with pytest.raises(CheckpointError, match="must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_an_adapter_from_before_there_were_output_gains_computes_what_it_was_trained_to(tmp_path, ids):
+    """Catches an older file that is refused, or read as today's function."""
+    base = tiny_model("gemma3_text")
+    model = perturb(attach(base, ShadowConfig(output_gains=False)))
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda meta: (meta.update(format=2), meta["shadow"].pop("output_gains")))
+    again = ShadowedModel.from_pretrained(base, tmp_path)
+    assert not again.adapters["default"].settings.output_gains
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_what_the_shadow_learns_from_is_saved_and_read(tmp_path, base, ids):
+    """Catches a setting that is lost on the way, and an adapter from before there was `shadow_distil` that is refused or read otherwise."""
+    model = perturb(attach(base, ShadowConfig(shadow_distil=0.25)))
+    model.save_pretrained(tmp_path)
+    again = ShadowedModel.from_pretrained(base, tmp_path)
+    assert again.adapters["default"].settings == model.adapters["default"].settings
+    assert again.adapters["default"].settings.shadow_distil == 0.25
+    torch.testing.assert_close(again(ids, labels=ids).loss, model(ids, labels=ids).loss, rtol=0, atol=0)
+    edit_config(tmp_path, lambda meta: meta["shadow"].pop("shadow_distil"))
+    older = ShadowedModel.from_pretrained(base, tmp_path)
+    assert older.adapters["default"].settings.shadow_distil == 0
+    assert torch.equal(older(ids).logits, model(ids).logits)
+    edit_config(tmp_path, lambda meta: meta["shadow"].update(shadow_distil=2))
+    with pytest.raises(ConfigError, match="shadow_distil must be from 0 to 1, got 2"):
+        ShadowedModel.from_pretrained(base, tmp_path)
+
+
+def test_nothing_named_by_a_file_is_imported(base, folder, tmp_path, monkeypatch):
+    """Catches a loader that follows a class or module named in a downloaded JSON."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hostile = {"model_type": "evil", "architectures": ["evil.Model"], "auto_map": {"AutoConfig": "evil.Config"}}
+    edit_config(folder, lambda meta: meta.update(explicit_shadow=hostile))
+    with pytest.raises(CheckpointError, match="'evil', which is not supported"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("step", ["write", "sync"])
+def test_a_full_disk_loses_nothing(model, base, folder, ids, monkeypatch, step):
+    """Catches writing in place: the adapter saved before survives, and no partial file is left."""
+    want = model(ids).logits
+    perturb(model, seed=5)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shadowpeft.storage.adapter_folder.save_file" if step == "write" else "os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device; what was saved there before is unchanged"):
+        model.save_pretrained(folder)
+    monkeypatch.undo()
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
+    assert torch.equal(ShadowedModel.from_pretrained(base, folder)(ids).logits, want)
+
+
+def test_saving_where_a_file_stands_is_refused(model, tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(CheckpointError, match="could not save"):
+        model.save_pretrained(tmp_path / "taken")
+
+
+BAD_JSON = {
+    "sample of strings": lambda meta: meta["base"]["sample"].update(embeddings=["a"]),
+    "sample of nan": lambda meta: meta["base"]["sample"].update(embeddings=[float("nan")]),
+    "sample null": lambda meta: meta["base"].update(sample=None),
+    "shadow null": lambda meta: meta.update(shadow=None),
+    "shadow a number": lambda meta: meta.update(shadow=3),
+    "variant a list": lambda meta: meta["shadow"].update(variant=["paper"]),
+    "rank beyond counting": lambda meta: meta["shadow"].update(r=2**62),
+    "rank a float": lambda meta: meta["shadow"].update(r=1e30),
+    "alpha infinite": lambda meta: meta["shadow"].update(alpha=float("inf")),
+    "alpha null": lambda meta: meta["shadow"].update(alpha=None),
+    "a hundred thousand blocks": lambda meta: meta["shadow"].update(shadow_layers=100000),
+    "explicit a list": lambda meta: meta.update(explicit_shadow=[]),
+    "explicit of no family": lambda meta: meta.update(explicit_shadow={"model_type": []}),
+    "explicit of a bad size": lambda meta: meta.update(explicit_shadow={"model_type": "llama", "hidden_size": "x"}),
+    "explicit of an odd activation": lambda meta: meta.update(explicit_shadow={"model_type": "llama", "hidden_act": "nope"}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_every_damaged_value_is_a_typed_error(base, folder, case):
+    """Catches a value from a file that reaches torch or transformers unchecked and ends in a trace."""
+    edit_config(folder, BAD_JSON[case])
+    with pytest.raises((CheckpointError, ConfigError)):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_nesting_and_folders_in_place_of_files(base, folder):
+    (folder / CONFIG).write_text("[" * 100000)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        ShadowedModel.from_pretrained(base, folder)
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_only_floating_point_tensors_are_weights(base, folder, dtype):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["norm.bias"] = torch.zeros(32, dtype=dtype)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"norm\.bias is not of a floating-point type"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_a_base_with_other_blocks_is_another_base(base, folder):
+    """Catches a comparison of embeddings alone, which a merged LoRA leaves as they were."""
+    with torch.no_grad():
+        base.model.layers[-1].self_attn.q_proj.weight.mul_(1.5)
+    with pytest.raises(CheckpointError, match="last block"):
+        ShadowedModel.from_pretrained(base, folder)
+
+
+def test_a_folder_in_place_of_a_file_stops_the_save_before_it_starts(model, folder):
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    before = (folder / WEIGHTS).read_bytes()
+    perturb(model, seed=8)
+    with pytest.raises(CheckpointError, match="nothing was written"):
+        model.save_pretrained(folder)
+    assert (folder / WEIGHTS).read_bytes() == before
