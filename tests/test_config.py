@@ -23,7 +23,9 @@ def test_round_trip_through_a_mapping():
     assert ShadowConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize(("key", "nearest"), [("shadow_layer", "shadow_layers"), ("droput", "dropout"), ("lora_r", None)])
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("shadow_layer", "shadow_layers"), ("droput", "dropout"), ("lora_r", None)]
+)
 def test_an_unknown_key_is_named_with_its_nearest(key, nearest):
     with pytest.raises(ConfigError, match=f"unknown setting '{key}'") as caught:
         ShadowConfig.from_dict({key: 1})

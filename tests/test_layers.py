@@ -35,7 +35,9 @@ def imported(path: Path) -> set[str]:
             if first == "shadowpeft":
                 names |= {rest.split(".")[0]} if rest else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("shadowpeft.")}
+            names |= {
+                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("shadowpeft.")
+            }
     return names
 
 
@@ -50,12 +52,17 @@ def test_imports_point_down():
         if module in ("__init__", "__main__"):
             continue
         for name in imported(path) & set().union(*LAYERS):
-            assert layer_of(name) <= layer_of(module), f"{path.name} (layer of {module}) imports {name} from a higher layer"
+            assert layer_of(name) <= layer_of(module), (
+                f"{path.name} (layer of {module}) imports {name} from a higher layer"
+            )
 
 
 def test_every_module_has_a_layer():
     """Catches a new file that nobody placed."""
-    modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__", "__main__"}
+    modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {
+        "__init__",
+        "__main__",
+    }
     assert modules == set().union(*LAYERS)
 
 
@@ -76,6 +83,8 @@ def test_only_arch_looks_inside_models():
         if path.parent == SOURCE / "arch" or path == SOURCE / "__init__.py":
             continue
         calls = [
-            node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
         assert not {"getattr", "hasattr"} & set(calls), path.name

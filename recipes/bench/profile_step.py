@@ -25,7 +25,9 @@ from shadowpeft.bench.specs import Spec
 KEPT = 60  # kernels named; the rest are added up
 
 
-def kernels_of(call: measure.Call, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int) -> dict[str, Any]:
+def kernels_of(
+    call: measure.Call, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int
+) -> dict[str, Any]:
     """Profile warm steps."""
     settled = TrainBench(**{**vars(settings), "warmup": 2, "repeats": 1})
     measure.train(call, bare.base, ids_BT, settled)
@@ -40,7 +42,10 @@ def kernels_of(call: measure.Call, bare: Bare, ids_BT: torch.Tensor, settings: T
             count[event.name] += 1
             begun.append(event.time_range.start)
             ended.append(event.time_range.end)
-    top = [{"kernel": name[:160], "us": round(us / steps, 1), "launches": count[name] / steps} for name, us in time.most_common(KEPT)]
+    top = [
+        {"kernel": name[:160], "us": round(us / steps, 1), "launches": count[name] / steps}
+        for name, us in time.most_common(KEPT)
+    ]
     rest = sum(time.values()) - sum(us for _, us in time.most_common(KEPT))
     return {
         "ms": visit.ms, "span_us": round((max(ended) - min(begun)) / steps, 1), "busy_us": round(sum(time.values()) / steps, 1),
@@ -49,7 +54,9 @@ def kernels_of(call: measure.Call, bare: Bare, ids_BT: torch.Tensor, settings: T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="8b")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
@@ -66,19 +73,35 @@ def main() -> None:
     device = torch.device("cuda")
     bare = Bare(shapes.build(options.shape, device, settings.base_dtype(device), settings.seed))
     ids_BT = torch.randint(3, bare.base.config.vocab_size, (options.batch, options.tokens), device=device)
-    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": os.environ.get("SHADOWPEFT_COMMIT")}
+    facts = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "commit": os.environ.get("SHADOWPEFT_COMMIT"),
+    }
     for spec in settings.specs():
-        row = {"shape": options.shape, "batch": options.batch, "tokens": options.tokens, "method": spec.name, **facts}
+        row = {
+            "shape": options.shape,
+            "batch": options.batch,
+            "tokens": options.tokens,
+            "method": spec.name,
+            **facts,
+        }
         row |= profiled(spec, bare, ids_BT, settings, options.steps)
         line = json.dumps(row)
-        print(f"{spec.name}: {row['busy_us'] / 1000:.1f} ms busy of {row['span_us'] / 1000:.1f}", file=sys.stderr, flush=True)
+        print(
+            f"{spec.name}: {row['busy_us'] / 1000:.1f} ms busy of {row['span_us'] / 1000:.1f}",
+            file=sys.stderr,
+            flush=True,
+        )
         print(line, flush=True)
         if options.output:
             with open(options.output, "a") as file:
                 print(line, file=file)
 
 
-def profiled(spec: Spec, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int) -> dict[str, Any]:
+def profiled(
+    spec: Spec, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int
+) -> dict[str, Any]:
     """Put a method on the base, profile it and take it off."""
     torch.manual_seed(settings.seed)
     fitted = methods.fit(spec, bare.base, settings)

@@ -111,7 +111,9 @@ def card(splits: dict[str, list[dict[str, str]]], extra: int) -> str:
 
 def main() -> None:
     """Write the splits, `labels.json` and `README.md`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()

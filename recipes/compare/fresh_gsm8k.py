@@ -34,14 +34,20 @@ def part(data_dir: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> tu
     questions = [squeezed(word_problem(get(row, "question", str))) for row in rows]
     trained_on, times = {squeezed(item.prompt) for item in TASK.load("train", source)}, Counter(questions)
     # A question that occurs twice stays in train as a whole.
-    fresh = [number for number, question in enumerate(questions) if question in trained_on and times[question] == 1]
+    fresh = [
+        number for number, question in enumerate(questions) if question in trained_on and times[question] == 1
+    ]
     earlier, drawn = set[int](), set[int]()
     for flag, wanted in (*(("--drawn-before", count) for count in drawn_before), ("--test-rows", test_rows)):
         earlier, left = earlier | drawn, [number for number in fresh if number not in earlier | drawn]
         if not 0 < wanted <= len(left):
-            raise UserError(f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, got {wanted:,}")
+            raise UserError(
+                f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, got {wanted:,}"
+            )
         drawn = set(random.Random(SEED).sample(left, wanted))
-    return [row for number, row in enumerate(rows) if number not in earlier | drawn], [rows[number] for number in sorted(drawn)]
+    return [row for number, row in enumerate(rows) if number not in earlier | drawn], [
+        rows[number] for number in sorted(drawn)
+    ]
 
 
 def lines(rows: Iterable[Row]) -> str:
@@ -51,16 +57,22 @@ def lines(rows: Iterable[Row]) -> str:
 def write(published: Path, out: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> None:
     for folder in (published, out):
         if folder.name != TASK.name:
-            raise UserError(f"expected a folder named {TASK.name}, as --data-dir needs it, got {folder}; rename it")
+            raise UserError(
+                f"expected a folder named {TASK.name}, as --data-dir needs it, got {folder}; rename it"
+            )
     if out.exists():
         raise UserError(f"{out} is there already and is not overwritten; choose another folder")
     train, test = part(published.parent, test_rows, drawn_before)
-    atomic.write_together(out, {"train.jsonl": atomic.text(lines(train)), "test.jsonl": atomic.text(lines(test))})
+    atomic.write_together(
+        out, {"train.jsonl": atomic.text(lines(train)), "test.jsonl": atomic.text(lines(test))}
+    )
     print(f"{out}: {len(train):,} train rows, {len(test):,} test rows")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("published", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--test-rows", type=int, required=True)

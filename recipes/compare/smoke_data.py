@@ -22,25 +22,41 @@ PLACES = ("the river", "the old town", "a garden", "the harbour", "a small schoo
 def requests(split: str) -> list[dict]:
     rows = map(json.loads, (CLINC150 / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
     return [
-        {"text": row["prompt"].removeprefix("Request: ").removesuffix("\nIntent:"), "intent": row["intent"], "oos": row["intent"] == "oos"}
+        {
+            "text": row["prompt"].removeprefix("Request: ").removesuffix("\nIntent:"),
+            "intent": row["intent"],
+            "oos": row["intent"] == "oos",
+        }
         for row in rows
     ]
 
 
 def sums(draw: random.Random) -> dict[str, list[dict]]:
     """Make different problems for every split, since their names, things and numbers are drawn together without repetition."""
-    known = [(name, thing, a, b) for name in NAMES for thing in THINGS for a in range(1, 10) for b in range(1, 10)]
+    known = [
+        (name, thing, a, b) for name in NAMES for thing in THINGS for a in range(1, 10) for b in range(1, 10)
+    ]
     drawn = iter(draw.sample(known, sum(ROWS.values())))
     return {split: [problem(*next(drawn)) for _ in range(count)] for split, count in ROWS.items()}
 
 
 def problem(name: str, thing: str, a: int, b: int) -> dict:
     question = f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have?"
-    return {"question": question, "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}", "final": str(a + b)}
+    return {
+        "question": question,
+        "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}",
+        "final": str(a + b),
+    }
 
 
 def texts(draw: random.Random, count: int = 40) -> list[dict]:
-    sentences = [f"{name} walked to {place} with {n} {thing}." for name in NAMES for place in PLACES for thing in THINGS for n in (2, 7)]
+    sentences = [
+        f"{name} walked to {place} with {n} {thing}."
+        for name in NAMES
+        for place in PLACES
+        for thing in THINGS
+        for n in (2, 7)
+    ]
     return [{"id": number, "text": " ".join(draw.sample(sentences, 8))} for number in range(count)]
 
 
@@ -50,7 +66,9 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     draw = random.Random(0)

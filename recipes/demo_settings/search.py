@@ -38,11 +38,16 @@ def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:
 def accuracy(model: torch.nn.Module, tokenizer: object, rows: list, labels: list[str]) -> float:
     """Score by the most likely label, as the demo does."""
     scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in rows], labels, batch=100)
-    return sum(labels[best] == row.fields["completion"] for best, row in zip(scores.argmax(1).tolist(), rows, strict=True)) / len(rows)
+    return sum(
+        labels[best] == row.fields["completion"]
+        for best, row in zip(scores.argmax(1).tolist(), rows, strict=True)
+    ) / len(rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", choices=["lora", "shadow"])
     parser.add_argument("--epochs", type=float, nargs="+", default=[2.0])
@@ -50,7 +55,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10**6)
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--minutes", type=float, default=1000)
-    parser.add_argument("--part", type=int, nargs=2, default=[0, 1], metavar=("K", "N"), help="take every N-th candidate from the K-th")
+    parser.add_argument(
+        "--part",
+        type=int,
+        nargs=2,
+        default=[0, 1],
+        metavar=("K", "N"),
+        help="take every N-th candidate from the K-th",
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -59,15 +71,33 @@ def main() -> None:
     held = read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
     labels = json.loads((CLINC150 / "labels.json").read_text())
     wanted = {"lora": Lora, "shadow": Shadow, None: object}[args.only]
-    for epochs, method in [(e, m) for e, m in candidates(args.epochs) if isinstance(m, wanted)][args.part[0] :: args.part[1]][: args.limit]:
+    for epochs, method in [(e, m) for e, m in candidates(args.epochs) if isinstance(m, wanted)][
+        args.part[0] :: args.part[1]
+    ][: args.limit]:
         if time.monotonic() - began > 60 * args.minutes:
             break
         settings = Settings(epochs=epochs, batch=args.batch)
         torch.manual_seed(settings.seed)
-        model = with_lora(load_base(), method) if isinstance(method, Lora) else with_shadow(load_base(), method)
+        model = (
+            with_lora(load_base(), method) if isinstance(method, Lora) else with_shadow(load_base(), method)
+        )
         with tempfile.TemporaryDirectory() as folder:
-            run = fit(model, train, tokenizer.pad_token_id, settings, method.learning_rate, folder, lambda done, total: None)
-        record = {"method": type(method).__name__, "epochs": epochs, "batch": args.batch, **vars(method), "trainable": count(model)}
+            run = fit(
+                model,
+                train,
+                tokenizer.pad_token_id,
+                settings,
+                method.learning_rate,
+                folder,
+                lambda done, total: None,
+            )
+        record = {
+            "method": type(method).__name__,
+            "epochs": epochs,
+            "batch": args.batch,
+            **vars(method),
+            "trainable": count(model),
+        }
         record |= {"seconds": round(run.seconds, 1), "loss": run.losses[-1] if run.losses else None}
         record["accuracy"] = round(accuracy(model, tokenizer, held, labels), 4)
         if isinstance(method, Shadow):

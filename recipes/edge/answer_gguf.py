@@ -30,10 +30,15 @@ def main() -> None:
     for path in settings.files:
         server, right, began = load(path), 0, time.perf_counter()
         for row in rows:
-            answer = server.handle_completions({"prompt": row["prompt"], "max_tokens": settings.max_new_tokens, "temperature": 0})
+            answer = server.handle_completions(
+                {"prompt": row["prompt"], "max_tokens": settings.max_new_tokens, "temperature": 0}
+            )
             right += answer["choices"][0]["text"].strip() == row["completion"].strip()
         each = 1000 * (time.perf_counter() - began) / len(rows)
-        print(f"{path}: {100 * right / len(rows):.1f} % of {len(rows)} right, {each:.1f} ms per answer", flush=True)
+        print(
+            f"{path}: {100 * right / len(rows):.1f} % of {len(rows)} right, {each:.1f} ms per answer",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

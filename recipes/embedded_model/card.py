@@ -67,7 +67,11 @@ their time; nothing was filtered for what it says and nothing was aligned. Adapt
 def risen(history: list[dict[str, float]], names: list[str]) -> str:
     """Name the sources whose held-out loss, on the windows scored while training, rose again."""
     best = {name: min(row[name] for row in history) for name in names}
-    rises = [f"`{name}` {best[name]:.2f} to {history[-1][name]:.2f}" for name in names if history[-1][name] > best[name] + 0.05]
+    rises = [
+        f"`{name}` {best[name]:.2f} to {history[-1][name]:.2f}"
+        for name in names
+        if history[-1][name] > best[name] + 0.05
+    ]
     return f"Held-out loss rose again after its lowest point: {', '.join(rises)}.\n" if rises else ""
 
 
@@ -87,14 +91,17 @@ def card(log: dict[str, Any], config: dict[str, Any]) -> str:
         device=log["device"],
         length=log["length"],
         rows="\n".join(
-            row(name, shares[name], shares[name] * log["tokens_seen"] / sizes[name], **score) for name, score in log["validation"].items()
+            row(name, shares[name], shares[name] * log["tokens_seen"] / sizes[name], **score)
+            for name, score in log["validation"].items()
         ),
         command=log["command"],
         versions=", ".join(f"{name} {version}" for name, version in log["versions"].items()),
         seed=log["seed"],
         status=log["status"],
         risen=risen(log["history"], list(sizes)),
-        credits="\n".join(f"- `{row['source']}`: {SOURCES[row['source']]}, {row['tokens']:,} tokens" for row in train),
+        credits="\n".join(
+            f"- `{row['source']}`: {SOURCES[row['source']]}, {row['tokens']:,} tokens" for row in train
+        ),
     )
 
 

@@ -101,7 +101,9 @@ def dolly_splits(rows: Dataset) -> DatasetDict:
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with Qwen's text splitting and add the chat template."""
     batches: Iterator[list[str]] = (texts[i : i + 500] for i in range(0, len(texts), 500))
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(batches, VOCABULARY, new_special_tokens=[START, STOP], show_progress=False)
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+        batches, VOCABULARY, new_special_tokens=[START, STOP], show_progress=False
+    )
     tokenizer.eos_token, tokenizer.pad_token = STOP, END
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.model_max_length = 1024
@@ -143,7 +145,10 @@ def main() -> None:
 
     sources = raw_texts(args.wiki, args.novels)
     dolly = dolly_splits(read(args.dolly)["train"])
-    questions = {split: [text.lower() for text in rows["instruction"] if len(text) <= 160] for split, rows in dolly.items()}
+    questions = {
+        split: [text.lower() for text in rows["instruction"] if len(text) <= 160]
+        for split, rows in dolly.items()
+    }
     for split in ("train", "validation"):
         speeches = utterance_documents(sources["utterances"][split])
         sources["utterances"][split] = speeches + utterance_documents(questions[split])
@@ -157,7 +162,8 @@ def main() -> None:
     lower = {split: [text.lower() for text in texts] for split, texts in sources["dolly"].items()}
     sources["dolly_lower"] = lower  # a second, lower-cased stream of the same chats
     manifest = [
-        {"source": source, "split": split} | write_shard(texts, tokenizer, args.output / f"{source}.{split}.bin.xz")
+        {"source": source, "split": split}
+        | write_shard(texts, tokenizer, args.output / f"{source}.{split}.bin.xz")
         for source, splits in sources.items()
         for split, texts in splits.items()
     ]

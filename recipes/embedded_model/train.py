@@ -38,7 +38,9 @@ class Tokens:
         """Decompress the shards that the manifest lists for `split`."""
         manifest = json.loads((folder / "manifest.json").read_text())
         self.rows = [row for row in manifest if row["split"] == split]
-        parts = [np.frombuffer(lzma.decompress((folder / row["file"]).read_bytes()), "<u2") for row in self.rows]
+        parts = [
+            np.frombuffer(lzma.decompress((folder / row["file"]).read_bytes()), "<u2") for row in self.rows
+        ]
         self.data = torch.from_numpy(np.concatenate(parts).astype(np.int16)).to(device)
         lengths = torch.tensor([len(part) for part in parts], dtype=torch.float64, device=device)
         self.lengths, self.offsets = lengths, lengths.cumsum(0) - lengths
@@ -122,7 +124,9 @@ def optimizer_for(model: Qwen3ForCausalLM, peak: float, decay: float) -> torch.o
 def save(model: Qwen3ForCausalLM, tokenizer: Any, log: dict[str, Any], folder: Path) -> None:
     """Write the bf16 checkpoint, the tokenizer and `training_log.json`."""
     stored = copy.deepcopy(model).to(torch.bfloat16)
-    stored.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64)
+    stored.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64
+    )
     stored.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # written private, but the package ships it
     shutil.copytree(tokenizer.name_or_path, folder, dirs_exist_ok=True)
@@ -137,7 +141,8 @@ def describe(args: argparse.Namespace, model: Qwen3ForCausalLM, device: torch.de
     return {
         "command": f"python -u recipes/embedded_model/train.py --data DATA --output MODEL {options}{resumed}",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine() + " CPU",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__} | {"transformers": transformers.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {"transformers": transformers.__version__},
         "seed": SEED,
         "length": args.length,
         "source_weights": WEIGHTS,
@@ -146,7 +151,9 @@ def describe(args: argparse.Namespace, model: Qwen3ForCausalLM, device: torch.de
     }
 
 
-def train(model: Qwen3ForCausalLM, tokenizer: Any, args: argparse.Namespace, log: dict[str, Any], began: float) -> None:
+def train(
+    model: Qwen3ForCausalLM, tokenizer: Any, args: argparse.Namespace, log: dict[str, Any], began: float
+) -> None:
     """Train until `args.minutes` have passed since `began`, saving on the way."""
     device = model.device
     data, held_out = (Tokens(args.data, split, device) for split in ("train", "validation"))
@@ -172,7 +179,11 @@ def train(model: Qwen3ForCausalLM, tokenizer: Any, args: argparse.Namespace, log
             log |= {"tokens_seen": before + steps * args.batch * args.length}
             log |= {"train_seconds": round(now - start, 1)}
             log["validation"] = evaluate(model, held_out, PARTIAL_EVALUATION, args.length)
-            line = {"seconds": round(now - began), "tokens": log["tokens_seen"], "train_loss": round(loss.item(), 4)}
+            line = {
+                "seconds": round(now - began),
+                "tokens": log["tokens_seen"],
+                "train_loss": round(loss.item(), 4),
+            }
             line |= {name: score["loss"] for name, score in log["validation"].items()}
             log["history"].append(line)
             print(json.dumps(line), f"lr {optimizer.param_groups[0]['lr']:.2e}", flush=True)
@@ -185,12 +196,16 @@ def train(model: Qwen3ForCausalLM, tokenizer: Any, args: argparse.Namespace, log
     log["train_seconds"] = round(time.monotonic() - start, 1)
     log["validation"] = evaluate(model, held_out, FINAL_EVALUATION, args.length)
     save(model, tokenizer, log, args.output)
-    print(json.dumps(log["validation"], indent=1), f"{steps} steps, {log['tokens_seen']:,} tokens", flush=True)
+    print(
+        json.dumps(log["validation"], indent=1), f"{steps} steps, {log['tokens_seen']:,} tokens", flush=True
+    )
 
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare.py")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--resume", type=Path, help="start from this (partial) checkpoint's weights")

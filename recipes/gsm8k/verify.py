@@ -28,8 +28,29 @@ PROMPT = "Question: A baker makes 12 loaves in the morning and twice as many in 
 
 def train(args: argparse.Namespace, output: Path, *more: str) -> list[str]:
     """The command of one run."""
-    fixed = ["--max-steps", str(args.steps), "--save-steps", str(args.steps // 4), "--logging-steps", "5", "--seed", "1"]
-    return [*SHADOWPEFT, "train", "--model", args.model, "--data", args.data, "--output", str(output), *fixed, *args.flags, *more]
+    fixed = [
+        "--max-steps",
+        str(args.steps),
+        "--save-steps",
+        str(args.steps // 4),
+        "--logging-steps",
+        "5",
+        "--seed",
+        "1",
+    ]
+    return [
+        *SHADOWPEFT,
+        "train",
+        "--model",
+        args.model,
+        "--data",
+        args.data,
+        "--output",
+        str(output),
+        *fixed,
+        *args.flags,
+        *more,
+    ]
 
 
 def run_and_kill(command: list[str], checkpoint: Path) -> int:
@@ -58,7 +79,9 @@ def answer(*flags: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("--model", "--data"):
         parser.add_argument(name, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -79,10 +102,16 @@ def main() -> None:
     record: dict[str, Any] = {
         "command": shlex.join(train(args, Path("RUN"))[2:]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "seconds": round(seconds, 1),
         "losses": curve,
-        "first_and_last_mean_loss": [sum(loss for _, loss in rows) / part for rows in (curve[:part], curve[-part:])],
+        "first_and_last_mean_loss": [
+            sum(loss for _, loss in rows) / part for rows in (curve[:part], curve[-part:])
+        ],
         "killed_with": code,
         "tensors": len(one),
         "equal_bits": one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one),
@@ -96,7 +125,9 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(record["answers"], indent=1), flush=True)
     (args.work / "verify.json").write_text(json.dumps(record, indent=1) + "\n")
-    assert record["first_and_last_mean_loss"][0] > record["first_and_last_mean_loss"][1], "the loss did not go down"
+    assert record["first_and_last_mean_loss"][0] > record["first_and_last_mean_loss"][1], (
+        "the loss did not go down"
+    )
     assert record["equal_bits"], "the resumed run differs"
 
 

@@ -37,13 +37,18 @@ def build_without(self: Adapter, *arguments: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, help="in place of one epoch")
     parser.add_argument("--rows", type=int, help="validation requests; all by default")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer, rows = AutoTokenizer.from_pretrained(MODEL), read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
+    tokenizer, rows = (
+        AutoTokenizer.from_pretrained(MODEL),
+        read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows],
+    )
     places = [("normed", 4), ("normed", 6), ("paper", 4)]
     for seed, (variant, first), reads in itertools.product(range(args.seeds), places, (True, False)):
         Adapter.__init__ = _build if reads else build_without  # type: ignore[method-assign]
@@ -54,10 +59,17 @@ def main() -> None:
                 max_steps=args.max_steps, batch_size=32, learning_rate=1e-3, seed=seed, save_steps=10000, device="cpu",
             )  # fmt: skip
             run = train(config)
-            model = ShadowedModel.from_pretrained(stock_models.load_model(str(MODEL), torch.float32), run.adapter)
+            model = ShadowedModel.from_pretrained(
+                stock_models.load_model(str(MODEL), torch.float32), run.adapter
+            )
         found = evaluate(model, tokenizer, rows, batch_size=64, progress=False)
         row = {"seed": seed, "variant": variant, "inject_from": first, "reads": reads}
-        row |= {"loss": round(found.loss, 4), "em": found.exact_match, "seconds": run.seconds, "steps": run.steps}
+        row |= {
+            "loss": round(found.loss, 4),
+            "em": found.exact_match,
+            "seconds": run.seconds,
+            "steps": run.steps,
+        }
         print(json.dumps(row), flush=True)
 
 

@@ -34,9 +34,30 @@ STRIPS = [
     (64, 64, 8, 2, 128), (64, 64, 4, 2), (32, 64, 4, 3, 168), (64, 128, 8, 2), (32, 128, 4, 2), (32, 256, 8, 2),
 ]  # fmt: skip
 CANDIDATES = {
-    "project": [(64, 128, 8, 3), (64, 64, 4, 3), (32, 128, 4, 3), (64, 128, 8, 4), (64, 64, 4, 4), (128, 64, 8, 3)],
-    "advance": [(32, 64, 4, 3), (32, 128, 8, 3), (64, 64, 8, 3), (64, 64, 4, 3), (16, 128, 4, 3), (32, 64, 4, 2)],
-    "inject": [(32, 128, 4, 3), (64, 128, 8, 3), (64, 64, 4, 3), (32, 256, 8, 3), (32, 128, 4, 2), (16, 256, 4, 3)],
+    "project": [
+        (64, 128, 8, 3),
+        (64, 64, 4, 3),
+        (32, 128, 4, 3),
+        (64, 128, 8, 4),
+        (64, 64, 4, 4),
+        (128, 64, 8, 3),
+    ],
+    "advance": [
+        (32, 64, 4, 3),
+        (32, 128, 8, 3),
+        (64, 64, 8, 3),
+        (64, 64, 4, 3),
+        (16, 128, 4, 3),
+        (32, 64, 4, 2),
+    ],
+    "inject": [
+        (32, 128, 4, 3),
+        (64, 128, 8, 3),
+        (64, 64, 4, 3),
+        (32, 256, 8, 3),
+        (32, 128, 4, 2),
+        (16, 256, 4, 3),
+    ],
     "pull": [(64, 128, 4, 3), (64, 128, 8, 3), (32, 128, 4, 3), (64, 64, 4, 4), (128, 128, 8, 3)],
     "retreat": STRIPS,
     "finish": STRIPS,
@@ -44,21 +65,33 @@ CANDIDATES = {
 }
 
 
-def draw(variant: str, rows: int, width: int, r: int, u: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
+def draw(
+    variant: str, rows: int, width: int, r: int, u: int, dtype: torch.dtype, device: str
+) -> dict[str, Any]:
     """Draw a boundary and the gradients of its results."""
 
     def normal(*shape: int) -> Tensor:
         return (torch.randn(*shape, device=device) * shape[-1] ** -0.5).to(dtype).requires_grad_()
 
     bias = variant == "peft"
-    ones, zeros = torch.ones(width, device=device, dtype=dtype), torch.zeros(width, device=device, dtype=dtype)
+    ones, zeros = (
+        torch.ones(width, device=device, dtype=dtype),
+        torch.zeros(width, device=device, dtype=dtype),
+    )
     norm = LlamaRMSNorm(width).to(device, dtype).requires_grad_(False)
     sizes = ((u, width), (u,), (width, u), (width,)) * 2
     weights = [normal(*size) if len(size) == 2 or bias else None for size in sizes]
     layer_norm = (ones.requires_grad_(), zeros.requires_grad_(), 1e-5) if variant == "paper" else None
-    update = UpdateWeights(*weights, layer_norm, "gelu" if bias else "silu", 3.0 if variant == "normed" else 0.0)
+    update = UpdateWeights(
+        *weights, layer_norm, "gelu" if bias else "silu", 3.0 if variant == "normed" else 0.0
+    )
     states = [torch.randn(1, rows, width, device=device).to(dtype) for _ in range(4)]
-    return {"states": states, "update": update, "inject": InjectionWeights(normal(r, width), normal(width, r)), "norm": norm}
+    return {
+        "states": states,
+        "update": update,
+        "inject": InjectionWeights(normal(r, width), normal(width, r)),
+        "norm": norm,
+    }
 
 
 def both(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[Tensor]:
@@ -88,7 +121,12 @@ def in_float32(drawn: dict[str, Any]) -> dict[str, Any]:
 
     norm = LlamaRMSNorm(drawn["norm"].weight.numel()).to(drawn["norm"].weight.device)
     update, inject = (type(group)(*map(cast, group)) for group in (drawn["update"], drawn["inject"]))
-    return {"states": [cast(state) for state in drawn["states"]], "update": update, "inject": inject, "norm": norm}
+    return {
+        "states": [cast(state) for state in drawn["states"]],
+        "update": update,
+        "inject": inject,
+        "norm": norm,
+    }
 
 
 def worst_error(found: list[Tensor], truth: list[Tensor]) -> float:
@@ -161,14 +199,20 @@ def turns(timers: dict[str, Callable[[], float]]) -> dict[str, tuple[float, floa
     for _ in range(TURNS):
         for name, timer in timers.items():
             found[name].append(timer())
-    return {name: (statistics.median(times), (sorted(times)[-2] - sorted(times)[1]) / 2) for name, times in found.items()}
+    return {
+        name: (statistics.median(times), (sorted(times)[-2] - sorted(times)[1]) / 2)
+        for name, times in found.items()
+    }
 
 
 def compared(args: argparse.Namespace, variant: str, rows: int, width: int) -> Iterator[dict[str, Any]]:
     """Time every implementation on one shape."""
     device, dtype = ("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, args.dtype)
     rule = Rule(variant, 0.1, args.dropout)
-    sets = [draw(variant, rows, width, args.r, args.update_width, dtype, device) for _ in range(SETS if rows * width > 2**20 else 2)]
+    sets = [
+        draw(variant, rows, width, args.r, args.update_width, dtype, device)
+        for _ in range(SETS if rows * width > 2**20 else 2)
+    ]
     boundaries = {impl: choice.boundary_of(impl) for impl in args.impls.split(",")}
     clean = rule._replace(dropout=0.0)
     truth = both(reference.boundary, in_float32(sets[0]), clean)
@@ -176,14 +220,31 @@ def compared(args: argparse.Namespace, variant: str, rows: int, width: int) -> I
     for impl in list(boundaries):
         error = worst_error(both(boundaries[impl], sets[0], clean), truth)
         if not error <= allowed:
-            print(f"{impl} is wrong for {variant}: error {error:.1e}, allowed {allowed:.1e}; it is not timed", file=sys.stderr)
+            print(
+                f"{impl} is wrong for {variant}: error {error:.1e}, allowed {allowed:.1e}; it is not timed",
+                file=sys.stderr,
+            )
             del boundaries[impl]
     for name, passes, moved in (("forward", forward, 4), ("forward and backward", both, 10)):
-        runs = {impl: lambda drawn, b=boundary, p=passes: p(b, drawn, rule) for impl, boundary in boundaries.items()}
+        runs = {
+            impl: lambda drawn, b=boundary, p=passes: p(b, drawn, rule)
+            for impl, boundary in boundaries.items()
+        }
         times = turns({impl: ready(run, sets) for impl, run in runs.items()})
         for impl, (us, spread) in times.items():
-            sizes = {"rows": rows, "width": width, "r": args.r, "u": args.update_width, "dtype": args.dtype, "dropout": args.dropout}
-            figures = {"us": us, "us_spread": spread, "gb_per_s": moved * rows * width * dtype.itemsize / us / 1e3}
+            sizes = {
+                "rows": rows,
+                "width": width,
+                "r": args.r,
+                "u": args.update_width,
+                "dtype": args.dtype,
+                "dropout": args.dropout,
+            }
+            figures = {
+                "us": us,
+                "us_spread": spread,
+                "gb_per_s": moved * rows * width * dtype.itemsize / us / 1e3,
+            }
             figures["issue_us"] = issue_time(runs[impl], sets[0])
             rounded = {figure: round(value, 1) for figure, value in figures.items()}
             yield {"what": name, "variant": variant, "impl": impl, **sizes, **rounded}
@@ -193,7 +254,10 @@ def swept(args: argparse.Namespace, kernel: str) -> Iterator[dict[str, Any]]:
     """Time the whole boundary with each tile of one kernel in turn, and leave the best in place."""
     from shadowpeft.ops.triton import launch, op, parts
 
-    sets = [draw("normed", args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda") for _ in range(SETS)]
+    sets = [
+        draw("normed", args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda")
+        for _ in range(SETS)
+    ]
     passes = forward if kernel in ("project", "advance", "inject") else both
     usual, timers = parts.TILES[kernel], {}
     for tile in CANDIDATES[kernel]:
@@ -202,13 +266,25 @@ def swept(args: argparse.Namespace, kernel: str) -> Iterator[dict[str, Any]]:
         try:
             timers[str(tile)] = ready(lambda drawn: passes(op.boundary, drawn, Rule("normed", 0.1)), sets)
         except Exception as problem:  # such as a tile that does not fit shared memory
-            yield {"what": "tile", "kernel": kernel, "tile": tile, "failed": f"{type(problem).__name__}: {problem}"[:200]}
+            yield {
+                "what": "tile",
+                "kernel": kernel,
+                "tile": tile,
+                "failed": f"{type(problem).__name__}: {problem}"[:200],
+            }
     times = turns(timers)
     best = min(times, key=lambda tile: times[tile][0])
     parts.TILES[kernel] = (parts.Tile(*json.loads(best.replace("(", "[").replace(")", "]"))), *usual[1:])
     launch.forget_plans()
     for tile, (us, spread) in sorted(times.items(), key=lambda entry: entry[1]):
-        yield {"what": "tile", "kernel": kernel, "tile": tile, "us": round(us, 1), "us_spread": round(spread, 1), "best": tile == best}
+        yield {
+            "what": "tile",
+            "kernel": kernel,
+            "tile": tile,
+            "us": round(us, 1),
+            "us_spread": round(spread, 1),
+            "best": tile == best,
+        }
 
 
 def profiled(args: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]:
@@ -217,7 +293,10 @@ def profiled(args: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]
 
     from shadowpeft.ops.triton import op
 
-    sets = [draw(variant, args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda") for _ in range(SETS)]
+    sets = [
+        draw(variant, args.rows, args.width, args.r, args.update_width, torch.bfloat16, "cuda")
+        for _ in range(SETS)
+    ]
     both(op.boundary, sets[0], Rule(variant, 0.1))
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for drawn in sets * 3:
@@ -238,7 +317,9 @@ def copy_bandwidth() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variants", default="normed")
     parser.add_argument("--impls", default="reference,compile,triton")
     parser.add_argument("--rows", type=int, default=4096)
@@ -252,7 +333,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="time each Triton kernel, too")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
     stamp = {"device": device, "torch": torch.__version__, "run": time.strftime("%Y-%m-%dT%H:%M:%S")}
     kernels = list(CANDIDATES) if args.sweep == "all" else [name for name in args.sweep.split(",") if name]
     shapes = [(args.rows, args.width), (1, 1024)] if args.decode else [(args.rows, args.width)]

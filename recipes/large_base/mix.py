@@ -29,7 +29,9 @@ def texts_of(gsm8k: Path, wiki: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for flag in ("--gsm8k", "--wiki", "--output"):
         parser.add_argument(flag, required=True, type=Path)
     given = parser.parse_args()

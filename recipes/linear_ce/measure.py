@@ -28,7 +28,9 @@ Loss = Callable[[Tensor, Tensor, nn.Linear, Tensor], Tensor]
 
 
 def plain(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    return next_token_loss(head(h), labels, None, None) + WEIGHT * next_token_loss(head(s), labels, None, None)
+    return next_token_loss(head(h), labels, None, None) + WEIGHT * next_token_loss(
+        head(s), labels, None, None
+    )
 
 
 def swept(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
@@ -42,8 +44,28 @@ def liger(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor, chunk_mem_const
     targets = F.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
     # weight, target, bias, class weights, ignored index, z-loss, smoothing, reduction, soft cap, z-loss wanted, accumulator, token scaling,
     # accuracy wanted, tokens wanted, implementation, its mode, chunk_mem_const
-    rest = (head.weight, targets, None, None, -100, 0.0, 0.0, "mean", None, False, None, False, False, False, None, None, chunk_mem_const)
-    own, shadow = (LigerFusedLinearCrossEntropyFunction.apply(state.flatten(0, 1), *rest)[0] for state in (h, s))
+    rest = (
+        head.weight,
+        targets,
+        None,
+        None,
+        -100,
+        0.0,
+        0.0,
+        "mean",
+        None,
+        False,
+        None,
+        False,
+        False,
+        False,
+        None,
+        None,
+        chunk_mem_const,
+    )
+    own, shadow = (
+        LigerFusedLinearCrossEntropyFunction.apply(state.flatten(0, 1), *rest)[0] for state in (h, s)
+    )
     return own + WEIGHT * shadow
 
 
@@ -58,7 +80,9 @@ def way(name: str) -> Loss:
     raise SystemExit(f"unknown way {name!r}; there are plain, swept, swept-compiled, liger and liger-<n>")
 
 
-def step(loss_of: Loss, h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def step(
+    loss_of: Loss, h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """One forward and backward pass; return the loss and both gradients."""
     h, s = h.detach().requires_grad_(), s.detach().requires_grad_()
     loss = loss_of(h, s, head, labels)
@@ -71,7 +95,9 @@ def step(loss_of: Loss, h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -
 def errors(loss_of: Loss, truth: tuple, h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> list[float]:
     """Return the relative errors of the loss and of both gradients."""
     found = step(loss_of, h, s, head, labels)
-    return [((got.float() - exact).norm() / exact.norm()).item() for got, exact in zip(found, truth, strict=True)]
+    return [
+        ((got.float() - exact).norm() / exact.norm()).item() for got, exact in zip(found, truth, strict=True)
+    ]
 
 
 def timed(loss_of: Loss, device: torch.device, *given: object) -> tuple[float, float | None]:
@@ -89,7 +115,9 @@ def timed(loss_of: Loss, device: torch.device, *given: object) -> tuple[float, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ways", default="plain,swept,swept-compiled")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=4096)
@@ -99,7 +127,9 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    head = nn.Linear(args.width, args.vocab, bias=False, device=device, dtype=torch.bfloat16).requires_grad_(False)
+    head = nn.Linear(args.width, args.vocab, bias=False, device=device, dtype=torch.bfloat16).requires_grad_(
+        False
+    )
     head.weight.normal_(std=2 * args.width**-0.5)
     h, s = (torch.randn(1, args.tokens, args.width, device=device, dtype=torch.bfloat16) for _ in range(2))
     labels = torch.randint(args.vocab, (1, args.tokens), device=device)
@@ -112,10 +142,18 @@ def main() -> None:
     truth = step(plain, *(state.float() for state in first), wide, labels[:, :CHECKED])
     del wide
     bounds = [1.5 * error + 1e-6 for error in errors(plain, truth, *first, head, labels[:, :CHECKED])]
-    found = {name: errors(loss_of, truth, *first, head, labels[:, :CHECKED]) for name, loss_of in ways.items()}
-    wrong = [name for name, each in found.items() if not all(e <= bound for e, bound in zip(each, bounds, strict=True))]
+    found = {
+        name: errors(loss_of, truth, *first, head, labels[:, :CHECKED]) for name, loss_of in ways.items()
+    }
+    wrong = [
+        name
+        for name, each in found.items()
+        if not all(e <= bound for e, bound in zip(each, bounds, strict=True))
+    ]
     if wrong:
-        sys.exit(f"numerically wrong, nothing reported: {', '.join(f'{name} {found[name]} beyond {bounds}' for name in wrong)}")
+        sys.exit(
+            f"numerically wrong, nothing reported: {', '.join(f'{name} {found[name]} beyond {bounds}' for name in wrong)}"
+        )
 
     given = (h, s, head, labels)
     for loss_of in ways.values():
@@ -124,13 +162,26 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, loss_of in ways.items():
             taken[name].append(timed(loss_of, device, *given))
-    shape = {"tokens": args.tokens, "width": args.width, "vocab": args.vocab, "labelled": args.labelled, "rounds": args.rounds}
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    shape = {
+        "tokens": args.tokens,
+        "width": args.width,
+        "vocab": args.vocab,
+        "labelled": args.labelled,
+        "rounds": args.rounds,
+    }
+    where = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    )
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name, each in taken.items():
         low, middle, high = statistics.quantiles([ms for ms, _ in each], n=4)
         peak = max((gb for _, gb in each if gb is not None), default=None)
-        row = {"way": name, "ms": round(middle, 2), "ms_quartiles": [round(low, 2), round(high, 2)], "peak_gb": peak and round(peak, 3)}
+        row = {
+            "way": name,
+            "ms": round(middle, 2),
+            "ms_quartiles": [round(low, 2), round(high, 2)],
+            "peak_gb": peak and round(peak, 3),
+        }
         row["errors"] = [float(f"{error:.3g}") for error in found[name]]
         print(json.dumps({**row, **shape, "device": where, "versions": versions}))
 

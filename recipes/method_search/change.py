@@ -16,7 +16,11 @@ from shadowpeft.ops import read, update
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.shadow.boundary import Injection
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "none": lambda low_BTR: low_BTR}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "none": lambda low_BTR: low_BTR,
+}
 
 
 @dataclass
@@ -69,14 +73,18 @@ class Changed(Adapter):
 
     change: Change
 
-    def enter(self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None) -> tuple[Tensor, Tensor]:
+    def enter(
+        self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Cross the boundary as `Adapter.enter` does."""
         i, how = block - self.settings.inject_from, self.change
         if i < 0:
             return h_BTD, s_BTD
         x_BTD = read(h_BTD, norm)
         if block > 1 and how.updates:
-            s_BTD = update(x_BTD, s_BTD, self._update(block - 2).weights(None)._replace(gate_shift=how.gate_shift))
+            s_BTD = update(
+                x_BTD, s_BTD, self._update(block - 2).weights(None)._replace(gate_shift=how.gate_shift)
+            )
         self.state_BTD = s_BTD
         return (h_BTD + self.correction(self._injection(i), h_BTD, x_BTD, s_BTD)).to(h_BTD.dtype), s_BTD
 
@@ -115,7 +123,9 @@ class Changed(Adapter):
 def change_adapter(built: Built, how: Change) -> Built:
     """Give a fresh shadowed model the changed boundary."""
     adapter = built.model.adapters["default"]
-    assert adapter.settings.variant == "normed", "changes are made to the variant normed; set it in the job's config"
+    assert adapter.settings.variant == "normed", (
+        "changes are made to the variant normed; set it in the job's config"
+    )
     adapter.__class__, adapter.change = Changed, how
     rank = adapter.settings.r
     if how.activation == "glu" or how.apart:
@@ -128,12 +138,18 @@ def change_adapter(built: Built, how: Change) -> Built:
     width, device = built.stock.config.hidden_size, built.stock.device
     with torch.device(device):
         if rank != len(adapter.injections[0].down.weight):
-            adapter.injections = nn.ModuleList([Injection(width, adapter.settings, plain.gains_D) for plain in adapter.injections])
+            adapter.injections = nn.ModuleList(
+                [Injection(width, adapter.settings, plain.gains_D) for plain in adapter.injections]
+            )
         if how.site == "both":
             adapter.middles = nn.ModuleList([Injection(width, adapter.settings) for _ in adapter.injections])
             correct_in_the_middle(adapter, built.stock)
         for i, injection in enumerate([*adapter.injections, *getattr(adapter, "middles", [])]):
-            start(injection, how, arch.blocks_of(built.stock)[i % len(adapter.injections) + adapter.settings.inject_from])
+            start(
+                injection,
+                how,
+                arch.blocks_of(built.stock)[i % len(adapter.injections) + adapter.settings.inject_from],
+            )
     if how.shared:
         for injection in adapter.injections[1:]:
             injection.down.weight = adapter.injections[0].down.weight
@@ -174,9 +190,19 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
 
 def directions_read(block: Any) -> Tensor:
     """Unit directions, the strongest first, that the linear layers of a block read (families with Llama's names)."""
-    layers = [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj, block.mlp.gate_proj, block.mlp.up_proj]
+    layers = [
+        block.self_attn.q_proj,
+        block.self_attn.k_proj,
+        block.self_attn.v_proj,
+        block.mlp.gate_proj,
+        block.mlp.up_proj,
+    ]
     gram_DD = sum(
-        (layer.weight.float().T @ layer.weight.float() / layer.weight.float().square().sum() for layer in layers), torch.tensor(0.0)
+        (
+            layer.weight.float().T @ layer.weight.float() / layer.weight.float().square().sum()
+            for layer in layers
+        ),
+        torch.tensor(0.0),
     )
     return torch.linalg.eigh(gram_DD).eigenvectors.flip(-1).T
 
@@ -203,7 +229,9 @@ def correct_in_the_middle(adapter: Any, base: Any) -> None:
         last = block.post_feedforward_layernorm if sandwiched else block.mlp
         added: list[Tensor] = []
 
-        def before(norm: Any, given: tuple[Tensor, ...], injection: Any = injection, added: list[Tensor] = added) -> tuple[Tensor]:
+        def before(
+            norm: Any, given: tuple[Tensor, ...], injection: Any = injection, added: list[Tensor] = added
+        ) -> tuple[Tensor]:
             (h_BTD,) = given
             x_BTD = read(h_BTD, lambda h: type(norm).forward(norm, h))
             added[:] = [adapter.correction(injection, h_BTD, x_BTD, adapter.state_BTD).to(h_BTD.dtype)]
@@ -235,7 +263,9 @@ def drop_after_reading(adapter: Any) -> None:
     plain = type(adapter).enter
     kept: list[Tensor] = []
 
-    def enter(block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None) -> tuple[Tensor, Tensor]:
+    def enter(
+        block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Any, boundary: Any = None
+    ) -> tuple[Tensor, Tensor]:
         if block == 0:
             kept.clear()
         if kept:
@@ -253,7 +283,9 @@ def copy_block(backbone: nn.Module, base: Any) -> None:
     ours = dict(backbone.get_submodule("layers.0").named_parameters())
     theirs = dict(arch.blocks_of(base)[0].named_parameters())
     strength = (
-        theirs["mlp.gate_proj.weight"].norm(dim=1) * theirs["mlp.up_proj.weight"].norm(dim=1) * theirs["mlp.down_proj.weight"].norm(dim=0)
+        theirs["mlp.gate_proj.weight"].norm(dim=1)
+        * theirs["mlp.up_proj.weight"].norm(dim=1)
+        * theirs["mlp.down_proj.weight"].norm(dim=0)
     )
     best = strength.topk(len(ours["mlp.gate_proj.weight"])).indices.sort().values
     for name, weight in ours.items():
@@ -285,7 +317,11 @@ def rates(factors: Mapping[str, float]) -> Iterator[None]:
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = plain(self, *args, **kwargs)
         for part, factor in factors.items():
-            chosen = {id(weight) for name, weight in self.model.named_parameters() if weight.requires_grad and PARTS[part](name)}
+            chosen = {
+                id(weight)
+                for name, weight in self.model.named_parameters()
+                if weight.requires_grad and PARTS[part](name)
+            }
             assert chosen, f"the model has no {part}"
             for group in list(optimizer.param_groups):
                 apart = [weight for weight in group["params"] if id(weight) in chosen]

@@ -35,15 +35,25 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Train and measure one job; its row, with the job itself."""
     method = job.get("method", "shadow")
     given = {**settings, "model": job.get("model", settings["model"]), **job.get("study", {})}
-    study = Study(tasks=job["task"], methods=method, output="-", overrides={method: job.get("config", {})}, **given)
+    study = Study(
+        tasks=job["task"], methods=method, output="-", overrides={method: job.get("config", {})}, **given
+    )
     cell = Cell(
         "final" if job.get("final") else "search", study.model, job["task"], method, study.budgets[0], job.get("seed", 0),
         job["learning_rate"], job.get("alpha"), job.get("backbone_learning_rate"),
     )  # fmt: skip
-    changes = Change(**job.get("change", {})) if method in ("shadow", "shadow-explicit") and "change" in job else None
+    changes = (
+        Change(**job.get("change", {}))
+        if method in ("shadow", "shadow-explicit") and "change" in job
+        else None
+    )
     with changed(changes), rates(job.get("rates", {})), loss_weights(job.get("loss_weights")):
         rows = attempt(cell, study, run_both if job.get("detached") else run_cell.run_cell)
-    return {"job": job, **rows[0], "also": [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]}
+    return {
+        "job": job,
+        **rows[0],
+        "also": [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]],
+    }
 
 
 @contextmanager
@@ -85,7 +95,14 @@ def loss_of(cell: Any, headed: Any, model: Any) -> float:
     examples = cell._examples("validation", cell.study.validation_rows)
     head = functools.partial(arch.logits, headed)
     with fit.precision(cell.device, cell.study.bf16):
-        return measure.token_loss(model, head, examples, tokenizers.padding_id(cell.tokenizer), cell.study.eval_batch_size, causal=True)
+        return measure.token_loss(
+            model,
+            head,
+            examples,
+            tokenizers.padding_id(cell.tokenizer),
+            cell.study.eval_batch_size,
+            causal=True,
+        )
 
 
 def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:
@@ -99,14 +116,18 @@ def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:
         tried.add(lines[0])
         job = json.loads(lines[0])
         try:
-            (claims / hashlib.sha256(lines[0].encode()).hexdigest()).touch(exist_ok=False)  # a name that every process gives the job
+            (claims / hashlib.sha256(lines[0].encode()).hexdigest()).touch(
+                exist_ok=False
+            )  # a name that every process gives the job
         except FileExistsError:
             continue
         yield job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for flag in ("--jobs", "--output"):
         parser.add_argument(flag, required=True, type=Path)
     parser.add_argument("--claims", type=Path, help="by default OUTPUT.claims")
@@ -129,7 +150,10 @@ def main() -> None:
         row = run(job, settings)
         with open(output, "a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} {row['error'] or ''}", flush=True)
+        print(
+            f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} {row['error'] or ''}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,13 +25,17 @@ SEED = 20250101
 SHARES = {"wiki_en": 0.35, "novels_en": 0.25, "dolly": 0.14, "dolly_lower": 0.14, "utterances": 0.12}
 
 
-def sources(wiki: Path, novels: Path, dolly: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, list[str]]]:
+def sources(
+    wiki: Path, novels: Path, dolly: Path, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, dict[str, list[str]]]:
     """The embedded model's documents by source and split."""
     found, chats = raw_texts(wiki, novels), dolly_splits(read(dolly)["train"])
     found["dolly"], found["dolly_lower"] = {}, {}
     for split in ("train", "validation"):
         questions = [text.lower() for text in chats[split]["instruction"] if len(text) <= 160]
-        found["utterances"][split] = utterance_documents(found["utterances"][split]) + utterance_documents(questions)
+        found["utterances"][split] = utterance_documents(found["utterances"][split]) + utterance_documents(
+            questions
+        )
         found["dolly"][split] = dolly_chats(chats[split], tokenizer)
         found["dolly_lower"][split] = [text.lower() for text in found["dolly"][split]]
     return found
@@ -48,7 +52,13 @@ def tokens_of(texts: list[str], most: int, tokenizer: PreTrainedTokenizerBase) -
             taken += len(ids) + 1
 
 
-def write(found: dict[str, dict[str, list[str]]], split: str, most: int, path: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def write(
+    found: dict[str, dict[str, list[str]]],
+    split: str,
+    most: int,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, int]:
     """Mix the sources by `SHARES` into one file of documents in random order; return the tokens of each."""
     chosen, counts = [], {}
     for source, share in SHARES.items():
@@ -62,7 +72,9 @@ def write(found: dict[str, dict[str, list[str]]], split: str, most: int, path: P
 
 def main() -> None:
     """Write `train.npz`, `heldout.npz` and `manifest.json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("wiki", "novels", "dolly", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=24_000_000, help="at most so many to train on")

@@ -40,16 +40,22 @@ model in `shadowpeft.embedded.MODEL`. The texts that it learned from are those o
 """
 
 
-def loudest(base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT: torch.Tensor) -> dict[int, torch.Tensor]:
+def loudest(
+    base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT: torch.Tensor
+) -> dict[int, torch.Tensor]:
     """Which neurons of each copied block's MLP add most to the stream: size of the activation times that of what it writes."""
     found = {}
 
     def note(block: int, x_BTM: torch.Tensor) -> None:
         written_M = base.model.layers[block].mlp.down_proj.weight.float().norm(dim=0)
-        found[block] = (x_BTM.float().square().mean((0, 1)).sqrt() * written_M).topk(neurons).indices.sort().values
+        found[block] = (
+            (x_BTM.float().square().mean((0, 1)).sqrt() * written_M).topk(neurons).indices.sort().values
+        )
 
     hooks = [
-        base.model.layers[block].mlp.down_proj.register_forward_pre_hook(lambda _, inputs, block=block: note(block, inputs[0]))
+        base.model.layers[block].mlp.down_proj.register_forward_pre_hook(
+            lambda _, inputs, block=block: note(block, inputs[0])
+        )
         for block in blocks
     ]
     with torch.no_grad():
@@ -74,7 +80,9 @@ def cut_copy(base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT:
 def random_blocks(base: PreTrainedModel, blocks: int, neurons: int) -> Shadow:
     """The same shadow from nothing."""
     torch.manual_seed(0)
-    return start.fresh(base, ShadowConfig(shadow_layers=blocks, shadow_intermediate_size=neurons), torch.float32)
+    return start.fresh(
+        base, ShadowConfig(shadow_layers=blocks, shadow_intermediate_size=neurons), torch.float32
+    )
 
 
 def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
@@ -86,7 +94,10 @@ def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
     told = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in run.items())])
     count = sum(parameter.numel() for parameter in shadow.parameters())
     card = _CARD.format(
-        parameters=count, blocks=shadow.backbone.config.num_hidden_layers, neurons=shadow.backbone.config.intermediate_size, run=told
+        parameters=count,
+        blocks=shadow.backbone.config.num_hidden_layers,
+        neurons=shadow.backbone.config.intermediate_size,
+        run=told,
     )
     (output / shadow_folder.CARD).write_text(card, encoding="utf-8")
     weights = output / shadow_folder.WEIGHTS
@@ -124,15 +135,26 @@ def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=Path, required=True, help="folder written by tokens.py")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; must be new or empty")
-    parser.add_argument("--seconds", type=float, default=240, help="of training; loading and evaluation come on top, about 30 s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=240,
+        help="of training; loading and evaluation come on top, about 30 s",
+    )
     parser.add_argument("--steps", type=int, help="so many steps in place of --seconds")
-    parser.add_argument("--ship", type=Path, help="train nothing, make OUTPUT/package of this shadow folder or checkpoint")
+    parser.add_argument(
+        "--ship", type=Path, help="train nothing, make OUTPUT/package of this shadow folder or checkpoint"
+    )
     parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS, help="blocks of the base to copy")
     parser.add_argument("--neurons", type=int, default=NEURONS, help="neurons that the MLP of each keeps")
-    parser.add_argument("--fresh", action="store_true", help="random blocks of that shape instead, to compare with")
+    parser.add_argument(
+        "--fresh", action="store_true", help="random blocks of that shape instead, to compare with"
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -160,11 +182,17 @@ def main(words: list[str] | None = None) -> PretrainResult | None:
         shadow = cut_copy(base, args.blocks, args.neurons, ids.view(16, -1))
     shadow_folder.save(shadow, BaseFacts.of(base), begin, {})
     print(f"start after {time.monotonic() - began:.1f} s", flush=True)
-    result = pretrain(settings(args, begin), command=f"python -u recipes/pretrained_shadow/train.py {' '.join(words or sys.argv[1:])}")
+    result = pretrain(
+        settings(args, begin),
+        command=f"python -u recipes/pretrained_shadow/train.py {' '.join(words or sys.argv[1:])}",
+    )
     print(json.dumps(vars(result), indent=1), flush=True)
     if result.shadow is not None:
         size = ship(base, Path(result.shadow), args.output / "package")
-        print(f"{args.output / 'package'}: {size:,} bytes of weights, {time.monotonic() - began:.1f} s in all", flush=True)
+        print(
+            f"{args.output / 'package'}: {size:,} bytes of weights, {time.monotonic() - began:.1f} s in all",
+            flush=True,
+        )
         if size > MOST_BYTES:
             raise SystemExit(f"the shadow has {size:,} bytes, expected at most {MOST_BYTES:,}")
     return result

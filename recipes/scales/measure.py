@@ -41,7 +41,9 @@ def measure(folder: str, text: str, tokens: int) -> dict:
             "max_abs": h.abs().max().item(),
             "normed_rms": rms(read),
         }
-        rows.append({name: value if name == "block" else float(f"{value:.4g}") for name, value in row.items()})
+        rows.append(
+            {name: value if name == "block" else float(f"{value:.4g}") for name, value in row.items()}
+        )
 
     for block in arch.blocks_of(model):
         block.register_forward_pre_hook(note)
@@ -63,10 +65,18 @@ def plot(results: list[dict], path: Path) -> None:
         "mean_abs": ("mean |h|", "#D55E00", "--"),
         "normed_rms": ("rms of N(h)", "#009E73", "-."),
     }
-    figure, panels = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(4 * len(results), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, result in zip(panels[0], results, strict=True):
         for name, (label, colour, style) in lines.items():
-            axis.plot([row["block"] for row in result["blocks"]], [row[name] for row in result["blocks"]], style, color=colour, label=label)
+            axis.plot(
+                [row["block"] for row in result["blocks"]],
+                [row[name] for row in result["blocks"]],
+                style,
+                color=colour,
+                label=label,
+            )
         axis.set(yscale="log", title=result["model"].removeprefix("models/"), xlabel="block")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -76,15 +86,28 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", help="folders of causal language models")
-    parser.add_argument("--text", type=Path, default=ROOT / "LICENSE", help="a text file; its beginning is read")
+    parser.add_argument(
+        "--text", type=Path, default=ROOT / "LICENSE", help="a text file; its beginning is read"
+    )
     parser.add_argument("--tokens", type=int, default=512, help="how many tokens of it")
     parser.add_argument("--plot", type=Path, help="write a picture there")
     args = parser.parse_args()
     results = [measure(folder, args.text.read_text(), args.tokens) for folder in args.models]
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    print(json.dumps({"text": args.text.name, "versions": versions, "device": "cpu, float32", "models": results}, indent=1))
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    print(
+        json.dumps(
+            {"text": args.text.name, "versions": versions, "device": "cpu, float32", "models": results},
+            indent=1,
+        )
+    )
     if args.plot:
         plot(results, args.plot)
 

@@ -31,7 +31,9 @@ def sizes(config: object, text: str) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--sizes", nargs="+", default=["full", "mlp/4", "mlp/4,heads/4", "mlp/12,heads/4"])
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -44,7 +46,10 @@ def main() -> None:
 
     def accuracy(model: PreTrainedModel) -> float:
         scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in held], labels, batch=100)
-        return sum(labels[best] == row.fields["completion"] for best, row in zip(scores.argmax(1).tolist(), held, strict=True)) / len(held)
+        return sum(
+            labels[best] == row.fields["completion"]
+            for best, row in zip(scores.argmax(1).tolist(), held, strict=True)
+        ) / len(held)
 
     for seed in args.seeds:
         for text in args.sizes:
@@ -53,8 +58,22 @@ def main() -> None:
             torch.manual_seed(seed)
             model = attach(base, ShadowConfig(**chosen))
             with tempfile.TemporaryDirectory() as folder:
-                run = fit(model, train, tokenizer.pad_token_id, Settings(seed=seed), args.learning_rate, folder, lambda done, total: None)
-            row = {"size": text, "seed": seed, "trainable": count(model), **chosen, "seconds": round(run.seconds, 1)}
+                run = fit(
+                    model,
+                    train,
+                    tokenizer.pad_token_id,
+                    Settings(seed=seed),
+                    args.learning_rate,
+                    folder,
+                    lambda done, total: None,
+                )
+            row = {
+                "size": text,
+                "seed": seed,
+                "trainable": count(model),
+                **chosen,
+                "seconds": round(run.seconds, 1),
+            }
             row |= {"attached": round(accuracy(model), 4), "detached": round(accuracy(model.detached()), 4)}
             print(json.dumps(row), flush=True)
 

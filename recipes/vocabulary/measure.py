@@ -42,8 +42,12 @@ def closed(used: set[int], vocabulary: dict[str, int], merges: list[list[str]]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokenizer", required=True, help="folder or hub id of a model with a byte-level BPE tokenizer")
-    parser.add_argument("--width", type=int, required=True, help="the model's hidden size: numbers a token costs in one table")
+    parser.add_argument(
+        "--tokenizer", required=True, help="folder or hub id of a model with a byte-level BPE tokenizer"
+    )
+    parser.add_argument(
+        "--width", type=int, required=True, help="the model's hidden size: numbers a token costs in one table"
+    )
     parser.add_argument("--train", type=Path, required=True, help="text of the domain, JSON lines (.gz)")
     parser.add_argument("--test", type=Path, required=True, help="more of it, not counted")
     parser.add_argument("--characters", type=int, default=40_000_000, help="read at most so many of each")
@@ -56,13 +60,19 @@ def main() -> None:
         ids = tokenizer(text, add_special_tokens=False).input_ids
         seen, used = seen + len(ids), used | set(ids)
     kept = closed(used, model["vocab"], model["merges"])
-    tested = [index for text in texts(settings.test, settings.characters) for index in tokenizer(text, add_special_tokens=False).input_ids]
+    tested = [
+        index
+        for text in texts(settings.test, settings.characters)
+        for index in tokenizer(text, add_special_tokens=False).input_ids
+    ]
     gone = sum(index not in kept for index in tested) / len(tested)
     saved = (len(model["vocab"]) - len(kept)) * settings.width
     print(
         f"{seen:,} tokens of the domain use {len(used):,} of {len(model['vocab']):,}; {len(kept):,} are kept with what they are merged of"
     )
-    print(f"saved: {saved / 1e6:.1f} M numbers in each of the tables (embeddings, head); {gone:.2%} of {len(tested):,} new tokens are gone")
+    print(
+        f"saved: {saved / 1e6:.1f} M numbers in each of the tables (embeddings, head); {gone:.2%} of {len(tested):,} new tokens are gone"
+    )
 
 
 if __name__ == "__main__":

@@ -30,13 +30,27 @@ from shadowpeft.pretrain.corpus import Corpus
 from shadowpeft.pretrain.packing import Encoder, Rows
 from shadowpeft.storage import stock_models
 
-COLUMNS = ("P", "perplexity", "error of logits", "error of weights", "error of states", "rms of P x", "ridge strength", "seconds")
+COLUMNS = (
+    "P",
+    "perplexity",
+    "error of logits",
+    "error of weights",
+    "error of states",
+    "rms of P x",
+    "ridge strength",
+    "seconds",
+)
 
 
-def read_rows(source: str, encoder: Encoder, length: int, count: int, batch: int, device: str) -> list[Tensor]:
+def read_rows(
+    source: str, encoder: Encoder, length: int, count: int, batch: int, device: str
+) -> list[Tensor]:
     """Pack the beginning of a text into rows, in batches of at most so many."""
     rows = Rows(Corpus(source), encoder, length).head(count)
-    return [torch.stack([torch.from_numpy(row) for row in rows[i : i + batch]]).to(device) for i in range(0, len(rows), batch)]
+    return [
+        torch.stack([torch.from_numpy(row) for row in rows[i : i + batch]]).to(device)
+        for i in range(0, len(rows), batch)
+    ]
 
 
 @torch.inference_mode()
@@ -62,14 +76,18 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     text = read_rows(args.data, encoder, args.length, args.rows, args.batch, args.device)
     held_out = read_rows(args.held_out, encoder, args.length, args.held_out_rows, args.batch, args.device)
     dtype = getattr(torch, args.dtype)
-    base, model = (stock_models.load_model(source, dtype).to(args.device).eval() for source in (args.model, args.shadow))
+    base, model = (
+        stock_models.load_model(source, dtype).to(args.device).eval() for source in (args.model, args.shadow)
+    )
     yield {"P": "the base, own head", "perplexity": perplexity(own_states(base), base, held_out)}
     yield {"P": "the smaller model, own head", "perplexity": perplexity(own_states(model), model, held_out)}
 
     torch.manual_seed(0)
     shadow = start.from_model(base, model)
     if shadow.projection is None:
-        raise SystemExit(f"both models have the width {base.config.hidden_size}: there is no projection to start")
+        raise SystemExit(
+            f"both models have the width {base.config.hidden_size}: there is no projection to start"
+        )
     projection = shadow.projection.float()  # as it is trained
 
     def states(ids_BT: Tensor) -> Tensor:
@@ -86,7 +104,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             evenly = warm.EVENLY if method == "weighted" else float(method.split()[1])
             weight_Dd = warm.weighted(base_VD, own_Vd, warm.frequencies(text, len(base_VD), evenly))
         else:
-            weight_Dd, strength = warm.ridge(warm.Moments.of(model, tqdm(text[: args.ridge_batches], "reading for ridge"), base), judge)
+            weight_Dd, strength = warm.ridge(
+                warm.Moments.of(model, tqdm(text[: args.ridge_batches], "reading for ridge"), base), judge
+            )
         found = warm.judged(base_VD, own_Vd, weight_Dd, judge, strength)
         seconds = time.perf_counter() - began
         with torch.no_grad():
@@ -106,19 +126,37 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def shown(row: dict[str, Any]) -> str:
     cells = [row.get(name) for name in COLUMNS]
-    return "| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells) + " |"
+    return (
+        "| "
+        + " | ".join(
+            f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells
+        )
+        + " |"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="folder or hub id of the base")
     parser.add_argument("--shadow", required=True, help="folder or hub id of the smaller model")
     parser.add_argument("--data", required=True, help="text to fit on")
     parser.add_argument("--held-out", required=True, help="text to judge on")
-    parser.add_argument("--methods", nargs="+", default=["pinv", "weighted", "ridge"], choices=["pinv", "weighted", "ridge"])
-    parser.add_argument("--evenly", nargs="*", default=[], type=float, help="other shares of weight that `weighted` spreads evenly, to try")
+    parser.add_argument(
+        "--methods", nargs="+", default=["pinv", "weighted", "ridge"], choices=["pinv", "weighted", "ridge"]
+    )
+    parser.add_argument(
+        "--evenly",
+        nargs="*",
+        default=[],
+        type=float,
+        help="other shares of weight that `weighted` spreads evenly, to try",
+    )
     parser.add_argument("--rows", type=int, default=8192, help="rows of the text to fit on")
-    parser.add_argument("--ridge-batches", type=int, default=256, help="batches of them that ridge runs both models on")
+    parser.add_argument(
+        "--ridge-batches", type=int, default=256, help="batches of them that ridge runs both models on"
+    )
     parser.add_argument("--held-out-rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--batch", type=int, default=8, help="rows a forward pass")
@@ -127,7 +165,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to append one JSON line a row to")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    device = torch.cuda.get_device_name(0) if args.device.startswith("cuda") else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name(0)
+        if args.device.startswith("cuda")
+        else platform.processor() or platform.machine()
+    )
     facts = {**vars(args), "output": None, "device": device, "torch": torch.__version__}
     print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|", flush=True)
     for row in measure(args):

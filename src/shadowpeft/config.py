@@ -14,9 +14,30 @@ Impl = Literal["auto", "reference", "compile", "triton"]
 
 # Ours from the measurements in results/, the published ones from the paper's table 7 and PEFT's ShadowConfig.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "normed": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.6, "dropout": 0.0, "shadow_loss_weight": 0.5},
-    "paper": {"r": 16, "update_width": 10, "inject_from": 1, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
-    "peft": {"r": 8, "update_width": 8, "inject_from": 0, "alpha": 0.1, "dropout": 0.2, "shadow_loss_weight": 0.05},
+    "normed": {
+        "r": 16,
+        "update_width": 10,
+        "inject_from": 1,
+        "alpha": 0.6,
+        "dropout": 0.0,
+        "shadow_loss_weight": 0.5,
+    },
+    "paper": {
+        "r": 16,
+        "update_width": 10,
+        "inject_from": 1,
+        "alpha": 0.1,
+        "dropout": 0.2,
+        "shadow_loss_weight": 0.05,
+    },
+    "peft": {
+        "r": 8,
+        "update_width": 8,
+        "inject_from": 0,
+        "alpha": 0.1,
+        "dropout": 0.2,
+        "shadow_loss_weight": 0.05,
+    },
 }
 
 
@@ -72,12 +93,16 @@ class ShadowConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
-            raise ConfigError(f"variant must be 'normed', 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}")
+            raise ConfigError(
+                f"variant must be 'normed', 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}"
+            )
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
         for name in _SWITCHES:
             if vars(self)[name] and self.variant != "normed":
-                raise ConfigError(f"{name} belongs to the variant 'normed', got it with {self.variant!r}; leave it out")
+                raise ConfigError(
+                    f"{name} belongs to the variant 'normed', got it with {self.variant!r}; leave it out"
+                )
 
     def resolved(self) -> "ResolvedConfig":
         """Return the settings with the variant's defaults filled in."""
@@ -99,7 +124,9 @@ class ShadowConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}; known settings: {', '.join(known)}")
+                raise ConfigError(
+                    f"unknown setting {key!r}{nearest(key, known)}; known settings: {', '.join(known)}"
+                )
         return cls(**values)
 
 

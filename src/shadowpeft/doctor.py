@@ -10,7 +10,16 @@ from packaging.requirements import Requirement
 import shadowpeft
 from shadowpeft import arch
 
-_LIBRARIES = ("torch", "transformers", "safetensors", "accelerate", "datasets", "peft", "triton", "jsonargparse")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "peft",
+    "triton",
+    "jsonargparse",
+)
 
 
 def examine() -> dict[str, Any]:
@@ -40,13 +49,29 @@ def _version(library: str) -> str | None:
 
 def _devices() -> list[dict[str, Any]]:
     devices: list[dict[str, Any]] = [
-        {"device": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+        {
+            "device": "cpu",
+            "name": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
     ]
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        devices.append({"device": f"cuda:{index}", "name": facts.name, "memory_gib": round(facts.total_memory / 2**30, 1)})
+        devices.append(
+            {
+                "device": f"cuda:{index}",
+                "name": facts.name,
+                "memory_gib": round(facts.total_memory / 2**30, 1),
+            }
+        )
     if torch.backends.mps.is_available():
-        devices.append({"device": "mps", "name": "Apple GPU", "memory_gib": round(torch.mps.recommended_max_memory() / 2**30, 1)})
+        devices.append(
+            {
+                "device": "mps",
+                "name": "Apple GPU",
+                "memory_gib": round(torch.mps.recommended_max_memory() / 2**30, 1),
+            }
+        )
     return devices
 
 
@@ -62,7 +87,11 @@ def _missing(extra: str) -> list[str]:
     missing = []
     for line in metadata.requires("shadowpeft") or []:
         wanted = Requirement(line)
-        if wanted.marker is None or not wanted.marker.evaluate({"extra": extra}) or wanted.marker.evaluate({"extra": ""}):
+        if (
+            wanted.marker is None
+            or not wanted.marker.evaluate({"extra": extra})
+            or wanted.marker.evaluate({"extra": ""})
+        ):
             continue
         if wanted.name == "shadowpeft":
             missing += [name for other in sorted(wanted.extras) for name in _missing(other)]

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers.families import LABELS, TINY, VOCAB, attached, padded, perturb, tiny_config, tiny_model, token_ids
+from helpers.families import (
+    LABELS,
+    TINY,
+    VOCAB,
+    attached,
+    padded,
+    perturb,
+    tiny_config,
+    tiny_model,
+    token_ids,
+)
 from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -28,7 +38,9 @@ from shadowpeft.train.arguments import recompute_activations
 
 FAMILIES = sorted(arch.FAMILIES)
 # Every family in the variant that reads through its norms; the others on one whose frame travels as an argument, and one where it does not.
-CASES = [(name, "normed") for name in FAMILIES] + [(name, variant) for variant in ("paper", "peft") for name in ("bloom", "llama")]
+CASES = [(name, "normed") for name in FAMILIES] + [
+    (name, variant) for variant in ("paper", "peft") for name in ("bloom", "llama")
+]
 CHANGES: dict[str, Any] = {"dropout": 0.0, "r": 4, "update_width": 5, "shadow_loss_weight": 0.5}
 CONFIG = ShadowConfig(**CHANGES)
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -78,11 +90,15 @@ def rows(count: int = 2, length: int = 12) -> list[Tensor]:
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor | None]:
     """Copies of the gradients of all that trains; `None` where there is none."""
-    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     return {name: gradient if gradient is None else gradient.clone() for name, gradient in trained.items()}
 
 
-def loss_and_gradients(model: ShadowedModel, ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+def loss_and_gradients(
+    model: ShadowedModel, ids: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor | None]]:
     model.zero_grad()
     loss = model(ids, labels=labels).loss
     loss.backward()
@@ -92,17 +108,26 @@ def loss_and_gradients(model: ShadowedModel, ids: Tensor, labels: Tensor) -> tup
 def recompute_reentrantly(model: ShadowedModel) -> None:
     """Switch gradient checkpointing on as we do not, under the name it goes by: transformers renamed it between 5.17 and 5.23."""
     renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)({"use_reentrant": True})
+    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)(
+        {"use_reentrant": True}
+    )
 
 
 def step_by_step(
-    model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, first: int = 1
+    model: PreTrainedModel,
+    cache: Cache,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    first: int = 1,
 ) -> Tensor:
     """Feed `first` tokens at once and the others one at a time; return the logits of all."""
     mask, answers = torch.ones_like(ids) if mask is None else mask, []
     for start, stop in [(0, first), *((t, t + 1) for t in range(first, ids.shape[1]))]:
         given = {} if positions is None else {"position_ids": positions[:, start:stop]}
-        out = model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, use_cache=True, **given)
+        out = model(
+            ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, use_cache=True, **given
+        )
         answers.append(out.logits)
     return torch.cat(answers, dim=1)
 
@@ -138,7 +163,10 @@ def test_an_unknown_family_is_refused_by_a_list_of_the_known() -> None:
 
 def test_a_headless_class_of_a_known_family_is_refused() -> None:
     """Catches attaching to a decoder without head, whose logits nobody could compute."""
-    with pytest.raises(UnsupportedModelError, match="expected a LlamaForCausalLM or LlamaForSequenceClassification, got LlamaModel"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match="expected a LlamaForCausalLM or LlamaForSequenceClassification, got LlamaModel",
+    ):
         attached(LlamaModel(tiny_config("llama")))
 
 
@@ -182,9 +210,16 @@ def test_an_implicit_shadow_draws_no_table_of_embeddings(model_type: str) -> Non
         with watching_sizes(largest):
             model = attached(base, CONFIG)
         drawn.append(model.adapters["default"].shadow.state_dict())
-        for config in (model.adapters["default"].shadow.backbone.config, model.detached().config, base.config):
+        for config in (
+            model.adapters["default"].shadow.backbone.config,
+            model.detached().config,
+            base.config,
+        ):
             assert (config.vocab_size, config.pad_token_id) == (vocab, 2)
-        assert arch.token_embedding_of(model.detached()).weight.shape == arch.token_embedding_of(base).weight.shape
+        assert (
+            arch.token_embedding_of(model.detached()).weight.shape
+            == arch.token_embedding_of(base).weight.shape
+        )
     assert largest[0] == largest[1] > 0
     assert list(drawn[0]) == list(drawn[1])
     assert all(torch.equal(value, drawn[1][name]) for name, value in drawn[0].items())
@@ -197,7 +232,9 @@ def test_an_implicit_shadow_draws_no_table_of_embeddings(model_type: str) -> Non
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, variant: Any) -> None:
     """Catches a trainable tensor that gets no gradient (dead, or an error under DDP), a base that trains, a loss that stays."""
-    model = attached(tiny_model(model_type), ShadowConfig(variant=variant, dropout=0.0, shadow_loss_weight=0.5)).train()
+    model = attached(
+        tiny_model(model_type), ShadowConfig(variant=variant, dropout=0.0, shadow_loss_weight=0.5)
+    ).train()
     ids, base_before = token_ids(2, 10), copy.deepcopy(model.base.state_dict())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
@@ -209,7 +246,9 @@ def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, varia
     assert losses == sorted(losses, reverse=True)
     # W_up, zero at the start, blocks every way into the injection for one step; by now nothing may be still.
     assert [name for name, gradient in found.items() if not gradient.any()] == []
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.base.parameters())
+    assert all(
+        parameter.grad is None and not parameter.requires_grad for parameter in model.base.parameters()
+    )
     assert all(torch.equal(value, base_before[name]) for name, value in model.base.state_dict().items())
 
 
@@ -233,7 +272,14 @@ def test_our_variant_takes_a_quarter_of_the_mlp_and_the_published_ones_all_of_it
 
 
 # Nodes of the graph that hand a sum on; a product is one of them where its other factor is a number.
-HANDS_ON = {"AddBackward0", "ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "ToCopyBackward0", "MulBackward0"}
+HANDS_ON = {
+    "AddBackward0",
+    "ViewBackward0",
+    "ReshapeAliasBackward0",
+    "UnsafeViewBackward0",
+    "ToCopyBackward0",
+    "MulBackward0",
+}
 
 
 def addends(out: Tensor, ends: set[Any]) -> set[Any]:
@@ -260,7 +306,9 @@ def crossing(base: PreTrainedModel, block: nn.Module) -> tuple[Tensor, Tensor, d
     handles = [block.register_forward_hook(note)]
     for name, norm in block.named_modules():
         if "norm" in type(norm).__name__.lower():
-            handles.append(norm.register_forward_hook(lambda _, __, x, name=name: put_out.update({name: x.grad_fn})))
+            handles.append(
+                norm.register_forward_hook(lambda _, __, x, name=name: put_out.update({name: x.grad_fn}))
+            )
     base(token_ids(2, 7), use_cache=False)
     for handle in handles:
         handle.remove()
@@ -278,7 +326,9 @@ def test_the_table_names_every_norm_behind_a_blocks_layers(name: str) -> None:
         added = addends(left, {entered.grad_fn, *norms.values()})
         assert entered.grad_fn in added
         assert len(added) == 3, "what entered, what the attention writes and what the MLP writes"
-        assert {norm for norm, node in norms.items() if node in added} == set(arch.FAMILIES[name].output_norms)
+        assert {norm for norm, node in norms.items() if node in added} == set(
+            arch.FAMILIES[name].output_norms
+        )
 
 
 def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
@@ -351,7 +401,9 @@ def test_generation_is_the_same_with_every_cache(shadowed: ShadowedModel, beams:
 def test_assisted_by_its_own_shadow_it_writes_the_same(shadowed: ShadowedModel, model_type: str) -> None:
     """Catches a rejected draft that is rolled back in one half of the cache only."""
     ids, assistant, settings = token_ids(1, 9), shadowed.detached(), {**GREEDY, "max_new_tokens": 12}
-    assistant.generation_config.update(num_assistant_tokens=3, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0)
+    assistant.generation_config.update(
+        num_assistant_tokens=3, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0
+    )
     if model_type in SLIDING_ASSISTANT_FAILS:
         for model in (shadowed.base, shadowed):
             with pytest.raises(RuntimeError, match="must match the size of tensor"):
@@ -360,14 +412,18 @@ def test_assisted_by_its_own_shadow_it_writes_the_same(shadowed: ShadowedModel, 
     expected = shadowed.generate(ids, **settings)
     found = shadowed.generate(ids, **settings, assistant_model=assistant)
     assert torch.equal(found.sequences, expected.sequences)
-    assert not torch.equal(assistant.generate(ids, **settings).sequences, expected.sequences), "no draft was ever rejected"
+    assert not torch.equal(assistant.generate(ids, **settings).sequences, expected.sequences), (
+        "no draft was ever rejected"
+    )
 
 
 # Detach, save, unload
 
 
 @torch.no_grad()
-def test_detached_is_a_stock_model_that_computes_the_shadow(shadowed: ShadowedModel, model_type: str, tmp_path: Path) -> None:
+def test_detached_is_a_stock_model_that_computes_the_shadow(
+    shadowed: ShadowedModel, model_type: str, tmp_path: Path
+) -> None:
     """Catches a detached model that needs us, computes something else, or loses a tensor on its way through a file."""
     ids, alone = token_ids(2, 9), shadowed.detached()
     assert type(alone).__name__ == arch.FAMILIES[model_type].causal
@@ -391,7 +447,9 @@ def test_detached_shares_no_storage(shadowed: ShadowedModel) -> None:
 
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
 @torch.no_grad()
-def test_a_saved_adapter_comes_back_whole(model_type: str, config: ShadowConfig, task: arch.Task, tmp_path: Path) -> None:
+def test_a_saved_adapter_comes_back_whole(
+    model_type: str, config: ShadowConfig, task: arch.Task, tmp_path: Path
+) -> None:
     """Catches a tensor or setting that saving or loading drops: both sides are perturbed, so neither is trivially the base."""
     model, ids = perturb(attached(tiny_model(model_type, task), config)), token_ids(2, 9)
     model.save_pretrained(tmp_path)
@@ -407,7 +465,13 @@ _CHECKPOINTING = {"gradient_checkpointing", "_gradient_checkpointing_func"}
 
 def facts(base: PreTrainedModel) -> dict[str, Any]:
     """All that `unload` must give back as it was."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    hooks = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+    )
     return {
         "class": type(base),
         "config": base.config.to_dict(),
@@ -415,14 +479,20 @@ def facts(base: PreTrainedModel) -> dict[str, Any]:
         "training": {name: module.training for name, module in base.named_modules()},
         "classes": {name: type(module) for name, module in base.named_modules()},
         "hooks": {name: [len(vars(module)[hook]) for hook in hooks] for name, module in base.named_modules()},
-        "attributes": {name: sorted(set(vars(module)) - _CHECKPOINTING) for name, module in base.named_modules()},
-        "checkpointing": {name: vars(module).get("gradient_checkpointing", False) for name, module in base.named_modules()},
+        "attributes": {
+            name: sorted(set(vars(module)) - _CHECKPOINTING) for name, module in base.named_modules()
+        },
+        "checkpointing": {
+            name: vars(module).get("gradient_checkpointing", False) for name, module in base.named_modules()
+        },
         "trainable": {name: parameter.requires_grad for name, parameter in base.named_parameters()},
     }
 
 
 @pytest.mark.parametrize("checkpoints", [0, 1, 2])
-def test_unload_gives_the_base_back_as_it_was_lent(model_type: str, config: ShadowConfig, checkpoints: int) -> None:
+def test_unload_gives_the_base_back_as_it_was_lent(
+    model_type: str, config: ShadowConfig, checkpoints: int
+) -> None:
     """Catches a flag, hook, config field or weight of the base that training, generating or checkpointing left changed."""
     base, ids = tiny_model(model_type), token_ids(1, 8)
     for i, parameter in enumerate(base.parameters()):
@@ -463,7 +533,9 @@ def test_a_classifier_does_not_see_the_side_of_the_padding(classifier: ShadowedM
     """Catches pooling a padding token, or attending to one, when texts are padded on the left."""
     results = []
     for ids, mask, positions in (padded(rows(), "left"), padded(rows(), "right")):
-        results.append(classifier(ids, attention_mask=mask, position_ids=positions, output_shadow_logits=True))
+        results.append(
+            classifier(ids, attention_mask=mask, position_ids=positions, output_shadow_logits=True)
+        )
     close(results[0].logits, results[1].logits)
     close(results[0].shadow_logits, results[1].shadow_logits)
     for i, row in enumerate(rows()):
@@ -476,17 +548,24 @@ def test_both_classification_heads_learn(model_type: str, config: ShadowConfig) 
     _, found = loss_and_gradients(model, token_ids(2, 9), torch.tensor([0, 2]))
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
     assert {name.split(".")[2] for name in found} >= {"score", "shadow_score"}
-    assert not torch.equal(found["adapters.default.score.weight"], found["adapters.default.shadow_score.weight"])
+    assert not torch.equal(
+        found["adapters.default.score.weight"], found["adapters.default.shadow_score.weight"]
+    )
     assert all(parameter.grad is None for parameter in model.base.parameters())
 
 
 @torch.no_grad()
-def test_a_detached_classifier_computes_the_shadow(classifier: ShadowedModel, model_type: str, tmp_path: Path) -> None:
+def test_a_detached_classifier_computes_the_shadow(
+    classifier: ShadowedModel, model_type: str, tmp_path: Path
+) -> None:
     """Catches a detached classifier with the base's head, or one that pools elsewhere."""
     ids, mask, _ = padded(rows(), "right")
     alone = classifier.detached()
     assert type(alone).__name__ == arch.FAMILIES[model_type].classifier
-    close(alone(ids, attention_mask=mask).logits, classifier(ids, attention_mask=mask, output_shadow_logits=True).shadow_logits)
+    close(
+        alone(ids, attention_mask=mask).logits,
+        classifier(ids, attention_mask=mask, output_shadow_logits=True).shadow_logits,
+    )
     alone.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(again(ids, attention_mask=mask).logits, alone(ids, attention_mask=mask).logits)
@@ -496,10 +575,16 @@ def test_a_detached_classifier_computes_the_shadow(classifier: ShadowedModel, mo
 
 # Base and shadow: of one width, narrower (so that P exists), of another family, and with the heads that only their own family has.
 PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-    "one width": (lambda: tiny_config("qwen3"), lambda: tiny_config("qwen3", num_hidden_layers=2, layer_types=["full_attention"] * 2)),
+    "one width": (
+        lambda: tiny_config("qwen3"),
+        lambda: tiny_config("qwen3", num_hidden_layers=2, layer_types=["full_attention"] * 2),
+    ),
     "narrower": (lambda: tiny_config("qwen3"), lambda: tiny_config("qwen3", hidden_size=16)),
     "another family": (lambda: tiny_config("llama"), lambda: tiny_config("qwen2", hidden_size=24)),
-    "sliding beside full": (lambda: tiny_config("llama"), lambda: tiny_config("mistral", hidden_size=16, tie_word_embeddings=True)),
+    "sliding beside full": (
+        lambda: tiny_config("llama"),
+        lambda: tiny_config("mistral", hidden_size=16, tie_word_embeddings=True),
+    ),
     "soft cap": (lambda: tiny_config("gemma2"), lambda: tiny_config("gemma2", hidden_size=16)),
     "head with a bias": (lambda: tiny_config("gptj"), lambda: tiny_config("gptj", n_embd=16)),
 }
@@ -524,7 +609,9 @@ def test_an_explicit_shadow_trains_without_its_embeddings(pair: str, variant: st
     model, ids = explicit(pair, variant=variant), token_ids(2, 10)
     assert torch.equal(model(ids).logits, model.base(ids).logits)
     table = model.adapters["default"].shadow.embeddings().weight
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3
+    )
     losses = []
     for _ in range(3):
         loss, found = loss_and_gradients(model.train(), ids, ids)
@@ -544,8 +631,14 @@ def test_an_explicit_shadow_generates_saves_and_detaches(pair: str, variant: str
     ids, mask, positions = padded(rows(), "left")
     expected = model(ids, attention_mask=mask, position_ids=positions, output_shadow_logits=True)
     for cache in (model.new_cache(), model.new_cache(max_length=12)):
-        close(step_by_step(model, cache, ids, mask, positions, first=6)[mask.bool()], expected.logits[mask.bool()])
-    written = [model.generate(ids, attention_mask=mask, **GREEDY, use_cache=cached).sequences for cached in (False, True)]
+        close(
+            step_by_step(model, cache, ids, mask, positions, first=6)[mask.bool()],
+            expected.logits[mask.bool()],
+        )
+    written = [
+        model.generate(ids, attention_mask=mask, **GREEDY, use_cache=cached).sequences
+        for cached in (False, True)
+    ]
     assert torch.equal(*written)
     model.save_pretrained(tmp_path)
     base_config = PAIRS[pair][0]()
@@ -553,7 +646,10 @@ def test_an_explicit_shadow_generates_saves_and_detaches(pair: str, variant: str
     assert torch.equal(again(ids, attention_mask=mask, position_ids=positions).logits, expected.logits)
     alone = model.detached()
     assert type(alone).__name__ == arch.FAMILIES[PAIRS[pair][1]().model_type].causal
-    close(alone(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()], expected.shadow_logits[mask.bool()])
+    close(
+        alone(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()],
+        expected.shadow_logits[mask.bool()],
+    )
 
 
 @pytest.mark.parametrize("pair", ["narrower", "another family"])
@@ -562,7 +658,10 @@ def test_an_explicit_shadow_classifies_alone(pair: str) -> None:
     """Catches a detached classifier whose head is folded without P or that pads by the shadow's own settings."""
     model = perturb(explicit(pair, "sequence-classification"))
     ids, mask, _ = padded(rows(), "right")
-    close(model.detached()(ids, attention_mask=mask).logits, model(ids, attention_mask=mask, output_shadow_logits=True).shadow_logits)
+    close(
+        model.detached()(ids, attention_mask=mask).logits,
+        model(ids, attention_mask=mask, output_shadow_logits=True).shadow_logits,
+    )
 
 
 # Compilation
@@ -571,7 +670,10 @@ def test_an_explicit_shadow_classifies_alone(pair: str) -> None:
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 def test_a_compiled_model_computes_and_trains_the_same(variant: Any) -> None:
     """Catches a graph break: the frame must travel as an argument that torch.compile can trace."""
-    model, ids = perturb(attached(tiny_model("llama"), ShadowConfig(variant=variant, **CHANGES))).train(), token_ids(2, 9)
+    model, ids = (
+        perturb(attached(tiny_model("llama"), ShadowConfig(variant=variant, **CHANGES))).train(),
+        token_ids(2, 9),
+    )
     loss, expected = loss_and_gradients(model, ids, ids)
     model.zero_grad()
     compiled_loss = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, labels=ids).loss

@@ -74,7 +74,9 @@ def test_measures_side_by_side(part, tmp_path, capsys):
     assert [row["inject_from"] for row in found] == [None, None, 0, 1, 2, 2]
     assert [bool(row["trainable"]) for row in found] == [False] + [True] * 5
     turns = [line.split(":")[0].split()[1] for line in said.err.splitlines() if line.startswith("tiny ")]
-    assert [name.partition("@")[0] for name in turns[1:]] == [name.partition(":")[0].partition("@")[0] for name in names] * 2  # A B C A B C
+    assert [name.partition("@")[0] for name in turns[1:]] == [
+        name.partition(":")[0].partition("@")[0] for name in names
+    ] * 2  # A B C A B C
     assert (tmp_path / "rows.png").stat().st_size > 10_000
     assert "| `shadow@1/2` | 2 |" in (tmp_path / "rows.md").read_text()
     shown = json.loads(said.out[said.out.index('{\n  "rows"') :])
@@ -143,7 +145,9 @@ def test_flags_are_frozen_and_have_help(capsys):
     for function, more in ((verb.train, " checkpointing"), (verb.forward, "")):
         parser = _parser.build("bench", function)
         assert sorted(_parser.flags(parser)) == sorted((FLAGS + more).split())
-        assert [action.dest for action in parser._actions if not action.help or action.help.startswith("(")] == []
+        assert [
+            action.dest for action in parser._actions if not action.help or action.help.startswith("(")
+        ] == []
     assert main(["bench"]) == 2
     assert main(["bench", "--help"]) == 0
     said = capsys.readouterr().out
@@ -184,7 +188,9 @@ def test_a_base_that_does_not_fit_is_one_sentence(tmp_path, capsys, monkeypatch)
 
     monkeypatch.setattr(shapes, "build", full)
     assert main(command("train", "base", tmp_path / "rows.jsonl")) == 2
-    assert "the shape tiny and its numerical test do not fit into the memory of cpu" in capsys.readouterr().err
+    assert (
+        "the shape tiny and its numerical test do not fit into the memory of cpu" in capsys.readouterr().err
+    )
 
 
 def test_what_was_measured_outlives_an_interruption(tmp_path, capsys, monkeypatch):
@@ -248,7 +254,9 @@ def test_red_while_compiling_takes_back_what_was_written(tmp_path, capsys, monke
 
     monkeypatch.setattr(measure, "COMPILER", wrong)
     rows = tmp_path / "rows.jsonl"
-    assert main(command("forward", "base,shadow:reference", rows, "--rounds", "1", "--compiled", "shadow")) != 0
+    assert (
+        main(command("forward", "base,shadow:reference", rows, "--rounds", "1", "--compiled", "shadow")) != 0
+    )
     assert "nothing is reported" in capsys.readouterr().err.splitlines()[-1]
     assert read(rows) == []
 
@@ -261,13 +269,28 @@ def test_the_numerical_test_leaves_the_base_as_it_was(dtype, ids):
     assert 0 < check(Bare(base), ["reference"], ids, TrainBench()) < 0.1
     after = dict([*base.named_parameters(), *base.named_buffers()])
     assert after.keys() == before.keys()
-    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(
+        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor)
+        for name, tensor in before.items()
+    )
 
 
 # The methods
 
 
-@pytest.mark.parametrize("text", ["lora", "dora", "lora@1/2", "lora-chunked", "peft-shadow", "shadow-peft", "shadow:reference", "shadow@2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora",
+        "dora",
+        "lora@1/2",
+        "lora-chunked",
+        "peft-shadow",
+        "shadow-peft",
+        "shadow:reference",
+        "shadow@2",
+    ],
+)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_a_method_comes_off_without_a_trace(text, checkpointing, bare, ids):
     """Catches LoRA layers, hooks, flags or marks of one method that are still on the base when the next is timed."""
@@ -284,7 +307,12 @@ def test_a_method_comes_off_without_a_trace(text, checkpointing, bare, ids):
     assert [name for name, _ in base.named_parameters()] == names
     assert set(vars(base)) == marks
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in base.parameters())
-    assert not any(hooks for module in base.modules() for name, hooks in vars(module).items() if "_forward_" in name and "hooks" in name)
+    assert not any(
+        hooks
+        for module in base.modules()
+        for name, hooks in vars(module).items()
+        if "_forward_" in name and "hooks" in name
+    )
     assert not base.is_gradient_checkpointing
     with torch.no_grad():
         assert torch.equal(base(ids).logits, before)
@@ -311,8 +339,12 @@ def test_methods_are_what_a_user_would_build(bare, ids):
         fitted = methods.fit(spec(text), bare.base, TrainBench())
         trained = [name for name, parameter in fitted.model.named_parameters() if parameter.requires_grad]
         assert len(trained) == 2 * layers
-        assert {parameter.shape[0] for name, parameter in fitted.model.named_parameters() if "lora_A" in name} == {8}
-        assert all(int(name.split("layers.")[1].split(".")[0]) >= (fitted.inject_from or 0) for name in trained)
+        assert {
+            parameter.shape[0] for name, parameter in fitted.model.named_parameters() if "lora_A" in name
+        } == {8}
+        assert all(
+            int(name.split("layers.")[1].split(".")[0]) >= (fitted.inject_from or 0) for name in trained
+        )
         bare.take_off()
     fitted = methods.fit(spec("shadow"), bare.base, TrainBench())
     settled = replace(arch.with_shadow_sizes(bare.base.config, methods.config_of(None)), output_gains=False)
@@ -363,7 +395,9 @@ def test_compiled_methods_compile_once(part, compiled, tmp_path, monkeypatch):
     assert main(words) == 0
     found = [row for row in read(rows) if row["compiled"]]
     assert [row["name"] for row in found] == [f"{name}+compiled" for name in compiled.split(",")]
-    assert all(row["status"] == "ok" and row["compile_seconds"] > 0 for row in found), [row["status"] for row in found]
+    assert all(row["status"] == "ok" and row["compile_seconds"] > 0 for row in found), [
+        row["status"] for row in found
+    ]
     assert len(compiled_at) == 8
     assert compiled_at[3] == compiled_at[-1] == len(graphs) > 0
 
@@ -371,7 +405,9 @@ def test_compiled_methods_compile_once(part, compiled, tmp_path, monkeypatch):
 # Shapes and tables
 
 
-@pytest.mark.parametrize(("shape", "parameters"), [("0.6b", 596_049_920), ("4b", 4_022_468_096), ("8b", 8_190_735_360)])
+@pytest.mark.parametrize(
+    ("shape", "parameters"), [("0.6b", 596_049_920), ("4b", 4_022_468_096), ("8b", 8_190_735_360)]
+)
 def test_shapes_are_those_of_the_published_models(shape, parameters):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes.SHAPES[shape].config())
@@ -386,14 +422,49 @@ def test_the_embedded_shape_is_the_packaged_model():
 
 
 def row(name: str, ms: float | None, peak: float | None, **more) -> dict:
-    facts = {"kind": "train", "shape": "8b", "batch": 4, "tokens": 1024, "dtype": "bfloat16", "adapter_dtype": "base", "inject_from": None}
-    made = {"run": "r", "device": "d", "commit": None, "versions": {"torch": "2"}, "command": "c", "checkpointing": False}
-    value = {"ms": ms, "ms_spread": 2.0, "peak_gb": peak, "trainable": 1, "tokens_per_second": 5.0, "status": "ok"}
-    return {"name": name, "method": name.partition("+")[0], "compiled": "+" in name, **facts, **made, **value, **more}
+    facts = {
+        "kind": "train",
+        "shape": "8b",
+        "batch": 4,
+        "tokens": 1024,
+        "dtype": "bfloat16",
+        "adapter_dtype": "base",
+        "inject_from": None,
+    }
+    made = {
+        "run": "r",
+        "device": "d",
+        "commit": None,
+        "versions": {"torch": "2"},
+        "command": "c",
+        "checkpointing": False,
+    }
+    value = {
+        "ms": ms,
+        "ms_spread": 2.0,
+        "peak_gb": peak,
+        "trainable": 1,
+        "tokens_per_second": 5.0,
+        "status": "ok",
+    }
+    return {
+        "name": name,
+        "method": name.partition("+")[0],
+        "compiled": "+" in name,
+        **facts,
+        **made,
+        **value,
+        **more,
+    }
 
 
 def test_ratios_are_to_the_named_references():
-    rows = [row("base-chunked", 350.0, 20.0), row("lora", 400.0, 30.0), row("lora+compiled", 320.0, 25.0), row("shadow", 368.0, 24.0)]
+    rows = [
+        row("base-chunked", 350.0, 20.0),
+        row("lora", 400.0, 30.0),
+        row("lora+compiled", 320.0, 25.0),
+        row("shadow", 368.0, 24.0),
+    ]
     *_, ours = report.ratios(rows)
     assert ours["ms/lora"] == pytest.approx(0.92)
     assert ours["ms/lora+compiled"] == pytest.approx(1.15)
@@ -423,9 +494,26 @@ def test_defaults_that_cannot_run_are_named(tmp_path, capsys, monkeypatch):
 
 
 def test_defaults_are_read():
-    assert {spec.method for spec in Bench().specs()} == {"base", "lora", "dora", "peft-shadow", "shadow-peft", "shadow"}
-    assert {spec.name for spec in TrainBench().specs()} >= {"base-chunked", "shadow", "shadow:triton", "shadow@1/2", "lora@3/4"}
-    compiled = [spec.name for spec in TrainBench(methods="base,lora,dora,shadow,shadow@1/2", compiled="all").specs() if spec.compiled]
+    assert {spec.method for spec in Bench().specs()} == {
+        "base",
+        "lora",
+        "dora",
+        "peft-shadow",
+        "shadow-peft",
+        "shadow",
+    }
+    assert {spec.name for spec in TrainBench().specs()} >= {
+        "base-chunked",
+        "shadow",
+        "shadow:triton",
+        "shadow@1/2",
+        "lora@3/4",
+    }
+    compiled = [
+        spec.name
+        for spec in TrainBench(methods="base,lora,dora,shadow,shadow@1/2", compiled="all").specs()
+        if spec.compiled
+    ]
     assert compiled == ["base+compiled", "lora+compiled", "shadow+compiled", "shadow@1/2+compiled"]
     assert Bench().size("8b") == (8, 1024)
     assert TrainBench(batch=3).size("8b") == (3, 1024)
@@ -437,8 +525,21 @@ def test_on_a_gpu(tmp_path, capsys):
     methods = "base,base-chunked,lora,peft-shadow,shadow-peft,shadow,shadow:reference,shadow:compile,shadow:triton,shadow@1/2"
     for part, left_out in (("train", ""), ("forward", "base-chunked,")):
         rows = tmp_path / f"{part}.jsonl"
-        words = ["bench", part, "--shape", "tiny", "--tokens", "128", "--rounds", "2", "--methods", methods.replace(left_out, "")]
-        assert main([*words, "--compiled", "lora,shadow", "--output", str(rows)]) == 0, capsys.readouterr().err
+        words = [
+            "bench",
+            part,
+            "--shape",
+            "tiny",
+            "--tokens",
+            "128",
+            "--rounds",
+            "2",
+            "--methods",
+            methods.replace(left_out, ""),
+        ]
+        assert main([*words, "--compiled", "lora,shadow", "--output", str(rows)]) == 0, (
+            capsys.readouterr().err
+        )
         found = read(rows)
         assert [row["status"] for row in found] == ["ok"] * len(found)
         assert all(0 < row["peak_gb"] < 1 and row["dtype"] == "bfloat16" for row in found)

@@ -62,13 +62,18 @@ def base_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter_folder(base_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    perturb(attach(AutoModelForCausalLM.from_pretrained(base_folder), ShadowConfig(alpha=0.5))).save_pretrained(folder)
+    perturb(
+        attach(AutoModelForCausalLM.from_pretrained(base_folder), ShadowConfig(alpha=0.5))
+    ).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def rows_file(tmp_path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", [{"prompt": "what is", "completion": " two"}, {"prompt": "hello", "completion": " four"}])
+    return write_rows(
+        tmp_path / "rows.jsonl",
+        [{"prompt": "what is", "completion": " two"}, {"prompt": "hello", "completion": " four"}],
+    )
 
 
 def mistake(words: list, capsys, code: int = 2) -> str:
@@ -92,7 +97,9 @@ def result(words: list, capsys) -> dict:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["generate", "--help"], ["compare", "--help"], ["doctor", "--help"]], ids=" ".join
+    "words",
+    [["--help"], ["train", "--help"], ["generate", "--help"], ["compare", "--help"], ["doctor", "--help"]],
+    ids=" ".join,
 )
 def test_help_does_not_wait_for_torch(words):
     """Catches an import at the top of a verb's file that makes every `--help` slow."""
@@ -130,30 +137,71 @@ def test_verbs_are_frozen(capsys):
 
 def test_settings_come_from_file_then_flags(tmp_path, capsys):
     """Catches a file that wins over the command line, and switches that need `true`."""
-    (tmp_path / "run.yaml").write_text("model: m\ndata: d\noutput: o\nlearning_rate: 1e-4\nbf16: true\nshadow: {r: 4, alpha: 0.3}\n")
-    words = ["--config", str(tmp_path / "run.yaml"), "--shadow.r", "8", "--batch-size=3", "--resume", "--json"]
+    (tmp_path / "run.yaml").write_text(
+        "model: m\ndata: d\noutput: o\nlearning_rate: 1e-4\nbf16: true\nshadow: {r: 4, alpha: 0.3}\n"
+    )
+    words = [
+        "--config",
+        str(tmp_path / "run.yaml"),
+        "--shadow.r",
+        "8",
+        "--batch-size=3",
+        "--resume",
+        "--json",
+    ]
     values = _parser.parse("train", train_verb.run, words)
     settings = values["settings"]
-    assert (settings.model, settings.learning_rate, settings.bf16, settings.batch_size, settings.resume) == ("m", 1e-4, True, 3, True)
+    assert (settings.model, settings.learning_rate, settings.bf16, settings.batch_size, settings.resume) == (
+        "m",
+        1e-4,
+        True,
+        3,
+        True,
+    )
     assert settings.shadow == ShadowConfig(r=8, alpha=0.3)
     assert values["json"] is True
     again = _parser.parse(
-        "train", train_verb.run, ["--config", str(tmp_path / "run.yaml"), "--bf16", "false", "--resume", "a/checkpoint-3"]
+        "train",
+        train_verb.run,
+        ["--config", str(tmp_path / "run.yaml"), "--bf16", "false", "--resume", "a/checkpoint-3"],
     )
-    assert (again["settings"].bf16, again["settings"].resume, again["json"]) == (False, "a/checkpoint-3", False)
+    assert (again["settings"].bf16, again["settings"].resume, again["json"]) == (
+        False,
+        "a/checkpoint-3",
+        False,
+    )
     (tmp_path / "written.yaml").write_text(settings.to_yaml())
-    fed_back = _parser.parse("train", train_verb.run, ["--config", str(tmp_path / "written.yaml"), "--resume"])
+    fed_back = _parser.parse(
+        "train", train_verb.run, ["--config", str(tmp_path / "written.yaml"), "--resume"]
+    )
     assert fed_back["settings"] == settings
 
 
 def test_prompt_may_be_repeated_and_is_not_parsed():
-    words = ["--model", "m", "--prompt", "[1, 2]", "--prompt", "yes: no", "--prompt=null", "--prompt", "--really?"]
-    assert _parser.parse("generate", generate_verb.run, words)["prompt"] == ["[1, 2]", "yes: no", "null", "--really?"]
+    words = [
+        "--model",
+        "m",
+        "--prompt",
+        "[1, 2]",
+        "--prompt",
+        "yes: no",
+        "--prompt=null",
+        "--prompt",
+        "--really?",
+    ]
+    assert _parser.parse("generate", generate_verb.run, words)["prompt"] == [
+        "[1, 2]",
+        "yes: no",
+        "null",
+        "--really?",
+    ]
 
 
 def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
     (tmp_path / "ask.yaml").write_text("prompt: hello\nmax_new_tokens: 2\n")
-    answers = result(["generate", "--config", tmp_path / "ask.yaml", "--model", base_folder], capsys)["answers"]
+    answers = result(["generate", "--config", tmp_path / "ask.yaml", "--model", base_folder], capsys)[
+        "answers"
+    ]
     assert [answer["prompt"] for answer in answers] == ["hello"]
 
 
@@ -165,15 +213,27 @@ def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
         (["train", "--shadow.alhpa=1"], "unknown flag --shadow.alhpa (did you mean '--shadow.alpha'?)"),
         (["train", "--learning-rate", "fast", "--model", "m"], "learning_rate"),
         (["train", "--model", "m"], "required: data, output"),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--shadow.dropout", "2"], "dropout must be at least 0 and below 1"),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--shadow.variant", "papr"], "shadow.variant"),
+        (
+            ["train", "--model", "m", "--data", "d", "--output", "o", "--shadow.dropout", "2"],
+            "dropout must be at least 0 and below 1",
+        ),
+        (
+            ["train", "--model", "m", "--data", "d", "--output", "o", "--shadow.variant", "papr"],
+            "shadow.variant",
+        ),
         (["train", "--config", "nowhere.yaml"], "there is none at 'nowhere.yaml'"),
         (["eval", "--model", "m", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["generate", "--model", "./nowhere", "--prompt", "x"], "there is no model folder ./nowhere"),
         (["generate", "--model", "m", "--prompt", "x", "--detached"], "--detached needs --adapter"),
-        (["generate", "--model", "m", "--prompt", "x", "--detached", "--adapter", "nowhere"], "no adapter folder at nowhere"),
+        (
+            ["generate", "--model", "m", "--prompt", "x", "--detached", "--adapter", "nowhere"],
+            "no adapter folder at nowhere",
+        ),
         (["generate", "--model", "m", "--prompt", "x", "--temperature=-1"], "temperature"),
-        (["export", "--model", "m", "--adapter", "nowhere", "--output", "new"], "no adapter folder at nowhere"),
+        (
+            ["export", "--model", "m", "--adapter", "nowhere", "--output", "new"],
+            "no adapter folder at nowhere",
+        ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -202,7 +262,11 @@ def test_base_with_missing_weights(base_folder, tmp_path, capsys):
     """Catches transformers' habit of making up weights that a file lacks."""
     shutil.copytree(base_folder, tmp_path / "holed")
     weights = tmp_path / "holed" / "model.safetensors"
-    save_file({name: value for name, value in load_file(weights).items() if "layers.1.mlp.up_proj" not in name}, weights, {"format": "pt"})
+    save_file(
+        {name: value for name, value in load_file(weights).items() if "layers.1.mlp.up_proj" not in name},
+        weights,
+        {"format": "pt"},
+    )
     said = mistake(["generate", "--model", tmp_path / "holed", "--prompt", "x"], capsys)
     assert "lacks 1 weights, such as model.layers.1.mlp.up_proj.weight" in said
 
@@ -212,7 +276,9 @@ def test_model_that_is_not_reachable(monkeypatch, capsys):
     said = mistake(["generate", "--model", "nobody/nothing", "--prompt", "x"], capsys)
     assert "the hub id nobody/nothing cannot be loaded" in said
     remedy = "check its name, the connection and your access to it, or give a folder with config.json"
-    assert re.search(rf"cannot be loaded: We couldn't connect to [^;]*[^.;]; {remedy}$", said.strip()), "one sentence of three"
+    assert re.search(rf"cannot be loaded: We couldn't connect to [^;]*[^.;]; {remedy}$", said.strip()), (
+        "one sentence of three"
+    )
 
 
 def test_models_beside_a_missing_folder_are_named(base_folder, tmp_path, capsys):
@@ -222,7 +288,9 @@ def test_models_beside_a_missing_folder_are_named(base_folder, tmp_path, capsys)
         shutil.copytree(base_folder, tmp_path / "models" / name)
     (tmp_path / "models" / "notes").mkdir()
     there = f"{tmp_path}/models/gemma, {tmp_path}/models/qwen"
-    assert f"give a folder with config.json (there are: {there}), or a hub id such as" in mistake(asked, capsys)
+    assert f"give a folder with config.json (there are: {there}), or a hub id such as" in mistake(
+        asked, capsys
+    )
     for number in range(8):
         shutil.copytree(tmp_path / "models" / "gemma", tmp_path / "models" / f"a{number}")
     assert f"{tmp_path}/models/a7 and 2 more), or a hub id" in mistake(asked, capsys)
@@ -285,10 +353,20 @@ def test_adapter_of_another_base(adapter_folder, tmp_path, capsys):
 
 def test_swapped_folders(base_folder, adapter_folder, rows_file, tmp_path, capsys, monkeypatch):
     """Catches transformers' long answer to an adapter given as a model, and a base loaded before the check."""
-    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
-    for words in (["generate", "--prompt", "x"], ["eval", "--data", rows_file], ["export", "--output", tmp_path / "new"]):
+    monkeypatch.setattr(
+        "shadowpeft.storage.stock_models.load_model",
+        lambda *_: pytest.fail("the model was loaded before the check"),
+    )
+    for words in (
+        ["generate", "--prompt", "x"],
+        ["eval", "--data", rows_file],
+        ["export", "--output", tmp_path / "new"],
+    ):
         said = mistake([*words, "--model", adapter_folder, "--adapter", base_folder], capsys)
-        assert f"{adapter_folder} is an adapter folder; give it as --adapter and its base ({base_folder}) as --model" in said
+        assert (
+            f"{adapter_folder} is an adapter folder; give it as --adapter and its base ({base_folder}) as --model"
+            in said
+        )
         said = mistake([*words, "--model", base_folder, "--adapter", base_folder], capsys)
         assert f"{base_folder} is a model; give it as --model" in said
 
@@ -300,7 +378,9 @@ def test_eval(base_folder, adapter_folder, rows_file, capsys):
     """Catches `--base` or `--detached` that measures the attached model, and a result that is not JSON."""
     words = ["eval", "--model", base_folder, "--adapter", adapter_folder, "--data", rows_file]
     attached, alone, bare = (result([*words, *more], capsys) for more in ([], ["--detached"], ["--base"]))
-    assert {"rows", "loss", "perplexity", "shadow_loss", "exact_match", "answered_rows", "tokens"} == set(attached)
+    assert {"rows", "loss", "perplexity", "shadow_loss", "exact_match", "answered_rows", "tokens"} == set(
+        attached
+    )
     assert attached["shadow_loss"] == pytest.approx(alone["loss"], rel=1e-4)
     assert alone["shadow_loss"] is bare["shadow_loss"] is None
     assert len({round(each["loss"], 4) for each in (attached, alone, bare)}) == 3
@@ -323,14 +403,18 @@ def test_generate(base_folder, adapter_folder, monkeypatch, capsys):
         (["--raw", "--detached"], "what", model.detached()),
     ):
         ids = tokenizer(text, return_tensors="pt").input_ids
-        out = runs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=2)
+        out = runs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=2
+        )
         expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert result([*words, *more, "--prompt", "what"], capsys)["answers"][0]["answer"] == expected
     monkeypatch.setattr(sys, "stdin", io.StringIO("what\n"))
     assert main([str(word) for word in words]) == 0
     assert capsys.readouterr().out.strip() == answers[0]["answer"].strip()
     sampled = ["--temperature", "2.0", "--top-k", "50", "--prompt", "what"]
-    one, same, other = (result([*words, *sampled, "--seed", seed], capsys)["answers"][0]["answer"] for seed in (1, 1, 2))
+    one, same, other = (
+        result([*words, *sampled, "--seed", seed], capsys)["answers"][0]["answer"] for seed in (1, 1, 2)
+    )
     assert one == same != other
     assert "leaves no room for 128 new ones" in mistake([*words[:-1], 128, "--prompt", "what"], capsys)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
@@ -340,7 +424,9 @@ def test_generate(base_folder, adapter_folder, monkeypatch, capsys):
 def test_export_is_a_stock_model(base_folder, adapter_folder, tmp_path, capsys):
     """Catches a folder that misses a file, or a model that answers otherwise than the shadow."""
     output = tmp_path / "small"
-    summary = result(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", output], capsys)
+    summary = result(
+        ["export", "--model", base_folder, "--adapter", adapter_folder, "--output", output], capsys
+    )
     assert {path.name for path in output.iterdir()} >= {
         "config.json",
         "generation_config.json",
@@ -350,7 +436,9 @@ def test_export_is_a_stock_model(base_folder, adapter_folder, tmp_path, capsys):
     }
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
     small = AutoModelForCausalLM.from_pretrained(output)
-    shadowed = ShadowedModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), adapter_folder)
+    shadowed = ShadowedModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base_folder), adapter_folder
+    )
     ids = AutoTokenizer.from_pretrained(output)("what is two", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = shadowed(ids, output_shadow_logits=True).shadow_logits
@@ -361,7 +449,9 @@ def test_export_is_a_stock_model(base_folder, adapter_folder, tmp_path, capsys):
     assert f"{small.num_parameters():,} parameters" in card
     assert "## The run" in card
     assert "base_model:" not in card, "a path says nothing on the hub"
-    assert "is not an empty folder" in mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", output], capsys)
+    assert "is not an empty folder" in mistake(
+        ["export", "--model", base_folder, "--adapter", adapter_folder, "--output", output], capsys
+    )
 
 
 def test_export_is_all_or_nothing(base_folder, adapter_folder, monkeypatch, tmp_path, capsys):
@@ -372,7 +462,11 @@ def test_export_is_all_or_nothing(base_folder, adapter_folder, monkeypatch, tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
-    said = mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"], capsys, code=1)
+    said = mistake(
+        ["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"],
+        capsys,
+        code=1,
+    )
     assert "No space left on device" in said
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
@@ -386,7 +480,9 @@ class Silent(torch.nn.Linear):
         raise RuntimeError("no kernel for this")
 
 
-def test_a_head_that_cannot_be_folded_is_a_mistake_of_one_sentence(base_folder, adapter_folder, monkeypatch, tmp_path, capsys):
+def test_a_head_that_cannot_be_folded_is_a_mistake_of_one_sentence(
+    base_folder, adapter_folder, monkeypatch, tmp_path, capsys
+):
     """Catches a trace, and a half-written folder, where the base's head is quantised in a way that nobody can read."""
     load = stock_models.load_model
 
@@ -396,8 +492,14 @@ def test_a_head_that_cannot_be_folded_is_a_mistake_of_one_sentence(base_folder, 
         return base
 
     monkeypatch.setattr(stock_models, "load_model", quantised)
-    said = mistake(["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"], capsys)
-    assert "needs the base's head as plain numbers, and this Silent does not give them (no kernel for this)" in said
+    said = mistake(
+        ["export", "--model", base_folder, "--adapter", adapter_folder, "--output", tmp_path / "small"],
+        capsys,
+    )
+    assert (
+        "needs the base's head as plain numbers, and this Silent does not give them (no kernel for this)"
+        in said
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -437,7 +539,22 @@ def test_doctor_names_what_an_extra_lacks(monkeypatch):
 
 def test_own_warnings_are_one_line(base_folder, tmp_path, capsys):
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "what", "completion": " two plus two is four"}])
-    assert main(["eval", "--model", str(base_folder), "--data", str(rows), "--max-length", "4", "--exact-match", "false"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                "--model",
+                str(base_folder),
+                "--data",
+                str(rows),
+                "--max-length",
+                "4",
+                "--exact-match",
+                "false",
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("warning: 1 of 1 rows are longer than max_length=4")
@@ -447,7 +564,9 @@ def test_nothing_but_the_result_is_printed(base_folder, adapter_folder, rows_fil
     """Catches bars, warnings and log lines of libraries in a script's output."""
     words = ["eval", "--model", base_folder, "--adapter", adapter_folder, "--data", rows_file, "--json"]
     run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == 2
 
@@ -457,7 +576,12 @@ def test_reader_that_has_seen_enough(base_folder):
     for prompts in (1, 40):
         words = ["generate", "--model", base_folder, "--max-new-tokens", 40, *["--prompt", "what"] * prompts]
         run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
-        process = subprocess.Popen([sys.executable, "-c", run, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", run, *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 141)
         process.stderr.close()

@@ -20,11 +20,29 @@ GAIN = {"base": -0.3, "lora": 0.0, "dora": 0.005, "shadow": 0.03, "shadow-paper"
 
 
 def study(tmp_path, **changes) -> Study:
-    settings = {"model": ",".join(MODELS), "tasks": "clinc150,gsm8k", "methods": "base,lora,shadow", "trials": 2, "name": "trial"}
+    settings = {
+        "model": ",".join(MODELS),
+        "tasks": "clinc150,gsm8k",
+        "methods": "base,lora,shadow",
+        "trials": 2,
+        "name": "trial",
+    }
     return Study(output=str(tmp_path / "study"), **{**settings, **changes})
 
 
-def row(model, task, method, *, seed=0, rank=16, mode="attached", trained_on=None, stage="final", correct="", **changes):
+def row(
+    model,
+    task,
+    method,
+    *,
+    seed=0,
+    rank=16,
+    mode="attached",
+    trained_on=None,
+    stage="final",
+    correct="",
+    **changes,
+):
     trained_on = trained_on or task
     rate, alpha = 1e-3, 0.3 if "shadow" in method else None
     share = correct.count("1") / len(correct) if correct else None
@@ -41,7 +59,9 @@ def row(model, task, method, *, seed=0, rank=16, mode="attached", trained_on=Non
     return made
 
 
-def study_rows(methods=("base", "lora", "shadow"), seeds=3, ranks=(16,), models=MODELS, tasks=("clinc150", "gsm8k")):
+def study_rows(
+    methods=("base", "lora", "shadow"), seeds=3, ranks=(16,), models=MODELS, tasks=("clinc150", "gsm8k")
+):
     """Simulate a study: items of different difficulty, seeds that differ a little, methods that differ by GAIN."""
     rows = []
     for number, (model, task) in enumerate((model, task) for model in models for task in tasks):
@@ -51,9 +71,25 @@ def study_rows(methods=("base", "lora", "shadow"), seeds=3, ranks=(16,), models=
             for rank in ranks[:1] if method == "base" else ranks:
                 for seed in range(seeds):
                     for mode in ("attached", "detached") if "shadow" in method else ("attached",):
-                        gain = GAIN[method] + 0.02 * np.log2(rank / 16) - (0.15 if mode == "detached" else 0) + random.normal(0, 0.01)
+                        gain = (
+                            GAIN[method]
+                            + 0.02 * np.log2(rank / 16)
+                            - (0.15 if mode == "detached" else 0)
+                            + random.normal(0, 0.01)
+                        )
                         marks = "".join("01"[int(hit)] for hit in random.random(ITEMS[task]) < ease + gain)
-                        rows.append(row(model, task, method, mode=mode, rank=rank, seed=seed, correct=marks, **extra(task, method, random)))
+                        rows.append(
+                            row(
+                                model,
+                                task,
+                                method,
+                                mode=mode,
+                                rank=rank,
+                                seed=seed,
+                                correct=marks,
+                                **extra(task, method, random),
+                            )
+                        )
     return rows
 
 
@@ -84,7 +120,10 @@ def table_of(text: str, heading: str) -> list[list[str]]:
     return cells
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (30, 2.04227)])
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (30, 2.04227)],
+)
 def test_quantiles_are_those_of_the_tables(freedom, quantile):
     """Catches a wrong term of the closed form, of odd or even degrees of freedom."""
     assert stats.t_quantile(freedom) == pytest.approx(quantile, abs=1e-4)
@@ -93,7 +132,9 @@ def test_quantiles_are_those_of_the_tables(freedom, quantile):
 def test_the_interval_over_seeds_is_students():
     """Catches the normal quantile in place of t's, the variance over n, and an interval made up of one seed."""
     found = stats.mean_interval([0.70, 0.72, 0.77])
-    assert (found.mean, found.margin) == pytest.approx((0.73, 4.30265 * np.std([0.70, 0.72, 0.77], ddof=1) / 3**0.5), abs=1e-6)
+    assert (found.mean, found.margin) == pytest.approx(
+        (0.73, 4.30265 * np.std([0.70, 0.72, 0.77], ddof=1) / 3**0.5), abs=1e-6
+    )
     assert stats.mean_interval([0.7]) == stats.Estimate(0.7, None, 1)
     assert stats.mean_interval([]) is None
     assert stats.mean_interval([0.5, 0.5]).margin == 0
@@ -104,7 +145,10 @@ def simulated(random, seeds, items, spread):
     ease = random.normal(0, 1.2, items)
 
     def marks(bias):
-        hits = ease + bias + random.normal(0, spread, seeds)[:, None] + random.logistic(0, 0.6, (seeds, items)) > 0
+        hits = (
+            ease + bias + random.normal(0, spread, seeds)[:, None] + random.logistic(0, 0.6, (seeds, items))
+            > 0
+        )
         return hits.astype(np.int8)
 
     return marks(random.normal(0, 0.5, items)) - marks(random.normal(0, 0.5, items))
@@ -164,7 +208,9 @@ def test_pairing_narrows_the_interval():
 def test_the_bootstrap_is_that_of_drawing_items_one_by_one():
     """Catches a wrong multinomial: many distinct values, in several pieces, against plain resampling."""
     random = np.random.default_rng(0)
-    cells = [("a", random.integers(-1, 2, (7, 400)).astype(np.int8) * random.integers(0, 2, 400)) for _ in range(2)]
+    cells = [
+        ("a", random.integers(-1, 2, (7, 400)).astype(np.int8) * random.integers(0, 2, 400)) for _ in range(2)
+    ]
     shares = sum(cell.mean(0) for _, cell in cells) / 2
     drawn = shares[random.integers(0, 400, (10_000, 400))].mean(1)
     assert stats.average(cells).items == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=2e-3)
@@ -208,7 +254,10 @@ def test_items_in_another_order_are_refused(tmp_path):
     rows = study_rows(methods=("lora", "shadow"))
     for each in rows:
         each["items_digest"] = "one order" if each["method"] == "lora" else "another"
-    with pytest.raises(DataError, match="shadow and lora, org/gemma-270m on clinc150: expected the same items in the same order"):
+    with pytest.raises(
+        DataError,
+        match="shadow and lora, org/gemma-270m on clinc150: expected the same items in the same order",
+    ):
         report(study(tmp_path), rows, tmp_path)
 
 
@@ -222,14 +271,24 @@ def test_the_report_says_what_the_rows_say(tmp_path):
     text = report(plan, rows, tmp_path).read_text()
     table = table_of(text, "gemma-270m: clinc150")
     lines = {(line[0], line[1]): dict(zip(table[0], line, strict=True)) for line in table[2:]}
-    assert list(lines) == [("base", "attached"), ("lora", "attached"), ("shadow", "attached"), ("shadow", "detached")]
+    assert list(lines) == [
+        ("base", "attached"),
+        ("lora", "attached"),
+        ("shadow", "attached"),
+        ("shadow", "detached"),
+    ]
 
     mine = [
         each
         for each in rows
-        if (each["model"], each["task"], each["method"], each["mode"]) == (MODELS[0], "clinc150", "shadow", "attached")
+        if (each["model"], each["task"], each["method"], each["mode"])
+        == (MODELS[0], "clinc150", "shadow", "attached")
     ]
-    theirs = [each for each in rows if (each["model"], each["task"], each["method"]) == (MODELS[0], "clinc150", "lora")]
+    theirs = [
+        each
+        for each in rows
+        if (each["model"], each["task"], each["method"]) == (MODELS[0], "clinc150", "lora")
+    ]
     values = [100 * each["value"] for each in mine]
     found = lines["shadow", "attached"]
     assert found["score"] == f"{np.mean(values):.1f} ± {4.30265 * np.std(values, ddof=1) / 3**0.5:.1f}"
@@ -238,7 +297,9 @@ def test_the_report_says_what_the_rows_say(tmp_path):
     low, high = (float(end) for end in found["95 % items"].split(" to "))
     assert low < gap < high
     assert (found["trainable"], found["/ LoRA's"]) == ("16,000", "1.000")
-    assert float(found["ECE"].split(" ± ")[0]) == pytest.approx(100 * np.mean([each["calibration"]["ece"] for each in mine]), abs=0.06)
+    assert float(found["ECE"].split(" ± ")[0]) == pytest.approx(
+        100 * np.mean([each["calibration"]["ece"] for each in mine]), abs=0.06
+    )
     assert lines["lora", "attached"]["to LoRA"] == "-"
     assert "| mawps | shadow | attached | accuracy | 100 | 40.0 | +10.00 | " in text
     assert "| nll | 2.500 | - | - | - |" in text
@@ -250,16 +311,32 @@ def test_the_report_says_what_the_rows_say(tmp_path):
 
 def test_the_average_is_over_the_cells_that_lora_has(tmp_path):
     """Catches an average that compares a method on easy tasks with LoRA on hard ones."""
-    rows = [each for each in study_rows() if (each["method"], each["model"], each["task"]) != ("lora", MODELS[0], "gsm8k")]
+    rows = [
+        each
+        for each in study_rows()
+        if (each["method"], each["model"], each["task"]) != ("lora", MODELS[0], "gsm8k")
+    ]
     found = summary(study(tmp_path), rows)
-    shadow = next(each for each in found["averages"] if (each["method"], each["mode"]) == ("shadow", "attached"))
-    cells = [each for each in found["cells"] if (each["method"], each["mode"]) == ("shadow", "attached") and each["difference"]]
+    shadow = next(
+        each for each in found["averages"] if (each["method"], each["mode"]) == ("shadow", "attached")
+    )
+    cells = [
+        each
+        for each in found["cells"]
+        if (each["method"], each["mode"]) == ("shadow", "attached") and each["difference"]
+    ]
     assert (shadow["cells"], shadow["difference"]["cells"]) == (3, 3)
     assert shadow["difference"]["value"] == pytest.approx(shadow["value"]["mean"] - shadow["lora"]["mean"])
-    assert shadow["difference"]["value"] == pytest.approx(np.mean([each["difference"]["value"] for each in cells]))
-    average = table_of(report(study(tmp_path), rows, tmp_path).read_text(), "Averages over tasks and models")[4]
+    assert shadow["difference"]["value"] == pytest.approx(
+        np.mean([each["difference"]["value"] for each in cells])
+    )
+    average = table_of(report(study(tmp_path), rows, tmp_path).read_text(), "Averages over tasks and models")[
+        4
+    ]
     assert average[:3] == ["shadow", "attached", "3 of 4"]
-    assert {entry["cell"] for entry in found["missing"]} == {f"final {MODELS[0]} gsm8k lora rank=16 seed={seed}" for seed in range(3)}
+    assert {entry["cell"] for entry in found["missing"]} == {
+        f"final {MODELS[0]} gsm8k lora rank=16 seed={seed}" for seed in range(3)
+    }
 
 
 def test_the_average_is_over_the_seeds_that_lora_has(tmp_path):
@@ -280,7 +357,10 @@ def test_runs_that_failed_are_told_beside_the_averages(tmp_path):
     rows = study_rows()
     lost = next(each for each in rows if each["method"] == "lora")
     lost |= {"status": "crashed", "error": "training diverged", "value": None, "correct": None}
-    assert "**Final runs that failed and are in no average: 1." in report(study(tmp_path), rows, tmp_path).read_text()
+    assert (
+        "**Final runs that failed and are in no average: 1."
+        in report(study(tmp_path), rows, tmp_path).read_text()
+    )
     assert "in no average" not in report(study(tmp_path), study_rows(), tmp_path).read_text()
 
 
@@ -289,14 +369,26 @@ def test_missing_and_failed_cells_are_named(tmp_path):
     rows = study_rows()
     lost = next(each for each in rows if each["method"] == "lora" and each["seed"] == 1)
     rows = [each for each in rows if each["key"] != lost["key"]]
-    rows.append(lost | {"status": "out-of-memory", "error": "CUDA | out\nof memory", "value": None, "correct": None, "metrics": {}})
+    rows.append(
+        lost
+        | {
+            "status": "out-of-memory",
+            "error": "CUDA | out\nof memory",
+            "value": None,
+            "correct": None,
+            "metrics": {},
+        }
+    )
     cured = rows[0] | {"status": "crashed", "error": "disk", "value": None}
     wanted = Cell("cost", MODELS[0], "clinc150", "shadow", 16, 0, 1e-3, 0.3)
     text = report(
         study(tmp_path),
         [cured, *rows],
         tmp_path,
-        expected=[wanted, Cell("final", *(lost[k] for k in ("model", "task", "method", "rank", "seed")), 1e-3)],
+        expected=[
+            wanted,
+            Cell("final", *(lost[k] for k in ("model", "task", "method", "rank", "seed")), 1e-3),
+        ],
     ).read_text()
     assert "2 without a result" in text
     assert f"- `{lost['key']}`: out-of-memory: CUDA | out of memory\n" in text
@@ -306,7 +398,9 @@ def test_missing_and_failed_cells_are_named(tmp_path):
 
 def test_no_lora_is_said(tmp_path):
     """Catches a difference to nothing."""
-    text = report(study(tmp_path, methods="base,shadow"), study_rows(methods=("base", "shadow")), tmp_path).read_text()
+    text = report(
+        study(tmp_path, methods="base,shadow"), study_rows(methods=("base", "shadow")), tmp_path
+    ).read_text()
     assert "no finished runs of LoRA" in text
     assert not re.search(r"[+-]\d+\.\d\d to ", text)
 
@@ -317,7 +411,16 @@ def test_any_part_of_a_study_makes_a_report(tmp_path, count):
     random = np.random.default_rng(count)
     rows = study_rows(ranks=(16, 4))
     rows.append(
-        rows[0] | {"stage": "search", "status": "crashed", "error": "x", "value": None, "metric": None, "metrics": None, "key": "other"}
+        rows[0]
+        | {
+            "stage": "search",
+            "status": "crashed",
+            "error": "x",
+            "value": None,
+            "metric": None,
+            "metrics": None,
+            "key": "other",
+        }
     )
     rows = [rows[number] for number in random.permutation(len(rows))[:count]]
     plan = study(tmp_path, ranks="16,4")
@@ -364,18 +467,34 @@ def test_costs_come_from_runs_timed_alone(tmp_path):
     rows.append(row(MODELS[0], "clinc150", "shadow", stage="cost", **changes))
     text = report(study(tmp_path), rows, tmp_path).read_text()
     assert "| shadow | attached | 15.0 | 9,999 | 2.50 | 4.00 | 7.0 | alone |" in text
-    assert re.search(r"\| lora \| attached \| 40\.\d \| 5,000 \| 2.50 \| 4.00 \| 12.5 \| in the study \|", text)
+    assert re.search(
+        r"\| lora \| attached \| 40\.\d \| 5,000 \| 2.50 \| 4.00 \| 12.5 \| in the study \|", text
+    )
 
 
 def test_the_search_is_told(tmp_path):
     """Catches a choice that nobody can check."""
     rows = study_rows(methods=("lora", "shadow"), tasks=("clinc150",))
     for rate, value in ((1e-3, 0.61), (3e-3, 0.59)):
-        rows.append(row(MODELS[0], "clinc150", "lora", stage="search", seed=1000, learning_rate=rate, value=value, split="validation"))
+        rows.append(
+            row(
+                MODELS[0],
+                "clinc150",
+                "lora",
+                stage="search",
+                seed=1000,
+                learning_rate=rate,
+                value=value,
+                split="validation",
+            )
+        )
     loss = {"metric": "loss", "value": 1.23456, "learning_rate": 1e-3, "split": "validation"}
     rows.append(row(MODELS[0], "gsm8k", "shadow", stage="search", seed=1000, **loss))
     text = report(study(tmp_path), rows, tmp_path).read_text()
-    assert "| gemma-270m | clinc150 | lora | 0.001 | - | accuracy | 61.00 | - | chosen, at the edge of the rates tried |" in text
+    assert (
+        "| gemma-270m | clinc150 | lora | 0.001 | - | accuracy | 61.00 | - | chosen, at the edge of the rates tried |"
+        in text
+    )
     assert "| gemma-270m | clinc150 | lora | 0.003 | - | accuracy | 59.00 | - |  |" in text
     assert "| gemma-270m | gsm8k | shadow | 0.001 | 0.3 | loss | 1.2346 | - |  |" in text
 
@@ -398,7 +517,9 @@ def test_the_rule_of_the_choice_is_told(tmp_path):
 def test_rates_of_the_backbone_are_told(tmp_path):
     """Catches trials that differ in nothing else shown as one, and a table of old rows that is not what it was."""
     final = study_rows(methods=("lora", "shadow"), tasks=("clinc150",))
-    final = [made | {"backbone_learning_rate": 1e-4} if made["method"] == "shadow" else made for made in final]
+    final = [
+        made | {"backbone_learning_rate": 1e-4} if made["method"] == "shadow" else made for made in final
+    ]
     trial = {"stage": "search", "seed": 1000, "learning_rate": 1e-3, "split": "validation"}
     for rate, value in ((None, 0.61), (1e-4, 0.63)):
         made = row(MODELS[0], "clinc150", "shadow", value=value, **trial)
@@ -409,7 +530,9 @@ def test_rates_of_the_backbone_are_told(tmp_path):
         ["0.001", "0.3", "-", "accuracy", "61.00", "-", ""],
         ["0.001", "0.3", "0.0001", "accuracy", "63.00", "-", "chosen"],
     ]
-    old = [{name: value for name, value in made.items() if name != "backbone_learning_rate"} for made in final]
+    old = [
+        {name: value for name, value in made.items() if name != "backbone_learning_rate"} for made in final
+    ]
     table = table_of(report(study(tmp_path), old, tmp_path).read_text(), "Search")
     assert table[0][3:6] == ["learning rate", "alpha", "metric"]
 
@@ -418,7 +541,13 @@ def test_second_seeds_are_told(tmp_path):
     """Catches a second run that hides the first in the table of trials, a mean of one run, and a choice whose way is not told."""
     rows = study_rows(methods=("lora",), tasks=("clinc150",))
     trial = {"stage": "search", "split": "validation"}
-    for seed, rate, value in ((1000, 1e-3, 0.61), (1000, 3e-3, 0.63), (1000, 1e-2, 0.1), (1001, 3e-3, 0.02), (1001, 1e-3, 0.6)):
+    for seed, rate, value in (
+        (1000, 1e-3, 0.61),
+        (1000, 3e-3, 0.63),
+        (1000, 1e-2, 0.1),
+        (1001, 3e-3, 0.02),
+        (1001, 1e-3, 0.6),
+    ):
         rows.append(row(MODELS[0], "clinc150", "lora", seed=seed, learning_rate=rate, value=value, **trial))
     for seed, value in ((1000, 1.25), (1001, 1.75)):
         rows.append(row(MODELS[0], "gsm8k", "lora", seed=seed, metric="loss", value=value, **trial))
@@ -427,7 +556,8 @@ def test_second_seeds_are_told(tmp_path):
     rows.append(row(MODELS[1], "gsm8k", "lora", seed=1001, **lost, **trial))
     text = report(study(tmp_path, trials=3, finalists=2), rows, tmp_path).read_text()
     assert (
-        "3 settings of each method tried on the validation split, the best 2 again from a second seed and chosen among by the mean" in text
+        "3 settings of each method tried on the validation split, the best 2 again from a second seed and chosen among by the mean"
+        in text
     )
     assert "among these the mean of both seeds decides" in text
     table = table_of(text, "Search")
@@ -473,7 +603,9 @@ def test_several_ranks_make_a_scaling_table_and_a_picture(tmp_path):
     assert [line[5] for line in table[2:5]] == ["4,000", "16,000", "64,000"]
     results = Results(plan, rows)
     assert {results.size_ratio(line) for line in results.lines if line.method == "shadow"} == {1.0}
-    assert all((other := results.reference(line)) is None or other.rank == line.rank for line in results.lines)
+    assert all(
+        (other := results.reference(line)) is None or other.rank == line.rank for line in results.lines
+    )
     assert {path.name for path in plots.draw(plan, rows, tmp_path)} == {
         "differences.png",
         "parameters.png",
@@ -505,18 +637,30 @@ def test_labels_of_models_tell_them_apart(names, labels):
 
 def test_long_names_stay_in_their_pictures(tmp_path, monkeypatch):
     """Catches titles and labels that reach out of the picture or into each other."""
-    models = tuple(f"models/a-language-model-of-a-{size}-name-and-of-many-billions-of-parameters-instruct" for size in ("long", "longer"))
+    models = tuple(
+        f"models/a-language-model-of-a-{size}-name-and-of-many-billions-of-parameters-instruct"
+        for size in ("long", "longer")
+    )
     plan, kept = study(tmp_path, model=",".join(models), ranks="4,16"), []
     monkeypatch.setattr(plots.plt, "close", kept.append)
     drawn = plots.draw(plan, study_rows(models=models, ranks=(4, 16)), tmp_path)
-    assert [path.name for path in drawn] == ["differences.png", "parameters.png", "training_time.png", "calibration.png"]
+    assert [path.name for path in drawn] == [
+        "differences.png",
+        "parameters.png",
+        "training_time.png",
+        "calibration.png",
+    ]
     for figure in kept:
         figure.draw_without_rendering()  # in the size that it is measured in, not that of the file
         places = figure.axes[0].get_yticklabels() if figure is kept[0] else []
         texts = [figure._suptitle, *(axes.title for axes in figure.axes), *places]
         boxes = [text.get_window_extent() for text in texts if text.get_text()]
-        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), figure._suptitle.get_text()
-        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes), figure._suptitle.get_text()
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), (
+            figure._suptitle.get_text()
+        )
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes), (
+            figure._suptitle.get_text()
+        )
         assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
 
 

@@ -42,16 +42,33 @@ def _classes(split: str, source: Any) -> list[Item]:
 
 
 def _questions(split: str, source: Any) -> list[Item]:
-    return [Item(f"Say {_text(i)}:", WORDS[i % 12], f" {WORDS[i % 12]}") for i in range({"train": 20, "validation": 6, "test": 5}[split])]
+    return [
+        Item(f"Say {_text(i)}:", WORDS[i % 12], f" {WORDS[i % 12]}")
+        for i in range({"train": 20, "validation": 6, "test": 5}[split])
+    ]
 
 
 def _choices(split: str, source: Any) -> list[Item]:
-    return [Item(f"{_text(i)} Answer:", i % 4, f" {'ABCD'[i % 4]}", choices=(" A", " B", " C", " D")) for i in range(6)]
+    return [
+        Item(f"{_text(i)} Answer:", i % 4, f" {'ABCD'[i % 4]}", choices=(" A", " B", " C", " D"))
+        for i in range(6)
+    ]
 
 
 TASKS = {
-    "classes": Task("classes", "classification", "accuracy", _classes, _score, ("a", "b", "c"), max_length=16),
-    "questions": Task("questions", "generation", "accuracy", _questions, _score, max_length=64, max_new_tokens=3, stop=("\n",)),
+    "classes": Task(
+        "classes", "classification", "accuracy", _classes, _score, ("a", "b", "c"), max_length=16
+    ),
+    "questions": Task(
+        "questions",
+        "generation",
+        "accuracy",
+        _questions,
+        _score,
+        max_length=64,
+        max_new_tokens=3,
+        stop=("\n",),
+    ),
     "choices": Task("choices", "choice", "accuracy", _choices, _score, max_length=64),
 }
 
@@ -95,7 +112,9 @@ def _cell(study: Study, method: str, task: str = "classes", stage: Any = "final"
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_trained_and_measured_on_every_kind_of_task(method: str, task: str, study: Study) -> None:
+def test_every_method_is_trained_and_measured_on_every_kind_of_task(
+    method: str, task: str, study: Study
+) -> None:
     """Catches a method that cannot train, detach or be measured on a kind of task, and a row that JSON cannot hold."""
     rows = run_cell.run_cell(_cell(study, method, task), study)
     assert [row["mode"] for row in rows] == (["attached", "detached"] if method in DETACHES else ["attached"])
@@ -125,10 +144,14 @@ def test_bfloat16_trains_adapters_in_float32(method: str, study: Study) -> None:
     assert math.isfinite(run_cell.run_cell(cell, half)[0]["train_loss"])
 
 
-def test_search_of_a_generation_task_reads_the_loss_of_validation_alone(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_of_a_generation_task_reads_the_loss_of_validation_alone(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a search that reads the test split, and a loss that counts the prompt."""
     read = []
-    watched = dataclasses.replace(TASKS["questions"], load=lambda split, source: read.append(split) or _questions(split, source))
+    watched = dataclasses.replace(
+        TASKS["questions"], load=lambda split, source: read.append(split) or _questions(split, source)
+    )
     monkeypatch.setitem(tasks.TASKS, "questions", watched)
     (row,) = run_cell.run_cell(_cell(study, "base", "questions", "search"), study)
     assert set(read) == {"validation"}
@@ -146,7 +169,9 @@ def test_search_of_a_generation_task_reads_the_loss_of_validation_alone(study: S
 def test_cost_reads_no_test_row_and_times_steps(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a stage that reads the test split once more, and warm-up steps that are counted."""
     read = []
-    watched = dataclasses.replace(TASKS["classes"], load=lambda split, source: read.append(split) or _classes(split, source))
+    watched = dataclasses.replace(
+        TASKS["classes"], load=lambda split, source: read.append(split) or _classes(split, source)
+    )
     monkeypatch.setitem(tasks.TASKS, "classes", watched)
     monkeypatch.setattr(run_cell, "TIMED_STEPS", 3)
     rows = run_cell.run_cell(_cell(study, "shadow", stage="cost"), study)
@@ -159,7 +184,9 @@ def test_only_measuring_reads_the_test_split(study: Study, monkeypatch: pytest.M
     """Catches test items that are answered a second time to take the time of answers."""
     timed: list[Any] = []
     monkeypatch.setattr(measure, "ms_per_answer", lambda ask, items, device: timed.extend(items) or 1.0)
-    watched = dataclasses.replace(TASKS["classes"], load=lambda split, source: [Item(f"{split} cat", i % 3) for i in range(6)])
+    watched = dataclasses.replace(
+        TASKS["classes"], load=lambda split, source: [Item(f"{split} cat", i % 3) for i in range(6)]
+    )
     monkeypatch.setitem(tasks.TASKS, "classes", watched)
     run_cell.run_cell(_cell(study, "shadow"), study)
     assert {item.prompt for item in timed} == {"validation cat"}
@@ -186,7 +213,9 @@ def test_logits_that_are_no_numbers_are_divergence(wrong: float) -> None:
         measure._by_probability([torch.tensor([0.1, wrong, 0.3])])
 
 
-def test_detached_row_is_what_the_detached_model_answers(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detached_row_is_what_the_detached_model_answers(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches rows called detached that were measured attached."""
     kept: list[methods.Built] = []
 
@@ -199,24 +228,31 @@ def test_detached_row_is_what_the_detached_model_answers(study: Study, monkeypat
     rows = run_cell.run_cell(fast, study)
     tokenizer, items = AutoTokenizer.from_pretrained(study.model), _classes("test", None)
     attached, detached = (
-        measure.answer(model, tokenizer, TASKS["classes"], items, 3, 16) for model in (kept[0].model, kept[0].model.detached())
+        measure.answer(model, tokenizer, TASKS["classes"], items, 3, 16)
+        for model in (kept[0].model, kept[0].model.detached())
     )
     assert attached.probabilities != detached.probabilities
     for row, given in zip(rows, (attached, detached), strict=True):
         sure = given.probabilities
         assert sure is not None
-        assert row["metrics"]["nll"] == pytest.approx(measure.negative_log_likelihood(sure, [item.target for item in items]), rel=1e-4)
+        assert row["metrics"]["nll"] == pytest.approx(
+            measure.negative_log_likelihood(sure, [item.target for item in items]), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("method", OURS)
-def test_the_backbone_is_trained_at_its_own_rate(method: str, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backbone_is_trained_at_its_own_rate(
+    method: str, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a rate that is recorded and not used, or that reaches heads and coupling."""
     kept: list[Any] = []
 
     def keeping(*args: Any) -> methods.Built:
         built = methods.build(*args)
         perturb(built.model)  # a fresh coupling has parts that no gradient reaches yet
-        kept.append((built.model, {name: weight.detach().clone() for name, weight in methods._trained(built.model)}))
+        kept.append(
+            (built.model, {name: weight.detach().clone() for name, weight in methods._trained(built.model)})
+        )
         return built
 
     monkeypatch.setattr(run_cell, "build", keeping)
@@ -228,11 +264,22 @@ def test_the_backbone_is_trained_at_its_own_rate(method: str, study: Study, monk
     assert row["key"].endswith(" lr=0.01 alpha=0.3 backbone_lr=0.001")
     ((model, before),) = kept
     # The first step of AdamW moves a weight by the learning rate, whatever its gradient.
-    moved = {name: (model.get_parameter(name).detach() - weight).abs().max().item() for name, weight in before.items()}
+    moved = {
+        name: (model.get_parameter(name).detach() - weight).abs().max().item()
+        for name, weight in before.items()
+    }
     shadow = "adapters.default.shadow."
-    assert {"adapters.default.score.weight", "adapters.default.shadow_score.weight", f"{shadow}backbone.norm.weight"} <= moved.keys()
-    assert moved == pytest.approx({name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2)
-    assert bool(row["config"]["unit_state"]) == (method == "shadow-explicit"), "the row says what the pretrained shadow settled"
+    assert {
+        "adapters.default.score.weight",
+        "adapters.default.shadow_score.weight",
+        f"{shadow}backbone.norm.weight",
+    } <= moved.keys()
+    assert moved == pytest.approx(
+        {name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2
+    )
+    assert bool(row["config"]["unit_state"]) == (method == "shadow-explicit"), (
+        "the row says what the pretrained shadow settled"
+    )
 
 
 def test_one_rate_for_both_is_one_rate(study: Study) -> None:
@@ -268,15 +315,23 @@ def test_skipped_rows_are_those_that_were_drawn_before() -> None:
     """Catches a second study that reads test rows of the first, draws others each time, or a first whose rows are no longer the same."""
     rows = [f"row {index}" for index in range(100)]
     first = run_cell.draw(rows, 30)
-    assert first == run_cell.draw(rows, 30, ()) == [rows[index] for index in sorted(random.Random(0).sample(range(100), 30))]
+    assert (
+        first
+        == run_cell.draw(rows, 30, ())
+        == [rows[index] for index in sorted(random.Random(0).sample(range(100), 30))]
+    )
     assert run_cell.draw(rows, None) == run_cell.draw(rows, 100) == rows
     later = run_cell.draw(rows, 40, (30,))
     assert later == run_cell.draw(rows, 40, (30,))
     assert (len(later), set(later) & set(first)) == (40, set())
     left = [row for row in rows if row not in first]
     assert run_cell.draw(rows, None, (30,)) == run_cell.draw(rows, 90, (30,)) == left
-    assert later == [row for row in left if row in later] != left[:40], "in their order, and not the first ones"
-    assert later == [left[index] for index in sorted(random.Random(0).sample(range(70), 40))], "the rows of the studies in results/"
+    assert later == [row for row in left if row in later] != left[:40], (
+        "in their order, and not the first ones"
+    )
+    assert later == [left[index] for index in sorted(random.Random(0).sample(range(70), 40))], (
+        "the rows of the studies in results/"
+    )
     assert run_cell.draw(rows, 40, (100,)) == []
 
 
@@ -289,7 +344,9 @@ def test_a_third_study_skips_the_rows_of_both_before() -> None:
     assert fourth == [row for row in rows if row not in {*first, *second, *third}]
     assert third == [row for row in rows if row in {*third}], "in their order"
     assert set(run_cell.draw(rows, 30, (60,))) & {*first, *second}, "what the test can see"
-    uneven = [set(run_cell.draw(rows, limit, skips)) for limit, skips in ((10, ()), (50, (10,)), (None, (10, 50)))]
+    uneven = [
+        set(run_cell.draw(rows, limit, skips)) for limit, skips in ((10, ()), (50, (10,)), (None, (10, 50)))
+    ]
     assert (set.union(*uneven), sum(map(len, uneven))) == ({*rows}, 100)
     assert run_cell.draw(rows, 40, (60, 60)) == []
 
@@ -303,11 +360,15 @@ def partnered(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
 
     classes = dataclasses.replace(TASKS["classes"], load=load("own", 9), partners=("others",))
     monkeypatch.setitem(tasks.TASKS, "classes", classes)
-    monkeypatch.setitem(tasks.TASKS, "others", dataclasses.replace(classes, name="others", load=load("other", 8), partners=()))
+    monkeypatch.setitem(
+        tasks.TASKS, "others", dataclasses.replace(classes, name="others", load=load("other", 8), partners=())
+    )
     return dataclasses.replace(study, ood=True, test_rows=3, validation_rows=9)
 
 
-def test_only_test_rows_are_skipped_and_those_of_partners_too(partnered: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_test_rows_are_skipped_and_those_of_partners_too(
+    partnered: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a setting that never reaches the measuring, that takes rows off the validation split, or leaves a partner's rows in."""
     asked: dict[str, list[str]] = {}
     answer = measure.answer
@@ -329,7 +390,9 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(partnered: Study, 
     for name, count in (("classes", 9), ("others", 8)):
         assert len(set.union(*(study[name] for study in seen))) == count, "no row twice"
         assert len({study[name] for study in digests}) == 3, "the digest tells which rows were read"
-    (row,) = run_cell.run_cell(_cell(partnered, "base", stage="search"), dataclasses.replace(partnered, test_skip=[3, 3]))
+    (row,) = run_cell.run_cell(
+        _cell(partnered, "base", stage="search"), dataclasses.replace(partnered, test_skip=[3, 3])
+    )
     assert row["items"] == 9
 
 
@@ -337,7 +400,9 @@ def test_each_task_skips_its_own_rows(partnered: Study) -> None:
     """Catches a partner that is tested without the rows that the task trained on skips, or the other way round."""
 
     def read(test_skip: Any) -> dict[str, str]:
-        rows = run_cell.run_cell(_cell(partnered, "base"), dataclasses.replace(partnered, test_skip=test_skip))
+        rows = run_cell.run_cell(
+            _cell(partnered, "base"), dataclasses.replace(partnered, test_skip=test_skip)
+        )
         return {row["task"]: row["items_digest"] for row in rows}
 
     none, once, twice = map(read, (0, 3, [3, 3]))
@@ -346,13 +411,19 @@ def test_each_task_skips_its_own_rows(partnered: Study) -> None:
     assert read({"classes": [3, 3], "others": 3}) == {"classes": twice["classes"], "others": once["others"]}
 
 
-def test_all_methods_see_the_same_rows_in_the_same_order(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_methods_see_the_same_rows_in_the_same_order(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches an order that a method's own random draws or the Trainer decide, and steps that are not exactly those asked for."""
     seen: dict[str, list[Any]] = {}
     collate = fit.ClassCollator.__call__
     for method in METHODS:
         batches = seen.setdefault(method, [])
-        monkeypatch.setattr(fit.ClassCollator, "__call__", lambda self, rows, kept=batches: kept.append(rows) or collate(self, rows))
+        monkeypatch.setattr(
+            fit.ClassCollator,
+            "__call__",
+            lambda self, rows, kept=batches: kept.append(rows) or collate(self, rows),
+        )
         run_cell.run_cell(_cell(study, method, stage="search"), study)
     assert all(batches == seen["base"] for batches in seen.values())
     assert [len(batch) for batch in seen["base"]] == [2, 2]
@@ -400,7 +471,10 @@ def test_given_sizes_stay_as_given(tiny: str) -> None:
 
 def test_unmatchable_budget_is_one_sentence_with_the_rank_that_would_do(tiny: str) -> None:
     """Catches a comparison at unequal budgets, and advice that does not work."""
-    with pytest.raises(ConfigError, match=r"peft-shadow cannot be matched .* nearest it comes is [\d,]+, .*; rank \d+ would do") as caught:
+    with pytest.raises(
+        ConfigError,
+        match=r"peft-shadow cannot be matched .* nearest it comes is [\d,]+, .*; rank \d+ would do",
+    ) as caught:
         methods.matched(tiny, "peft-shadow", 1)
     methods.matched(tiny, "peft-shadow", int(str(caught.value).split("rank ")[-1].split()[0]))
 
@@ -409,14 +483,19 @@ def test_match_fills_the_budget_whatever_it_costs() -> None:
     """Catches rounding that leaves more than the tolerance unspent."""
     whole, half = budget.Backbone({}, 4000, 30), budget.Backbone({"heads": 1}, 2000, 30)
     names = {"r": "r", "mlp": "width", "update": "update"}
-    costs = budget.Costs(names, {}, {"mlp": 200, "update": 10}, (whole, half), per_rank=100, per_update=150, rest=64)
+    costs = budget.Costs(
+        names, {}, {"mlp": 200, "update": 10}, (whole, half), per_rank=100, per_update=150, rest=64
+    )
     for wanted in (5000, 8000, 20_000, 100_000):
         found = budget.match(wanted, costs)
         assert found.meets(wanted), found
     assert found.settings == {"width": 200, "update": 10, "r": 884}
 
 
-@pytest.mark.parametrize(("method", "setting"), [("lora", "lora_droput"), ("shadow", "drop"), ("full", "r"), ("peft-shadow", "alpha")])
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("lora", "lora_droput"), ("shadow", "drop"), ("full", "r"), ("peft-shadow", "alpha")],
+)
 def test_unknown_override_is_refused_by_name(method: str, setting: str, study: Study) -> None:
     """Catches a misspelt setting that is silently not applied."""
     wrong = dataclasses.replace(study, methods=method, overrides={method: {setting: 0.1}})
@@ -428,8 +507,19 @@ def test_unknown_override_is_refused_by_name(method: str, setting: str, study: S
 def test_settings_that_serve_no_study_are_no_overrides(method: str) -> None:
     """Catches a list of settings that a study would record and never use, and one that a study needs left out with them."""
     known = set(methods._known(method))
-    assert not known & {"base_model_name_or_path", "revision", "megatron_config", "runtime_config", "eva_config"}
-    assert known >= {"r", "target_modules", "modules_to_save", *(["lora_alpha", "use_rslora"] if method == "lora" else ["shadow_model"])}
+    assert not known & {
+        "base_model_name_or_path",
+        "revision",
+        "megatron_config",
+        "runtime_config",
+        "eva_config",
+    }
+    assert known >= {
+        "r",
+        "target_modules",
+        "modules_to_save",
+        *(["lora_alpha", "use_rslora"] if method == "lora" else ["shadow_model"]),
+    }
 
 
 def test_overrides_and_alpha_reach_the_models(study: Study) -> None:
@@ -437,7 +527,9 @@ def test_overrides_and_alpha_reach_the_models(study: Study) -> None:
     given = {"lora": {"lora_dropout": 0.5}, "shadow": {"dropout": 0.4, "shadow_layers": 1.0}}
     changed = dataclasses.replace(study, methods="lora,shadow,peft-shadow", overrides=given)
     built = {
-        method: methods.build(_cell(study, method, alpha=alpha), changed, TASKS["choices"], 0, torch.device("cpu"))
+        method: methods.build(
+            _cell(study, method, alpha=alpha), changed, TASKS["choices"], 0, torch.device("cpu")
+        )
         for method, alpha in (("lora", None), ("shadow", 0.7), ("peft-shadow", 0.7))
     }
     ours = built["shadow"].model.adapters["default"].settings
@@ -446,7 +538,9 @@ def test_overrides_and_alpha_reach_the_models(study: Study) -> None:
     assert built["peft-shadow"].model.peft_config["default"].shadow_alpha == 0.7
 
 
-def test_sizes_are_counted_once_for_all_trials_and_ranks(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_counted_once_for_all_trials_and_ranks(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a minute of counting before every run of a search, and an override that is a list."""
     counted = []
     costs = methods._costs
@@ -475,7 +569,9 @@ class PreTrained:
     def both(self) -> tuple[PreTrainedModel, Any]:
         from shadowpeft.storage import stock_models
 
-        return stock_models.load_model(self.folder, torch.float32).eval(), AutoTokenizer.from_pretrained(self.folder)
+        return stock_models.load_model(self.folder, torch.float32).eval(), AutoTokenizer.from_pretrained(
+            self.folder
+        )
 
 
 @pytest.mark.parametrize("choices", [(" A", " B", " C"), (" one two", " star", " blue cat dog")])
@@ -488,7 +584,10 @@ def test_likelihood_of_choices_equals_one_at_a_time(choices: tuple[str, ...], ti
     for item, found in zip(items, given.probabilities or [], strict=True):
         scores = []
         for choice in item.choices:
-            prompt, ids = tokenizer(item.prompt)["input_ids"], tokenizer(choice, add_special_tokens=False)["input_ids"]
+            prompt, ids = (
+                tokenizer(item.prompt)["input_ids"],
+                tokenizer(choice, add_special_tokens=False)["input_ids"],
+            )
             logs = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
             scores.append(sum(logs[len(prompt) - 1 + place, token].item() for place, token in enumerate(ids)))
         assert found == pytest.approx(torch.tensor(scores).softmax(-1).tolist(), abs=1e-5)
@@ -502,7 +601,9 @@ def test_classes_equal_one_at_a_time(study: Study) -> None:
     items = _classes("test", None)
     given = measure.answer(model, tokenizer, TASKS["classes"], items, 3, 16)
     for item, found in zip(items, given.probabilities or [], strict=True):
-        assert found == pytest.approx(model(**tokenizer(item.prompt, return_tensors="pt")).logits[0].softmax(-1).tolist(), abs=1e-5)
+        assert found == pytest.approx(
+            model(**tokenizer(item.prompt, return_tensors="pt")).logits[0].softmax(-1).tolist(), abs=1e-5
+        )
 
 
 def test_answers_end_at_the_first_stop_text(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,20 +612,35 @@ def test_answers_end_at_the_first_stop_text(tiny: str, monkeypatch: pytest.Monke
     told = ["4\nQuestion: five\n\n", "\n\n 4 \nQuestion", "4", "\n"]
     monkeypatch.setattr(measure, "greedy_answers", lambda *args, **kwargs: told)
     task = dataclasses.replace(TASKS["questions"], stop=("Question", "\n"))
-    assert measure.answer(model, tokenizer, task, [Item("What?", "4")] * 4, 4, 64).answers == ["4", "4", "4", ""]
+    assert measure.answer(model, tokenizer, task, [Item("What?", "4")] * 4, 4, 64).answers == [
+        "4",
+        "4",
+        "4",
+        "",
+    ]
 
 
 def test_prompts_beyond_the_context_are_counted(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches prompts that lose their beginning unnoticed, and an answer without room behind its prompt."""
-    long, short = Item("cat " * 200 + "dog", 0, " A", choices=(" A", " star star")), Item("cat", 0, " A", choices=(" A", " star star"))
+    long, short = (
+        Item("cat " * 200 + "dog", 0, " A", choices=(" A", " star star")),
+        Item("cat", 0, " A", choices=(" A", " star star")),
+    )
     model, tokenizer = PreTrained(study.model).both()
     end = tokenizer(long.prompt)["input_ids"][-(128 - len(tokenizer(" star star")["input_ids"]) + 1) :]
     given = measure.answer(model, tokenizer, TASKS["choices"], [long, short], 2, 64)
     alone = measure.answer(model, tokenizer, TASKS["choices"], [long], 2, 64, encoded=[end])
     assert (given.cut, alone.cut) == (1, 0)
     assert (given.probabilities or [])[0] == pytest.approx((alone.probabilities or [])[0], abs=1e-5)
-    monkeypatch.setitem(tasks.TASKS, "questions", dataclasses.replace(TASKS["questions"], load=lambda split, source: [long, short, long]))
-    with pytest.warns(UserWarning, match=r"questions: 2 of 3 prompts of the test split leave no room for an answer in the context of"):
+    monkeypatch.setitem(
+        tasks.TASKS,
+        "questions",
+        dataclasses.replace(TASKS["questions"], load=lambda split, source: [long, short, long]),
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"questions: 2 of 3 prompts of the test split leave no room for an answer in the context of",
+    ):
         (row,) = run_cell.run_cell(_cell(study, "base", "questions"), study)
     assert (row["prompts_cut"], row["items"]) == (2, 3)
 

@@ -23,7 +23,13 @@ THINKING = (
 )
 # No special tokens: the space before the answer melts into its first token, a blank line ends a turn.
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-TURNS = [{"role": "system", "content": "hello"}, USER, {"role": "assistant", "content": "what?"}, USER, ANSWER]
+TURNS = [
+    {"role": "system", "content": "hello"},
+    USER,
+    {"role": "assistant", "content": "what?"},
+    USER,
+    ANSWER,
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,9 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool) -> list[int]:
+def template_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool
+) -> list[int]:
     return tokenizer.apply_chat_template(messages, tokenize=True, **options)["input_ids"]
 
 
@@ -64,7 +72,9 @@ def test_prompt_and_completion_are_tokenised_apart(tokenizer):
     prompt, completion = ids_of(tokenizer, "what is tw"), ids_of(tokenizer, "o plus two")
     assert example["input_ids"] == [*prompt, *completion, tokenizer.eos_token_id]
     assert example["labels"] == [-100] * len(prompt) + [*completion, tokenizer.eos_token_id]
-    assert example["input_ids"][:-1] != ids_of(tokenizer, "what is two plus two")  # else the test could not tell
+    assert example["input_ids"][:-1] != ids_of(
+        tokenizer, "what is two plus two"
+    )  # else the test could not tell
     assert encode_prompt(pair, tokenizer) == prompt
     assert reference_answer(pair) == "o plus two"
 
@@ -127,17 +137,30 @@ def test_plain_text_is_learned_whole(tokenizer):
 
 @pytest.mark.parametrize("fields", [{"prompt": "yes", "completion": "no maybe"}, {"text": "no maybe"}])
 def test_an_answer_with_an_unknown_token_is_refused(fields):
-    with pytest.raises(DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'no maybe' \(it gives <unk>\)"):
+    with pytest.raises(
+        DataError,
+        match=r"data.jsonl:17: the tokenizer has no token for a part of 'no maybe' \(it gives <unk>\)",
+    ):
         encode(row(**fields), words_tokenizer(), 100)
 
 
 def test_an_unknown_token_in_the_prompt_or_spelled_out_is_no_failure():
     assert encode(row(prompt="maybe", completion="no"), words_tokenizer(), 100)["input_ids"] == [0, 3, 1]
-    assert encode(row(prompt="yes", completion="no <unk>"), words_tokenizer(), 100)["input_ids"] == [2, 3, 0, 1]
+    assert encode(row(prompt="yes", completion="no <unk>"), words_tokenizer(), 100)["input_ids"] == [
+        2,
+        3,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prompt": "what", "completion": ""}, {"text": ""}, {"messages": [USER, {"role": "assistant", "content": ""}]}]
+    "fields",
+    [
+        {"prompt": "what", "completion": ""},
+        {"text": ""},
+        {"messages": [USER, {"role": "assistant", "content": ""}]},
+    ],
 )
 def test_an_empty_answer_is_refused(tokenizer, fields):
     with pytest.raises(DataError, match=r"data.jsonl:17: expected an answer to learn, got ''"):
@@ -147,7 +170,9 @@ def test_an_empty_answer_is_refused(tokenizer, fields):
 def test_a_chat_answer_with_an_unknown_token_is_refused():
     tokenizer = words_tokenizer()
     tokenizer.chat_template = PLAIN
-    with pytest.raises(DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'two is four'"):
+    with pytest.raises(
+        DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'two is four'"
+    ):
         encode(row(messages=[USER, ANSWER]), tokenizer, 100)
 
 
@@ -157,10 +182,14 @@ def test_a_chat_answer_with_an_unknown_token_is_refused():
 @pytest.mark.parametrize("template", [CHATML, THINKING, PLAIN])
 @pytest.mark.parametrize("messages", [[USER, ANSWER], TURNS])
 def test_a_chat_has_the_ids_of_the_template_and_of_generation(template, messages):
-    tokenizer = build_tokenizer(template, processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]))
+    tokenizer = build_tokenizer(
+        template, processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    )
     chat = row(messages=messages)
     assert encode(chat, tokenizer, 500)["input_ids"] == template_ids(tokenizer, messages)
-    assert encode_prompt(chat, tokenizer) == template_ids(tokenizer, messages[:-1], add_generation_prompt=True)
+    assert encode_prompt(chat, tokenizer) == template_ids(
+        tokenizer, messages[:-1], add_generation_prompt=True
+    )
     assert reference_answer(chat) == "two is four"
 
 
@@ -199,7 +228,12 @@ def test_white_space_and_split_characters_are_learned(template, trim):
     # With trim_offsets (Llama 3) the offsets of spaces are empty; an emoji is several tokens with the same offsets.
     tokenizer = build_tokenizer(template, processors.ByteLevel(trim_offsets=trim))
     content = "🙂\n\ntwo   \n four 🙂"
-    messages = [USER, {"role": "assistant", "content": content}, USER, {"role": "assistant", "content": content}]
+    messages = [
+        USER,
+        {"role": "assistant", "content": content},
+        USER,
+        {"role": "assistant", "content": content},
+    ]
     example = encode(row(messages=messages), tokenizer, 500)
     assert example["input_ids"] == template_ids(tokenizer, messages)
     expected = content + "<|im_end|>" if template == CHATML else content + "\n\n"
@@ -215,7 +249,9 @@ def test_conversational_prompt_and_completion(tokenizer):
     pair = row(prompt=TURNS[:-1], completion=[ANSWER])
     example = encode(pair, tokenizer, 500)
     assert example["input_ids"] == template_ids(tokenizer, TURNS)
-    assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]  # not the assistant's turn in the prompt
+    assert learned_text(tokenizer, example) == [
+        "two is four<|im_end|>"
+    ]  # not the assistant's turn in the prompt
     assert encode_prompt(pair, tokenizer) == template_ids(tokenizer, TURNS[:-1], add_generation_prompt=True)
     assert reference_answer(pair) == "two is four"
     both = encode(row(prompt=TURNS[:2], completion=TURNS[2:]), tokenizer, 500)
@@ -225,9 +261,13 @@ def test_conversational_prompt_and_completion(tokenizer):
 @pytest.mark.parametrize("fields", [{"messages": TURNS[:-1]}, {"prompt": TURNS[:-1]}, {"prompt": TURNS}])
 def test_a_chat_without_an_answer_can_be_generated_from_but_not_learned(tokenizer, fields):
     (messages,) = fields.values()
-    assert encode_prompt(row(**fields), tokenizer) == template_ids(tokenizer, messages, add_generation_prompt=True)
+    assert encode_prompt(row(**fields), tokenizer) == template_ids(
+        tokenizer, messages, add_generation_prompt=True
+    )
     assert reference_answer(row(**fields)) is None
-    with pytest.raises(DataError, match=r"data.jsonl:17: training needs an assistant's answer as the last message"):
+    with pytest.raises(
+        DataError, match=r"data.jsonl:17: training needs an assistant's answer as the last message"
+    ):
         encode(row(**fields), tokenizer, 500)
 
 
@@ -239,7 +279,9 @@ def test_a_chat_of_the_assistant_alone_is_refused(tokenizer):
 def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer = build_tokenizer(template=None)
     for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
-        with pytest.raises(DataError, match=r"data.jsonl:17: the row is a chat but the tokenizer has no chat template"):
+        with pytest.raises(
+            DataError, match=r"data.jsonl:17: the row is a chat but the tokenizer has no chat template"
+        ):
             refused(row(messages=[USER, ANSWER]), tokenizer)
 
 
@@ -253,12 +295,17 @@ def test_a_slow_tokenizer_is_refused_for_chats(monkeypatch):
 def test_messages_that_the_template_refuses_are_named():
     tokenizer = build_tokenizer("{{ raise_exception('roles must alternate') }}")
     for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
-        with pytest.raises(DataError, match=r"data.jsonl:17: the chat template refuses these messages \(roles must alternate\)"):
+        with pytest.raises(
+            DataError,
+            match=r"data.jsonl:17: the chat template refuses these messages \(roles must alternate\)",
+        ):
             refused(row(messages=[USER, ANSWER]), tokenizer)
 
 
 def test_an_early_end_that_the_template_refuses_leaves_the_other_turns():
-    refuses_system_alone = "{% if messages | length == 1 %}{{ raise_exception('no user') }}{% endif %}" + CHATML
+    refuses_system_alone = (
+        "{% if messages | length == 1 %}{{ raise_exception('no user') }}{% endif %}" + CHATML
+    )
     tokenizer = build_tokenizer(refuses_system_alone)
     example = encode(row(messages=[TURNS[0], ANSWER, USER, ANSWER]), tokenizer, 500)
     assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]
@@ -272,7 +319,9 @@ def test_an_early_end_that_the_template_refuses_leaves_the_other_turns():
     ],
 )
 def test_a_template_whose_prompt_does_not_lead_to_the_answer_is_refused(template):
-    with pytest.raises(DataError, match=r"data.jsonl:17: the chat template renders the messages before the last answer"):
+    with pytest.raises(
+        DataError, match=r"data.jsonl:17: the chat template renders the messages before the last answer"
+    ):
         encode(row(messages=[USER, ANSWER]), build_tokenizer(template), 500)
 
 
@@ -290,7 +339,10 @@ def test_bad_rows_are_refused(tokenizer, fields, message):
 
 
 def test_a_long_answer_is_cut_and_counted_once(tokenizer):
-    long, short = row("long", prompt="what", completion="two plus two"), row("short", prompt="what", completion="t")
+    long, short = (
+        row("long", prompt="what", completion="two plus two"),
+        row("short", prompt="what", completion="t"),
+    )
     whole = encode(long, tokenizer, 100)
     length = len(whole["input_ids"])
     with pytest.warns(UserWarning, match="longer than max_length") as caught:
@@ -299,13 +351,19 @@ def test_a_long_answer_is_cut_and_counted_once(tokenizer):
     assert f"2 of 3 rows are longer than max_length={length - 1} tokens" in str(warning.message)
     assert "the first is long" in str(warning.message)
     assert warning.filename == __file__
-    assert examples[1] == {name: values[:-1] for name, values in whole.items()} == encode(long, tokenizer, length - 1)
+    assert (
+        examples[1]
+        == {name: values[:-1] for name, values in whole.items()}
+        == encode(long, tokenizer, length - 1)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert encode_all([short, long], tokenizer, length) == [encode(short, tokenizer, 100), whole]
 
 
-@pytest.mark.parametrize("fields", [{"prompt": "what is two", "completion": "four"}, {"messages": [USER, ANSWER]}])
+@pytest.mark.parametrize(
+    "fields", [{"prompt": "what is two", "completion": "four"}, {"messages": [USER, ANSWER]}]
+)
 def test_a_prompt_that_fills_the_length_is_refused(tokenizer, fields):
     length = len(encode_prompt(row(**fields), tokenizer))
     message = f"data.jsonl:17: the prompt has {length} tokens, which leaves no room for an answer within max_length={length}; raise"

@@ -15,7 +15,9 @@ from shadowpeft.errors import DataError
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_files_are_read_with_their_line_numbers(tmp_path, suffix):
     path = tmp_path / f"data{suffix}"
-    content = '\ufeff{"text": "é\u2028"}\r\n\n   \n{"text": "b"}'.encode()  # a byte-order mark, blank lines, no last line break
+    content = (
+        '\ufeff{"text": "é\u2028"}\r\n\n   \n{"text": "b"}'.encode()
+    )  # a byte-order mark, blank lines, no last line break
     path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     assert read_rows(str(path)) == [Row({"text": "é\u2028"}, f"{path}:1"), Row({"text": "b"}, f"{path}:4")]
 
@@ -56,7 +58,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         read_rows(str(path))
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-12], lambda content: b"no gzip", lambda c: c[:12] + b"\xff\xff" + c[14:]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-12], lambda content: b"no gzip", lambda c: c[:12] + b"\xff\xff" + c[14:]],
+)
 def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(damage(gzip.compress(b'{"text": "abcdefgh"}\n' * 50)))
@@ -77,7 +82,9 @@ def test_a_dataset_folder_is_read_by_split(tmp_path, monkeypatch):
         read_rows(str(folder), "dev")
 
 
-@pytest.mark.parametrize("error", [ConnectionError("offline"), FileNotFoundError("none"), ValueError("config name is missing")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("offline"), FileNotFoundError("none"), ValueError("config name is missing")]
+)
 def test_a_hub_data_set_that_cannot_be_loaded_is_refused(monkeypatch, error):
     datasets = pytest.importorskip("datasets")
 
@@ -85,7 +92,10 @@ def test_a_hub_data_set_that_cannot_be_loaded_is_refused(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=f"some/name: split 'train' of this data set folder or hub id cannot be loaded: {error}"):
+    with pytest.raises(
+        DataError,
+        match=f"some/name: split 'train' of this data set folder or hub id cannot be loaded: {error}",
+    ):
         read_rows("some/name")
 
 
@@ -118,15 +128,22 @@ def test_a_split_parts_the_rows_and_depends_on_the_seed_alone():
     assert [r.where for r in held_out] == ["4", "7", "8", "16", "24", "25", "28", "30", "31", "36"]
 
 
-@pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.001, 1), (2, 0.999, 1), (5, 0.001, 1), (5, 0.999, 4)])
+@pytest.mark.parametrize(
+    ("count", "fraction", "expected"), [(2, 0.001, 1), (2, 0.999, 1), (5, 0.001, 1), (5, 0.999, 4)]
+)
 def test_each_side_of_a_split_gets_a_row(count, fraction, expected):
     train, held_out = split_rows([row(text="a")] * count, fraction, seed=0)
     assert (len(train), len(held_out)) == (count - expected, expected)
 
 
-@pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (0, 0.5), (9, 0.0), (9, 1.0), (9, -0.1), (9, float("nan"))])
+@pytest.mark.parametrize(
+    ("count", "fraction"), [(1, 0.5), (0, 0.5), (9, 0.0), (9, 1.0), (9, -0.1), (9, float("nan"))]
+)
 def test_impossible_splits_are_refused(count, fraction):
-    with pytest.raises(DataError, match=r"needs at least 2 rows, got .*to 0 to train on everything" if count < 2 else "between 0 and 1"):
+    with pytest.raises(
+        DataError,
+        match=r"needs at least 2 rows, got .*to 0 to train on everything" if count < 2 else "between 0 and 1",
+    ):
         split_rows([row(text="a")] * count, fraction, seed=0)
 
 
@@ -142,9 +159,14 @@ def test_bad_rows_are_named(fields, message):
 def test_an_unknown_form_lists_the_accepted_ones():
     with pytest.raises(DataError) as raised:
         reference_answer(row(question="a"))
-    assert all(form in str(raised.value) for form in ('{"messages":', '{"prompt": ..., "completion": ...}', '{"text": ...}'))
+    assert all(
+        form in str(raised.value)
+        for form in ('{"messages":', '{"prompt": ..., "completion": ...}', '{"text": ...}')
+    )
 
 
 def test_messages_come_before_prompt_and_prompt_before_text():
-    assert reference_answer(row(messages=[USER, ANSWER], prompt="a", completion="b", text="c")) == "two is four"
+    assert (
+        reference_answer(row(messages=[USER, ANSWER], prompt="a", completion="b", text="c")) == "two is four"
+    )
     assert reference_answer(row(messages=None, prompt="a", completion="b", text="c")) == "b"

@@ -15,7 +15,9 @@ def changed(change) -> PreTrainedTokenizerFast:
     """The tokenizer of the tests with its file edited."""
     content = json.loads(build_tokenizer().backend_tokenizer.to_str())
     change(content)
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|im_end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|im_end|>"
+    )
 
 
 def swap(content, one: str, other: str) -> None:
@@ -31,7 +33,8 @@ def test_the_same_tokenizer_passes():
 
 def test_tokens_that_differ_are_named():
     with pytest.raises(
-        ConfigError, match=r"id \d+ is 'A' to the base and 'B' to the shadow; id \d+ is 'B' to the base and 'A' to the shadow; "
+        ConfigError,
+        match=r"id \d+ is 'A' to the base and 'B' to the shadow; id \d+ is 'B' to the base and 'A' to the shadow; ",
     ):
         refuse_other_tokenizer(build_tokenizer(), changed(lambda content: swap(content, "A", "B")))
 
@@ -58,5 +61,8 @@ def test_a_token_that_one_lacks_is_named():
 
 def test_one_vocabulary_with_other_merges_is_refused():
     """Catches a comparison of vocabularies alone: without merges, text falls into single letters."""
-    with pytest.raises(ConfigError, match=r"cut the text .The quick.* differently: from token \d+ on the base reads '.*', the shadow '"):
+    with pytest.raises(
+        ConfigError,
+        match=r"cut the text .The quick.* differently: from token \d+ on the base reads '.*', the shadow '",
+    ):
         refuse_other_tokenizer(build_tokenizer(), changed(lambda content: content["model"].update(merges=[])))

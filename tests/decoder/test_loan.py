@@ -8,7 +8,13 @@ from accelerate import cpu_offload, dispatch_model
 from helpers.families import attached, perturb, tiny_config, tiny_model, token_ids
 from helpers.tiny import qwen3_config
 from packaging.version import Version
-from transformers import AutoModelForSequenceClassification, StoppingCriteria, Trainer, TrainingArguments, __version__
+from transformers import (
+    AutoModelForSequenceClassification,
+    StoppingCriteria,
+    Trainer,
+    TrainingArguments,
+    __version__,
+)
 
 from shadowpeft import ConfigError, ShadowConfig, UnsupportedModelError, UserError, arch, attach
 
@@ -28,10 +34,14 @@ def test_a_decoder_with_a_forward_of_its_own_is_still_shadowed(model, base, ids,
 def test_a_plain_trainer_evaluates(model, tmp_path):
     """Catches a forward signature from which the Trainer concludes that batches have no labels."""
     rows = [{"input_ids": row, "labels": row} for row in token_ids(4, 9)]
-    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, max_steps=1, disable_tqdm=True, dataloader_pin_memory=False)
+    arguments = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, max_steps=1, disable_tqdm=True, dataloader_pin_memory=False
+    )
     trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     assert trainer.label_names == ["labels"]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(model(token_ids(4, 9), labels=token_ids(4, 9)).loss.item(), rel=1e-4)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        model(token_ids(4, 9), labels=token_ids(4, 9)).loss.item(), rel=1e-4
+    )
 
 
 class SwitchAfterTwo(StoppingCriteria):
@@ -52,7 +62,9 @@ def test_a_generation_keeps_the_adapter_it_started_with(base, ids):
     perturb(model, seed=2)
     model.set_adapter("a")
     want = model.generate(ids, max_new_tokens=8, do_sample=False)
-    got = model.generate(ids, max_new_tokens=8, do_sample=False, stopping_criteria=[SwitchAfterTwo(model, ids.shape[1])])
+    got = model.generate(
+        ids, max_new_tokens=8, do_sample=False, stopping_criteria=[SwitchAfterTwo(model, ids.shape[1])]
+    )
     assert torch.equal(got, want)
 
 
@@ -65,7 +77,9 @@ def test_caches_that_do_not_fit_are_refused(model, ids):
     with pytest.raises(UserError, match="a shadow of 1 blocks, the adapter's has 2"):
         model(ids, past_key_values=cache)
     with pytest.raises(UserError, match="not both"):
-        model.generate(ids, past_key_values=model.new_cache(), cache_implementation="static", max_new_tokens=2)
+        model.generate(
+            ids, past_key_values=model.new_cache(), cache_implementation="static", max_new_tokens=2
+        )
 
 
 def test_one_model_cannot_be_shadow_twice():
@@ -92,7 +106,9 @@ def test_what_a_base_learned_while_lent_is_forgotten(base, ids):
     assert model.unload() is base
     assert base.config.to_dict() == before
     assert base.config._attn_implementation == "sdpa"
-    assert not any(module._forward_hooks or module._forward_pre_hooks or module.training for module in base.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or module.training for module in base.modules()
+    )
     assert len(base(ids, output_hidden_states=True).hidden_states) == 5
 
 
@@ -103,7 +119,9 @@ def test_a_copy_made_while_disabled_is_not_disabled(model, base, ids):
     assert torch.equal(other(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("call", ["set_adapter", "delete_adapter", "save_pretrained", "detached", "new_cache"])
+@pytest.mark.parametrize(
+    "call", ["set_adapter", "delete_adapter", "save_pretrained", "detached", "new_cache"]
+)
 def test_everything_says_that_it_was_unloaded(model, call):
     model.unload()
     with pytest.raises(UserError, match="unloaded"):
@@ -144,7 +162,9 @@ def test_the_detached_model_has_the_settings_of_the_model(base):
 
 def test_a_classifier_cannot_guess_where_rows_end():
     torch.manual_seed(0)
-    base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=3, pad_token_id=None)).eval()
+    base = AutoModelForSequenceClassification.from_config(
+        qwen3_config(num_labels=3, pad_token_id=None)
+    ).eval()
     model = attach(base)
     with pytest.raises(UserError, match="attention_mask"):
         model(token_ids(2, 7))
@@ -164,12 +184,16 @@ def test_a_shadowed_model_can_be_the_assistant(family):
     assert torch.equal(big.generate(ids, max_new_tokens=10, do_sample=False, assistant_model=helper), want)
 
 
-@pytest.mark.skipif(Version(__version__) < Version("5.23"), reason="the stock model itself is wrong here before 5.23")
+@pytest.mark.skipif(
+    Version(__version__) < Version("5.23"), reason="the stock model itself is wrong here before 5.23"
+)
 def test_phi3_recomputes_where_its_rotary_factors_change():
     """Catches keys cached under the short factors and read under the long ones."""
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
     rope["original_max_position_embeddings"] = 12
-    base = tiny_model("phi3", config=tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=12))
+    base = tiny_model(
+        "phi3", config=tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=12)
+    )
     model, ids = perturb(attached(base)), token_ids(1, 9)
     greedy = {"max_new_tokens": 10, "do_sample": False}
     assert torch.equal(model.generate(ids, **greedy), model.generate(ids, use_cache=False, **greedy))
@@ -211,4 +235,8 @@ def test_several_threads_save_to_one_folder(model, base, tmp_path):
     for thread in threads:
         thread.join()
     assert not errors
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "shadow.safetensors", "shadow_config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "shadow.safetensors",
+        "shadow_config.json",
+    ]

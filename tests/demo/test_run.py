@@ -73,7 +73,12 @@ def test_the_demo_runs_small(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(screen, "Settings", lambda seed: small)
     assert main(["demo", "--report", str(tmp_path / "report.html"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    shadows = ["shadow attached", "shadow detached", "pretrained shadow attached", "pretrained shadow detached"]
+    shadows = [
+        "shadow attached",
+        "shadow detached",
+        "pretrained shadow attached",
+        "pretrained shadow detached",
+    ]
     assert [method["name"] for method in result["methods"]] == ["base", "LoRA", *shadows]
     for attached, alone in ((2, 3), (4, 5)):
         assert result["methods"][attached]["trainable"] > result["methods"][alone]["trainable"] > 0
@@ -119,5 +124,7 @@ def test_the_table_shows_every_number_on_a_narrow_screen():
     console = Console(width=80, file=io.StringIO())
     console.print(screen.table(DemoResult(methods, {}, [], 1000, 31, 256.0)))
     shown = console.file.getvalue()
-    assert shown.count("2,260,224") == shown.count("90.5 ± 1.8 %") == shown.count("41 (40 to 44)") == len(names)
+    assert (
+        shown.count("2,260,224") == shown.count("90.5 ± 1.8 %") == shown.count("41 (40 to 44)") == len(names)
+    )
     assert "…" not in shown

@@ -31,7 +31,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def shadowed(tokenizer) -> ShadowedModel:
-    torch.manual_seed(2)  # of the first ones, a model whose answers all differ, say something and do not end at once
+    torch.manual_seed(
+        2
+    )  # of the first ones, a model whose answers all differ, say something and do not end at once
     base = AutoModelForCausalLM.from_config(
         qwen3_config(vocab_size=len(tokenizer), pad_token_id=2, eos_token_id=1, tie_word_embeddings=False)
     )
@@ -39,7 +41,10 @@ def shadowed(tokenizer) -> ShadowedModel:
 
 
 def rows_with(answers) -> list[Row]:
-    return [Row({"prompt": text, "completion": answer}, f"rows:{i}") for i, (text, answer) in enumerate(zip(PROMPTS, answers, strict=True))]
+    return [
+        Row({"prompt": text, "completion": answer}, f"rows:{i}")
+        for i, (text, answer) in enumerate(zip(PROMPTS, answers, strict=True))
+    ]
 
 
 @torch.no_grad()
@@ -49,7 +54,11 @@ def slow_loss(model, tokenizer, rows) -> float:
     for row in rows:
         example = encode(row, tokenizer, 128)
         logits_TV = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
-        losses += [F.cross_entropy(logits_TV[t - 1], torch.tensor(y)).item() for t, y in enumerate(example["labels"]) if t and y != -100]
+        losses += [
+            F.cross_entropy(logits_TV[t - 1], torch.tensor(y)).item()
+            for t, y in enumerate(example["labels"])
+            if t and y != -100
+        ]
     return sum(losses) / len(losses)
 
 
@@ -91,7 +100,12 @@ def test_the_losses_of_a_shadowed_model_hold_no_logits(shadowed, tokenizer, monk
         raise AssertionError("logits were computed")
 
     monkeypatch.setattr(arch, "logits", refuse)
-    assert evaluate(shadowed, tokenizer, rows_with([" is", " four", " a", " b"]), exact_match=False, progress=False).loss > 0
+    assert (
+        evaluate(
+            shadowed, tokenizer, rows_with([" is", " four", " a", " b"]), exact_match=False, progress=False
+        ).loss
+        > 0
+    )
 
 
 def test_exact_match_counts_what_is_right(shadowed, tokenizer):
@@ -100,13 +114,30 @@ def test_exact_match_counts_what_is_right(shadowed, tokenizer):
     said = []
     for text in PROMPTS:  # one at a time, so no padding
         ids = tokenizer(text, return_tensors="pt").input_ids
-        out = shadowed.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=width, do_sample=False, pad_token_id=2)
+        out = shadowed.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=width, do_sample=False, pad_token_id=2
+        )
         said.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     assert len(set(said)) == len(PROMPTS)
-    result = evaluate(shadowed, tokenizer, rows_with([f" {text}\n" for text in said]), batch_size=3, max_new_tokens=width, progress=False)
+    result = evaluate(
+        shadowed,
+        tokenizer,
+        rows_with([f" {text}\n" for text in said]),
+        batch_size=3,
+        max_new_tokens=width,
+        progress=False,
+    )
     assert result.exact_match == 1.0
-    assert evaluate(shadowed, tokenizer, rows_with([*said[:3], "no"]), max_new_tokens=width, progress=False).exact_match == 0.75
-    assert evaluate(shadowed.base, tokenizer, rows_with(said), max_new_tokens=width, progress=False).exact_match < 0.75
+    assert (
+        evaluate(
+            shadowed, tokenizer, rows_with([*said[:3], "no"]), max_new_tokens=width, progress=False
+        ).exact_match
+        == 0.75
+    )
+    assert (
+        evaluate(shadowed.base, tokenizer, rows_with(said), max_new_tokens=width, progress=False).exact_match
+        < 0.75
+    )
 
 
 def test_answers_do_not_depend_on_the_batch_and_modes_are_restored(shadowed, tokenizer):
@@ -128,24 +159,36 @@ def test_rows_without_answers_have_losses_only(shadowed, tokenizer):
 def test_one_long_answer_does_not_fail_the_run(shadowed, tokenizer):
     """Catches the longest answer's length asked of every prompt, and an answer that goes beyond the model."""
     prompt = "what is two plus " * 20
-    rows = [Row({"prompt": prompt, "completion": " four"}, "rows:0"), Row({"prompt": "hello", "completion": " four" * 100}, "rows:1")]
+    rows = [
+        Row({"prompt": prompt, "completion": " four"}, "rows:0"),
+        Row({"prompt": "hello", "completion": " four" * 100}, "rows:1"),
+    ]
     result = evaluate(shadowed, tokenizer, rows, batch_size=2, progress=False)
     assert result.exact_match == 0
     prompts = [tokenizer(text).input_ids for text in (prompt, "hello")]
     long, short = greedy_answers(shadowed, tokenizer, prompts, 100, batch_size=2, progress=False, limit=128)
     assert short == greedy_answers(shadowed, tokenizer, prompts[1:], 100, batch_size=1, progress=False)[0]
-    assert long == greedy_answers(shadowed, tokenizer, prompts[:1], 128 - len(prompts[0]), batch_size=1, progress=False)[0]
+    assert (
+        long
+        == greedy_answers(
+            shadowed, tokenizer, prompts[:1], 128 - len(prompts[0]), batch_size=1, progress=False
+        )[0]
+    )
 
 
 def test_prompts_are_checked_before_the_losses(shadowed, tokenizer, monkeypatch):
-    monkeypatch.setattr(evaluation, "token_losses", lambda *_: pytest.fail("the losses were computed before the check"))
+    monkeypatch.setattr(
+        evaluation, "token_losses", lambda *_: pytest.fail("the losses were computed before the check")
+    )
     with pytest.raises(DataError, match="leaves no room"):
         evaluate(shadowed, tokenizer, rows_with([" is"] * 4), max_new_tokens=128, progress=False)
 
 
 def test_what_cannot_be_measured(shadowed, tokenizer):
     rows = rows_with([" is", " four", " two", " hello"])
-    with pytest.raises(DataError, match="rows:0: the prompt has 1 tokens, which leaves no room for 128 new ones within 128"):
+    with pytest.raises(
+        DataError, match="rows:0: the prompt has 1 tokens, which leaves no room for 128 new ones within 128"
+    ):
         evaluate(shadowed, tokenizer, rows, max_new_tokens=128, progress=False)
     with pytest.raises(ConfigError, match="at most the model's 128"):
         evaluate(shadowed, tokenizer, rows, max_length=129, progress=False)
@@ -156,7 +199,9 @@ def test_what_cannot_be_measured(shadowed, tokenizer):
 def test_an_answer_ends_where_training_taught_it_to(shadowed, tokenizer):
     """Catches a tokenizer whose end token the model's own generation settings do not know: answers would never stop."""
     prompt = encode(Row({"prompt": "what is", "completion": " two"}, "row"), tokenizer, 64)["input_ids"][:-2]
-    free = shadowed.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=None)[0, len(prompt) :].tolist()
+    free = shadowed.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=None)[
+        0, len(prompt) :
+    ].tolist()
     later = next(number for number, token in enumerate(free) if number and token != free[0])
     ending = build_tokenizer()
     ending.eos_token = ending.convert_ids_to_tokens(free[later])

@@ -24,7 +24,9 @@ pytest.importorskip("lm_eval")
 
 from shadowpeft.evaluation.harness import load_tasks, run_harness, table
 
-pytestmark = pytest.mark.filterwarnings("ignore:::(lm_eval|datasets|evaluate|multiprocess|dill|joblib|sacrebleu|nltk)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:::(lm_eval|datasets|evaluate|multiprocess|dill|joblib|sacrebleu|nltk)"
+)
 
 TOKENS = 8
 KINDS = ["attached", "detached", "bare", "disabled"]
@@ -71,10 +73,15 @@ def by_hand(model, tokenizer) -> tuple[float, float, float]:
     right, brier, bits = 0, 0.0, 0.0
     for question, choices, answer in ROWS:
         ids = tokenizer(question).input_ids
-        scores = [log_likelihood(model, ids, tokenizer(question + choice).input_ids[len(ids) :]) for choice in choices]
+        scores = [
+            log_likelihood(model, ids, tokenizer(question + choice).input_ids[len(ids) :])
+            for choice in choices
+        ]
         right += scores.index(max(scores)) == answer
         total = sum(map(math.exp, scores))
-        brier += sum((math.exp(score) / total - (number == answer)) ** 2 for number, score in enumerate(scores))
+        brier += sum(
+            (math.exp(score) / total - (number == answer)) ** 2 for number, score in enumerate(scores)
+        )
         bits -= log_likelihood(model, [tokenizer.eos_token_id], ids) / math.log(2)
     return right / len(ROWS), brier / len(ROWS), bits / sum(len(question.encode()) for question, _, _ in ROWS)
 
@@ -96,8 +103,13 @@ def test_likelihoods_are_those_by_hand(chosen, shadowed, tokenizer, folder):
         assert chosen.training
     chosen.eval()
     assert all(torch.equal(new, old) for new, old in zip(shadowed.parameters(), before, strict=True))
-    assert {name: (task["rows"], task["version"]) for name, task in result["tasks"].items()} == {"choose": (5, 3), "roll": (5, 3)}
-    assert result["tasks"]["choose"]["stderr"]["acc"] == pytest.approx(math.sqrt(expected["acc"] * (1 - expected["acc"]) / 4))
+    assert {name: (task["rows"], task["version"]) for name, task in result["tasks"].items()} == {
+        "choose": (5, 3),
+        "roll": (5, 3),
+    }
+    assert result["tasks"]["choose"]["stderr"]["acc"] == pytest.approx(
+        math.sqrt(expected["acc"] * (1 - expected["acc"]) / 4)
+    )
     assert result["tasks"]["roll"]["stderr"]["bits_per_byte"] is None
 
 
@@ -117,15 +129,22 @@ def test_answers_are_those_of_one_at_a_time(chosen, ending, tokenizer, tmp_path)
         free = greedy_answers(chosen, tokenizer, prompts[:1], TOKENS, 1, progress=False)
         ids = tokenizer(free[0]).input_ids
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(ids[min(2, len(ids) - 1)])})
+        tokenizer.add_special_tokens(
+            {"eos_token": tokenizer.convert_ids_to_tokens(ids[min(2, len(ids) - 1)])}
+        )
     end = tokenizer.decode(tokenizer.eos_token_id)  # the harness stops at its text, however that came about
-    said = [text.split("\n")[0].split(end)[0] for text in greedy_answers(chosen, tokenizer, prompts, TOKENS, 1, progress=False)]
+    said = [
+        text.split("\n")[0].split(end)[0]
+        for text in greedy_answers(chosen, tokenizer, prompts, TOKENS, 1, progress=False)
+    ]
     assert len(set(said)) > 1
     settings = chosen.generation_config
     assert settings.max_new_tokens > TOKENS
     tasks = load_tasks(["say"], str(write_tasks(tmp_path / "tasks", said)))
     for batch_size in (1, 4):
-        assert metrics(run_harness(chosen, tokenizer, tasks, batch_size=batch_size)) == {"exact_match": 1.0}, batch_size
+        assert metrics(run_harness(chosen, tokenizer, tasks, batch_size=batch_size)) == {
+            "exact_match": 1.0
+        }, batch_size
     assert metrics(run_harness(chosen, tokenizer, tasks, max_new_tokens=1))["exact_match"] < 1
     assert chosen.generation_config is settings
     assert tokenizer.padding_side == "right"
@@ -170,7 +189,18 @@ def run(capsys, *words: object) -> tuple[int, str, str]:
 
 def test_the_command(shadowed, detached, adapter_folder, tokenizer, folder, capsys):
     """Catches a flag that does not arrive, the wrong model loaded, and anything printed beside the result."""
-    words = ["--lm-eval", "choose, roll", "--include-path", folder, "--dtype", "float32", "--device", "cpu", "--adapter", adapter_folder]
+    words = [
+        "--lm-eval",
+        "choose, roll",
+        "--include-path",
+        folder,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--adapter",
+        adapter_folder,
+    ]
     for more, model in (([], shadowed), (["--detached"], detached), (["--base"], shadowed.base)):
         code, out, err = run(capsys, *words, *more, "--json")
         assert (code, err) == (0, "")
@@ -203,7 +233,9 @@ def test_harness_that_is_not_installed(monkeypatch, folder, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = run(capsys, "--lm-eval", "choose", "--include-path", folder)
     assert code == 2
-    assert err.splitlines() == ["shadowpeft eval: standard tasks need lm-evaluation-harness; pip install 'shadowpeft[lm-eval]'"]
+    assert err.splitlines() == [
+        "shadowpeft eval: standard tasks need lm-evaluation-harness; pip install 'shadowpeft[lm-eval]'"
+    ]
 
 
 @pytest.mark.slow
@@ -234,9 +266,15 @@ def test_data_that_cannot_be_had(monkeypatch, folder, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (SAY.replace("say", "code", 1) + "unsafe_code: true\n", "task code runs the code that a model writes"),
+        (
+            SAY.replace("say", "code", 1) + "unsafe_code: true\n",
+            "task code runs the code that a model writes",
+        ),
         (SAY.replace("say", "look", 1) + "doc_to_image: question\n", "task look shows pictures"),
-        (SAY.replace("say", "long", 1).replace("8}", "1024}"), "task long generates up to 1024 tokens, which leaves no room"),
+        (
+            SAY.replace("say", "long", 1).replace("8}", "1024}"),
+            "task long generates up to 1024 tokens, which leaves no room",
+        ),
     ],
 )
 def test_tasks_that_do_not_fit(more, message, tmp_path, capsys):

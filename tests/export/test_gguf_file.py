@@ -61,7 +61,9 @@ class File:
     def __init__(self, path: Path) -> None:
         reader = gguf.GGUFReader(path)
         self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        self.tensors = {part.name: torch.tensor(gguf.dequantize(part.data, part.tensor_type)) for part in reader.tensors}
+        self.tensors = {
+            part.name: torch.tensor(gguf.dequantize(part.data, part.tensor_type)) for part in reader.tensors
+        }
         self.types = {part.name: part.tensor_type.name for part in reader.tensors}
         self.arch = self.fields["general.architecture"]
 
@@ -109,23 +111,34 @@ def by_the_equations(file: File, ids: list[int]) -> Tensor:
             scores_TT = turned(q_TH, theta) @ turned(k_TH, theta).T / width**0.5
             scores_TT = scores_TT if cap is None else cap * (scores_TT / cap).tanh()
             behind_TT = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
-            hidden_TT = (behind_TT < 0) | (behind_TT >= (file.size("attention.sliding_window") if windowed else 1000))
+            hidden_TT = (behind_TT < 0) | (
+                behind_TT >= (file.size("attention.sliding_window") if windowed else 1000)
+            )
             answers.append(scores_TT.masked_fill(hidden_TT, -torch.inf).softmax(-1) @ value[:, theirs])
         return linear(torch.cat(answers, -1), f"{block}.attn_output")
 
     h_TD = file.tensors["token_embd.weight"][ids] * (file.size("embedding_length") ** 0.5 if gemma else 1)
     every = {"gemma2": 2, "gemma3": 6}.get(file.arch)
     pattern = file.size("attention.sliding_window_pattern")
-    act: Callable[[Tensor], Tensor] = (lambda x: torch.nn.functional.gelu(x, approximate="tanh")) if gemma else torch.nn.functional.silu
+    act: Callable[[Tensor], Tensor] = (
+        (lambda x: torch.nn.functional.gelu(x, approximate="tanh")) if gemma else torch.nn.functional.silu
+    )
     for index in range(file.size("block_count")):
         block = f"blk.{index}"
-        windowed = every is not None and ((index + 1) % every != 0 if pattern is None else bool(pattern[index]))
+        windowed = every is not None and (
+            (index + 1) % every != 0 if pattern is None else bool(pattern[index])
+        )
         a_TD = attention(norm(h_TD, f"{block}.attn_norm"), block, windowed)
         h_TD = h_TD + (norm(a_TD, f"{block}.post_attention_norm") if gemma else a_TD)
         x_TD = norm(h_TD, f"{block}.ffn_norm")
-        m_TD = linear(act(linear(x_TD, f"{block}.ffn_gate")) * linear(x_TD, f"{block}.ffn_up"), f"{block}.ffn_down")
+        m_TD = linear(
+            act(linear(x_TD, f"{block}.ffn_gate")) * linear(x_TD, f"{block}.ffn_up"), f"{block}.ffn_down"
+        )
         h_TD = h_TD + (norm(m_TD, f"{block}.post_ffw_norm") if gemma else m_TD)
-    logits_TV = norm(h_TD, "output_norm") @ file.tensors["output.weight" if "output.weight" in file.tensors else "token_embd.weight"].T
+    logits_TV = (
+        norm(h_TD, "output_norm")
+        @ file.tensors["output.weight" if "output.weight" in file.tensors else "token_embd.weight"].T
+    )
     cap = file.size("final_logit_softcapping")
     return logits_TV if cap is None else cap * (logits_TV / cap).tanh()
 
@@ -148,7 +161,13 @@ def test_a_file_computes_what_the_model_computes(name: str, tmp_path: Path) -> N
 
 def test_llama_3_slows_its_frequencies(tmp_path: Path) -> None:
     """Catches factors that are inverted or of the wrong frequencies; from the definition, high ones stay and low ones are divided."""
-    slowed = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    slowed = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
     model, tokenizer = made("llama", head_dim=32, rope_parameters={"rope_theta": 10000.0, **slowed})
     gguf_file.write(model, tokenizer, tmp_path / "small.gguf")
     factors = File(tmp_path / "small.gguf").tensors["rope_freqs.weight"]
@@ -159,18 +178,28 @@ def test_llama_3_slows_its_frequencies(tmp_path: Path) -> None:
         assert factor == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "kind", "bound"), [("float16", "F16", 1e-3), ("bfloat16", "BF16", 8e-3), ("q8_0", "Q8_0", 8e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "bound"), [("float16", "F16", 1e-3), ("bfloat16", "BF16", 8e-3), ("q8_0", "Q8_0", 8e-3)]
+)
 def test_matrices_are_of_the_type_asked_for(dtype: str, kind: str, bound: float, tmp_path: Path) -> None:
     """Catches vectors in 16 bits, which llama.cpp refuses, and numbers that come back as others."""
     model, tokenizer = made("llama", hidden_size=64)
-    stored = model if dtype == "q8_0" else AutoModelForCausalLM.from_pretrained(saved(model, tmp_path / "model"), dtype=dtype)
+    stored = (
+        model
+        if dtype == "q8_0"
+        else AutoModelForCausalLM.from_pretrained(saved(model, tmp_path / "model"), dtype=dtype)
+    )
     gguf_file.write(stored, tokenizer, tmp_path / "small.gguf", quantise=dtype == "q8_0")
     gguf_file.write(model, tokenizer, tmp_path / "exact.gguf")
     small, exact = File(tmp_path / "small.gguf"), File(tmp_path / "exact.gguf")
     for name, tensor in exact.tensors.items():
-        assert small.types[name] == ("F32" if tensor.ndim == 1 else "F16" if kind == "Q8_0" and tensor.shape[-1] % 32 else kind)
+        assert small.types[name] == (
+            "F32" if tensor.ndim == 1 else "F16" if kind == "Q8_0" and tensor.shape[-1] % 32 else kind
+        )
         assert (small.tensors[name] - tensor).abs().max() <= bound * tensor.abs().max()
-    assert small.types["blk.0.ffn_down.weight"] == ("F16" if kind == "Q8_0" else kind), "48 numbers are no whole blocks of 32"
+    assert small.types["blk.0.ffn_down.weight"] == ("F16" if kind == "Q8_0" else kind), (
+        "48 numbers are no whole blocks of 32"
+    )
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:
@@ -186,7 +215,10 @@ def test_the_vocabulary_is_written_in_full(kind: str, tmp_path: Path) -> None:
     model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
     gguf_file.write(model, tokenizer, tmp_path / "small.gguf")
     fields = File(tmp_path / "small.gguf").fields
-    tokens, kinds = fields["tokenizer.ggml.tokens"], [gguf.TokenType(kind) for kind in fields["tokenizer.ggml.token_type"]]
+    tokens, kinds = (
+        fields["tokenizer.ggml.tokens"],
+        [gguf.TokenType(kind) for kind in fields["tokenizer.ggml.token_type"]],
+    )
     assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert kinds[len(tokenizer) :] == [gguf.TokenType.UNUSED] * 3
     assert len(set(tokens)) == len(tokens) == model.config.vocab_size
@@ -205,7 +237,10 @@ def test_the_shadow_of_a_mixture_of_experts_is_written_as_the_dense_blocks_it_ha
     as_a_user(model, tokenizer, tmp_path)
     export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
     export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small")
-    small, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "small"), tokenizer("the quick brown fox jumps").input_ids
+    small, ids = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "small"),
+        tokenizer("the quick brown fox jumps").input_ids,
+    )
     with torch.no_grad():
         wanted = small(torch.tensor([ids])).logits[0]
     file = File(tmp_path / "small.gguf")
@@ -226,7 +261,12 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def as_a_user(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, shadow: PreTrainedModel | None = None) -> None:
+def as_a_user(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    shadow: PreTrainedModel | None = None,
+) -> None:
     perturb(attached(model, ShadowConfig(), shadow)).save_pretrained(folder / "adapter")
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -234,7 +274,17 @@ def as_a_user(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
 
 def test_the_command_writes_one_file(ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a command line that cannot name the format, and files beside the one."""
-    words = ["--model", ready / "base", "--adapter", ready / "adapter", "--output", tmp_path / "small.gguf", "--dtype", "q8_0", "--json"]
+    words = [
+        "--model",
+        ready / "base",
+        "--adapter",
+        ready / "adapter",
+        "--output",
+        tmp_path / "small.gguf",
+        "--dtype",
+        "q8_0",
+        "--json",
+    ]
     capsys.readouterr()
     assert main(["export", "--to", "gguf", *map(str, words)]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -244,7 +294,9 @@ def test_the_command_writes_one_file(ready: Path, tmp_path: Path, capsys: pytest
     assert File(tmp_path / "small.gguf").arch == "qwen3"
 
 
-def test_push_uploads_the_file_and_a_card(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_uploads_the_file_and_a_card(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a file on the hub that nobody can tell what it is."""
     files: dict[str, Any] = {}
 
@@ -255,9 +307,13 @@ def test_push_uploads_the_file_and_a_card(ready: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(HfApi, "whoami", lambda _: {"name": "somebody"})
     monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: "https://hub/somebody/small")
     monkeypatch.setattr(
-        HfApi, "upload_file", lambda _, repo_id, path_or_fileobj, path_in_repo: files.update({path_in_repo: path_or_fileobj})
+        HfApi,
+        "upload_file",
+        lambda _, repo_id, path_or_fileobj, path_in_repo: files.update({path_in_repo: path_or_fileobj}),
     )
-    done = export(str(ready / "base"), ready / "adapter", tmp_path / "small.gguf", to="gguf", push="somebody/small")
+    done = export(
+        str(ready / "base"), ready / "adapter", tmp_path / "small.gguf", to="gguf", push="somebody/small"
+    )
     assert done.pushed == "https://hub/somebody/small"
     assert files["small.gguf"] == tmp_path / "small.gguf"
     assert "llama-cli -m" in files["README.md"].decode()
@@ -276,7 +332,9 @@ def test_a_broken_write_leaves_nothing(ready: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [("small", r"must end in \.gguf, got"), ("taken.gguf", "exists; choose another")], ids=["a folder", "taken"]
+    ("output", "message"),
+    [("small", r"must end in \.gguf, got"), ("taken.gguf", "exists; choose another")],
+    ids=["a folder", "taken"],
 )
 def test_the_output_is_a_new_file(output: str, message: str, ready: Path, tmp_path: Path) -> None:
     """Catches a folder written for a file, and a file written over."""
@@ -286,7 +344,9 @@ def test_the_output_is_a_new_file(output: str, message: str, ready: Path, tmp_pa
     assert (tmp_path / "taken.gguf").read_text() == "something dear"
 
 
-def test_without_the_library_the_sentence_names_it(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_sentence_names_it(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a trace for a missing extra."""
     for name in [name for name in sys.modules if name.startswith("shadowpeft.export.gguf")]:
         monkeypatch.delitem(sys.modules, name)
@@ -301,36 +361,59 @@ REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
         lambda: tiny_config("gpt2"),
         "a GPT-2 shadow cannot be written as GGUF; the families that can: Llama, Mistral",
     ),
-    "another activation": (lambda: tiny_config("llama", hidden_act="gelu"), "its activation is gelu, llama.cpp's silu"),
+    "another activation": (
+        lambda: tiny_config("llama", hidden_act="gelu"),
+        "its activation is gelu, llama.cpp's silu",
+    ),
     "yarn": (
-        lambda: tiny_config("qwen3", rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}),
+        lambda: tiny_config(
+            "qwen3", rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+        ),
         "its rotary embedding is of the type yarn",
     ),
     "biases": (lambda: tiny_config("qwen3", attention_bias=True), "its attention has biases"),
-    "an untied Gemma 2": (lambda: tiny_config("gemma2"), "llama.cpp ties its head to its embeddings, and here they differ"),
-    "a capped Gemma 3": (lambda: tiny_config("gemma3_text", final_logit_softcapping=3.0), "its logits are soft-capped"),
+    "an untied Gemma 2": (
+        lambda: tiny_config("gemma2"),
+        "llama.cpp ties its head to its embeddings, and here they differ",
+    ),
+    "a capped Gemma 3": (
+        lambda: tiny_config("gemma3_text", final_logit_softcapping=3.0),
+        "its logits are soft-capped",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_llama_cpp_does_not_compute_is_refused_before_the_work(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_llama_cpp_does_not_compute_is_refused_before_the_work(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a file that llama.cpp runs to other answers, and a refusal after minutes."""
     make, message = REFUSED[case]
     config = make()
     tokenizer = tokenizer_of(TOKENIZER.get(config.model_type, "qwen2"))
     config.vocab_size = len(tokenizer)
     as_a_user(tiny_model(config.model_type, config=config), tokenizer, tmp_path)
-    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr(
+        "shadowpeft.storage.stock_models.load_model",
+        lambda *_: pytest.fail("the model was loaded before the check"),
+    )
     with pytest.raises(UnsupportedModelError, match=message):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
 
 
-def test_an_explicit_gemma_2_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_gemma_2_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches the check made on the shadow's own tied head, which the base's replaces."""
     model, tokenizer = made("gemma2", tie_word_embeddings=True)
-    shadow = tiny_model("gemma2", config=tiny_config("gemma2", vocab_size=len(tokenizer) + 3, tie_word_embeddings=True))
+    shadow = tiny_model(
+        "gemma2", config=tiny_config("gemma2", vocab_size=len(tokenizer) + 3, tie_word_embeddings=True)
+    )
     as_a_user(model, tokenizer, tmp_path, shadow)
-    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr(
+        "shadowpeft.storage.stock_models.load_model",
+        lambda *_: pytest.fail("the model was loaded before the check"),
+    )
     with pytest.raises(UnsupportedModelError, match=r"llama\.cpp ties its head"):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
 
@@ -338,7 +421,9 @@ def test_an_explicit_gemma_2_is_refused_before_the_work(tmp_path: Path, monkeypa
 def test_a_classifier_is_refused(tmp_path: Path) -> None:
     """Catches a file whose head llama.cpp would take for words."""
     tokenizer = tokenizer_of("qwen2")
-    base = tiny_model("qwen3", "sequence-classification", config=tiny_config("qwen3", vocab_size=len(tokenizer)))
+    base = tiny_model(
+        "qwen3", "sequence-classification", config=tiny_config("qwen3", vocab_size=len(tokenizer))
+    )
     as_a_user(base, tokenizer, tmp_path)
     with pytest.raises(UnsupportedModelError, match="a classifier cannot be written as GGUF"):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
@@ -349,7 +434,9 @@ def changed(kind: str, change: Callable[[dict[str, Any]], None]) -> PreTrainedTo
     tokenizer = tokenizer_of(kind)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     change(parts)
-    return type(tokenizer)(tokenizer_object=type(tokenizer.backend_tokenizer).from_str(json.dumps(parts)), eos_token="<|im_end|>")
+    return type(tokenizer)(
+        tokenizer_object=type(tokenizer.backend_tokenizer).from_str(json.dumps(parts)), eos_token="<|im_end|>"
+    )
 
 
 @dataclasses.dataclass
@@ -372,11 +459,19 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 CUT = ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex")
 ODD = {
     "words": Odd(words_tokenizer, "it is a WordLevel tokenizer, not BPE"),
-    "another cut": Odd(lambda: changed("qwen2", _set(*CUT, value=r"\p{L}+|\s")), "it cuts text as llama.cpp has no name for"),
-    "lower case": Odd(lambda: changed("qwen2", _set("normalizer", value={"type": "Lowercase"})), "it changes text before cutting it"),
-    "merges ignored": Odd(lambda: changed("qwen2", _set("model", "ignore_merges", value=True)), "ignore_merges is True"),
+    "another cut": Odd(
+        lambda: changed("qwen2", _set(*CUT, value=r"\p{L}+|\s")), "it cuts text as llama.cpp has no name for"
+    ),
+    "lower case": Odd(
+        lambda: changed("qwen2", _set("normalizer", value={"type": "Lowercase"})),
+        "it changes text before cutting it",
+    ),
+    "merges ignored": Odd(
+        lambda: changed("qwen2", _set("model", "ignore_merges", value=True)), "ignore_merges is True"
+    ),
     "lower-case pieces": Odd(
-        lambda: changed("sentencepiece", _set("normalizer", value={"type": "Lowercase"})), "it changes or cuts text as llama.cpp does not"
+        lambda: changed("sentencepiece", _set("normalizer", value={"type": "Lowercase"})),
+        "it changes or cuts text as llama.cpp does not",
     ),
 }
 

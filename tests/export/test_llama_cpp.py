@@ -16,7 +16,13 @@ import torch
 from helpers.exported import ANSWER, PROMPTS, SHADOWS, greedy, save_adapter, until_end
 from helpers.families import attached, perturb, tiny_config, tiny_model
 from helpers.gguf_tokenizers import TEXTS, TOKENIZERS, tokenizer_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from shadowpeft import ShadowConfig
@@ -28,7 +34,13 @@ pytestmark = pytest.mark.llama_cpp
 
 SLIDING = "sliding_attention"
 THETA = {"rope_theta": 10000.0}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 # A tiny random model of each family that we write, with what llama.cpp computes otherwise than transformers: (family, tokenizer, changes).
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -77,7 +89,9 @@ class LlamaCpp:
 
     def ask(self, path: str, **body: Any) -> dict[str, Any]:
         request = urllib.request.Request(
-            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.server.listening_address + path,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
@@ -91,8 +105,14 @@ class LlamaCpp:
 
     def log_probabilities(self, ids: list[int], count: int) -> dict[int, float]:
         """Return the likeliest next tokens and their log-probabilities; nothing where the likeliest is the end."""
-        answer = self.ask("/completion", prompt=ids, n_predict=1, temperature=0, n_probs=count, cache_prompt=False)
-        return {entry["id"]: entry["logprob"] for place in answer.get("completion_probabilities", []) for entry in place["top_logprobs"]}
+        answer = self.ask(
+            "/completion", prompt=ids, n_predict=1, temperature=0, n_probs=count, cache_prompt=False
+        )
+        return {
+            entry["id"]: entry["logprob"]
+            for place in answer.get("completion_probabilities", [])
+            for entry in place["top_logprobs"]
+        }
 
 
 @contextmanager
@@ -113,7 +133,9 @@ def log_probabilities(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
         return torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].float(), -1)
 
 
-def assert_same_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, texts: list[str]) -> None:
+def assert_same_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, texts: list[str]
+) -> None:
     with llama_cpp(path) as runs:
         for text in texts:
             ids = tokenizer(text).input_ids
@@ -125,20 +147,37 @@ def tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTraine
     """Make the base, its tokenizer and, where the shadow is explicit, the model that it is made of."""
     family, kind, changes = MODELS[name]
     tokenizer = tokenizer_of(kind)
-    size = {"vocab_size": len(tokenizer) + 3, "max_position_embeddings": 256}  # rows that no token has, as in Qwen's models
+    size = {
+        "vocab_size": len(tokenizer) + 3,
+        "max_position_embeddings": 256,
+    }  # rows that no token has, as in Qwen's models
     config: PretrainedConfig = tiny_config(family, **{**size, **changes})
-    config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, 0, tokenizer.bos_token_id
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = (
+        tokenizer.eos_token_id,
+        0,
+        tokenizer.bos_token_id,
+    )
     shadow = None
     if name in EXPLICIT:
-        shadow = tiny_model(family, seed=7, config=tiny_config(family, **{**size, **changes, **EXPLICIT[name]}))
+        shadow = tiny_model(
+            family, seed=7, config=tiny_config(family, **{**size, **changes, **EXPLICIT[name]})
+        )
     return tiny_model(family, config=config), tokenizer, shadow
 
 
 def exported(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, shadow: PreTrainedModel | None = None, **arguments: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    shadow: PreTrainedModel | None = None,
+    **arguments: Any,
 ) -> tuple[Path, PreTrainedModel]:
     """Attach a shadow, save it as a user has it, export it in both formats; return the GGUF file and the folder's model."""
-    settings = ShadowConfig() if shadow is not None else ShadowConfig(shadow_layers=model.config.num_hidden_layers, shadow_head_dim=None)
+    settings = (
+        ShadowConfig()
+        if shadow is not None
+        else ShadowConfig(shadow_layers=model.config.num_hidden_layers, shadow_head_dim=None)
+    )
     shadowed = perturb(attached(model, settings, shadow)).eval()
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -175,7 +214,11 @@ def test_every_tokenizer_reads_as_in_transformers(kind: str, tmp_path: Path) -> 
     with llama_cpp(path) as runs:
         for text in [*TEXTS, *special]:
             assert runs.tokens(text) == tokenizer(text).input_ids, text
-        chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "what?"}, {"role": "user", "content": "go"}]
+        chat = [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "what?"},
+            {"role": "user", "content": "go"},
+        ]
         wanted = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert runs.ask("/apply-template", messages=chat)["prompt"] == wanted
 
@@ -197,7 +240,9 @@ def embedded_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(embedded_files: Path) -> None:
     """Catches whatever shows only in text of many tokens, with a vocabulary of 6,144; explicit, a folded head that is lost or misread."""
-    model, tokenizer = (auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    model, tokenizer = (
+        auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer)
+    )
     assert len(PROMPTS) == 20
     assert_same_answers(model.eval(), tokenizer, embedded_files / "float32.gguf", PROMPTS)
 
@@ -205,8 +250,12 @@ def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(embed
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 0.01), ("bfloat16", 0.05), ("q8_0", 0.5)])
 def test_fewer_bits_say_nearly_the_same(dtype: str, bound: float, embedded_files: Path) -> None:
     """Catches a type that llama.cpp unpacks otherwise than we packed it: `bound` is on the likeliest ten tokens' log-probabilities."""
-    model, tokenizer = (auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer))
-    assert (embedded_files / f"{dtype}.gguf").stat().st_size < 0.6 * (embedded_files / "float32.gguf").stat().st_size
+    model, tokenizer = (
+        auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    assert (embedded_files / f"{dtype}.gguf").stat().st_size < 0.6 * (
+        embedded_files / "float32.gguf"
+    ).stat().st_size
     with llama_cpp(embedded_files / f"{dtype}.gguf") as runs:
         for text in PROMPTS:
             ids = tokenizer(text).input_ids

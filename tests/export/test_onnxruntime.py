@@ -20,10 +20,24 @@ def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(kind:
     """Catches a folder that ONNX Runtime's exporter refuses or understands otherwise."""
     base = save_adapter(tmp_path / "adapter", kind)
     export(base, tmp_path / "adapter", tmp_path / "small", "float32")
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "small", "-o", "onnx", "-p", "fp32", "-e", "cpu"]
+    builder = [
+        sys.executable,
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-m",
+        "small",
+        "-o",
+        "onnx",
+        "-p",
+        "fp32",
+        "-e",
+        "cpu",
+    ]
     done = subprocess.run(builder, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    model, tokenizer = (auto.from_pretrained(tmp_path / "small") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    model, tokenizer = (
+        auto.from_pretrained(tmp_path / "small") for auto in (AutoModelForCausalLM, AutoTokenizer)
+    )
     theirs = runtime.Model(str(tmp_path / "onnx"))
     for text in PROMPTS:
         ids = tokenizer(text).input_ids

@@ -10,12 +10,28 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.families import LABELS, TINY, VOCAB, attached, padded, perturb, tiny_config, tiny_model, token_ids
+from helpers.families import (
+    LABELS,
+    TINY,
+    VOCAB,
+    attached,
+    padded,
+    perturb,
+    tiny_config,
+    tiny_model,
+    token_ids,
+)
 from helpers.tokenizers import CHATML, build_tokenizer
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch
@@ -36,8 +52,14 @@ PAIRS: dict[str, tuple[Callable[[], PretrainedConfig], Callable[[], PretrainedCo
     "gpt2": (lambda: tiny_config("gpt2"), lambda: tiny_config("gpt2", n_embd=16)),
     "qwen2 beside llama": (lambda: tiny_config("llama"), lambda: tiny_config("qwen2", hidden_size=16)),
     "capped beside uncapped": (lambda: tiny_config("llama"), lambda: tiny_config("gemma2", hidden_size=16)),
-    "another cap": (lambda: tiny_config("gemma2"), lambda: tiny_config("gemma2", hidden_size=16, final_logit_softcapping=30.0)),
-    "no cap of its own": (lambda: tiny_config("gemma2"), lambda: tiny_config("gemma2", hidden_size=16, final_logit_softcapping=None)),
+    "another cap": (
+        lambda: tiny_config("gemma2"),
+        lambda: tiny_config("gemma2", hidden_size=16, final_logit_softcapping=30.0),
+    ),
+    "no cap of its own": (
+        lambda: tiny_config("gemma2"),
+        lambda: tiny_config("gemma2", hidden_size=16, final_logit_softcapping=None),
+    ),
     "bias beside none": (lambda: tiny_config("llama"), lambda: tiny_config("gptj", n_embd=16)),
     "tied, one width": (lambda: tiny_config("qwen3"), lambda: tiny_config("qwen3")),
 }
@@ -61,11 +83,18 @@ def saved(model: ShadowedModel, folder: Path, adapter: Path) -> None:
     model.save_pretrained(adapter)
 
 
-def made(base: PretrainedConfig, shadow: PretrainedConfig | None = None, task: arch.Task = "causal-lm", **settings: Any) -> ShadowedModel:
+def made(
+    base: PretrainedConfig,
+    shadow: PretrainedConfig | None = None,
+    task: arch.Task = "causal-lm",
+    **settings: Any,
+) -> ShadowedModel:
     network = None if shadow is None else tiny_model(shadow.model_type, seed=7, config=shadow)
     if network is not None and network.lm_head.bias is not None:
         network.lm_head.bias.data.fill_(5.0)  # must not reach the export
-    return perturb(attached(tiny_model(base.model_type, task, config=base), ShadowConfig(**settings), network)).eval()
+    return perturb(
+        attached(tiny_model(base.model_type, task, config=base), ShadowConfig(**settings), network)
+    ).eval()
 
 
 def exported(model: ShadowedModel, tmp_path: Path, **arguments: Any) -> Path:
@@ -79,7 +108,11 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def stock_logits(folder: Path, **inputs: torch.Tensor) -> torch.Tensor:
-    auto = AutoModelForCausalLM if "Classification" not in (folder / "config.json").read_text() else AutoModelForSequenceClassification
+    auto = (
+        AutoModelForCausalLM
+        if "Classification" not in (folder / "config.json").read_text()
+        else AutoModelForSequenceClassification
+    )
     model, info = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(info[f"{how}_keys"] for how in ("missing", "unexpected", "mismatched"))
     with torch.no_grad():
@@ -111,11 +144,16 @@ def test_an_explicit_shadow_is_folded_with_the_bases_head(pair: str, tmp_path: P
     base, shadow = (make() for make in PAIRS[pair])
     model = made(base, shadow)
     ids = token_ids(2, 9)
-    assert error(stock_logits(exported(model, tmp_path), input_ids=ids), shadow_logits(model, input_ids=ids)) < BOUND
+    assert (
+        error(stock_logits(exported(model, tmp_path), input_ids=ids), shadow_logits(model, input_ids=ids))
+        < BOUND
+    )
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["implicit", "explicit"])
-@pytest.mark.parametrize("pair", ["llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "qwen2 beside llama", "bias beside none"])
+@pytest.mark.parametrize(
+    "pair", ["llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "qwen2 beside llama", "bias beside none"]
+)
 def test_a_classifier_is_a_stock_classifier(pair: str, explicit: bool, tmp_path: Path) -> None:
     """Catches a classifier exported as a language model, with the base's score, or without its labels."""
     base, shadow = PAIRS[pair][0](), PAIRS[pair][1]() if explicit else None
@@ -123,7 +161,11 @@ def test_a_classifier_is_a_stock_classifier(pair: str, explicit: bool, tmp_path:
     model = made(base, shadow, "sequence-classification")
     inputs, folder = batch(), exported(model, tmp_path)
     assert error(stock_logits(folder, **inputs), shadow_logits(model, **inputs)) < BOUND
-    assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
+    assert json.loads((folder / "config.json").read_text())["id2label"] == {
+        "0": "no",
+        "1": "maybe",
+        "2": "yes",
+    }
     assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
 
 
@@ -146,18 +188,26 @@ def test_a_classifiers_base_must_be_whole(how: str, tmp_path: Path) -> None:
     saved(model, tmp_path / "base", tmp_path / "adapter")
     state = load_file(tmp_path / "base" / "model.safetensors")
     name = "model.layers.2.mlp.up_proj.weight"
-    left = {key: tensor for key, tensor in state.items() if key != name} | ({} if how == "missing" else {name: torch.zeros(3, 3)})
+    left = {key: tensor for key, tensor in state.items() if key != name} | (
+        {} if how == "missing" else {name: torch.zeros(3, 3)}
+    )
     save_file(left, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"lacks 1 weights of the right shape, such as {name}"):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small")
 
 
-@pytest.mark.parametrize("shadow_config", [None, lambda: tiny_config("qwen3", hidden_size=16)], ids=["implicit", "explicit"])
-def test_a_pretrained_shadow_is_exported_alone(shadow_config: Callable[[], PretrainedConfig] | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shadow_config", [None, lambda: tiny_config("qwen3", hidden_size=16)], ids=["implicit", "explicit"]
+)
+def test_a_pretrained_shadow_is_exported_alone(
+    shadow_config: Callable[[], PretrainedConfig] | None, tmp_path: Path
+) -> None:
     """Catches a shadow folder that only an adapter can bring to the edge, or that is folded otherwise than an adapter's."""
     model = made(tiny_config("llama"), None if shadow_config is None else shadow_config())
     saved(model, tmp_path / "base", tmp_path / "adapter")
-    shadow_folder.save(model.adapters["default"].shadow, BaseFacts.of(model.base), tmp_path / "shadow", {"corpus": "wiki"})
+    shadow_folder.save(
+        model.adapters["default"].shadow, BaseFacts.of(model.base), tmp_path / "shadow", {"corpus": "wiki"}
+    )
     result = export(str(tmp_path / "base"), None, tmp_path / "small", shadow=tmp_path / "shadow")
     ids = token_ids(2, 9)
     assert error(stock_logits(tmp_path / "small", input_ids=ids), shadow_logits(model, input_ids=ids)) < BOUND
@@ -176,7 +226,9 @@ def test_the_type_is_the_one_asked_for(dtype: str, tmp_path: Path) -> None:
     assert f"in {dtype}" in (folder / "README.md").read_text()
     ids = token_ids(2, 9)
     with torch.no_grad():
-        assert error(small(input_ids=ids).logits.float(), shadow_logits(model, input_ids=ids)) < {"float32": BOUND}.get(dtype, 0.1)
+        assert error(small(input_ids=ids).logits.float(), shadow_logits(model, input_ids=ids)) < {
+            "float32": BOUND
+        }.get(dtype, 0.1)
 
 
 def test_the_folder_is_complete(tmp_path: Path) -> None:
@@ -184,14 +236,21 @@ def test_the_folder_is_complete(tmp_path: Path) -> None:
     model = made(tiny_config("qwen3"))
     model.base.generation_config.update(temperature=0.5, do_sample=True, max_new_tokens=9, eos_token_id=7)
     folder = exported(model, tmp_path)
-    tokenizer, before = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer, before = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(tmp_path / "base"),
+    )
     assert tokenizer.get_vocab() == before.get_vocab()
     assert tokenizer.special_tokens_map == before.special_tokens_map
     chat = [{"role": "user", "content": "what is two"}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == before.apply_chat_template(chat, tokenize=False)
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == before.apply_chat_template(
+        chat, tokenize=False
+    )
     settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
     assert (settings.temperature, settings.do_sample, settings.max_new_tokens) == (0.5, True, 9)
-    assert settings.eos_token_id == sorted({7, before.eos_token_id}), "what ends a completion in training ends one here"
+    assert settings.eos_token_id == sorted({7, before.eos_token_id}), (
+        "what ends a completion in training ends one here"
+    )
     assert "auto_map" not in json.loads((folder / "config.json").read_text()), "no code of ours is needed"
 
 
@@ -213,7 +272,10 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr(
+        "shadowpeft.storage.stock_models.load_model",
+        lambda *_: pytest.fail("the model was loaded before the check"),
+    )
 
 
 @pytest.mark.usefixtures("no_model")
@@ -230,23 +292,31 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"push": "three/part/name"}, "--push needs the name of a repository such as user/name"),
     ],
 )
-def test_mistakes_are_found_before_the_work(arguments: dict[str, Any], message: str, ready: SimpleNamespace, tmp_path: Path) -> None:
+def test_mistakes_are_found_before_the_work(
+    arguments: dict[str, Any], message: str, ready: SimpleNamespace, tmp_path: Path
+) -> None:
     """Catches minutes of loading before a sentence that could have been said at once."""
     with pytest.raises((ConfigError, CheckpointError), match=message):
         export(**{"base": ready.base, "adapter": ready.adapter, "output": tmp_path / "small", **arguments})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_found_before_the_first_byte(ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_found_before_the_first_byte(
+    ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a disk filled to the brim by an export that cannot end well."""
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *_, **__: pytest.fail("it was written all the same"))
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda *_, **__: pytest.fail("it was written all the same")
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(CheckpointError, match=r"takes about 1\.\d MB, and 1\.0 MB are free in"):
         export(ready.base, ready.adapter, tmp_path / "new" / "small")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_asks_for_little_more_room_than_it_takes(ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_asks_for_little_more_room_than_it_takes(
+    ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a small export refused for want of room that it would never take, and a large one without room for its tokenizer."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 << 20))
     assert export(ready.base, ready.adapter, tmp_path / "small").size_bytes < 2 << 20
@@ -288,12 +358,16 @@ def test_push_uploads_the_whole_folder(hub: Hub, ready: SimpleNamespace, tmp_pat
     """Catches an upload that lacks files, or that begins before the folder is whole."""
     done = export(ready.base, ready.adapter, tmp_path / "small", push="somebody/small")
     assert (hub.repository, done.pushed) == ("somebody/small", "https://hub/somebody/small")
-    assert hub.files == {name: (tmp_path / "small" / name).stat().st_size for name in os.listdir(tmp_path / "small")}
+    assert hub.files == {
+        name: (tmp_path / "small" / name).stat().st_size for name in os.listdir(tmp_path / "small")
+    }
     assert {"model.safetensors", "tokenizer.json", "config.json", "README.md"} <= set(hub.files)
 
 
 @pytest.mark.usefixtures("no_model")
-def test_push_without_a_login_costs_no_work(ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_without_a_login_costs_no_work(
+    ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a login that is missed only when everything has been computed."""
 
     def nobody(_: HfApi) -> None:
@@ -305,13 +379,18 @@ def test_push_without_a_login_costs_no_work(ready: SimpleNamespace, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_upload_keeps_the_folder(hub: Hub, ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_keeps_the_folder(
+    hub: Hub, ready: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches work thrown away because the network broke, and a sentence that does not say how to go on."""
 
     def broken(*_: object, **__: object) -> None:
         raise ConnectionError("the line is dead")
 
     monkeypatch.setattr(HfApi, "upload_folder", broken)
-    with pytest.raises(CheckpointError, match=r"is written and could not be uploaded \(the line is dead\); try again with hf upload"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is written and could not be uploaded \(the line is dead\); try again with hf upload",
+    ):
         export(ready.base, ready.adapter, tmp_path / "small", push="somebody/small")
     assert stock_logits(tmp_path / "small", input_ids=token_ids(1, 5)).shape == (1, 5, VOCAB)

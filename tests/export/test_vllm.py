@@ -54,14 +54,22 @@ def in_vllm(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     given = json.dumps([str(folder), prompts, ANSWER])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=given, capture_output=True, text=True, check=False, env={**os.environ, **settings}
+        [sys.executable, "-c", PROGRAM],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **settings},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.rpartition("ANSWERS")[2])
 
 
 def assert_same_answers(folder: Path, texts: list[str]) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+    )
     prompts = [tokenizer(text).input_ids for text in texts]
     for text, ids, got in zip(texts, prompts, in_vllm(folder, prompts), strict=True):
         assert until_end(got, tokenizer) == until_end(greedy(model, ids), tokenizer), text
@@ -81,7 +89,12 @@ def test_every_family_answers_as_in_transformers(name: str, tmp_path: Path) -> N
     """Catches a folded head, a soft cap or a tied table that vLLM reads otherwise."""
     family, shadow_changes = TINY[name]
     tokenizer = tokenizer_of("qwen2")
-    common = {"vocab_size": len(tokenizer), "max_position_embeddings": 256, "eos_token_id": tokenizer.eos_token_id, "head_dim": 32}
+    common = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 256,
+        "eos_token_id": tokenizer.eos_token_id,
+        "head_dim": 32,
+    }
     if family == "qwen2":
         del common["head_dim"]
         common |= {"hidden_size": 128, "use_sliding_window": False, "layer_types": ["full_attention"] * 4}

@@ -36,16 +36,23 @@ def alone(name: str) -> Trained:
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_gpus_compute_what_one_does(together: dict[tuple[str, str], dict[str, Any]], way: str, name: str) -> None:
+def test_two_gpus_compute_what_one_does(
+    together: dict[tuple[str, str], dict[str, Any]], way: str, name: str
+) -> None:
     """Catches what a CPU cannot show: weights freed while a kernel still reads them, and streams that do not wait for a gathering."""
     wanted, found = alone(name), together[way, name]
     exact = 1e-2 if CASES[name].bf16 else 1e-4
     assert found["losses"] == pytest.approx(wanted.losses, rel=exact)
     for kind in ("gradients", "weights"):
         tensors = vars(wanted)[kind]
-        errors = {key: ((found[kind][key] - tensor).norm() / (1e-3 + tensor.norm())).item() for key, tensor in tensors.items()}
+        errors = {
+            key: ((found[kind][key] - tensor).norm() / (1e-3 + tensor.norm())).item()
+            for key, tensor in tensors.items()
+        }
         assert max(errors.values()) < exact, (kind, max(errors, key=lambda key: errors[key]))
-    assert found["swept"] == wanted.swept == (0 if CASES[name].task == "sequence-classification" else STEPS), "logits were held"
+    assert (
+        found["swept"] == wanted.swept == (0 if CASES[name].task == "sequence-classification" else STEPS)
+    ), "logits were held"
     assert found["kept"] == 1 if way == "ddp" else found["kept"] < 0.55
 
 
@@ -57,10 +64,39 @@ def test_a_bf16_run_on_two_gpus_learns_as_on_one(way: str, tmp_path: Path) -> No
     settings = tmp_path / "fsdp2.yaml"
     settings.write_text(PAGE.read_text().split("```yaml\n")[1].split("```")[0])
     accelerate = ["accelerate.commands.launch", "--config_file", str(settings), "--main_process_port", "0"]
-    steps = ["--max-steps", "4", "--logging-steps", "1", "--save-steps", "2", "--eval-fraction", "0.2", "--eval-steps", "2"]
-    shared = ["-m", "shadowpeft", "train", "--model", str(MODEL), "--data", str(rows), "--shadow.dropout", "0", "--bf16", "--json", *steps]
+    steps = [
+        "--max-steps",
+        "4",
+        "--logging-steps",
+        "1",
+        "--save-steps",
+        "2",
+        "--eval-fraction",
+        "0.2",
+        "--eval-steps",
+        "2",
+    ]
+    shared = [
+        "-m",
+        "shadowpeft",
+        "train",
+        "--model",
+        str(MODEL),
+        "--data",
+        str(rows),
+        "--shadow.dropout",
+        "0",
+        "--bf16",
+        "--json",
+        *steps,
+    ]
     one = launch(
-        ["torch.distributed.run", "--standalone", "--nproc-per-node", "1"], *shared, "--output", str(tmp_path / "one"), "--batch-size", "4"
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "1"],
+        *shared,
+        "--output",
+        str(tmp_path / "one"),
+        "--batch-size",
+        "4",
     )
     assert one.returncode == 0, one.stderr[-4000:]
     arguments = [*shared, "--output", str(tmp_path / "two"), "--batch-size", "2"]

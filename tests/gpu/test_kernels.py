@@ -23,7 +23,12 @@ QWEN3_8B = {"shape": (4, 1024), "D": 4096, "U": 10, "R": 16}
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
 def test_bfloat16_at_full_size(variant: str, norm: str, halves: str) -> None:
     """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose digits."""
-    assert_as_exact(fused.boundary, draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, **QWEN3_8B)), times=1.25, floor=1e-4)
+    assert_as_exact(
+        fused.boundary,
+        draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, **QWEN3_8B)),
+        times=1.25,
+        floor=1e-4,
+    )
 
 
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "gemma"), ("normed", "layer"), ("paper", "none")])
@@ -77,9 +82,13 @@ def chain(drawn: Drawn) -> Any:
 @pytest.mark.parametrize(("variant", "dropout"), [("normed", 0.0), ("paper", 0.3)])
 def test_compiled_with_inductor(variant: str, dropout: float) -> None:
     """Catches a graph break, and an operation that inductor reorders or reuses memory around wrongly."""
-    drawn = draw(Kind(variant, "rms" if variant == "normed" else "none", (2, 37), 264, 10, 16, dropout=dropout))
+    drawn = draw(
+        Kind(variant, "rms" if variant == "normed" else "none", (2, 37), 264, 10, 16, dropout=dropout)
+    )
     if dropout:
-        drawn = replace(drawn, rule=drawn.rule._replace(dropout=0.0))  # inductor draws other seeds than eager torch
+        drawn = replace(
+            drawn, rule=drawn.rule._replace(dropout=0.0)
+        )  # inductor draws other seeds than eager torch
     want = run(chain(drawn), drawn)
     got = run(torch.compile(chain(drawn), fullgraph=True), drawn)
     for name in want:

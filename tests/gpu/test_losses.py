@@ -22,7 +22,10 @@ def head():
 
 def batch(tokens):
     generator = torch.Generator("cuda").manual_seed(tokens)
-    h, s = (torch.randn(2, tokens // 2, WIDTH, device="cuda", dtype=torch.bfloat16, generator=generator) for _ in range(2))
+    h, s = (
+        torch.randn(2, tokens // 2, WIDTH, device="cuda", dtype=torch.bfloat16, generator=generator)
+        for _ in range(2)
+    )
     labels = torch.randint(VOCAB, (2, tokens // 2), device="cuda", generator=generator)
     labels[0, : tokens // 8] = -100
     return h, s, labels

@@ -64,7 +64,9 @@ def test_compiles_whole_and_computes_the_same(tokens, variant):
 def test_caches_agree_on_a_gpu(tokens, variant):
     model = build(variant)
     choices = ({"use_cache": False}, {}, {"cache_implementation": "static"})
-    one, *others = (model.generate(tokens, max_new_tokens=20, do_sample=False, **choice) for choice in choices)
+    one, *others = (
+        model.generate(tokens, max_new_tokens=20, do_sample=False, **choice) for choice in choices
+    )
     assert all(torch.equal(one, other) for other in others)
 
 

@@ -17,7 +17,9 @@ from shadowpeft.cli import main
 from shadowpeft.train.arguments import recompute_activations
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
-needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
+)
 WIDTH = 128
 SIZES = {"hidden_size": WIDTH, "intermediate_size": 256, "head_dim": 32}
 VARIANTS = ("normed", "paper", "peft")
@@ -39,7 +41,9 @@ def shadowed(base: PreTrainedModel, impl: str, std: float = 0.3, **settings: Any
     return model
 
 
-def build(impl: str, model_type: str = "qwen3", dtype: torch.dtype = torch.float32, layers: int = 4, **settings: Any) -> ShadowedModel:
+def build(
+    impl: str, model_type: str = "qwen3", dtype: torch.dtype = torch.float32, layers: int = 4, **settings: Any
+) -> ShadowedModel:
     changes: dict[str, Any] = {**SIZES, "num_hidden_layers": layers}
     if model_type != "llama":
         kinds = ["sliding_attention", "full_attention"] if model_type == "gemma3_text" else ["full_attention"]
@@ -58,12 +62,19 @@ def step(model: nn.Module, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(3)
     loss = model(**batch).loss
     loss.backward()
-    return loss.detach(), {name.removeprefix("_orig_mod."): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), {
+        name.removeprefix("_orig_mod."): p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> None:
     assert found.keys() == expected.keys()
-    errors = {name: ((found[name] - grad).norm() / grad.norm().clamp(min=1e-6)).item() for name, grad in expected.items()}
+    errors = {
+        name: ((found[name] - grad).norm() / grad.norm().clamp(min=1e-6)).item()
+        for name, grad in expected.items()
+    }
     assert max(errors.values()) < bound, sorted(errors.items(), key=lambda item: -item[1])[:3]
 
 
@@ -71,7 +82,9 @@ def assert_as_exact(found: dict[str, Tensor], usual: dict[str, Tensor], truth: d
     """Judge the error of each gradient by that of the usual way: at most three times as large, but for 1e-4."""
     assert found.keys() == usual.keys() == truth.keys()
     errors = {
-        name: tuple(((grads[name] - exact).norm() / exact.norm().clamp(min=1e-6)).item() for grads in (found, usual))
+        name: tuple(
+            ((grads[name] - exact).norm() / exact.norm().clamp(min=1e-6)).item() for grads in (found, usual)
+        )
         for name, exact in truth.items()
     }
     worse = {name: pair for name, pair in errors.items() if not pair[0] <= 3 * pair[1] + 1e-4}
@@ -135,7 +148,9 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, impl, 
     exact.set_impl("reference")
     _, truth = step(exact, **batch)
     loss, eager = step(model, **batch)
-    assert_close(eager, truth, 1e-3)  # else the case is ill-conditioned, and what it tells of the compiled step is chance
+    assert_close(
+        eager, truth, 1e-3
+    )  # else the case is ill-conditioned, and what it tells of the compiled step is chance
     if checkpointing:
         recompute_activations(model)
     torch._dynamo.reset()
@@ -161,7 +176,9 @@ def test_a_packed_step_is_the_step_of_its_documents(impl, variant):
     docs = [row[:length] for row, length in zip(ids, lengths, strict=True)]
     packed = torch.cat(docs)[None]
     positions = torch.cat([torch.arange(length) for length in lengths])[None].cuda()
-    got, found = step(model, input_ids=packed, position_ids=positions, labels=packed.masked_fill(positions == 0, -100))
+    got, found = step(
+        model, input_ids=packed, position_ids=positions, labels=packed.masked_fill(positions == 0, -100)
+    )
     torch.testing.assert_close(got, loss, rtol=1e-4, atol=0)
     assert_close(found, expected, 2e-3)
 
@@ -172,9 +189,14 @@ def test_a_packed_step_is_the_step_of_its_documents(impl, variant):
 def quantised(folder: Any, dtype: torch.dtype) -> PreTrainedModel:
     tiny_model("llama", config=tiny_config("llama", **SIZES)).save_pretrained(folder)
     settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=settings, device_map={"": 0})
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, quantization_config=settings, device_map={"": 0}
+    )
 
 
 @needs_bitsandbytes
@@ -217,9 +239,21 @@ def test_train_takes_a_base_in_4_bits_and_packed_rows(tmp_path, capsys):
     """Catches a Trainer that moves, casts or refuses packed weights; evaluation comes before more training."""
     base = save_base(tmp_path / "base", **SIZES)
     data = write_rows(tmp_path / "rows.jsonl", text_rows(40))
-    flags = ["--load-in-4bit", "--bf16", "--gradient-checkpointing", "--packing", "--max-length", "64", "--max-steps", "6"]
+    flags = [
+        "--load-in-4bit",
+        "--bf16",
+        "--gradient-checkpointing",
+        "--packing",
+        "--max-length",
+        "64",
+        "--max-steps",
+        "6",
+    ]
     flags += ["--batch-size", "2", "--eval-steps", "3", "--save-steps", "3", "--logging-steps", "1", "--json"]
-    assert main(["train", "--model", str(base), "--data", str(data), "--output", str(tmp_path / "run"), *flags]) == 0
+    assert (
+        main(["train", "--model", str(base), "--data", str(data), "--output", str(tmp_path / "run"), *flags])
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 6
     assert result["eval_loss"] is not None

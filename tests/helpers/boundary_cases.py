@@ -13,7 +13,14 @@ from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Variant, and what the variant `normed` reads through.
-KINDS = [("normed", "rms"), ("normed", "gemma"), ("normed", "layer"), ("normed", "none"), ("paper", "none"), ("peft", "none")]
+KINDS = [
+    ("normed", "rms"),
+    ("normed", "gemma"),
+    ("normed", "layer"),
+    ("normed", "none"),
+    ("paper", "none"),
+    ("peft", "none"),
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ def in_float64(drawn: Drawn) -> Drawn:
             return value.detach().double().requires_grad_(value.requires_grad)
         return tuple(map(exact, value)) if isinstance(value, tuple) else value
 
-    weights = [None if group is None else type(group)(*map(exact, group)) for group in (drawn.update, drawn.inject)]
+    weights = [
+        None if group is None else type(group)(*map(exact, group)) for group in (drawn.update, drawn.inject)
+    ]
     tensors = {name: exact(vars(drawn)[name]) for name in ("h", "s", "dh", "ds")}
     return replace(drawn, update=weights[0], inject=weights[1], norm=exact_norm(drawn.norm), **tensors)
 
@@ -135,13 +144,19 @@ def run(boundary: Any, drawn: Drawn) -> dict[str, Tensor]:
     new_h, new_s = boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
     inputs = {"h": h, "s": s, **trained(drawn)}
     grads = torch.autograd.grad([new_h, new_s], list(inputs.values()), [drawn.dh, drawn.ds])
-    return {"new_h": new_h.detach(), "new_s": new_s.detach(), **{f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}}
+    return {
+        "new_h": new_h.detach(),
+        "new_s": new_s.detach(),
+        **{f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)},
+    }
 
 
 def errors(got: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
     """||a - truth|| / ||truth|| of each tensor; infinite where it is not finite."""
     return {
-        name: ((got[name].double() - exact).norm() / exact.norm()).item() if got[name].isfinite().all() else float("inf")
+        name: ((got[name].double() - exact).norm() / exact.norm()).item()
+        if got[name].isfinite().all()
+        else float("inf")
         for name, exact in truth.items()
     }
 
@@ -151,7 +166,11 @@ def assert_as_exact(boundary: Any, drawn: Drawn, times: float, floor: float, aut
     truth = run(reference.boundary, in_float64(drawn))
     with torch.autocast(drawn.h.device.type, torch.bfloat16, enabled=autocast):
         got, plain = run(boundary, drawn), run(reference.boundary, drawn)
-    assert all(got[name].dtype == plain[name].dtype and got[name].shape == plain[name].shape for name in truth)
+    assert all(
+        got[name].dtype == plain[name].dtype and got[name].shape == plain[name].shape for name in truth
+    )
     mine, theirs = errors(got, truth), errors(plain, truth)
-    worse = {name: (mine[name], theirs[name]) for name in truth if not mine[name] <= times * theirs[name] + floor}
+    worse = {
+        name: (mine[name], theirs[name]) for name in truth if not mine[name] <= times * theirs[name] + floor
+    }
     assert not worse, f"(error, the reference's): {worse}"

@@ -104,9 +104,15 @@ class Trained:
 def build(case: Case) -> ShadowedModel:
     """Build the model of a case, the same in every process."""
     base = tiny_model(case.model_type, case.task, dtype=torch.bfloat16 if case.bf16 else torch.float32)
-    shadow = tiny_model(case.model_type, seed=7, config=tiny_config(case.model_type, num_hidden_layers=2)) if case.explicit else None
+    shadow = (
+        tiny_model(case.model_type, seed=7, config=tiny_config(case.model_type, num_hidden_layers=2))
+        if case.explicit
+        else None
+    )
     sizes = {} if case.inject_from is None else {"inject_from": case.inject_from}
-    config = ShadowConfig(variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, shadow_distil=case.distil, **sizes)
+    config = ShadowConfig(
+        variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, shadow_distil=case.distil, **sizes
+    )
     torch.manual_seed(0)
     model = perturb(attach(base, config, shadow, dtype=torch.float32, impl=case.impl)).train()
     if case.checkpointing:
@@ -120,14 +126,18 @@ def batch(case: Case, step: int) -> tuple[dict[str, Tensor], int]:
     mask = (torch.arange(12) < torch.tensor([[12], [7], [9], [5]])).long()
     if case.task == "sequence-classification":
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 2, 1, 1])}, 4
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}, int(mask[:, 1:].sum())
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}, int(
+        mask[:, 1:].sum()
+    )
 
 
 def train(case: Case, device: torch.device, accelerator: Accelerator | None = None) -> Trained:
     """Train a case for a few steps, in this process alone or in all of them together, as the Trainer would."""
     shadowed = build(case)
     model: nn.Module = shadowed
-    optimizer = torch.optim.AdamW([weight for weight in shadowed.parameters() if weight.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in shadowed.parameters() if weight.requires_grad], lr=1e-2
+    )
     if accelerator is None:
         world, rank = 1, 0
         model.to(device)
@@ -145,7 +155,11 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
     for step in range(STEPS):
         inputs, count = batch(case, step)
         mine = {name: tensor[rank::world].to(device) for name, tensor in inputs.items()}
-        autocast = torch.autocast(device.type, torch.bfloat16) if accelerator is None and case.bf16 else nullcontext()
+        autocast = (
+            torch.autocast(device.type, torch.bfloat16)
+            if accelerator is None and case.bf16
+            else nullcontext()
+        )
         with autocast:
             loss = model(**mine, num_items_in_batch=torch.tensor(count, device=device)).loss
         assert loss.dtype == torch.float32
@@ -164,7 +178,9 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
     losses.frozen_head_losses = sweep
     trained.weights = on_cpu(weights)
     mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in shadowed.parameters()]
-    trained.kept = sum(weight.numel() for weight in mine) / sum(weight.numel() for weight in shadowed.parameters())
+    trained.kept = sum(weight.numel() for weight in mine) / sum(
+        weight.numel() for weight in shadowed.parameters()
+    )
     return trained
 
 
@@ -175,8 +191,14 @@ def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def watch(model: ShadowedModel) -> dict[str, set[str]]:
     """Note, whenever a block or boundary weights are called, which of those are gathered just then."""
     blocks = {f"block {i}": block for i, block in enumerate(arch.blocks_of(model.base))}
-    boundaries = {name: module for name, module in model.adapters["default"].named_modules() if isinstance(module, BoundaryWeights)}
-    units = {name: module for name, module in {**blocks, **boundaries}.items() if isinstance(module, FSDPModule)}
+    boundaries = {
+        name: module
+        for name, module in model.adapters["default"].named_modules()
+        if isinstance(module, BoundaryWeights)
+    }
+    units = {
+        name: module for name, module in {**blocks, **boundaries}.items() if isinstance(module, FSDPModule)
+    }
     seen: dict[str, set[str]] = {}
 
     def whole(module: nn.Module) -> bool:
@@ -185,7 +207,9 @@ def watch(model: ShadowedModel) -> dict[str, set[str]]:
 
     for name, module in units.items():
         module.register_forward_pre_hook(
-            lambda *_, name=name: seen.setdefault(name, {other for other, unit in units.items() if whole(unit)}) and None
+            lambda *_, name=name: (
+                seen.setdefault(name, {other for other, unit in units.items() if whole(unit)}) and None
+            )
         )
     return seen
 
@@ -213,8 +237,12 @@ def run_cases(output: str) -> None:
             GradientState._reset_state()
             plugin = None
             if way == "fsdp":
-                plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
-            accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if case.bf16 else "no", fsdp_plugin=plugin)
+                plugin = FullyShardedDataParallelPlugin(
+                    fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+                )
+            accelerator = Accelerator(
+                cpu=cpu, mixed_precision="bf16" if case.bf16 else "no", fsdp_plugin=plugin
+            )
             results[way, name] = vars(train(case, accelerator.device, accelerator))
     if accelerator.is_main_process:
         torch.save(results, output)

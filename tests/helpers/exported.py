@@ -36,7 +36,10 @@ def save_adapter(folder: Path, kind: str) -> str:
 
 def _copied(base: PreTrainedModel) -> ShadowedModel:
     """A shadow of the base's blocks that reads the base's embeddings."""
-    sizes = {"shadow_layers": base.config.num_hidden_layers, "shadow_intermediate_size": base.config.intermediate_size}
+    sizes = {
+        "shadow_layers": base.config.num_hidden_layers,
+        "shadow_intermediate_size": base.config.intermediate_size,
+    }
     model, state = attached(base, ShadowConfig(**sizes)), base.model.state_dict()
     with torch.no_grad():
         for name, tensor in model.adapters["default"].shadow.backbone.named_parameters():
@@ -81,7 +84,13 @@ def greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
     given = torch.tensor([ids])
     with torch.no_grad():
         out = model.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=ANSWER, do_sample=False, top_p=None, top_k=None, temperature=None
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=ANSWER,
+            do_sample=False,
+            top_p=None,
+            top_k=None,
+            temperature=None,
         )
     return out[0, len(ids) :].tolist()
 

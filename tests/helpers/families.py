@@ -33,9 +33,27 @@ from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 VOCAB, WIDTH, BLOCKS, WINDOW, LABELS = 97, 32, 4, 5, 3
 
 # Most heads are untied: a tied head on random weights only repeats the last token, and generation would test little.
-_TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "tie_word_embeddings": False}
-_SIZES = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "initializer_range": 0.2, **_TOKENS}
-_GATED = {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **_SIZES}
+_TOKENS = {
+    "vocab_size": VOCAB,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+_SIZES = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    **_TOKENS,
+}
+_GATED = {
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    **_SIZES,
+}
 
 TINY: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_GATED),
@@ -102,7 +120,9 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
-def attached(base: PreTrainedModel, config: ShadowConfig | None = None, shadow: PreTrainedModel | None = None) -> ShadowedModel:
+def attached(
+    base: PreTrainedModel, config: ShadowConfig | None = None, shadow: PreTrainedModel | None = None
+) -> ShadowedModel:
     """Attach a shadow whose random start is always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -132,7 +152,10 @@ def token_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Stack rows of different lengths: ids, mask and the positions that count tokens only, each (B, T)."""
     length = max(len(row) for row in rows)
-    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), length, dtype=torch.long),
+        torch.zeros(len(rows), length, dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         place = slice(length - len(row), None) if side == "left" else slice(0, len(row))
         ids[i, place], mask[i, place] = row, 1
@@ -156,7 +179,9 @@ def classification_batch() -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def copy_weights(ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart, seed: int = 5) -> set[str]:
+def copy_weights(
+    ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart, seed: int = 5
+) -> set[str]:
     """Give another implementation our weights and return the names of its tensors that have no place in ours.
 
     Those get random values, so that they would show wherever they act.
@@ -186,8 +211,14 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def gradient_errors(ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart) -> dict[str, float]:
+def gradient_errors(
+    ours: ShadowedModel, theirs: Mapping[str, torch.Tensor], counterpart: Counterpart
+) -> dict[str, float]:
     """Return, for each of our trained tensors, how far its gradient is from its counterpart's."""
     gradients = {name: tensor.grad for name, tensor in theirs.items() if tensor.grad is not None}
-    trained = {name: tensor for name, tensor in ours.adapters["default"].named_parameters() if tensor.requires_grad}
-    return {name: relative_error(tensor.grad, counterpart(name, gradients)) for name, tensor in trained.items()}
+    trained = {
+        name: tensor for name, tensor in ours.adapters["default"].named_parameters() if tensor.requires_grad
+    }
+    return {
+        name: relative_error(tensor.grad, counterpart(name, gradients)) for name, tensor in trained.items()
+    }

@@ -17,7 +17,11 @@ TEXTS = [
     "...!!! ?!\n \n  \n",
     "a",
 ]
-_CORPUS = [*TEXTS, "the lazy dog and the brown fox jump over the quick comment", "we say what they say: three lines of the comment"] * 3
+_CORPUS = [
+    *TEXTS,
+    "the lazy dog and the brown fox jump over the quick comment",
+    "we say what they say: three lines of the comment",
+] * 3
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -26,18 +30,27 @@ _MODERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s
 _SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
-def _bytes(cuts: list[pre_tokenizers.PreTokenizer], by_regex: bool = False, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
+def _bytes(
+    cuts: list[pre_tokenizers.PreTokenizer], by_regex: bool = False, ignore_merges: bool = False
+) -> PreTrainedTokenizerFast:
     """Merges of bytes, as in GPT-2 and after it."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_regex)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_regex)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        _CORPUS, trainers.BpeTrainer(vocab_size=380, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False)
+        _CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=380, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     tokenizer.add_tokens(["<think>"])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", chat_template=_CHATML)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", chat_template=_CHATML
+    )
 
 
 def _pieces(space_first: bool) -> PreTrainedTokenizerFast:
@@ -46,19 +59,32 @@ def _pieces(space_first: bool) -> PreTrainedTokenizerFast:
     steps = [normalizers.Replace(" ", "▁")]
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *steps] if space_first else steps)
     ascii_only = [text.encode("ascii", "ignore").decode() for text in _CORPUS]
-    trained.train_from_iterator(ascii_only, trainers.BpeTrainer(vocab_size=160, show_progress=False, max_token_length=12))
+    trained.train_from_iterator(
+        ascii_only, trainers.BpeTrainer(vocab_size=160, show_progress=False, max_token_length=12)
+    )
     merges = _merges(trained)
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     singles = sorted({char for pair in merges for part in pair for char in part} | {"▁"})
     names += list(dict.fromkeys([*("".join(pair) for pair in merges), *singles]))
     vocabulary = {name: index for index, name in enumerate(names)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.normalizer = trained.normalizer
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>", chat_template=_CHATML
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        chat_template=_CHATML,
     )
 
 
@@ -67,7 +93,11 @@ def _merges(trained: Tokenizer) -> list[tuple[str, str]]:
     pieces = [name for name, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
     known = set(pieces)
     cuts = ((piece, place) for piece in pieces for place in range(1, len(piece)))
-    return [(piece[:place], piece[place:]) for piece, place in cuts if piece[:place] in known and piece[place:] in known]
+    return [
+        (piece[:place], piece[place:])
+        for piece, place in cuts
+        if piece[:place] in known and piece[place:] in known
+    ]
 
 
 def _split(regex: str) -> pre_tokenizers.PreTokenizer:

@@ -41,7 +41,9 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 def write_tasks(folder: Path, said: list[str], *more: str) -> Path:
     folder.mkdir()
-    rows = [{"question": q, "choices": c, "answer": a, "said": s} for (q, c, a), s in zip(ROWS, said, strict=True)]
+    rows = [
+        {"question": q, "choices": c, "answer": a, "said": s} for (q, c, a), s in zip(ROWS, said, strict=True)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"data_files": {"test": str(folder / "rows.jsonl")}, "cache_dir": str(folder / "cache")}
     data = f"dataset_path: json\ndataset_kwargs: {json.dumps(files)}\ntest_split: test\nmetadata: {{version: 3}}\n"

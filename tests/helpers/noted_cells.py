@@ -24,7 +24,12 @@ def measured(cell: Cell, settings: Study) -> list[dict]:
         calls.write(cell.key + "\n")
     by_loss = cell.stage == "search" and cell.task == "gsm8k"
     (row,) = ledger.failed(cell, "ok", "")
-    row |= {"error": None, "metric": "loss" if by_loss else "accuracy", "value": 1000 * cell.learning_rate, "correct": "01"}
+    row |= {
+        "error": None,
+        "metric": "loss" if by_loss else "accuracy",
+        "value": 1000 * cell.learning_rate,
+        "correct": "01",
+    }
     modes = ["attached", "detached"] if cell.method == "shadow" else ["attached"]
     return [{**row, "mode": mode} for mode in modes]
 

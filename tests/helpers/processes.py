@@ -34,4 +34,6 @@ def last_losses(folder: Path) -> dict[str, float]:
 
 def same_weights(folder: Path, other: Path, exact: float) -> bool:
     one, two = (load_file(run / "shadow.safetensors") for run in (folder, other))
-    return one.keys() == two.keys() and all((tensor - two[name]).norm() <= exact * tensor.norm() for name, tensor in one.items())
+    return one.keys() == two.keys() and all(
+        (tensor - two[name]).norm() <= exact * tensor.norm() for name, tensor in one.items()
+    )

@@ -14,15 +14,27 @@ BAD_ROWS = [
     ({"text": 3}, "'text' must be a string, got int"),
     ({"prompt": 3, "completion": "a"}, "'prompt' must be a string, got int"),
     ({"prompt": "a", "completion": 3}, "'completion' must be a string, got int"),
-    ({"prompt": "a", "completion": [ANSWER]}, "must both be strings or both be lists of messages, got str and list"),
-    ({"prompt": [USER], "completion": "a"}, "must both be strings or both be lists of messages, got list and str"),
-    ({"prompt": [USER], "completion": []}, "'completion' must be a list of at least one message, got an empty list"),
+    (
+        {"prompt": "a", "completion": [ANSWER]},
+        "must both be strings or both be lists of messages, got str and list",
+    ),
+    (
+        {"prompt": [USER], "completion": "a"},
+        "must both be strings or both be lists of messages, got list and str",
+    ),
+    (
+        {"prompt": [USER], "completion": []},
+        "'completion' must be a list of at least one message, got an empty list",
+    ),
     ({"messages": []}, "'messages' must be a list of at least one message, got an empty list"),
     ({"messages": "a"}, "'messages' must be a list of at least one message, got str"),
     ({"messages": ["a"]}, r"messages\[0\] must be .*, got str"),
     ({"messages": [USER, {"role": "assistant"}]}, r"'messages\[1\].content' must be a string, got null"),
     ({"messages": [{"content": "a"}]}, r"'messages\[0\].role' must be a string, got null"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"'messages\[0\].content' must be a string, got list"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        r"'messages\[0\].content' must be a string, got list",
+    ),
     ({"text": "a\ud83d"}, "'text' holds half a character"),
 ]
 

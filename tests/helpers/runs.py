@@ -17,7 +17,13 @@ WORDS = ["what", "is", "two", "plus", "the city", "hello", "think", "four", "sys
 def save_base(folder: Path, template: str | None = CHATML, seed: int = 0, **changes) -> Path:
     tokenizer = build_tokenizer(template)
     torch.manual_seed(seed)
-    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "pad_token_id": 2, "eos_token_id": 1, **changes}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 3,
+        "pad_token_id": 2,
+        "eos_token_id": 1,
+        **changes,
+    }
     AutoModelForCausalLM.from_config(qwen3_config(**sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -30,7 +36,10 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 def text_rows(count: int) -> list[dict]:
     """Texts of very different lengths: averaging per batch instead of per token would show."""
-    return [{"text": " ".join(WORDS[(index * step) % 10] for step in range(1, 2 + index % 7 * 2))} for index in range(count)]
+    return [
+        {"text": " ".join(WORDS[(index * step) % 10] for step in range(1, 2 + index % 7 * 2))}
+        for index in range(count)
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,18 +20,25 @@ SENTENCES = [
 SPECIAL = ["<s>", "<|im_end|>", "<pad>", "<|im_start|>"]
 
 
-def build_tokenizer(template: str | None = CHATML, post: Any = None, **special: str | None) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    template: str | None = CHATML, post: Any = None, **special: str | None
+) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        SENTENCES * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+        SENTENCES * 3,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     if post is not None:
         tokenizer.post_processor = post
     names = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"} | special
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<|im_start|>"], **names)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=["<|im_start|>"], **names
+    )
     wrapped.chat_template = template
     return wrapped
 

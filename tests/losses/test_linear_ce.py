@@ -33,7 +33,12 @@ def case(tokens, dtype=torch.float64, bias=False, spread=1.0):
 
     targets = torch.randint(0, VOCAB, (tokens,), generator=generator)
     targets[torch.arange(tokens) % 3 == 1] = -100
-    return draw(tokens, WIDTH).requires_grad_(), targets, draw(VOCAB, WIDTH) * spread, draw(VOCAB) if bias else None
+    return (
+        draw(tokens, WIDTH).requires_grad_(),
+        targets,
+        draw(VOCAB, WIDTH) * spread,
+        draw(VOCAB) if bias else None,
+    )
 
 
 def plain(x, targets, weight, bias=None, softcap=None):
@@ -64,7 +69,9 @@ def test_loss_and_gradient_equal_the_plain_ones(tokens, bias, softcap, at_a_time
     """Catches a chunk left out or counted twice, a wrong slope of the cap, an ignored token that counts."""
     given = case(tokens, bias=bias)
     for found, expected in zip(
-        value_and_gradient(token_losses, *given, softcap=softcap), value_and_gradient(plain, *given, softcap=softcap), strict=True
+        value_and_gradient(token_losses, *given, softcap=softcap),
+        value_and_gradient(plain, *given, softcap=softcap),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
@@ -94,7 +101,9 @@ def test_bf16_is_as_exact_as_the_plain_way(mode, softcap):
     given = x.to(state), targets, weight.to(head), bias.to(head)
     # The inputs' own rounding is not the loss's doing.
     if mode != "autocast":
-        truth = value_and_gradient(plain, given[0].float(), targets, given[2].float(), given[3].float(), softcap=softcap)
+        truth = value_and_gradient(
+            plain, given[0].float(), targets, given[2].float(), given[3].float(), softcap=softcap
+        )
     with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in mode):
         found = value_and_gradient(token_losses, *given, softcap=softcap)
         usual = value_and_gradient(plain, *given, softcap=softcap)
@@ -209,14 +218,22 @@ def test_compiled_forward_hands_no_logits_to_the_backward_pass(monkeypatch):
 
         return compiler
 
-    backend = aot_autograd(fw_compiler=keep("forward"), bw_compiler=keep("backward"), partition_fn=min_cut_rematerialization_partition)
+    backend = aot_autograd(
+        fw_compiler=keep("forward"),
+        bw_compiler=keep("backward"),
+        partition_fn=min_cut_rematerialization_partition,
+    )
     x, targets, weight, _ = case(45, torch.float32)
     with pytest.warns(UserWarning, match="boxed"):
-        torch.compile(two_losses, fullgraph=True, backend=backend)(x, x, targets, head_of_case(weight))[0].backward()
+        torch.compile(two_losses, fullgraph=True, backend=backend)(x, x, targets, head_of_case(weight))[
+            0
+        ].backward()
     nodes = {name: list(graph.graph.nodes) for name, graph in graphs.items()}
     handed = [node.meta["val"].numel() for node in nodes["backward"] if node.op == "placeholder"]
     assert max(handed) == 2 * 45 * WIDTH
-    assert not [node for graph in nodes.values() for node in graph if "mm" in str(node.target)], "the products are inside one operation"
+    assert not [node for graph in nodes.values() for node in graph if "mm" in str(node.target)], (
+        "the products are inside one operation"
+    )
     values = [value for node in nodes["forward"] for value in tree_leaves(node.meta.get("val"))]
     sizes = [value.numel() for value in values if isinstance(value, torch.Tensor)]
     assert max(sizes) == VOCAB * WIDTH, "the head itself"
@@ -229,7 +246,11 @@ def test_the_operation_of_a_compiled_graph_is_one_to_torch():
     given = (x, torch.where(aimed, targets, 0), aimed, weight, bias)
     for softcap, differentiate in ((None, True), (3.0, True), (None, False)):
         tensors = given if differentiate else (x.detach(), *given[1:])
-        torch.library.opcheck(linear_ce._operation, (*tensors, softcap, differentiate), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            linear_ce._operation,
+            (*tensors, softcap, differentiate),
+            test_utils=("test_schema", "test_faketensor"),
+        )
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -250,7 +271,9 @@ def test_second_derivatives_are_refused(compiled):
 
 
 def shadowed(model_type, dtype=torch.float64, **settings):
-    model = perturb(attach(tiny_model(model_type, dtype=dtype), ShadowConfig(alpha=0.5, dropout=0.0, **settings)))
+    model = perturb(
+        attach(tiny_model(model_type, dtype=dtype), ShadowConfig(alpha=0.5, dropout=0.0, **settings))
+    )
     assert arch.has_plain_frozen_head(model.base)
     return model.train()
 
@@ -281,7 +304,9 @@ def test_training_a_model_equals_the_plain_way(model_type, variant, monkeypatch)
     whole, expected = outcome(model, **batch(), skip_logits=False)
     assert lean.logits is None
     assert whole.logits.shape == (3, 11, 97)
-    torch.testing.assert_close((lean.loss, lean.shadow_loss), (whole.loss.double(), whole.shadow_loss.double()), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        (lean.loss, lean.shadow_loss), (whole.loss.double(), whole.shadow_loss.double()), rtol=1e-6, atol=0
+    )
     assert set(found) == set(expected)
     for name, gradient in expected.items():  # the plain way casts logits to float32
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
@@ -354,7 +379,9 @@ def test_when_logits_are_given():
     assert both.logits is None
     assert torch.equal(both.shadow_logits, asked.shadow_logits)
     kept = model(**inputs, labels=labels[:, -4:], logits_to_keep=4)
-    torch.testing.assert_close(kept.loss, model(**inputs, labels=labels[:, -4:], logits_to_keep=4, skip_logits=False).loss)
+    torch.testing.assert_close(
+        kept.loss, model(**inputs, labels=labels[:, -4:], logits_to_keep=4, skip_logits=False).loss
+    )
     model.eval()
     assert model(**inputs, labels=labels).logits is not None
     assert model(**inputs, labels=labels, skip_logits=True).logits is None
@@ -377,7 +404,9 @@ def test_a_head_that_is_more_than_its_weights_is_called():
     assert not torch.isclose(model(**batch()).loss, expected)
     handle.remove()
     torch.testing.assert_close(model(**batch()).loss, expected)
-    model.base.lm_head = type("Quantised", (nn.Linear,), {"forward": lambda self, x: 2 * F.linear(x, self.weight)})(32, 97, False)
+    model.base.lm_head = type(
+        "Quantised", (nn.Linear,), {"forward": lambda self, x: 2 * F.linear(x, self.weight)}
+    )(32, 97, False)
     model.base.lm_head.load_state_dict(head.state_dict())
     model.base.lm_head.requires_grad_(False)
     assert not torch.isclose(model(**batch()).loss, expected)
@@ -392,14 +421,26 @@ def test_a_whole_training_step_compiles_without_a_break():
     loss = compiled(**inputs).loss
     loss.backward()
     torch.testing.assert_close(loss, expected.loss)
-    torch.testing.assert_close({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients)
+    torch.testing.assert_close(
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients
+    )
 
 
 def test_the_recipe_measures():
     """Runs recipes/linear_ce small: every row is complete, and an unknown way is named."""
     script = Path(__file__).parents[2] / "recipes" / "linear_ce" / "measure.py"
-    command = [sys.executable, str(script), "--tokens=40", "--width=16", "--vocab=300", "--rounds=2", "--labelled=0.5"]
-    rows = subprocess.run([*command, "--ways=plain,swept"], capture_output=True, text=True, check=True).stdout.splitlines()
+    command = [
+        sys.executable,
+        str(script),
+        "--tokens=40",
+        "--width=16",
+        "--vocab=300",
+        "--rounds=2",
+        "--labelled=0.5",
+    ]
+    rows = subprocess.run(
+        [*command, "--ways=plain,swept"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert [json.loads(row)["way"] for row in rows] == ["plain", "swept"]
     assert all(len(json.loads(row)["errors"]) == 3 and json.loads(row)["ms"] > 0 for row in rows)
     wrong = subprocess.run([*command, "--ways=plane"], capture_output=True, text=True, check=False)

@@ -37,19 +37,25 @@ def gradients(model: ShadowedModel, loss: torch.Tensor) -> dict[str, torch.Tenso
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def by_the_equation(model: ShadowedModel, distil: float, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def by_the_equation(
+    model: ShadowedModel, distil: float, count: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """L, the shadow's cross-entropy and the divergence, one labelled token after the other, from whole logits."""
     inputs = batch()
     out = model(inputs["input_ids"], output_shadow_logits=True)
     own, shadow, apart = [], [], []
     for b, t in (inputs["labels"][:, 1:] != -100).nonzero().tolist():
         y = inputs["labels"][b, t + 1]
-        p_V, q_V = (logits[b, t].exp() / logits[b, t].exp().sum() for logits in (out.logits, out.shadow_logits))
+        p_V, q_V = (
+            logits[b, t].exp() / logits[b, t].exp().sum() for logits in (out.logits, out.shadow_logits)
+        )
         own.append(-p_V[y].log())
         shadow.append(-q_V[y].log())
         p_V = p_V.detach()
         apart.append((p_V * (p_V.log() - q_V.log())).sum())
-    own_loss, shadow_loss, distil_loss = (torch.stack(parts).sum() / (count or len(parts)) for parts in (own, shadow, apart))
+    own_loss, shadow_loss, distil_loss = (
+        torch.stack(parts).sum() / (count or len(parts)) for parts in (own, shadow, apart)
+    )
     return own_loss + WEIGHT * ((1 - distil) * shadow_loss + distil * distil_loss), shadow_loss, distil_loss
 
 
@@ -72,7 +78,10 @@ def test_losses_and_every_gradient_are_the_equation(model_type, distil, count, m
     wanted = by_the_equation(model, distil, None if count is None else int(count))
     wanted_gradients = gradients(model, wanted[0])
     extra = {} if count is None else {"num_items_in_batch": count}
-    for skip, exact in ((None, 1e-9), (False, 1e-5)):  # the plain way casts the logits of the cross-entropy to float32
+    for skip, exact in (
+        (None, 1e-9),
+        (False, 1e-5),
+    ):  # the plain way casts the logits of the cross-entropy to float32
         out = model(**batch(), **extra, skip_logits=skip)
         assert (out.logits is None) == (skip is None)
         for found, value in zip((out.loss, out.shadow_loss, out.distil_loss), wanted, strict=True):
@@ -131,8 +140,13 @@ def test_with_1_the_cross_entropy_is_told_and_not_learnt_from(skip):
 def test_no_gradient_reaches_the_attached_answer():
     """Catches an answer that learns to be easy to imitate."""
     generator = torch.Generator().manual_seed(1)
-    h, s = (torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
-    labels, head = torch.randint(0, VOCAB, (2, 5), generator=generator), nn.Linear(WIDTH, VOCAB, dtype=torch.float64).requires_grad_(False)
+    h, s = (
+        torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)
+    )
+    labels, head = (
+        torch.randint(0, VOCAB, (2, 5), generator=generator),
+        nn.Linear(WIDTH, VOCAB, dtype=torch.float64).requires_grad_(False),
+    )
     classes, config = torch.tensor([1, 0]), qwen3_config(num_labels=VOCAB)
     for loss in (
         losses.frozen_head_divergence(h, s, head, None, labels, None, None),
@@ -166,7 +180,9 @@ def test_in_bf16_it_is_as_exact_as_whole_logits(mode, most):
 # Compiled
 
 
-@pytest.mark.parametrize(("model_type", "distil", "skip"), [("gemma2", 0.3, None), ("qwen3", 1.0, False)], ids=["lean", "plain"])
+@pytest.mark.parametrize(
+    ("model_type", "distil", "skip"), [("gemma2", 0.3, None), ("qwen3", 1.0, False)], ids=["lean", "plain"]
+)
 def test_a_whole_training_step_compiles_without_a_break(model_type, distil, skip):
     torch._dynamo.reset()
     model = shadowed(model_type, distil, torch.float32)
@@ -196,14 +212,26 @@ def test_the_operation_of_a_compiled_graph_is_one_to_torch():
     """Catches a shape told to the compiler that is another one at run time."""
     s, h, weight = torch.randn(7, WIDTH), torch.randn(7, WIDTH), torch.randn(VOCAB, WIDTH)
     for softcap, differentiate in ((None, True), (3.0, True), (None, False)):
-        given = (s.clone().requires_grad_(differentiate), h, weight, torch.randn(VOCAB), softcap, 1.0, differentiate)
+        given = (
+            s.clone().requires_grad_(differentiate),
+            h,
+            weight,
+            torch.randn(VOCAB),
+            softcap,
+            1.0,
+            differentiate,
+        )
         torch.library.opcheck(divergence._operation, given, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_second_derivatives_are_refused(compiled):
     """Catches second derivatives that are silently zero."""
-    s, h, head = torch.randn(5, WIDTH, requires_grad=True), torch.randn(5, WIDTH), Head(torch.randn(VOCAB, WIDTH), None, None)
+    s, h, head = (
+        torch.randn(5, WIDTH, requires_grad=True),
+        torch.randn(5, WIDTH),
+        Head(torch.randn(VOCAB, WIDTH), None, None),
+    )
     run = torch.compile(divergences, backend="aot_eager", fullgraph=True) if compiled else divergences
 
     def twice():
@@ -235,7 +263,9 @@ def test_whole_steps_hold_no_logits(monkeypatch):
 
 def soft_classes(p_BC: torch.Tensor, q_BC: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
     p_BC, q_BC = (x.exp() / x.exp().sum(-1, keepdim=True) for x in (p_BC, q_BC))
-    return [(p_C * (p_C / q_C).log()).sum() for p_C, q_C, y in zip(p_BC, q_BC, labels, strict=True) if y != -100]
+    return [
+        (p_C * (p_C / q_C).log()).sum() for p_C, q_C, y in zip(p_BC, q_BC, labels, strict=True) if y != -100
+    ]
 
 
 def soft_labels(p_BC: torch.Tensor, q_BC: torch.Tensor, _: torch.Tensor) -> list[torch.Tensor]:
@@ -269,12 +299,16 @@ def test_a_classifier_learns_from_the_attached_answer(problem, distil, count):
     out = model(**inputs, output_shadow_logits=True)
     parts = parts_of(out.logits.detach(), out.shadow_logits, labels)
     wanted = torch.stack(parts).sum() / (len(parts) if count is None else int(count))
-    own, shadow = (losses.classification_loss(x, labels, base.config, count) for x in (out.logits, out.shadow_logits))
+    own, shadow = (
+        losses.classification_loss(x, labels, base.config, count) for x in (out.logits, out.shadow_logits)
+    )
     wanted_gradients = gradients(model, own + WEIGHT * ((1 - distil) * shadow + distil * wanted))
 
     out = model(**inputs, labels=labels, **extra)
     assert model.config.problem_type is None
-    torch.testing.assert_close((out.shadow_loss, out.distil_loss.double()), (shadow, wanted), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        (out.shadow_loss, out.distil_loss.double()), (shadow, wanted), rtol=1e-6, atol=0
+    )
     assert out.shadow_loss.requires_grad == (distil < 1)
     assert_near(gradients(model, out.loss), wanted_gradients, 1e-5)
     assert next(iter(out)) == "loss", "as a plain tuple a loss comes first"
@@ -286,7 +320,11 @@ def test_a_classifier_without_it_is_as_it_was(monkeypatch):
     base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=3)).eval()
     model = perturb(attach(base, ShadowConfig(alpha=0.5, shadow_loss_weight=WEIGHT)))
     labels = torch.tensor([1, 2, 0])
-    out = model(batch()["input_ids"], torch.ones(3, 11, dtype=torch.long), labels=labels, output_shadow_logits=True)
-    own, shadow = (losses.classification_loss(x, labels, base.config, None) for x in (out.logits, out.shadow_logits))
+    out = model(
+        batch()["input_ids"], torch.ones(3, 11, dtype=torch.long), labels=labels, output_shadow_logits=True
+    )
+    own, shadow = (
+        losses.classification_loss(x, labels, base.config, None) for x in (out.logits, out.shadow_logits)
+    )
     assert out.distil_loss is None
     assert torch.equal(out.loss, own + WEIGHT * shadow)

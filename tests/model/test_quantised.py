@@ -10,9 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.families import attached, classification_batch, language_batch, perturb, tiny_config, tiny_model, token_ids
+from helpers.families import (
+    attached,
+    classification_batch,
+    language_batch,
+    perturb,
+    tiny_config,
+    tiny_model,
+    token_ids,
+)
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
 from shadowpeft.errors import ConfigError, UnsupportedModelError
@@ -21,7 +34,9 @@ from shadowpeft.train import run as training
 from shadowpeft.train import train
 from shadowpeft.train.config import TrainConfig
 
-needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
+)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 # bitsandbytes packs 64 numbers at a time.
@@ -71,7 +86,9 @@ def test_a_4bit_base_serves_as_any_other(model_type, variant, tmp_path):
         assert torch.equal(model.unload()(ids).logits, untouched(ids).logits)
         again = ShadowedModel.from_pretrained(base, tmp_path / "adapter")
         assert torch.equal(again(ids).logits, want.logits)
-    plain = ShadowedModel.from_pretrained(stock_models.load_model(str(tmp_path / "base"), torch.bfloat16), tmp_path / "adapter")
+    plain = ShadowedModel.from_pretrained(
+        stock_models.load_model(str(tmp_path / "base"), torch.bfloat16), tmp_path / "adapter"
+    )
     plain.save_pretrained(tmp_path / "back")
     again.load_adapter(tmp_path / "back", "b")
 
@@ -97,7 +114,9 @@ def test_quantising_changes_the_weights_and_nothing_else(variant, tmp_path):
 def test_a_base_prepared_for_training_keeps_nothing_below_the_injections(tmp_path):
     """Catches the graph that PEFT's preparation starts at the embeddings, and its float32 norms beside packed weights."""
     peft = pytest.importorskip("peft")
-    base = peft.prepare_model_for_kbit_training(load_quantised(save_plain(tmp_path / "base", "qwen3"), torch.bfloat16))
+    base = peft.prepare_model_for_kbit_training(
+        load_quantised(save_plain(tmp_path / "base", "qwen3"), torch.bfloat16)
+    )
     model = perturb(attached(base, ShadowConfig(inject_from=2))).train()
     states = model(**language_batch(), output_hidden_states=True).hidden_states
     assert [state.requires_grad for state in states] == [False, False, False, True, True]
@@ -109,19 +128,29 @@ def test_a_base_prepared_for_training_keeps_nothing_below_the_injections(tmp_pat
 def test_a_base_quantised_in_part_is_known_again(tmp_path):
     """Catches a sample of the base that is of one matrix before quantising and of another one after."""
     folder = save_plain(tmp_path / "base", "llama")
-    attach(load_quantised(folder, torch.float32, llm_int8_skip_modules=["down_proj", "lm_head"])).save_pretrained(tmp_path / "adapter")
+    attach(
+        load_quantised(folder, torch.float32, llm_int8_skip_modules=["down_proj", "lm_head"])
+    ).save_pretrained(tmp_path / "adapter")
     ShadowedModel.from_pretrained(stock_models.load_model(str(folder)), tmp_path / "adapter")
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize("settings", [{}, {"load_in_4bit": False, "load_in_8bit": True}], ids=["4 bits", "8 bits"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"load_in_4bit": False, "load_in_8bit": True}], ids=["4 bits", "8 bits"]
+)
 @pytest.mark.parametrize("width", [64, 32])
 def test_a_quantised_head_trains_and_is_detached(settings, width, tmp_path):
     """Catches a packed head copied as if it were numbers, and one folded with P otherwise than it computes."""
-    folder = save_plain(tmp_path / "base", "llama", vocab_size=128)  # bitsandbytes' product on a CPU takes no 97 rows
+    folder = save_plain(
+        tmp_path / "base", "llama", vocab_size=128
+    )  # bitsandbytes' product on a CPU takes no 97 rows
     base = load_quantised(folder, torch.float32, llm_int8_skip_modules=["norm"], **settings)
     assert not arch.head_of(base).weight.is_floating_point()
-    shadow = None if width == 64 else tiny_model("llama", config=tiny_config("llama", hidden_size=width, head_dim=8, vocab_size=128))
+    shadow = (
+        None
+        if width == 64
+        else tiny_model("llama", config=tiny_config("llama", hidden_size=width, head_dim=8, vocab_size=128))
+    )
     model = perturb(attached(base, ShadowConfig(), shadow)).train()
     model(**language_batch()).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -142,7 +171,9 @@ def test_a_head_that_does_not_answer_cannot_be_folded():
             raise RuntimeError("no kernel for this device")
 
     model.base.lm_head = Packed(32, 97, bias=False)
-    with pytest.raises(UnsupportedModelError, match=r"this Packed does not give them \(no kernel for this device\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"this Packed does not give them \(no kernel for this device\)"
+    ):
         model.detached()
 
 
@@ -151,7 +182,9 @@ def test_a_quantised_classifier_trains_both_heads(tmp_path):
     """Catches a head for classes that was quantised with the base and could not be trained."""
     folder = save_plain(tmp_path / "base", "llama", "sequence-classification")
     settings = BitsAndBytesConfig(**FOUR)
-    base = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, quantization_config=settings)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=settings
+    )
     model = attached(base, ShadowConfig()).train()
     model(**classification_batch()).loss.backward()
     heads = model.adapters["default"].score, model.adapters["default"].shadow_score
@@ -167,7 +200,9 @@ def test_a_quantised_shadow_is_refused(tmp_path):
 
 @needs_bitsandbytes
 def test_files_load_the_linear_layers_in_4_bits_and_not_the_head(tmp_path):
-    base = stock_models.load_model(str(save_plain(tmp_path / "base", "llama")), torch.bfloat16, load_in_4bit=True)
+    base = stock_models.load_model(
+        str(save_plain(tmp_path / "base", "llama")), torch.bfloat16, load_in_4bit=True
+    )
     assert len(packed(base)) == 4 * 7
     assert arch.head_of(base).weight.dtype == torch.bfloat16
 
@@ -180,7 +215,9 @@ def test_4_bits_without_a_gpu_are_refused(tmp_path):
 
 def test_4_bits_without_the_library_is_refused_before_anything_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    monkeypatch.setattr(
+        training.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else object()
+    )
     with pytest.raises(UserError, match=r"pip install 'shadowpeft\[4bit\]'"):
         train(TrainConfig("no model", "no data", str(tmp_path / "run"), load_in_4bit=True))
 

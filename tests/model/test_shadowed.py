@@ -53,7 +53,9 @@ def test_loss_is_equation_9(model, base, ids):
     out = model(ids, labels=labels, output_shadow_logits=True)
     cross_entropy = torch.nn.functional.cross_entropy
     own = cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-    shadow = cross_entropy(out.shadow_logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    shadow = cross_entropy(
+        out.shadow_logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
     torch.testing.assert_close(out.shadow_loss, shadow)
     weight = {"normed": 0.5, "paper": 0.05}[model.adapters["default"].config.variant]
     torch.testing.assert_close(out.loss, own + weight * shadow)
@@ -69,7 +71,9 @@ def test_accumulation_by_item_count_equals_one_batch(model, ids):
     labels = ids.clone()
     labels[0, :8] = -100
     count = (labels[:, 1:] != -100).sum()
-    whole = torch.autograd.grad(model(ids, labels=labels).loss, list(model.adapters.parameters()), allow_unused=True)
+    whole = torch.autograd.grad(
+        model(ids, labels=labels).loss, list(model.adapters.parameters()), allow_unused=True
+    )
     parts = [model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(2)]
     summed = torch.autograd.grad(sum(parts), list(model.adapters.parameters()), allow_unused=True)
     for one, two in zip(whole, summed, strict=True):
@@ -89,7 +93,10 @@ def test_each_call_chooses_its_adapter(base, ids):
     assert model(ids).logits.equal(want_a)
     assert {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad} == {"a"}
     tokens = {name: model.generate(ids, adapter=name, max_new_tokens=6, do_sample=False) for name in "ab"}
-    uncached = {name: model.generate(ids, adapter=name, max_new_tokens=6, do_sample=False, use_cache=False) for name in "ab"}
+    uncached = {
+        name: model.generate(ids, adapter=name, max_new_tokens=6, do_sample=False, use_cache=False)
+        for name in "ab"
+    }
     assert all(tokens[name].equal(uncached[name]) for name in "ab")
     assert not tokens["a"].equal(tokens["b"])
 
@@ -174,7 +181,9 @@ def test_gradients_reach_exactly_the_shadow(model, base, ids):
     model.train()
     model(ids, labels=ids).loss.backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert trained == {
+        name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert trained
     assert all(name.startswith("adapters.") for name in trained)
 
@@ -184,7 +193,11 @@ def test_only_the_injection_learns_first_without_the_auxiliary_loss(base, ids, v
     """Holds the known fact that with lambda = 0 a fresh shadow's only gradient is that of W_up."""
     model = attach(base, ShadowConfig(variant=variant, shadow_loss_weight=0.0)).train()
     model(ids, labels=ids).loss.backward()
-    moving = {name.split(".")[-2] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    moving = {
+        name.split(".")[-2]
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert moving == {"up"}
 
 
@@ -232,7 +245,9 @@ def test_crop_reorder_and_reset_act_on_both_halves(model, ids):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
     assert {layer.get_seq_length() for layer in cache.layers} == {12}
     cache.reset()
-    assert len({layer.get_seq_length() for layer in cache.layers}) == 1  # 0, or 12 zeroed positions before transformers 5.23
+    assert (
+        len({layer.get_seq_length() for layer in cache.layers}) == 1
+    )  # 0, or 12 zeroed positions before transformers 5.23
 
 
 def test_logits_to_keep_and_plain_tuples(model, ids):
@@ -289,7 +304,10 @@ def test_classification_losses_agree_with_transformers(problem, ids):
     out = model(ids, labels=labels)
     assert model.config.problem_type is None
     torch.testing.assert_close(out.loss, base(ids, labels=labels).loss)
-    halves = [model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=torch.tensor(labels.numel())).loss for i in range(2)]
+    halves = [
+        model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=torch.tensor(labels.numel())).loss
+        for i in range(2)
+    ]
     torch.testing.assert_close(sum(halves), out.loss)
 
 
@@ -303,7 +321,9 @@ def test_classifiers_pool_the_last_token_on_either_side(ids):
     mask = torch.ones(1, 6, dtype=torch.long)
     right = model(torch.cat([ids[:1, :6], pad], 1), torch.cat([mask, pad], 1), output_shadow_logits=True)
     positions = torch.tensor([[0, 0, 0, 0, *range(6)]])
-    left = model(torch.cat([pad, ids[:1, :6]], 1), torch.cat([pad, mask], 1), positions, output_shadow_logits=True)
+    left = model(
+        torch.cat([pad, ids[:1, :6]], 1), torch.cat([pad, mask], 1), positions, output_shadow_logits=True
+    )
     for got in (right, left):
         torch.testing.assert_close(got.logits, want.logits, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(got.shadow_logits, want.shadow_logits, atol=1e-5, rtol=1e-4)

@@ -42,11 +42,17 @@ def settings(*words: str):
 
 def test_the_folder_stands_beside_the_settings():
     """Catches the flag being read as a file with the group's settings, or taking the group's flags with it."""
-    for words in (["--shadow", "x", "--shadow.r", "4"], ["--shadow.r=4", "--shadow=x"], ["--shadow.r=4", "--shadow-model", "x"]):
+    for words in (
+        ["--shadow", "x", "--shadow.r", "4"],
+        ["--shadow.r=4", "--shadow=x"],
+        ["--shadow.r=4", "--shadow-model", "x"],
+    ):
         found = settings(*words)
         assert (found.shadow_model, found.shadow.r) == ("x", 4)
     assert settings("--shadow.r=4").shadow_model is None
-    study = _parser.parse("compare", compare.run, ["--model=m", "--tasks=clinc150", "--output=o", "--shadow", "x"])["settings"]
+    study = _parser.parse(
+        "compare", compare.run, ["--model=m", "--tasks=clinc150", "--output=o", "--shadow", "x"]
+    )["settings"]
     assert study.shadow_model == "x"
 
 
@@ -57,7 +63,10 @@ def test_the_flag_without_a_folder_is_named_as_it_was_written():
 
 def test_a_folder_in_place_of_the_settings_in_a_file_is_explained(tmp_path):
     (tmp_path / "run.yaml").write_text("shadow: some/folder\n")
-    with pytest.raises(ConfigError, match="shadow must hold settings, got 'some/folder'; a folder to start from is shadow_model"):
+    with pytest.raises(
+        ConfigError,
+        match="shadow must hold settings, got 'some/folder'; a folder to start from is shadow_model",
+    ):
         settings("--config", str(tmp_path / "run.yaml"))
 
 
@@ -71,18 +80,27 @@ def test_the_help_shows_the_flag_as_it_is_written(verb, capsys):
 
 def test_training_starts_from_the_folder(folders, capsys):
     """Catches a run that builds a random shadow all the same: with a learning rate of almost nothing the pretrained one is still there."""
-    assert run(folders, "--shadow", str(folders / "shadow"), "--learning-rate=1e-30", "--max-steps=1", "--json") == 0
+    assert (
+        run(folders, "--shadow", str(folders / "shadow"), "--learning-rate=1e-30", "--max-steps=1", "--json")
+        == 0
+    )
     base = AutoModelForCausalLM.from_pretrained(folders / "base")
-    trained = ShadowedModel.from_pretrained(base, json.loads(capsys.readouterr().out)["adapter"]).adapters["default"]
+    trained = ShadowedModel.from_pretrained(base, json.loads(capsys.readouterr().out)["adapter"]).adapters[
+        "default"
+    ]
     wanted = shadow_folder.load(base, folders / "shadow").state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in trained.shadow.state_dict().items())
     assert trained.settings.shadow_layers == 2
-    assert yaml.safe_load((folders / "run" / "run.yaml").read_text())["shadow_model"] == str(folders / "shadow")
+    assert yaml.safe_load((folders / "run" / "run.yaml").read_text())["shadow_model"] == str(
+        folders / "shadow"
+    )
 
 
 def test_a_folder_that_cannot_serve_is_found_before_the_weights_are_loaded(folders, capsys, monkeypatch):
     """Catches a mistake that is told only after minutes of loading."""
-    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(
+        "shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the base was loaded")
+    )
     assert run(folders, "--shadow", str(folders / "nowhere")) == 2
     assert "there is no model folder" in capsys.readouterr().err
     (folders / "shadow" / shadow_folder.CONFIG).write_text("{")
@@ -113,12 +131,20 @@ def test_a_model_with_the_bases_tokenizer_serves(folders):
 
 def test_a_model_with_another_tokenizer_of_the_same_size_is_refused(folders, capsys, monkeypatch):
     """Catches a shadow that hears noise for words, which nothing else would tell: the sizes fit."""
-    monkeypatch.setattr("shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(
+        "shadowpeft.storage.stock_models.load_model", lambda *_: pytest.fail("the base was loaded")
+    )
     assert run(folders, "--shadow", str(with_other_tokens(folders))) == 2
     assert "'A' to the base and 'B' to the shadow" in capsys.readouterr().err
 
 
 def test_a_study_refuses_it_too(folders):
-    study = Study(str(folders / "base"), "clinc150", "o", methods="shadow-explicit", shadow_model=str(with_other_tokens(folders)))
+    study = Study(
+        str(folders / "base"),
+        "clinc150",
+        "o",
+        methods="shadow-explicit",
+        shadow_model=str(with_other_tokens(folders)),
+    )
     with pytest.raises(ConfigError, match="'A' to the base and 'B' to the shadow"):
         check_models(study)

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_names_are_checked() -> None:
-    with pytest.raises(ConfigError, match="impl must be 'auto', 'reference', 'compile', 'triton', got 'fast'"):
+    with pytest.raises(
+        ConfigError, match="impl must be 'auto', 'reference', 'compile', 'triton', got 'fast'"
+    ):
         attach(tiny_model("qwen3"), impl="fast")
 
 
@@ -31,11 +33,17 @@ def test_compile_computes_the_same_and_compiles_once_for_all_blocks() -> None:
     assert counters["stats"]["unique_graphs"] == before
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own, while it traces
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's own, while it traces
 def test_compile_bears_any_number_of_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches one compiled copy for adapters of several ranks, which torch gives up on at the ninth."""
     real = torch.compile
-    monkeypatch.setattr(choice.torch, "compile", lambda function, fullgraph: real(function, fullgraph=fullgraph, backend="eager"))
+    monkeypatch.setattr(
+        choice.torch,
+        "compile",
+        lambda function, fullgraph: real(function, fullgraph=fullgraph, backend="eager"),
+    )
     choice._compiled.cache_clear()
     for rank in range(2, 12):
         attach(tiny_model("qwen3"), ShadowConfig(r=rank), impl="compile")(token_ids(1, 3))
@@ -53,7 +61,10 @@ def test_compile_inside_a_compilation_is_the_reference() -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU needs no C++ compiler")
 def test_compile_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice.shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"impl='compile' on a CPU needs a C\+\+ compiler, found none; install g\+\+ or set impl="):
+    with pytest.raises(
+        ConfigError,
+        match=r"impl='compile' on a CPU needs a C\+\+ compiler, found none; install g\+\+ or set impl=",
+    ):
         attach(tiny_model("qwen3"), impl="compile")
 
 

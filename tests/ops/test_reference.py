@@ -29,10 +29,25 @@ def injection() -> InjectionWeights:
 def update_weights(request) -> UpdateWeights:
     torch.manual_seed(1)
     if request.param == "normed":
-        return UpdateWeights(draw(U, D), None, draw(D, U), None, draw(U, D), None, draw(D, U), None, None, "silu", 1.5)
+        return UpdateWeights(
+            draw(U, D), None, draw(D, U), None, draw(U, D), None, draw(D, U), None, None, "silu", 1.5
+        )
     if request.param == "paper":
-        return UpdateWeights(draw(U, D), None, draw(D, U), None, draw(U, D), None, draw(D, U), None, (draw(D), draw(D), 1e-5), "silu")
-    return UpdateWeights(draw(U, D), draw(U), draw(D, U), draw(D), draw(U, D), draw(U), draw(D, U), draw(D), None, "gelu")
+        return UpdateWeights(
+            draw(U, D),
+            None,
+            draw(D, U),
+            None,
+            draw(U, D),
+            None,
+            draw(D, U),
+            None,
+            (draw(D), draw(D), 1e-5),
+            "silu",
+        )
+    return UpdateWeights(
+        draw(U, D), draw(U), draw(D, U), draw(D), draw(U, D), draw(U), draw(D, U), draw(D), None, "gelu"
+    )
 
 
 def test_inject_is_equation_4(injection):
@@ -41,19 +56,27 @@ def test_inject_is_equation_4(injection):
     got = inject(h, s, injection, alpha=0.3)
     for b in range(B):
         for t in range(T):
-            low = [sum((h[b, t, d] - s[b, t, d]) * injection.down_RD[r, d] for d in range(D)) for r in range(R)]
+            low = [
+                sum((h[b, t, d] - s[b, t, d]) * injection.down_RD[r, d] for d in range(D)) for r in range(R)
+            ]
             for d in range(D):
                 want = h[b, t, d] + 0.3 * sum(low[r] * injection.up_DR[d, r] for r in range(R))
                 assert got[b, t, d].item() == pytest.approx(want.item(), rel=1e-12)
 
 
 def scalar_mlp(x, w_in, b_in, w_out, b_out, activation):
-    hidden = [sum(x[d] * w_in[u, d].item() for d in range(D)) + (b_in[u].item() if b_in is not None else 0) for u in range(U)]
+    hidden = [
+        sum(x[d] * w_in[u, d].item() for d in range(D)) + (b_in[u].item() if b_in is not None else 0)
+        for u in range(U)
+    ]
     if activation == "silu":
         hidden = [value / (1 + math.exp(-value)) for value in hidden]
     else:
         hidden = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in hidden]
-    return [sum(hidden[u] * w_out[d, u].item() for u in range(U)) + (b_out[d].item() if b_out is not None else 0) for d in range(D)]
+    return [
+        sum(hidden[u] * w_out[d, u].item() for u in range(U)) + (b_out[d].item() if b_out is not None else 0)
+        for d in range(D)
+    ]
 
 
 def test_update_is_equations_5_to_7(update_weights):
@@ -67,12 +90,19 @@ def test_update_is_equations_5_to_7(update_weights):
             if w.norm is not None:
                 mean = sum(x) / D
                 spread = math.sqrt(sum((value - mean) ** 2 for value in x) / D + w.norm[2])
-                x = [(value - mean) / spread * w.norm[0][d].item() + w.norm[1][d].item() for d, value in enumerate(x)]
-            candidate = scalar_mlp(x, w.transform_in_UD, w.transform_in_U, w.transform_out_DU, w.transform_out_D, w.activation)
+                x = [
+                    (value - mean) / spread * w.norm[0][d].item() + w.norm[1][d].item()
+                    for d, value in enumerate(x)
+                ]
+            candidate = scalar_mlp(
+                x, w.transform_in_UD, w.transform_in_U, w.transform_out_DU, w.transform_out_D, w.activation
+            )
             gate = scalar_mlp(x, w.gate_in_UD, w.gate_in_U, w.gate_out_DU, w.gate_out_D, w.activation)
             for d in range(D):
                 g = 1 / (1 + math.exp(w.gate_shift - gate[d]))
-                assert got[b, t, d].item() == pytest.approx((1 - g) * s[b, t, d].item() + g * candidate[d], rel=1e-10)
+                assert got[b, t, d].item() == pytest.approx(
+                    (1 - g) * s[b, t, d].item() + g * candidate[d], rel=1e-10
+                )
 
 
 def test_boundary_is_update_then_inject(update_weights, injection):
@@ -117,7 +147,9 @@ def test_read_is_the_norm_at_unit_scale():
             seen = [h[b, t, d].item() * weight[d].item() + bias[d].item() for d in range(D)]
             rms = math.sqrt(sum(value * value for value in seen) / D + 1e-6)
             assert got[b, t].tolist() == pytest.approx([value / rms for value in seen], rel=1e-12)
-    assert read(torch.zeros(1, 1, D), lambda h_BTD: h_BTD).tolist() == [[[0.0] * D]], "padding may be zero all over"
+    assert read(torch.zeros(1, 1, D), lambda h_BTD: h_BTD).tolist() == [[[0.0] * D]], (
+        "padding may be zero all over"
+    )
 
 
 def test_correct_is_as_written(injection):
@@ -126,11 +158,16 @@ def test_correct_is_as_written(injection):
     got = correct(h, x, s, injection, alpha=0.3)
     for b in range(B):
         for t in range(T):
-            low = [sum((x[b, t, d] - s[b, t, d]).item() * injection.down_RD[r, d].item() for d in range(D)) for r in range(R)]
+            low = [
+                sum((x[b, t, d] - s[b, t, d]).item() * injection.down_RD[r, d].item() for d in range(D))
+                for r in range(R)
+            ]
             low = [value / (1 + math.exp(-value)) for value in low]
             size = sum(abs(value) for value in h[b, t].tolist()) / D
             for d in range(D):
-                want = h[b, t, d].item() + 0.3 * size * sum(low[r] * injection.up_DR[d, r].item() for r in range(R))
+                want = h[b, t, d].item() + 0.3 * size * sum(
+                    low[r] * injection.up_DR[d, r].item() for r in range(R)
+                )
                 assert got[b, t, d].item() == pytest.approx(want, rel=1e-12)
 
 
@@ -148,11 +185,20 @@ def test_the_scale_of_the_stream_does_not_matter(injection, scale):
 
 def test_gradients_of_the_normed_boundary_match_finite_differences(injection):
     """Catches a detached size, reading or state: every input and weight is checked, those of the norm too."""
-    weights = UpdateWeights(draw(U, D), None, draw(D, U), None, draw(U, D), None, draw(D, U), None, None, "silu", 1.5)
+    weights = UpdateWeights(
+        draw(U, D), None, draw(D, U), None, draw(U, D), None, draw(D, U), None, None, "silu", 1.5
+    )
     norm = draw(D), draw(D)
 
     def run(h, s, *_):
-        return boundary(h, s, weights, injection, Rule("normed", 0.7), lambda h_BTD: torch.nn.functional.layer_norm(h_BTD, (D,), *norm))
+        return boundary(
+            h,
+            s,
+            weights,
+            injection,
+            Rule("normed", 0.7),
+            lambda h_BTD: torch.nn.functional.layer_norm(h_BTD, (D,), *norm),
+        )
 
     tensors = [value for value in (*weights[:8], *injection, *norm) if value is not None]
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))

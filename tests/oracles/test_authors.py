@@ -68,20 +68,38 @@ def counterpart(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """Name every trainable tensor once, a classifier's head by the wrapper's name for it."""
-    found = {name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    return {name: parameter for name, parameter in found.items() if not name.startswith("peft_model.base_model.")}
+    found = {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
+    return {
+        name: parameter for name, parameter in found.items() if not name.startswith("peft_model.base_model.")
+    }
 
 
 def both(model_type: str, task: str = "causal-lm", narrow: bool = False) -> tuple[ShadowedModel, nn.Module]:
     """Build the same shadowed model twice, in float64, with every weight random; `narrow` takes an explicit shadow of half the width."""
     bases = [tiny_model(model_type, task, dtype=torch.float64) for _ in range(2)]
     config = tiny_config(model_type, hidden_size=16)
-    explicit = [tiny_model(model_type, seed=3, dtype=torch.float64, config=config) if narrow else None for _ in range(2)]
+    explicit = [
+        tiny_model(model_type, seed=3, dtype=torch.float64, config=config) if narrow else None
+        for _ in range(2)
+    ]
     ours = perturb(attached(bases[0], OURS, shadow=explicit[0]))
-    if explicit[1] is not None:  # the authors leave it to their scripts to freeze the embeddings; ours are frozen
+    if (
+        explicit[1] is not None
+    ):  # the authors leave it to their scripts to freeze the embeddings; ours are frozen
         explicit[1].get_input_embeddings().requires_grad_(False)
-    wrap = {"causal-lm": shadow_peft.ShadowForCausalLM, "sequence-classification": shadow_peft.ShadowForSequenceClassification}[task]
-    theirs = wrap(shadow_peft.get_shadow_model(bases[1], THEIRS, shadow_model=explicit[1]), shadow_loss_weight=0.2).double().eval()
+    wrap = {
+        "causal-lm": shadow_peft.ShadowForCausalLM,
+        "sequence-classification": shadow_peft.ShadowForSequenceClassification,
+    }[task]
+    theirs = (
+        wrap(shadow_peft.get_shadow_model(bases[1], THEIRS, shadow_model=explicit[1]), shadow_loss_weight=0.2)
+        .double()
+        .eval()
+    )
     assert copy_weights(ours, trained(theirs), counterpart) == LAST_UPDATE
     return ours, theirs
 
@@ -98,7 +116,11 @@ def compare(ours: ShadowedModel, theirs: nn.Module, batch: dict[str, Any]) -> No
     expected.loss.backward()
     errors = gradient_errors(ours, trained(theirs), counterpart)
     assert {name: error for name, error in errors.items() if not error < BOUND} == {}
-    assert {name for name, parameter in trained(theirs).items() if parameter.grad is None or not parameter.grad.any()} == LAST_UPDATE
+    assert {
+        name
+        for name, parameter in trained(theirs).items()
+        if parameter.grad is None or not parameter.grad.any()
+    } == LAST_UPDATE
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
@@ -136,8 +158,12 @@ def test_the_published_parameter_count_is_ours_and_the_dead_update() -> None:
     )  # fmt: skip
     with torch.device("meta"):
         ours = attached(Qwen3ForCausalLM(shape), ShadowConfig(variant="paper", shadow_intermediate_size=256))
-        theirs = shadow_peft.get_shadow_model(Qwen3ForCausalLM(shape), shadow_peft.ShadowConfig(shadow_intermediate_size=256))
-    count, their_count = (sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs))
+        theirs = shadow_peft.get_shadow_model(
+            Qwen3ForCausalLM(shape), shadow_peft.ShadowConfig(shadow_intermediate_size=256)
+        )
+    count, their_count = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)
+    )
     dead = 4 * 10 * 1024  # T and G after the last block: four matrices between the width and u
     assert len(arch.blocks_of(ours.base)) - 1 == len(ours.adapters["default"].injections)
     assert their_count == count + dead == 9_073_920

@@ -34,7 +34,13 @@ from shadowpeft import ShadowConfig, ShadowedModel
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 OURS = ShadowConfig(variant="peft", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2)
-THEIRS = {"r": 4, "update_hidden_size": 5, "shadow_alpha": 0.3, "shadow_dropout": 0.0, "auxiliary_loss_weight": 0.2}
+THEIRS = {
+    "r": 4,
+    "update_hidden_size": 5,
+    "shadow_alpha": 0.3,
+    "shadow_dropout": 0.0,
+    "auxiliary_loss_weight": 0.2,
+}
 BOUND = 1e-6
 
 # Our names and PEFT's, as its tuner (`PeftModel.base_model`) lists them.
@@ -62,16 +68,22 @@ def counterpart(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def trained(model: peft.PeftModel) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.base_model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.base_model.named_parameters() if parameter.requires_grad
+    }
 
 
-def both(model_type: str, task: str = "causal-lm", shadow: Path | None = None) -> tuple[ShadowedModel, peft.PeftModel]:
+def both(
+    model_type: str, task: str = "causal-lm", shadow: Path | None = None
+) -> tuple[ShadowedModel, peft.PeftModel]:
     """Build the same shadowed model twice, in float64, with every weight random; `shadow` is the folder of an explicit one."""
     ours_base, theirs_base = (tiny_model(model_type, task, dtype=torch.float64) for _ in range(2))
     explicit = None if shadow is None else AutoModelForCausalLM.from_pretrained(shadow, dtype=torch.float64)
     ours = perturb(attached(ours_base, OURS, shadow=explicit))
     kind = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}[task]
-    settings = peft.ShadowConfig(task_type=kind, shadow_model="mirror" if shadow is None else str(shadow), **THEIRS)
+    settings = peft.ShadowConfig(
+        task_type=kind, shadow_model="mirror" if shadow is None else str(shadow), **THEIRS
+    )
     theirs = peft.get_peft_model(theirs_base, settings).double().eval()
     assert copy_weights(ours, trained(theirs), counterpart) == LAST_UPDATE
     return ours, theirs
@@ -87,7 +99,11 @@ def compare(ours: ShadowedModel, theirs: peft.PeftModel, batch: dict[str, Any]) 
     expected.loss.backward()
     errors = gradient_errors(ours, trained(theirs), counterpart)
     assert {name: error for name, error in errors.items() if not error < BOUND} == {}
-    assert {name for name, parameter in trained(theirs).items() if parameter.grad is None or not parameter.grad.any()} == LAST_UPDATE
+    assert {
+        name
+        for name, parameter in trained(theirs).items()
+        if parameter.grad is None or not parameter.grad.any()
+    } == LAST_UPDATE
 
 
 @pytest.fixture(scope="module")

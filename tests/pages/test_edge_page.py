@@ -26,12 +26,21 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
-        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join((CLINC150 / f"{name}.jsonl").read_text().splitlines()[:20]))
-    commands = [line for block in code("bash", "shadowpeft ") for line in block.splitlines() if line.startswith("shadowpeft ")]
+        (tmp_path / "data" / f"{name}.jsonl").write_text(
+            "\n".join((CLINC150 / f"{name}.jsonl").read_text().splitlines()[:20])
+        )
+    commands = [
+        line
+        for block in code("bash", "shadowpeft ")
+        for line in block.splitlines()
+        if line.startswith("shadowpeft ")
+    ]
     assert [command.split()[1] for command in commands] == ["train", "eval", "eval", "export", "export"]
     for command in commands:
         words = shlex.split(command.replace("$MODEL", str(MODEL)).replace("$DATA", "data"))[1:]
-        assert main([*words, *(["--max-steps", "2"] if words[0] == "train" else [])]) == 0, capsys.readouterr().err
+        assert main([*words, *(["--max-steps", "2"] if words[0] == "train" else [])]) == 0, (
+            capsys.readouterr().err
+        )
     (in_transformers,) = code("python", "pipeline")
     exec(compile(in_transformers, "edge.md", "exec"), {})
     (in_llama_cpp,) = code("python", "import xllamacpp")
@@ -43,7 +52,11 @@ def test_the_pages_measurement_runs(tmp_path):
     """Catches a recipe that the page names and that no longer runs."""
     pytest.importorskip("xllamacpp")
     gguf_file = pytest.importorskip("shadowpeft.export.gguf_file")
-    gguf_file.write(AutoModelForCausalLM.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL), tmp_path / "base.gguf")
+    gguf_file.write(
+        AutoModelForCausalLM.from_pretrained(MODEL),
+        AutoTokenizer.from_pretrained(MODEL),
+        tmp_path / "base.gguf",
+    )
     (tmp_path / "rows.jsonl").write_text("\n".join((CLINC150 / "test.jsonl").read_text().splitlines()[:3]))
     words = [str(RECIPE), "--data", str(tmp_path / "rows.jsonl"), str(tmp_path / "base.gguf")]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
@@ -53,9 +66,20 @@ def test_the_pages_measurement_runs(tmp_path):
 
 def test_the_measurement_of_a_trimmed_vocabulary_runs(tmp_path):
     """Catches a recipe that no longer runs, and one that drops what a token is merged of: text it counted must not lose any."""
-    words = ["--tokenizer", MODEL, "--width", 256, "--train", CLINC150 / "test.jsonl", "--test", CLINC150 / "test.jsonl"]
+    words = [
+        "--tokenizer",
+        MODEL,
+        "--width",
+        256,
+        "--train",
+        CLINC150 / "test.jsonl",
+        "--test",
+        CLINC150 / "test.jsonl",
+    ]
     script = ROOT / "recipes" / "vocabulary" / "measure.py"
-    done = subprocess.run([sys.executable, str(script), *map(str, words)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, words)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "of 6,144" in done.stdout
     assert "0.00% of" in done.stdout

@@ -31,7 +31,9 @@ def run(script: str, *words: object, timeout: int = 240) -> str:
     """Run a recipe as its README says and return what it printed."""
     command = [sys.executable, str(ROOT / "recipes" / script), *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -55,16 +57,35 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     write_rows(
         tmp_path / "text.jsonl",
-        [{"text": f"The river runs past the old town, and it never sleeps, they say, number {i}."} for i in range(40)],
+        [
+            {"text": f"The river runs past the old town, and it never sleeps, they say, number {i}."}
+            for i in range(40)
+        ],
     )
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")]
+    commands = [
+        line for block in blocks("bash") for line in block.splitlines() if line.startswith("shadowpeft ")
+    ]
     assert [command.split()[1] for command in commands] == [
-        *("train", "generate", "eval", "eval", "export", "export", "pretrain", "doctor", "bench", "bench", "compare")
+        *(
+            "train",
+            "generate",
+            "eval",
+            "eval",
+            "export",
+            "export",
+            "pretrain",
+            "doctor",
+            "bench",
+            "bench",
+            "compare",
+        )
     ]
     for command in commands:
         if "--lm-eval" in command or " compare " in command:  # runs of their own, below
             continue
-        words = shlex.split(command.replace(HUB_ID, str(MODEL)).replace("--shape 0.6b", "--shape tiny"), comments=True)[1:]
+        words = shlex.split(
+            command.replace(HUB_ID, str(MODEL)).replace("--shape 0.6b", "--shape tiny"), comments=True
+        )[1:]
         words += {
             "train": ["--max-steps", "2"], "generate": ["--max-new-tokens", "4"], "eval": ["--max-new-tokens", "4"],
             "pretrain": ["--max-steps", "2", "--batch-size", "2", "--max-length", "32", "--eval-documents", "2", "--eval-rows", "2"],
@@ -81,9 +102,13 @@ def test_the_standard_tasks_of_the_readme_run(tmp_path, capsys):
     pytest.importorskip("lm_eval")
     from helpers.lm_eval_tasks import CHOOSE, ROWS, write_tasks
 
-    (command,) = (line for line in README.splitlines() if line.startswith("shadowpeft ") and "--lm-eval" in line)
+    (command,) = (
+        line for line in README.splitlines() if line.startswith("shadowpeft ") and "--lm-eval" in line
+    )
     attach(AutoModelForCausalLM.from_pretrained(MODEL)).save_pretrained(tmp_path / "adapter")
-    words = shlex.split(command.replace(HUB_ID, str(MODEL)).replace("run/adapter", str(tmp_path / "adapter")), comments=True)[1:]
+    words = shlex.split(
+        command.replace(HUB_ID, str(MODEL)).replace("run/adapter", str(tmp_path / "adapter")), comments=True
+    )[1:]
     tasks = words[words.index("--lm-eval") + 1].split(",")
     for name in tasks:
         write_tasks(tmp_path / name, [""] * len(ROWS), CHOOSE.replace("choose", name, 1))
@@ -105,7 +130,9 @@ def test_the_study_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     )
     words = shlex.split(command, comments=True)[1:]
     few = "--steps 1 --trials 1 --seeds 1 --batch-size 2 --validation-rows 4 --test-rows 4 --forgetting-rows 2 --ood false --device cpu"
-    assert main([*words, "--data-dir", str(tmp_path / "data"), *few.split(), "--json"]) == 0, capsys.readouterr().err
+    assert main([*words, "--data-dir", str(tmp_path / "data"), *few.split(), "--json"]) == 0, (
+        capsys.readouterr().err
+    )
     summary = json.loads(capsys.readouterr().out)
     assert (summary["done"], summary["failed"]) == (summary["cells"], {})
 
@@ -137,11 +164,21 @@ def test_recipe_of_the_embedded_model(tmp_path):
     """Catches a recipe that no longer runs: tokenizer, shards, training, card."""
     text = 'The river runs past the old town, and people said that it never sleeps. "Where are you going?" asked Ann. '
     for source in ("wiki", "novels"):
-        rows = [{"id": i, "title": f"Title {i}", "author": "A", "year": 1900, "text": text * 60} for i in range(12)]
+        rows = [
+            {"id": i, "title": f"Title {i}", "author": "A", "year": 1900, "text": text * 60}
+            for i in range(12)
+        ]
         write_rows(tmp_path / source / "train.jsonl.gz", rows)
         write_rows(tmp_path / source / "validation.jsonl", rows[:4])
     dolly = [
-        {"instruction": f"Where is river {i}?", "context": "", "response": text, "category": "open_qa", "part": "x"} for i in range(200)
+        {
+            "instruction": f"Where is river {i}?",
+            "context": "",
+            "response": text,
+            "category": "open_qa",
+            "part": "x",
+        }
+        for i in range(200)
     ]
     write_rows(tmp_path / "dolly" / "train.jsonl.gz", dolly)
     folders = [word for name in ("wiki", "novels", "dolly") for word in (f"--{name}", tmp_path / name)]
@@ -164,7 +201,13 @@ def test_recipe_of_the_demo_settings(tmp_path):
 def test_recipe_of_the_method_search(tmp_path):
     """Catches a search that no longer runs, and changes of the boundary that change nothing."""
     run("compare/smoke_data.py", tmp_path / "data")
-    job = {"name": "plain", "task": "clinc150", "learning_rate": 3e-3, "alpha": 2.0, "config": {"variant": "normed"}}
+    job = {
+        "name": "plain",
+        "task": "clinc150",
+        "learning_rate": 3e-3,
+        "alpha": 2.0,
+        "config": {"variant": "normed"},
+    }
     named = {
         "activation": "none",
         "gate_shift": 0.0,
@@ -182,11 +225,27 @@ def test_recipe_of_the_method_search(tmp_path):
         "strength": True,
     }
     starts = [{"start": name} for name in ("reads", "pca", "mirror")]
-    changes = [{}, *({name: value} for name, value in named.items()), {"activation": "glu"}, {"keeps": False}, {"scale": "root"}, *starts]
+    changes = [
+        {},
+        *({name: value} for name, value in named.items()),
+        {"activation": "glu"},
+        {"keeps": False},
+        {"scale": "root"},
+        *starts,
+    ]
     jobs = [{**job, "change": change} for change in changes] + [{**job, "loss_weights": [4.0, 0.0]}]
     jobs += [{**job, "config": {"variant": "normed", "shadow_distil": share}} for share in (0.5, 1.0)]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in jobs))
-    words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
+    words = (
+        "--model",
+        MODEL,
+        "--jobs",
+        tmp_path / "jobs.jsonl",
+        "--output",
+        tmp_path / "rows.jsonl",
+        "--data-dir",
+        tmp_path / "data",
+    )
     few = ("--steps", 3, "--batch-size", 2, "--max-length", 32, "--validation-rows", 10)
     run("method_search/search.py", *words, "--device", "cpu", *few)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -196,14 +255,36 @@ def test_recipe_of_the_method_search(tmp_path):
 @pytest.mark.slow
 def test_a_search_tells_both_losses_of_a_language_model(tmp_path):
     """Catches a detached model that is read through the attached one's head, or whose loss is the attached one's."""
-    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(800)]
+    rows = [
+        {"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(800)
+    ]
     (tmp_path / "data" / "gsm8k").mkdir(parents=True)
     for split, half in (("train", rows[:400]), ("test", rows[400:])):
         write_rows(tmp_path / "data" / "gsm8k" / f"{split}.jsonl", half)
     job = {"name": "plain", "task": "gsm8k", "learning_rate": 1e-9, "detached": True}
     (tmp_path / "jobs.jsonl").write_text(json.dumps(job) + "\n")
-    words = ("--model", MODEL, "--jobs", tmp_path / "jobs.jsonl", "--output", tmp_path / "rows.jsonl", "--data-dir", tmp_path / "data")
-    run("method_search/search.py", *words, "--device", "cpu", "--steps", 1, "--batch-size", 2, "--validation-rows", 4)
+    words = (
+        "--model",
+        MODEL,
+        "--jobs",
+        tmp_path / "jobs.jsonl",
+        "--output",
+        tmp_path / "rows.jsonl",
+        "--data-dir",
+        tmp_path / "data",
+    )
+    run(
+        "method_search/search.py",
+        *words,
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+        "--batch-size",
+        2,
+        "--validation-rows",
+        4,
+    )
     (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     attached, detached = row["metrics"]["loss"], row["also"][0]["metrics"]["loss"]
     assert attached < 6 < detached  # a base that knows words, and a fresh shadow that knows none
@@ -211,10 +292,20 @@ def test_a_search_tells_both_losses_of_a_language_model(tmp_path):
 
 def test_recipe_of_the_large_base(tmp_path):
     """Catches a mixture without one of its sources, or with unequal shares."""
-    write_rows(tmp_path / "gsm8k.jsonl", [{"question": f"How many is {i}?", "answer": "#### 1"} for i in range(50)])
+    write_rows(
+        tmp_path / "gsm8k.jsonl", [{"question": f"How many is {i}?", "answer": "#### 1"} for i in range(50)]
+    )
     with gzip.open(tmp_path / "wiki.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": f"Town {i} is a town."}) + "\n" for i in range(1000))
-    run("large_base/mix.py", "--gsm8k", tmp_path / "gsm8k.jsonl", "--wiki", tmp_path / "wiki.jsonl.gz", "--output", tmp_path / "mix.jsonl")
+    run(
+        "large_base/mix.py",
+        "--gsm8k",
+        tmp_path / "gsm8k.jsonl",
+        "--wiki",
+        tmp_path / "wiki.jsonl.gz",
+        "--output",
+        tmp_path / "mix.jsonl",
+    )
     texts = [json.loads(line)["text"] for line in (tmp_path / "mix.jsonl").read_text().splitlines()]
     sums, pages = ([text for text in texts if text.startswith(word)] for word in ("How", "Town"))
     assert len(sums) == 100
@@ -236,7 +327,17 @@ def test_recipe_of_the_scales(tmp_path):
 
 @pytest.mark.slow
 def test_recipe_of_the_kernels(tmp_path):
-    run("kernels/boundary.py", "--rows", 5, "--width", 24, "--impls", "reference", "--output", tmp_path / "rows.jsonl")
+    run(
+        "kernels/boundary.py",
+        "--rows",
+        5,
+        "--width",
+        24,
+        "--impls",
+        "reference",
+        "--output",
+        tmp_path / "rows.jsonl",
+    )
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [(row["what"], row["impl"], row["width"]) for row in rows] == [
         ("forward", "reference", 24), ("forward and backward", "reference", 24)
@@ -247,31 +348,56 @@ def test_recipe_of_the_kernels(tmp_path):
 @pytest.mark.slow
 def test_recipe_of_the_shadow_s_size():
     """Catches sizes that are not what their name says."""
-    lines = run("shadow_size/measure.py", "--seeds", 0, "--sizes", "full", "mlp/4,heads/4", "--rows", 16).splitlines()
+    lines = run(
+        "shadow_size/measure.py", "--seeds", 0, "--sizes", "full", "mlp/4,heads/4", "--rows", 16
+    ).splitlines()
     full, small = map(json.loads, lines)
-    assert (full["shadow_intermediate_size"], small["shadow_intermediate_size"], small["shadow_attention_heads"]) == (704, 176, 1)
+    assert (
+        full["shadow_intermediate_size"],
+        small["shadow_intermediate_size"],
+        small["shadow_attention_heads"],
+    ) == (704, 176, 1)
     assert small["trainable"] < full["trainable"]
 
 
 @pytest.mark.slow
 def test_recipe_of_inject_from():
     """Catches a comparison of two runs that are the same."""
-    rows = [json.loads(line) for line in run("inject_from/measure.py", "--seeds", 1, "--max-steps", 3, "--rows", 4).splitlines()]
+    rows = [
+        json.loads(line)
+        for line in run("inject_from/measure.py", "--seeds", 1, "--max-steps", 3, "--rows", 4).splitlines()
+    ]
     assert [(row["variant"], row["inject_from"], row["reads"]) for row in rows[:3]] == [
         ("normed", 4, True),
         ("normed", 4, False),
         ("normed", 6, True),
     ]
-    assert all(with_them["loss"] != without["loss"] for with_them, without in zip(rows[::2], rows[1::2], strict=True))
+    assert all(
+        with_them["loss"] != without["loss"] for with_them, without in zip(rows[::2], rows[1::2], strict=True)
+    )
 
 
 def test_recipe_of_gsm8k(tmp_path):
     """Trains, kills with SIGKILL, resumes and compares every bit, then generates attached, detached and exported."""
-    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}", "final": str(2 * i)} for i in range(40)]
+    rows = [
+        {"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}", "final": str(2 * i)}
+        for i in range(40)
+    ]
     write_rows(tmp_path / "gsm8k.jsonl", rows)
     run("gsm8k/prepare.py", tmp_path / "gsm8k.jsonl", tmp_path / "rows.jsonl")
     flags = ("--flags", "--batch-size", 2, "--learning-rate", "3e-3")
-    run("gsm8k/verify.py", "--model", MODEL, "--data", tmp_path / "rows.jsonl", "--work", tmp_path / "work", "--steps", 24, *flags)
+    run(
+        "gsm8k/verify.py",
+        "--model",
+        MODEL,
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--work",
+        tmp_path / "work",
+        "--steps",
+        24,
+        *flags,
+    )
     record = json.loads((tmp_path / "work" / "verify.json").read_text())
     assert record["equal_bits"]
     assert record["killed_with"] != 0
@@ -285,11 +411,16 @@ def test_recipe_of_the_clinc150_subset(tmp_path):
     }
     for split, rows in shipped.items():
         texts = [row["prompt"].removeprefix("Request: ").removesuffix("\nIntent:") for row in rows]
-        write_rows(tmp_path / "clinc" / f"{split}.jsonl", [{"text": t, "intent": r["intent"]} for t, r in zip(texts, rows, strict=True)])
+        write_rows(
+            tmp_path / "clinc" / f"{split}.jsonl",
+            [{"text": t, "intent": r["intent"]} for t, r in zip(texts, rows, strict=True)],
+        )
     write_rows(tmp_path / "clinc" / "train_oos_plus_extra.jsonl", [{"text": "x", "intent": "oos"}])
     run("clinc150_subset/build.py", tmp_path / "clinc", tmp_path / "built")
     for split, rows in shipped.items():
-        built = [json.loads(line) for line in (tmp_path / "built" / f"{split}.jsonl").read_text().splitlines()]
+        built = [
+            json.loads(line) for line in (tmp_path / "built" / f"{split}.jsonl").read_text().splitlines()
+        ]
         assert {json.dumps(row) for row in rows} <= {json.dumps(row) for row in built}, split
     labels = json.loads((tmp_path / "built" / "labels.json").read_text())
     assert labels == json.loads((CLINC150 / "labels.json").read_text())

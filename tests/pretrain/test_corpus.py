@@ -31,7 +31,9 @@ def as_lines(texts: list[str], field: str = "text") -> list[bytes]:
 
 
 def texts_of(source: Path, first: int = 0, **settings) -> list[str]:
-    return [found.content for found in Corpus(str(source), **settings).read(first) if isinstance(found, Document)]
+    return [
+        found.content for found in Corpus(str(source), **settings).read(first) if isinstance(found, Document)
+    ]
 
 
 # Sources
@@ -47,7 +49,9 @@ def test_rows_of_json(tmp_path, name):
 
 def test_parquet(tmp_path):
     """Catches cells not turned into text, nulls taken for damage, and a start that is one row off."""
-    parquet.write_table(pyarrow.table({"text": [*TEXTS, None], "id": list(range(6))}), tmp_path / "rows.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": [*TEXTS, None], "id": list(range(6))}), tmp_path / "rows.parquet"
+    )
     assert texts_of(tmp_path / "rows.parquet", first=1) == TEXTS[1:]
     assert [found.kind for found in Corpus(str(tmp_path)).read() if isinstance(found, Unusable)] == ["empty"]
 
@@ -115,7 +119,9 @@ def test_bad_rows_are_told_and_passed_over(tmp_path):
 
 def test_cut_file_is_told_and_the_next_one_read(tmp_path):
     """Catches a damaged .gz file that ends the run, or that is left out in silence."""
-    path = write_lines(tmp_path / "a.jsonl.gz", as_lines([f"text {number} {number * 7919}" for number in range(5000)]))
+    path = write_lines(
+        tmp_path / "a.jsonl.gz", as_lines([f"text {number} {number * 7919}" for number in range(5000)])
+    )
     path.write_bytes(path.read_bytes()[:-2000])
     write_lines(tmp_path / "b.jsonl", as_lines(["after it"]))
     with pytest.warns(UserWarning, match=r"a\.jsonl\.gz cannot be read beyond row"):
@@ -159,12 +165,18 @@ def encoder() -> Encoder:
 def slow_rows(texts: list[str], encoder: Encoder, length: int) -> list[list[int]]:
     """All tokens in one list, cut: the spec."""
     tokenizer = encoder._tokenizer
-    ids = [token for text in texts for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], encoder.separator]]
+    ids = [
+        token
+        for text in texts
+        for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], encoder.separator]
+    ]
     return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
 
 
 def rows_of(tmp_path: Path, texts: list[str], encoder: Encoder, length: int = 7, **settings) -> Rows:
-    return Rows(Corpus(str(write_lines(tmp_path / "rows.jsonl", as_lines(texts)))), encoder, length, **settings)
+    return Rows(
+        Corpus(str(write_lines(tmp_path / "rows.jsonl", as_lines(texts)))), encoder, length, **settings
+    )
 
 
 def take(rows: Rows, count: int) -> list[list[int]]:
@@ -181,7 +193,9 @@ def test_rows_are_the_documents_one_behind_another(tmp_path, encoder):
 def test_shuffling_changes_the_order_alone(tmp_path, encoder):
     """Catches rows lost in shuffling, an order that ignores the seed, and one that is the same in each lap."""
     wanted = slow_rows(TEXTS * 4, encoder, 7)
-    orders = [take(rows_of(tmp_path, TEXTS * 4, encoder, block=8, seed=seed), len(wanted)) for seed in (0, 1, 0)]
+    orders = [
+        take(rows_of(tmp_path, TEXTS * 4, encoder, block=8, seed=seed), len(wanted)) for seed in (0, 1, 0)
+    ]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(wanted)
     assert orders[0] == orders[2]
     assert orders[0] != orders[1] != wanted
@@ -203,17 +217,24 @@ def test_rows_go_on_from_any_place(tmp_path, encoder, block):
 def test_held_out_documents_are_never_trained_on(tmp_path, encoder):
     """Catches held-out text in later laps, when the text is begun again."""
     rows = rows_of(tmp_path, ["zebra " * 30, *TEXTS], encoder, held_out=1)
-    zebra = set(encoder._tokenizer("zebra")["input_ids"]) - set(encoder._tokenizer(" ".join(TEXTS))["input_ids"])
+    zebra = set(encoder._tokenizer("zebra")["input_ids"]) - set(
+        encoder._tokenizer(" ".join(TEXTS))["input_ids"]
+    )
     assert zebra
     assert not any(zebra & set(row) for row in take(rows, 60))
 
 
 def test_documents_are_held_out_and_not_rows(tmp_path, encoder):
     """Catches unusable rows that take the places of documents to hold out, so that these are trained on."""
-    path = write_lines(tmp_path / "rows.jsonl", [b"", b"{", *as_lines(["zebra " * 30]), b"", *as_lines(["zebra " * 30, *TEXTS])])
+    path = write_lines(
+        tmp_path / "rows.jsonl",
+        [b"", b"{", *as_lines(["zebra " * 30]), b"", *as_lines(["zebra " * 30, *TEXTS])],
+    )
     rows = Rows(Corpus(str(path)), encoder, 7, held_out=2)
     assert rows.first == 5
-    zebra = set(encoder._tokenizer("zebra")["input_ids"]) - set(encoder._tokenizer(" ".join(TEXTS))["input_ids"])
+    zebra = set(encoder._tokenizer("zebra")["input_ids"]) - set(
+        encoder._tokenizer(" ".join(TEXTS))["input_ids"]
+    )
     assert not any(zebra & set(row) for row in take(rows, 60))
     assert not rows.skipped.total(), "they belong to what is held out"
 
@@ -266,7 +287,11 @@ def test_beginning_of_text_comes_once_a_document():
         (TEXTS, {"held_out": 5}, "behind the 5 documents held out"),
         ([" ", " "], {}, "2 empty rows were passed over"),
         ([" "], {}, "1 empty row was passed over"),
-        ([" ", *TEXTS], {"held_out": 5}, r"behind the 5 documents held out, got less text \(1 empty row was passed over"),
+        (
+            [" ", *TEXTS],
+            {"held_out": 5},
+            r"behind the 5 documents held out, got less text \(1 empty row was passed over",
+        ),
     ],
     ids=["short", "all held out", "nothing but empty", "one that is empty", "empty among all held out"],
 )

@@ -25,7 +25,11 @@ def states() -> tuple[torch.Tensor, torch.Tensor]:
 def some_head(softcap: float | None = None, bias: bool = False) -> Head:
     generator = torch.Generator().manual_seed(1)
     weight_VD = torch.randn(VOCABULARY, WIDTH, dtype=torch.float64, generator=generator)
-    return Head(weight_VD, torch.randn(VOCABULARY, dtype=torch.float64, generator=generator) if bias else None, softcap)
+    return Head(
+        weight_VD,
+        torch.randn(VOCABULARY, dtype=torch.float64, generator=generator) if bias else None,
+        softcap,
+    )
 
 
 def probabilities(x_ND: torch.Tensor, head: Head, temperature: float) -> torch.Tensor:
@@ -38,7 +42,9 @@ def probabilities(x_ND: torch.Tensor, head: Head, temperature: float) -> torch.T
 @pytest.mark.parametrize("at_a_time", [VOCABULARY * 4, 10**9], ids=["chunks of 4", "one go"])
 @pytest.mark.parametrize("top_k", [None, 5, VOCABULARY, VOCABULARY + 9])
 @pytest.mark.parametrize(("temperature", "softcap", "bias"), [(1.0, None, False), (2.5, 3.0, True)])
-def test_divergence_and_gradient_are_the_equations(states, monkeypatch, at_a_time, top_k, temperature, softcap, bias):
+def test_divergence_and_gradient_are_the_equations(
+    states, monkeypatch, at_a_time, top_k, temperature, softcap, bias
+):
     """Catches a wrong direction of the divergence, a lost temperature, cap, bias or chunk, and a gradient scaled wrongly per token."""
     monkeypatch.setattr(divergence, "_AT_A_TIME", at_a_time)
     (s_ND, h_ND), head = states, some_head(softcap, bias)
@@ -49,7 +55,10 @@ def test_divergence_and_gradient_are_the_equations(states, monkeypatch, at_a_tim
     p_NV, q_NV = probabilities(h_ND, head, temperature), probabilities(s_ND, head, temperature)
     if top_k is not None and top_k < VOCABULARY:
         chosen_NK = p_NV.argsort(-1, descending=True)[:, :top_k]
-        p_NV, q_NV = (torch.cat([x.gather(1, chosen_NK), 1 - x.gather(1, chosen_NK).sum(1, keepdim=True)], 1) for x in (p_NV, q_NV))
+        p_NV, q_NV = (
+            torch.cat([x.gather(1, chosen_NK), 1 - x.gather(1, chosen_NK).sum(1, keepdim=True)], 1)
+            for x in (p_NV, q_NV)
+        )
     wanted_N = temperature**2 * (p_NV * (p_NV / q_NV).log()).sum(-1)
     (wanted_gradient,) = torch.autograd.grad((wanted_N * weights_N).sum(), s_ND)
     torch.testing.assert_close(losses_N, wanted_N.detach(), rtol=1e-9, atol=1e-10)
@@ -105,7 +114,12 @@ def count_calls(base: PreTrainedModel) -> list[int]:
 
 @pytest.mark.parametrize(
     ("weights", "runs"),
-    [({"next_token": 1.0}, 0), ({"distil": 1.0}, 1), ({"match": 1.0}, 1), ({"next_token": 1.0, "distil": 0.5, "match": 0.5}, 1)],
+    [
+        ({"next_token": 1.0}, 0),
+        ({"distil": 1.0}, 1),
+        ({"match": 1.0}, 1),
+        ({"next_token": 1.0, "distil": 0.5, "match": 0.5}, 1),
+    ],
     ids=["next token", "distil", "match", "all"],
 )
 def test_base_runs_only_where_a_loss_needs_it(base, ids, weights, runs):
@@ -131,7 +145,9 @@ def test_lesson_mixes_the_losses_as_weighted(base, ids):
         torch.testing.assert_close(out[name], wanted.detach(), rtol=1e-5, atol=1e-6)
     wanted = 0.7 * next_token + 0.4 * distil + 0.2 * match
     torch.testing.assert_close(out["loss"], wanted)
-    ours, theirs = (torch.autograd.grad(loss, list(lesson.shadow.parameters())) for loss in (out["loss"], wanted))
+    ours, theirs = (
+        torch.autograd.grad(loss, list(lesson.shadow.parameters())) for loss in (out["loss"], wanted)
+    )
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -149,7 +165,9 @@ def test_detached_losses_are_those_of_the_stock_models(base, ids):
     """Catches a held-out loss of something else than what is shipped: the shadow through the base's head, and the base itself."""
     lesson = lesson_of(base, next_token=1.0)
     stock = base(ids, labels=ids).loss
-    shadow = F.cross_entropy(base.lm_head(lesson.shadow(ids, None, None, None, None))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    shadow = F.cross_entropy(
+        base.lm_head(lesson.shadow(ids, None, None, None, None))[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    )
     torch.testing.assert_close(lesson.base_losses(ids).mean(), stock)
     torch.testing.assert_close(lesson.shadow_losses(ids).mean(), shadow)
     torch.testing.assert_close(lesson.plain_loss(ids), shadow)
@@ -168,7 +186,11 @@ def test_train_parts_of_an_explicit_shadow(base, parts, trained):
     model = AutoModelForCausalLM.from_config(qwen3_config(hidden_size=16, num_hidden_layers=1))
     shadow = start.from_model(base, model)
     train_parts(shadow, parts)
-    names = {name.removeprefix("backbone.").split(".")[0] for name, parameter in shadow.named_parameters() if parameter.requires_grad}
+    names = {
+        name.removeprefix("backbone.").split(".")[0]
+        for name, parameter in shadow.named_parameters()
+        if parameter.requires_grad
+    }
     assert names == trained
 
 

@@ -29,10 +29,30 @@ from shadowpeft.pretrain.trainer import PROGRESS, PretrainProgress
 from shadowpeft.storage import shadow_folder, stock_models
 from shadowpeft.train import checkpoints
 
-SENTENCES = ["what is two plus two, think", "you are here in the city", "hello hello four systems", "the city is two plus four"]
+SENTENCES = [
+    "what is two plus two, think",
+    "you are here in the city",
+    "hello hello four systems",
+    "the city is two plus four",
+]
 # Every loss, accumulation, shuffling over blocks of rows, evaluation, and more than one lap of the text.
-FLAGS = ["--max-steps=10", "--batch-size=2", "--gradient-accumulation=2", "--max-length=16", "--shuffle-rows=8", "--eval-documents=4"]
-FLAGS += ["--match=0.1", "--top-k=20", "--save-steps=4", "--eval-steps=4", "--logging-steps=1", "--device=cpu", "--start=blocks"]
+FLAGS = [
+    "--max-steps=10",
+    "--batch-size=2",
+    "--gradient-accumulation=2",
+    "--max-length=16",
+    "--shuffle-rows=8",
+    "--eval-documents=4",
+]
+FLAGS += [
+    "--match=0.1",
+    "--top-k=20",
+    "--save-steps=4",
+    "--eval-steps=4",
+    "--logging-steps=1",
+    "--device=cpu",
+    "--start=blocks",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,28 +71,46 @@ def base_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory) -> Path:
-    rows = [{"text": " ".join(SENTENCES[(number * step) % 4] for step in range(1, 2 + number % 3))} for number in range(40)]
+    rows = [
+        {"text": " ".join(SENTENCES[(number * step) % 4] for step in range(1, 2 + number % 3))}
+        for number in range(40)
+    ]
     rows[10:10] = [{"text": " "}, {"text": 5}]
     return write_rows(tmp_path_factory.mktemp("data") / "text.jsonl", rows)
 
 
 @pytest.fixture
 def command(base_folder, text_file, tmp_path) -> list[str]:
-    return ["pretrain", "--model", str(base_folder), "--data", str(text_file), "--output", str(tmp_path / "run"), *FLAGS]
+    return [
+        "pretrain",
+        "--model",
+        str(base_folder),
+        "--data",
+        str(text_file),
+        "--output",
+        str(tmp_path / "run"),
+        *FLAGS,
+    ]
 
 
 @pytest.fixture(scope="module")
 def straight(base_folder, text_file, tmp_path_factory) -> Path:
     """The ten steps of `command` in one go."""
     output = tmp_path_factory.mktemp("straight") / "run"
-    with pytest.warns(UserWarning, match=r"1 empty \(the first is .*text.jsonl:11\), 1 undecodable \(the first is .*text.jsonl:12\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 empty \(the first is .*text.jsonl:11\), 1 undecodable \(the first is .*text.jsonl:12\)",
+    ):
         pretrain(_settings(base_folder, text_file, output))
     return output
 
 
 def _settings(base_folder: Path, text_file: Path, output: Path, **changes) -> PretrainConfig:
     values = dict(flag.removeprefix("--").split("=") for flag in FLAGS)
-    typed = {name.replace("-", "_"): float(v) if "." in v else int(v) if v.isdecimal() else v for name, v in values.items()}
+    typed = {
+        name.replace("-", "_"): float(v) if "." in v else int(v) if v.isdecimal() else v
+        for name, v in values.items()
+    }
     folders = {"model": str(base_folder), "data": str(text_file), "output": str(output)}
     return PretrainConfig(**{**folders, **typed, **changes})
 
@@ -82,7 +120,11 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def logged(output: Path, name: str) -> list[float]:
-    return [entry[name] for line in (output / "metrics.jsonl").read_text().splitlines() if name in (entry := json.loads(line))]
+    return [
+        entry[name]
+        for line in (output / "metrics.jsonl").read_text().splitlines()
+        if name in (entry := json.loads(line))
+    ]
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
@@ -97,7 +139,12 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 def test_run_leaves_what_it_promises(straight, base_folder):
     """Catches a missing file, a folder that tells nothing of the run, and a shadow that cannot be attached or did not learn."""
-    assert sorted(path.name for path in straight.iterdir()) == ["checkpoints", "metrics.jsonl", "run.yaml", "shadow"]
+    assert sorted(path.name for path in straight.iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "run.yaml",
+        "shadow",
+    ]
     assert {path.name for path in straight.glob("checkpoints/*")} == {"checkpoint-8", "checkpoint-10"}
     told = json.loads((straight / "shadow" / shadow_folder.CONFIG).read_text())["run"]
     assert told["steps"] == 10
@@ -109,7 +156,9 @@ def test_run_leaves_what_it_promises(straight, base_folder):
     assert len(logged(straight, "eval_loss")) == 4, "steps 0, 4, 8 and 10"
     for name in ("next_token", "distil", "match", "tokens_per_second"):
         assert len(logged(straight, name)) == 10
-    shadowed = attach(stock_models.load_model(str(base_folder), torch.float32), ShadowConfig(), straight / "shadow")
+    shadowed = attach(
+        stock_models.load_model(str(base_folder), torch.float32), ShadowConfig(), straight / "shadow"
+    )
     assert shadowed.adapters["default"].settings.shadow_layers == 2
 
 
@@ -128,7 +177,11 @@ def test_final_loss_is_that_of_the_detached_model(straight, base_folder, text_fi
     small = attach(base, ShadowConfig(), straight / "shadow").detached()
     tokenizer = stock_models.load_tokenizer(str(base_folder))
     texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()[:4]]
-    ids = [token for text in texts for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    ids = [
+        token
+        for text in texts
+        for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
     rows = torch.tensor(ids[: len(ids) // 16 * 16]).view(-1, 16)
     with torch.no_grad():
         assert told["eval loss"] == pytest.approx(small(rows, labels=rows).loss.item(), rel=1e-4)
@@ -136,7 +189,9 @@ def test_final_loss_is_that_of_the_detached_model(straight, base_folder, text_fi
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["first documents", "eval data"])
-def test_bad_rows_of_the_held_out_text_are_told_and_take_no_documents_place(apart, straight, base_folder, text_file, tmp_path):
+def test_bad_rows_of_the_held_out_text_are_told_and_take_no_documents_place(
+    apart, straight, base_folder, text_file, tmp_path
+):
     """Catches unusable rows that are dropped without a word, and that leave fewer documents to evaluate on, or none."""
     lines, bad = text_file.read_text().splitlines(keepends=True), ['{"text": ""}\n'] * 5 + ["{\n"]
     data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
@@ -145,16 +200,27 @@ def test_bad_rows_of_the_held_out_text_are_told_and_take_no_documents_place(apar
     where = {"eval_data": str(held_out), "eval_documents": 100} if apart else {}
     settings = _settings(base_folder, data, tmp_path / "run", max_steps=4, **where)
     source = held_out if apart else data
-    told = rf"held-out text .*: 5 empty \(the first is {source}:1\), 1 undecodable \(the first is {source}:6\)"
+    told = (
+        rf"held-out text .*: 5 empty \(the first is {source}:1\), 1 undecodable \(the first is {source}:6\)"
+    )
     with pytest.warns(UserWarning, match="of the text without"), pytest.warns(UserWarning, match=told):
         result = pretrain(settings)
-    assert (result.eval_empty_rows, result.eval_undecodable_rows, result.empty_rows, result.undecodable_rows) == (5, 1, 1, 1)
-    assert result.start_loss == pytest.approx(logged(straight, "eval_loss")[0], rel=1e-6), "of the same four documents"
+    assert (
+        result.eval_empty_rows,
+        result.eval_undecodable_rows,
+        result.empty_rows,
+        result.undecodable_rows,
+    ) == (5, 1, 1, 1)
+    assert result.start_loss == pytest.approx(logged(straight, "eval_loss")[0], rel=1e-6), (
+        "of the same four documents"
+    )
 
 
 def test_run_file_repeats_the_run(straight, tmp_path):
     """Catches a setting missing from run.yaml and a random choice that the seed does not decide."""
-    assert main(["pretrain", "--config", str(straight / "run.yaml"), "--output", str(tmp_path / "again")]) == 0
+    assert (
+        main(["pretrain", "--config", str(straight / "run.yaml"), "--output", str(tmp_path / "again")]) == 0
+    )
     assert_same_bits(straight, tmp_path / "again")
     changes = ["--output", str(tmp_path / "other"), "--seed", "5", "--max-steps", "2"]
     assert main(["pretrain", "--config", str(straight / "run.yaml"), *changes]) == 0
@@ -171,7 +237,9 @@ def test_json_is_the_result(command, capsys):
     assert result["base_loss"] > 0
 
 
-def test_base_runs_only_to_be_compared_without_a_loss_that_needs_it(base_folder, text_file, tmp_path, monkeypatch):
+def test_base_runs_only_to_be_compared_without_a_loss_that_needs_it(
+    base_folder, text_file, tmp_path, monkeypatch
+):
     """Catches a base run in training for the next-token loss alone: beside the one measurement of its own loss it must not run."""
     calls = []
     load = stock_models.load_model
@@ -184,7 +252,9 @@ def test_base_runs_only_to_be_compared_without_a_loss_that_needs_it(base_folder,
     monkeypatch.setattr(stock_models, "load_model", counted)
     for weights, most in (({"distil": 0.0, "match": 0.0, "top_k": None}, 0), ({"distil": 1.0}, 4 * 2)):
         calls.clear()
-        settings = _settings(base_folder, text_file, tmp_path / str(most), max_steps=4, start="fresh", **weights)
+        settings = _settings(
+            base_folder, text_file, tmp_path / str(most), max_steps=4, start="fresh", **weights
+        )
         with pytest.warns(UserWarning, match="passed over"):
             pretrain(settings)
         held_out_batches = 2  # 4 documents are 3 rows of 16 tokens, 2 a batch
@@ -233,7 +303,16 @@ def test_deterministic_run_resumes_bit_for_bit(device, command, tmp_path):
     In processes of their own: what makes cuBLAS repeat itself is read when it is first used, and is meant for a whole process.
     """
     small = save_base(tmp_path / "small", seed=3, hidden_size=16, num_hidden_layers=2)
-    words = [*command, "--start", str(small), "--train-parts", "everything", "--device", device, "--deterministic"]
+    words = [
+        *command,
+        "--start",
+        str(small),
+        "--train-parts",
+        "everything",
+        "--device",
+        device,
+        "--deterministic",
+    ]
     told = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
     for output, code, status in (("straight", None, 0), ("killed", KILLED, -signal.SIGKILL)):
         program = ["-m", "shadowpeft"] if code is None else ["-c", code]
@@ -251,7 +330,9 @@ def test_deterministic_reaches_torch_before_the_model(command, monkeypatch, caps
     """Catches a flag that is taken and not applied, or applied when the projection is fitted already."""
     asked = []
     monkeypatch.setattr(trainer_utils, "enable_full_determinism", asked.append)
-    monkeypatch.setattr(stock_models, "load_model", lambda *_: (_ for _ in ()).throw(UserError(f"asked {asked}")))
+    monkeypatch.setattr(
+        stock_models, "load_model", lambda *_: (_ for _ in ()).throw(UserError(f"asked {asked}"))
+    )
     assert main([*command, "--deterministic", "--seed", "5"]) == 2
     assert "asked [5]" in capsys.readouterr().err
     asked.clear()
@@ -340,7 +421,9 @@ def test_rate_follows_the_schedule():
 def test_activations_that_are_computed_again_change_nothing(straight, base_folder, text_file, tmp_path):
     """Catches a switch that is not thrown, one that warns of its name, and gradients of other activations."""
     runs: Counter[str] = Counter()
-    hook = register_module_forward_pre_hook(lambda module, _: runs.update([type(module).__name__] * torch.is_grad_enabled()))
+    hook = register_module_forward_pre_hook(
+        lambda module, _: runs.update([type(module).__name__] * torch.is_grad_enabled())
+    )
     with pytest.warns(UserWarning, match="passed over"):
         pretrain(_settings(base_folder, text_file, tmp_path / "run", gradient_checkpointing=True))
     hook.remove()
@@ -376,26 +459,53 @@ def test_start_from_a_smaller_model(base_folder, text_file, tmp_path, capsys, me
     assert result.parameters == 16 * 32
     read = text.read_text(_settings(base_folder, text_file, tmp_path / "same"))
     rows = torch.stack([torch.from_numpy(row) for row in read.held_out])
-    assert result.model_loss == pytest.approx(stock_models.load_model(str(small), torch.float32)(rows, labels=rows).loss.item(), rel=1e-4)
+    assert result.model_loss == pytest.approx(
+        stock_models.load_model(str(small), torch.float32)(rows, labels=rows).loss.item(), rel=1e-4
+    )
     assert (f"warm start {method}" in capsys.readouterr().err) == (method != "none")
-    saved, before = weights_of(tmp_path / "run" / "shadow"), stock_models.load_model(str(small), torch.float32).model.state_dict()
-    assert all(torch.equal(saved[f"backbone.{name}"], tensor) for name, tensor in before.items()), "only the projection is trained"
-    assert attach(stock_models.load_model(str(base_folder), torch.float32), None, tmp_path / "run" / "shadow") is not None
+    saved, before = (
+        weights_of(tmp_path / "run" / "shadow"),
+        stock_models.load_model(str(small), torch.float32).model.state_dict(),
+    )
+    assert all(torch.equal(saved[f"backbone.{name}"], tensor) for name, tensor in before.items()), (
+        "only the projection is trained"
+    )
+    assert (
+        attach(stock_models.load_model(str(base_folder), torch.float32), None, tmp_path / "run" / "shadow")
+        is not None
+    )
 
 
-def test_the_plain_rate_is_of_all_weights_whatever_the_run_trains(base_folder, text_file, tmp_path, monkeypatch):
+def test_the_plain_rate_is_of_all_weights_whatever_the_run_trains(
+    base_folder, text_file, tmp_path, monkeypatch
+):
     """Catches a rate that is compared with passes which leave most gradients out, and parts that stay trained afterwards."""
     small, asked = save_base(tmp_path / "small", seed=3, hidden_size=16, num_hidden_layers=2), []
     plain = torch.autograd.grad
     monkeypatch.setattr(
-        torch.autograd, "grad", lambda loss, weights, *args, **kwargs: (asked.append(weights), plain(loss, weights, *args, **kwargs))[1]
+        torch.autograd,
+        "grad",
+        lambda loss, weights, *args, **kwargs: (asked.append(weights), plain(loss, weights, *args, **kwargs))[
+            1
+        ],
     )
     with pytest.warns(UserWarning, match="passed over"):
-        result = pretrain(_settings(base_folder, text_file, tmp_path / "run", start=str(small), max_steps=1, train_parts="projection"))
+        result = pretrain(
+            _settings(
+                base_folder,
+                text_file,
+                tmp_path / "run",
+                start=str(small),
+                max_steps=1,
+                train_parts="projection",
+            )
+        )
     backbone = arch.decoder_of(stock_models.load_model(str(small), torch.float32))
     table = sum(weight.numel() for weight in backbone.get_submodule("embed_tokens").parameters())
     wanted = 16 * 32 + sum(weight.numel() for weight in backbone.parameters()) - table
-    assert [sum(weight.numel() for weight in weights) for weights in asked].count(wanted) == 4, "one to warm up, three timed"
+    assert [sum(weight.numel() for weight in weights) for weights in asked].count(wanted) == 4, (
+        "one to warm up, three timed"
+    )
     assert result.parameters == 16 * 32
 
 
@@ -403,7 +513,9 @@ def test_start_from_a_shadow_folder(straight, base_folder, text_file, tmp_path):
     """Catches a pretrained shadow that begins anew when it is to be trained further."""
     told = json.loads((straight / "shadow" / shadow_folder.CONFIG).read_text())["run"]
     with pytest.warns(UserWarning, match="passed over"):
-        result = pretrain(_settings(base_folder, text_file, tmp_path / "run", start=str(straight / "shadow"), max_steps=1))
+        result = pretrain(
+            _settings(base_folder, text_file, tmp_path / "run", start=str(straight / "shadow"), max_steps=1)
+        )
     assert result.start_loss == pytest.approx(told["eval loss"], rel=1e-6)
 
 
@@ -443,22 +555,48 @@ def test_what_cannot_work_is_refused_before_the_work(base_folder, text_file, tmp
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"distil": 0.0}, "top_k 20 would change nothing, as distil, .* has the weight 0; leave top_k out, or give distil a weight"),
+        (
+            {"distil": 0.0},
+            "top_k 20 would change nothing, as distil, .* has the weight 0; leave top_k out, or give distil a weight",
+        ),
         ({"distil": 0.0, "top_k": None, "temperature": 2.0}, "temperature 2.0 .* or give distil a weight"),
         ({"match": 0.0, "match_block": 1}, "match_block 1 .* or give match a weight"),
         ({"eval_data": "TEXT"}, "eval_documents 4 .* eval_data is evaluated on instead"),
-        ({"warm_start": "ridge"}, "warm_start ridge .* a shadow that starts from blocks has no projection to fit; .* a smaller model"),
-        ({"start": "fresh", "warm_start_rows": 8}, "warm_start_rows 8 .* a shadow that starts from fresh has no projection"),
-        ({"start": "SAME WIDTH", "warm_start": "pinv"}, "warm_start pinv .* has the base's width and so no projection to fit"),
-        ({"start": "SAME WIDTH", "train_parts": "projection"}, "has the base's width and so no projection to train"),
+        (
+            {"warm_start": "ridge"},
+            "warm_start ridge .* a shadow that starts from blocks has no projection to fit; .* a smaller model",
+        ),
+        (
+            {"start": "fresh", "warm_start_rows": 8},
+            "warm_start_rows 8 .* a shadow that starts from fresh has no projection",
+        ),
+        (
+            {"start": "SAME WIDTH", "warm_start": "pinv"},
+            "warm_start pinv .* has the base's width and so no projection to fit",
+        ),
+        (
+            {"start": "SAME WIDTH", "train_parts": "projection"},
+            "has the base's width and so no projection to train",
+        ),
         ({"start": "SHADOW", "warm_start": "none"}, "warm_start none .* goes on from what it is"),
-        ({"start": "SHADOW", "train_parts": "projection"}, "has the base's width and so no projection to train"),
-        ({"start": "NARROW", "warm_start": "pinv", "warm_start_rows": 8}, "warm_start_rows 8 .* pinv reads no text; .* weighted or ridge"),
-        ({"data": "PLAIN", "text_field": "body"}, "text_field body .* nor .npz files have fields; .* rows of .jsonl or .parquet"),
+        (
+            {"start": "SHADOW", "train_parts": "projection"},
+            "has the base's width and so no projection to train",
+        ),
+        (
+            {"start": "NARROW", "warm_start": "pinv", "warm_start_rows": 8},
+            "warm_start_rows 8 .* pinv reads no text; .* weighted or ridge",
+        ),
+        (
+            {"data": "PLAIN", "text_field": "body"},
+            "text_field body .* nor .npz files have fields; .* rows of .jsonl or .parquet",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_settings_that_would_change_nothing_are_refused(straight, base_folder, text_file, tmp_path, monkeypatch, changes, told):
+def test_settings_that_would_change_nothing_are_refused(
+    straight, base_folder, text_file, tmp_path, monkeypatch, changes, told
+):
     """Catches a setting that is taken and then not applied, and one that is told of only when the base is loaded."""
     (tmp_path / "plain.txt").write_text("hello hello four systems")
     places = {"TEXT": text_file, "SHADOW": straight / "shadow", "PLAIN": tmp_path / "plain.txt"}

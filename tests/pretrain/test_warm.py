@@ -41,9 +41,16 @@ def with_mean_taken(logits: torch.Tensor) -> torch.Tensor:
 
 def pair(model_type: str, exact: bool = True, tied: bool = False):
     """A base, a narrower model, and where `exact` a P for which the base's head says exactly what the narrower one's says."""
-    base = tiny_model(model_type, dtype=torch.float64, config=tiny_config(model_type, tie_word_embeddings=tied))
+    base = tiny_model(
+        model_type, dtype=torch.float64, config=tiny_config(model_type, tie_word_embeddings=tied)
+    )
     sizes = SIZES.get(model_type, {"hidden_size": NARROW, "intermediate_size": 24})
-    model = tiny_model(model_type, seed=7, dtype=torch.float64, config=tiny_config(model_type, tie_word_embeddings=tied, **sizes))
+    model = tiny_model(
+        model_type,
+        seed=7,
+        dtype=torch.float64,
+        config=tiny_config(model_type, tie_word_embeddings=tied, **sizes),
+    )
     true_Dd = drawn(WIDE, NARROW, seed=4) / 4
     if exact:
         with torch.no_grad():
@@ -100,7 +107,9 @@ def test_the_error_is_that_of_the_logits_themselves():
     got = warm.reconstruction_error(base_VD, own_Vd, weight_Dd, x_Nd.T @ x_Nd)
     assert got == pytest.approx(((said - meant).norm() / meant.norm()).item(), rel=1e-9)
     shifted = own_Vd @ torch.eye(NARROW, dtype=torch.float64) + drawn(NARROW, seed=6)
-    assert warm.reconstruction_error(base_VD, shifted, weight_Dd, x_Nd.T @ x_Nd) == pytest.approx(got, rel=1e-9)
+    assert warm.reconstruction_error(base_VD, shifted, weight_Dd, x_Nd.T @ x_Nd) == pytest.approx(
+        got, rel=1e-9
+    )
 
 
 def moments(x_Nd: torch.Tensor, y_ND: torch.Tensor) -> warm.Moments:
@@ -113,7 +122,9 @@ def test_ridge_finds_the_map_from_noisy_states():
     for tokens in (400, 40000):
         x_Nd = drawn(tokens, NARROW)
         text = moments(x_Nd, x_Nd @ true_Dd.T + drawn(tokens, WIDE, seed=1))
-        weight_Dd, _ = warm.ridge(text, moments(drawn(200, NARROW, seed=7), drawn(200, NARROW, seed=7) @ true_Dd.T))
+        weight_Dd, _ = warm.ridge(
+            text, moments(drawn(200, NARROW, seed=7), drawn(200, NARROW, seed=7) @ true_Dd.T)
+        )
         errors.append(((weight_Dd - true_Dd).norm() / true_Dd.norm()).item())
     assert errors[1] < 0.01
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.3)
@@ -126,7 +137,9 @@ def test_ridge_solves_its_equation():
     got, strength = warm.ridge(moments(x_Nd, y_ND), moments(held_Nd, held_ND))
 
     def slow(strength: float) -> torch.Tensor:
-        eased = x_Nd.T @ x_Nd + strength * x_Nd.square().sum() / NARROW * torch.eye(NARROW, dtype=torch.float64)
+        eased = x_Nd.T @ x_Nd + strength * x_Nd.square().sum() / NARROW * torch.eye(
+            NARROW, dtype=torch.float64
+        )
         return torch.linalg.solve(eased, x_Nd.T @ y_ND).T
 
     misses = {tried: (held_ND - held_Nd @ slow(tried).T).square().sum().item() for tried in warm._STRENGTHS}
@@ -151,7 +164,9 @@ def test_moments_are_of_what_the_heads_read():
         for network, states in ((model, x), (base, y)):
             out = network(input_ids=ids_BT, output_hidden_states=True)
             states.append(out.hidden_states[-1].flatten(0, 1).detach())
-            assert torch.allclose(arch.head_of(network)(states[-1]), out.logits.flatten(0, 1)), "the head reads them as they are"
+            assert torch.allclose(arch.head_of(network)(states[-1]), out.logits.flatten(0, 1)), (
+                "the head reads them as they are"
+            )
     x_Nd, y_ND = torch.cat(x), torch.cat(y)
     assert close(got.xx_dd, x_Nd.T @ x_Nd)
     assert close(got.yx_Dd, y_ND.T @ x_Nd)
@@ -203,7 +218,9 @@ def test_a_head_that_can_be_said_is_said(model_type, method):
 
 def test_a_tied_head_is_read_through_its_table():
     base, model, _ = pair("qwen3", exact=False, tied=True)
-    wanted = torch.linalg.pinv(base.model.embed_tokens.weight.detach()) @ model.model.embed_tokens.weight.detach()
+    wanted = (
+        torch.linalg.pinv(base.model.embed_tokens.weight.detach()) @ model.model.embed_tokens.weight.detach()
+    )
     assert close(warm.fit(base, model, "pinv", [], rows(1)).weight_Dd, wanted)
 
 
@@ -227,7 +244,9 @@ def test_the_printed_errors_are_of_the_models_themselves():
         assert 0.01 < found.in_weights < 2
         if method == "ridge":
             wanted = torch.cat(aims)
-            assert found.in_states == pytest.approx(((torch.cat(sizes) - wanted).norm() / wanted.norm()).item(), rel=1e-9)
+            assert found.in_states == pytest.approx(
+                ((torch.cat(sizes) - wanted).norm() / wanted.norm()).item(), rel=1e-9
+            )
             assert found.target_rms == pytest.approx(wanted.square().mean().sqrt().item(), rel=1e-9)
 
 
@@ -236,7 +255,10 @@ def test_ridge_matches_the_base_best_and_weighted_the_likely_tokens_best():
     base, model, _ = pair("qwen2", exact=False)
     text = rows(20)
     read = warm.Moments.of(model, text, base)
-    fits = {method: warm.fit(base, model, method, text, text).weight_Dd for method in ("pinv", "weighted", "ridge")}
+    fits = {
+        method: warm.fit(base, model, method, text, text).weight_Dd
+        for method in ("pinv", "weighted", "ridge")
+    }
     missed = {method: read.miss(weight_Dd) for method, weight_Dd in fits.items()}
     assert min(missed, key=missed.get) == "ridge"
 
@@ -251,11 +273,15 @@ def test_ridge_matches_the_base_best_and_weighted_the_likely_tokens_best():
 
 def test_what_cannot_be_started():
     base, model, _ = pair("llama")
-    with pytest.raises(ConfigError, match="the shadow has the base's width, 32, and so no projection to start"):
+    with pytest.raises(
+        ConfigError, match="the shadow has the base's width, 32, and so no projection to start"
+    ):
         warm.start(fresh(base, attach(base).adapters["default"].config), base, model, "pinv", [], rows(1))
     with pytest.raises(ConfigError, match="needs text, and there is none"):
         warm.start(from_model(base, model), base, model, "weighted", [], rows(1))
-    arch.head_of(model).weight = torch.nn.Parameter(torch.zeros(V, NARROW, dtype=torch.int8), requires_grad=False)
+    arch.head_of(model).weight = torch.nn.Parameter(
+        torch.zeros(V, NARROW, dtype=torch.int8), requires_grad=False
+    )
     with pytest.raises(UnsupportedModelError, match="one is quantised or not in memory"):
         warm.fit(base, model, "pinv", [], rows(1))
 

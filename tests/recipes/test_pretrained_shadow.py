@@ -25,9 +25,17 @@ def recipe(name: str) -> SimpleNamespace:
 
 def write_sources(folder: Path) -> list[str]:
     """A few documents in the layout of the sources."""
-    articles = [{"title": f"Town {number}", "text": "It is a town by the sea, and old. " * 20} for number in range(6)]
-    novels = [{"text": 'She said, "I will not go to the town today, my dear." And so\nhe went alone.\n' * 40} for _ in range(2)]
-    chats = [{"instruction": f"Name {number} towns.", "context": "", "response": "There are none by this sea."} for number in range(60)]
+    articles = [
+        {"title": f"Town {number}", "text": "It is a town by the sea, and old. " * 20} for number in range(6)
+    ]
+    novels = [
+        {"text": 'She said, "I will not go to the town today, my dear." And so\nhe went alone.\n' * 40}
+        for _ in range(2)
+    ]
+    chats = [
+        {"instruction": f"Name {number} towns.", "context": "", "response": "There are none by this sea."}
+        for number in range(60)
+    ]
     words = []
     for name, splits in (
         ("wiki", {"train": articles, "validation": articles[:2]}),
@@ -43,7 +51,16 @@ def write_sources(folder: Path) -> list[str]:
 
 @pytest.fixture
 def tokens(tmp_path, monkeypatch) -> Path:
-    words = ["tokens.py", *write_sources(tmp_path), "--output", str(tmp_path / "tokens"), "--tokens", "9000", "--held-out", "1500"]
+    words = [
+        "tokens.py",
+        *write_sources(tmp_path),
+        "--output",
+        str(tmp_path / "tokens"),
+        "--tokens",
+        "9000",
+        "--held-out",
+        "1500",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys, "path", list(sys.path))
     recipe("tokens").main()
@@ -66,13 +83,19 @@ def test_two_steps_make_a_folder_that_ships(tokens, tmp_path, capsys):
     assert result.eval_loss < result.start_loss
     package = tmp_path / "run" / "package"
     assert (package / shadow_folder.WEIGHTS).stat().st_size <= train.MOST_BYTES
-    assert str(tmp_path) not in "".join((package / name).read_text() for name in (shadow_folder.CONFIG, shadow_folder.CARD))
+    assert str(tmp_path) not in "".join(
+        (package / name).read_text() for name in (shadow_folder.CONFIG, shadow_folder.CARD)
+    )
 
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     small = attach(base, ShadowConfig(), package).detached()
     assert small.config.num_hidden_layers == len(train.BLOCKS)
-    train.main(["--tokens", str(tokens), "--output", str(tmp_path / "again"), "--ship", str(result.checkpoint)])
-    saved = [(folder / shadow_folder.WEIGHTS).read_bytes() for folder in (package, tmp_path / "again" / "package")]
+    train.main(
+        ["--tokens", str(tokens), "--output", str(tmp_path / "again"), "--ship", str(result.checkpoint)]
+    )
+    saved = [
+        (folder / shadow_folder.WEIGHTS).read_bytes() for folder in (package, tmp_path / "again" / "package")
+    ]
     assert saved[0] == saved[1]
 
 
@@ -88,4 +111,7 @@ def test_copies_keep_the_neurons_that_say_most(tokens):
         x_BTD = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(0))
         inner_BTM = torch.nn.functional.silu(theirs.gate_proj(x_BTD)) * theirs.up_proj(x_BTD)
         torch.testing.assert_close(ours(x_BTD), inner_BTM[..., kept] @ theirs.down_proj.weight[:, kept].T)
-        assert torch.equal(shadow.backbone.layers[place].self_attn.q_proj.weight, base.model.layers[block].self_attn.q_proj.weight)
+        assert torch.equal(
+            shadow.backbone.layers[place].self_attn.q_proj.weight,
+            base.model.layers[block].self_attn.q_proj.weight,
+        )

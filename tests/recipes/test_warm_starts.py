@@ -17,14 +17,30 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "warm_starts" / "measure.py"
 def test_the_table_is_complete_and_true(tmp_path):
     """Runs recipes/warm_starts: where the base's head can say all that the smaller one says, `pinv` and `weighted` are as good as it."""
     base = save_base(tmp_path / "base", tie_word_embeddings=False)
-    small = save_base(tmp_path / "small", seed=1, hidden_size=16, intermediate_size=24, tie_word_embeddings=False)
+    small = save_base(
+        tmp_path / "small", seed=1, hidden_size=16, intermediate_size=24, tie_word_embeddings=False
+    )
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (base, small)]
     with torch.no_grad():
-        models[1].lm_head.weight.copy_(models[0].lm_head.weight @ torch.randn(32, 16, generator=torch.Generator().manual_seed(0)))
+        models[1].lm_head.weight.copy_(
+            models[0].lm_head.weight @ torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+        )
     models[1].save_pretrained(small)
     for name, step in (("data", 3), ("held-out", 7)):
-        write_rows(tmp_path / f"{name}.jsonl", [{"text": " ".join(WORDS[(i * step + j) % 10] for j in range(30))} for i in range(20)])
-    paths = ["--model", base, "--shadow", small, "--data", tmp_path / "data.jsonl", "--held-out", tmp_path / "held-out.jsonl"]
+        write_rows(
+            tmp_path / f"{name}.jsonl",
+            [{"text": " ".join(WORDS[(i * step + j) % 10] for j in range(30))} for i in range(20)],
+        )
+    paths = [
+        "--model",
+        base,
+        "--shadow",
+        small,
+        "--data",
+        tmp_path / "data.jsonl",
+        "--held-out",
+        tmp_path / "held-out.jsonl",
+    ]
     sizes = [
         "--rows=8",
         "--held-out-rows=4",
@@ -35,7 +51,13 @@ def test_the_table_is_complete_and_true(tmp_path):
         "--output",
         tmp_path / "rows.jsonl",
     ]
-    done = subprocess.run([sys.executable, SCRIPT, *map(str, paths + sizes)], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, paths + sizes)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     rows = {row["P"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
     assert list(rows) == [
@@ -51,7 +73,9 @@ def test_the_table_is_complete_and_true(tmp_path):
     for method in ("pinv", "weighted"):
         assert abs(rows[method]["perplexity"] / rows["the smaller model, own head"]["perplexity"] - 1) < 1e-3
         assert rows[method]["error of logits"] < 1e-3
-    assert abs(rows["random"]["perplexity"] / rows["pinv"]["perplexity"] - 1) > 0.05, "each method is measured with its own P"
+    assert abs(rows["random"]["perplexity"] / rows["pinv"]["perplexity"] - 1) > 0.05, (
+        "each method is measured with its own P"
+    )
     assert rows["ridge"]["ridge strength"] is not None
     assert done.stdout.count("\n|") == 8
 
@@ -59,9 +83,23 @@ def test_the_table_is_complete_and_true(tmp_path):
 def test_models_of_one_width_are_one_sentence(tmp_path):
     base = save_base(tmp_path / "base")
     write_rows(tmp_path / "data.jsonl", [{"text": "what is two plus four " * 20}])
-    words = ["--model", base, "--shadow", base, "--data", tmp_path / "data.jsonl", "--held-out", tmp_path / "data.jsonl", "--length=16"]
+    words = [
+        "--model",
+        base,
+        "--shadow",
+        base,
+        "--data",
+        tmp_path / "data.jsonl",
+        "--held-out",
+        tmp_path / "data.jsonl",
+        "--length=16",
+    ]
     done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, words), "--device=cpu"], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, SCRIPT, *map(str, words), "--device=cpu"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 1
     assert f"both models have the width {qwen3_config().hidden_size}" in done.stderr

@@ -19,7 +19,10 @@ LAYOUTS = {
     **{name: (name, {}) for name in sorted(TINY)},
     "falcon, one norm": ("falcon", {"num_ln_in_parallel_attn": 1}),
     "falcon, old": ("falcon", {"new_decoder_architecture": False, "multi_query": True}),
-    "falcon, not parallel": ("falcon", {"new_decoder_architecture": False, "parallel_attn": False, "multi_query": True}),
+    "falcon, not parallel": (
+        "falcon",
+        {"new_decoder_architecture": False, "parallel_attn": False, "multi_query": True},
+    ),
     "gpt_neox, not parallel": ("gpt_neox", {"use_parallel_residual": False}),
     "bloom, residual after the norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "opt, norms behind": ("opt", {"do_layer_norm_before": False}),
@@ -70,9 +73,15 @@ def test_the_norms_behind_a_blocks_layers_are_all_that_it_adds_to_the_stream(nam
     names = arch.family_of(base).output_norms
     for block in arch.blocks_of(base):
         added, passed = [], []
-        block.register_forward_hook(lambda _, args, out, added=added: added.append((out[0] if isinstance(out, tuple) else out) - args[0]))
+        block.register_forward_hook(
+            lambda _, args, out, added=added: added.append(
+                (out[0] if isinstance(out, tuple) else out) - args[0]
+            )
+        )
         for behind in names:
-            block.get_submodule(behind).register_forward_hook(lambda _, args, out, passed=passed: passed.append(out))
+            block.get_submodule(behind).register_forward_hook(
+                lambda _, args, out, passed=passed: passed.append(out)
+            )
         base(token_ids(2, 7))
         if names:
             torch.testing.assert_close(added[0], sum(passed), rtol=1e-4, atol=1e-5)
@@ -106,11 +115,16 @@ def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: l
             offset = base.config.model_type.startswith("gemma")
             gains = ((behind[0] + offset) ** 2 + (behind[1] + offset) ** 2).sqrt()
             gains = gains / gains.mean()
-        inputs.append(h + settings.alpha * h.abs().mean(-1, keepdim=True) * gains * (low @ injection.up.weight.T))
+        inputs.append(
+            h + settings.alpha * h.abs().mean(-1, keepdim=True) * gains * (low @ injection.up.weight.T)
+        )
     return inputs
 
 
-@pytest.mark.parametrize(("model_type", "unit_state"), [("gemma3_text", False), ("gemma3_text", True), ("falcon", False), ("olmo2", True)])
+@pytest.mark.parametrize(
+    ("model_type", "unit_state"),
+    [("gemma3_text", False), ("gemma3_text", True), ("falcon", False), ("olmo2", True)],
+)
 @torch.no_grad()
 def test_every_boundary_is_crossed_as_written(model_type: str, unit_state: bool) -> None:
     """Catches the norm or the weights of another block, a stale state, a correction before the update, alpha, shift or size left out."""
@@ -120,12 +134,16 @@ def test_every_boundary_is_crossed_as_written(model_type: str, unit_state: bool)
     blocks, entered, put_out = [*arch.blocks_of(base)], [], []
     inputs_of(blocks, entered)
     for block in blocks:
-        block.register_forward_hook(lambda module, args, out: put_out.append((out[0] if isinstance(out, tuple) else out).clone()))
+        block.register_forward_hook(
+            lambda module, args, out: put_out.append((out[0] if isinstance(out, tuple) else out).clone())
+        )
     model(ids, use_cache=False)
     expected = written_out(base, model.adapters["default"], ids, [entered[0], *put_out[:-1]])
     for h, want in zip(entered, expected, strict=True):
         torch.testing.assert_close(h, want, rtol=1e-10, atol=1e-12)
-    assert all((h - out).abs().mean() > 1e-3 for h, out in zip(entered[1:], put_out, strict=False)), "nothing was corrected"
+    assert all((h - out).abs().mean() > 1e-3 for h, out in zip(entered[1:], put_out, strict=False)), (
+        "nothing was corrected"
+    )
     assert model.adapters["default"].settings.output_gains == (model_type != "falcon")
 
 
@@ -144,10 +162,17 @@ def test_where_corrections_are_spread_as_a_block_writes(tmp_path) -> None:
     rounded = ShadowedModel.from_pretrained(base.to(torch.bfloat16), tmp_path).adapters["default"]
     for exact_D, near_D in zip(gains, (injection.gains_D for injection in rounded.injections), strict=True):
         torch.testing.assert_close(near_D.float(), exact_D, rtol=1e-2, atol=0)
-    assert not any("gains" in name for name in again.adapters["default"].state_dict()), "they follow from the base"
-    with pytest.raises(ConfigError, match="output_gains needs norms behind a block's layers, and Llama has none; leave it out"):
+    assert not any("gains" in name for name in again.adapters["default"].state_dict()), (
+        "they follow from the base"
+    )
+    with pytest.raises(
+        ConfigError,
+        match="output_gains needs norms behind a block's layers, and Llama has none; leave it out",
+    ):
         attached(tiny_model("llama"), ShadowConfig(output_gains=True))
-    with pytest.raises(ConfigError, match="output_gains belongs to the variant 'normed', got it with 'peft'; leave it out"):
+    with pytest.raises(
+        ConfigError, match="output_gains belongs to the variant 'normed', got it with 'peft'; leave it out"
+    ):
         ShadowConfig(variant="peft", output_gains=True)
 
 
@@ -155,7 +180,13 @@ def test_gains_of_an_offloaded_base(tmp_path) -> None:
     """Catches gains that are taken from weights which are not in memory, by `attach` or by a file's loader."""
     accelerate = pytest.importorskip("accelerate")
     attached(tiny_model("gemma3_text")).save_pretrained(tmp_path / "adapter")
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu", "model.layers.0": "cpu"}
+    places = {
+        "model.embed_tokens": "cpu",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+        "model.layers.0": "cpu",
+    }
     places |= {f"model.layers.{i}": "disk" for i in range(1, 4)}
 
     def gains(of) -> list[Tensor]:
@@ -163,7 +194,9 @@ def test_gains_of_an_offloaded_base(tmp_path) -> None:
 
     want = gains(attached(tiny_model("gemma3_text")))
     for make in (attached, lambda base: ShadowedModel.from_pretrained(base, tmp_path / "adapter")):
-        base = accelerate.dispatch_model(tiny_model("gemma3_text"), places, main_device="cpu", offload_dir=tmp_path / "offload")
+        base = accelerate.dispatch_model(
+            tiny_model("gemma3_text"), places, main_device="cpu", offload_dir=tmp_path / "offload"
+        )
         assert arch.blocks_of(base)[1].post_attention_layernorm.weight.is_meta
         assert all(torch.equal(got_D, want_D) for got_D, want_D in zip(gains(make(base)), want, strict=True))
 
@@ -174,16 +207,25 @@ def test_gains_of_a_base_without_values(tmp_path) -> None:
     for make in (attached, lambda base: ShadowedModel.from_pretrained(base, tmp_path)):
         base = tiny_model("gemma3_text")
         arch.blocks_of(base)[2].to("meta")
-        with pytest.raises(UnsupportedModelError, match=r"the base's weights are on the meta device.*load them first.*then attach"):
+        with pytest.raises(
+            UnsupportedModelError,
+            match=r"the base's weights are on the meta device.*load them first.*then attach",
+        ):
             make(base)
-        assert all(parameter.requires_grad for parameter in base.parameters()), "a refused base stays as it was"
+        assert all(parameter.requires_grad for parameter in base.parameters()), (
+            "a refused base stays as it was"
+        )
     with torch.device("meta"):
         counted = attached(arch.build(tiny_config("gemma3_text"), "causal-lm"))
     assert counted.adapters["default"].settings.output_gains
-    assert counted.num_parameters(only_trainable=True) == attached(tiny_model("gemma3_text")).num_parameters(only_trainable=True)
+    assert counted.num_parameters(only_trainable=True) == attached(tiny_model("gemma3_text")).num_parameters(
+        only_trainable=True
+    )
 
 
-@pytest.mark.parametrize(("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(1)), 96**-0.5), ("paper", 0.5, 0.02)])
+@pytest.mark.parametrize(
+    ("variant", "gate", "deviation"), [("normed", 1 / (1 + math.exp(1)), 96**-0.5), ("paper", 0.5, 0.02)]
+)
 def test_a_fresh_boundary_starts_as_documented(variant: str, gate: float, deviation: float) -> None:
     """Catches a gate that forgets the first state at once, or one that is shut, and a W_down at another variant's scale."""
     base = tiny_model("llama", config=tiny_config("llama", hidden_size=96))
@@ -191,7 +233,9 @@ def test_a_fresh_boundary_starts_as_documented(variant: str, gate: float, deviat
     assert (adapter.norm is None) == (variant == "normed")
     for update in adapter.updates:
         weights = update.weights(None)
-        x = torch.nn.functional.rms_norm(torch.randn(64, 96, generator=torch.Generator().manual_seed(0)), (96,))
+        x = torch.nn.functional.rms_norm(
+            torch.randn(64, 96, generator=torch.Generator().manual_seed(0)), (96,)
+        )
         hidden = torch.nn.functional.silu(x @ weights.gate_in_UD.T)
         opened = (hidden @ weights.gate_out_DU.T - weights.gate_shift).sigmoid()
         assert opened.mean().item() == pytest.approx(gate, rel=0.1)
@@ -228,9 +272,18 @@ def test_how_strong_a_fresh_shadow_is() -> None:
 
     def alpha(given: bool, **settings) -> float:
         other = tiny_model("llama", seed=1) if given else None
-        return attached(tiny_model("llama"), ShadowConfig(**settings), shadow=other).adapters["default"].settings.alpha
+        return (
+            attached(tiny_model("llama"), ShadowConfig(**settings), shadow=other)
+            .adapters["default"]
+            .settings.alpha
+        )
 
-    assert [alpha(False), alpha(True), alpha(True, alpha=0.7), alpha(True, variant="paper")] == [0.6, 0.3, 0.7, 0.1]
+    assert [alpha(False), alpha(True), alpha(True, alpha=0.7), alpha(True, variant="paper")] == [
+        0.6,
+        0.3,
+        0.7,
+        0.1,
+    ]
 
 
 def test_whose_state_is_brought_to_unit_size() -> None:
@@ -238,12 +291,18 @@ def test_whose_state_is_brought_to_unit_size() -> None:
 
     def unit_state(given: bool, **settings) -> bool:
         other = tiny_model("llama", seed=1) if given else None
-        return attached(tiny_model("llama"), ShadowConfig(**settings), shadow=other).adapters["default"].settings.unit_state
+        return (
+            attached(tiny_model("llama"), ShadowConfig(**settings), shadow=other)
+            .adapters["default"]
+            .settings.unit_state
+        )
 
     assert [unit_state(False), unit_state(True)] == [False, True]
     assert [unit_state(False, unit_state=True), unit_state(True, unit_state=False)] == [True, False]
     assert [unit_state(True, variant=variant) for variant in ("paper", "peft")] == [False, False]
-    with pytest.raises(ConfigError, match="unit_state belongs to the variant 'normed', got it with 'paper'; leave it out"):
+    with pytest.raises(
+        ConfigError, match="unit_state belongs to the variant 'normed', got it with 'paper'; leave it out"
+    ):
         ShadowConfig(variant="paper", unit_state=True)
     with pytest.raises(ConfigError, match="unit_state must be true or false, got 1"):
         ShadowConfig(unit_state=1)

@@ -66,7 +66,9 @@ def test_the_card_tells_of_the_run(model, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["paper"], indirect=True)
-@pytest.mark.parametrize("name", ["injections.0.up.weight", "updates.1.gate_in.weight", "norm.bias", "shadow.backbone.norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["injections.0.up.weight", "updates.1.gate_in.weight", "norm.bias", "shadow.backbone.norm.weight"]
+)
 def test_a_missing_tensor_is_named(base, folder, name):
     tensors = load_file(folder / WEIGHTS)
     del tensors[name]
@@ -92,7 +94,9 @@ def test_shapes_are_checked_before_allocation(base, folder, monkeypatch):
     tensors = load_file(folder / WEIGHTS)
     tensors["injections.0.up.weight"] = torch.zeros(3, 3)
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"injections\.0\.up\.weight has shape \(3, 3\), expected \(32, 16\)"):
+    with pytest.raises(
+        CheckpointError, match=r"injections\.0\.up\.weight has shape \(3, 3\), expected \(32, 16\)"
+    ):
         ShadowedModel.from_pretrained(base, folder)
     edit_config(folder, lambda meta: meta["shadow"].update(r=10**9, shadow_intermediate_size=10**9))
     with pytest.raises(CheckpointError, match="shape"):
@@ -162,7 +166,10 @@ def test_bad_configurations(base, folder):
 def test_a_setting_that_decides_what_is_computed_is_not_guessed(base, folder, setting):
     """Catches an adapter that computes something else, without a word, since its file leaves a setting to today's default."""
     edit_config(folder, lambda meta: meta["shadow"].pop(setting))
-    with pytest.raises(CheckpointError, match="must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not"):
+    with pytest.raises(
+        CheckpointError,
+        match="must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not",
+    ):
         ShadowedModel.from_pretrained(base, folder)
 
 
@@ -198,7 +205,11 @@ def test_nothing_named_by_a_file_is_imported(base, folder, tmp_path, monkeypatch
     """Catches a loader that follows a class or module named in a downloaded JSON."""
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    hostile = {"model_type": "evil", "architectures": ["evil.Model"], "auto_map": {"AutoConfig": "evil.Config"}}
+    hostile = {
+        "model_type": "evil",
+        "architectures": ["evil.Model"],
+        "auto_map": {"AutoConfig": "evil.Config"},
+    }
     edit_config(folder, lambda meta: meta.update(explicit_shadow=hostile))
     with pytest.raises(CheckpointError, match="'evil', which is not supported"):
         ShadowedModel.from_pretrained(base, folder)
@@ -213,8 +224,12 @@ def test_a_full_disk_loses_nothing(model, base, folder, ids, monkeypatch, step):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("shadowpeft.storage.adapter_folder.save_file" if step == "write" else "os.fsync", full)
-    with pytest.raises(CheckpointError, match="No space left on device; what was saved there before is unchanged"):
+    monkeypatch.setattr(
+        "shadowpeft.storage.adapter_folder.save_file" if step == "write" else "os.fsync", full
+    )
+    with pytest.raises(
+        CheckpointError, match="No space left on device; what was saved there before is unchanged"
+    ):
         model.save_pretrained(folder)
     monkeypatch.undo()
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
@@ -241,8 +256,12 @@ BAD_JSON = {
     "a hundred thousand blocks": lambda meta: meta["shadow"].update(shadow_layers=100000),
     "explicit a list": lambda meta: meta.update(explicit_shadow=[]),
     "explicit of no family": lambda meta: meta.update(explicit_shadow={"model_type": []}),
-    "explicit of a bad size": lambda meta: meta.update(explicit_shadow={"model_type": "llama", "hidden_size": "x"}),
-    "explicit of an odd activation": lambda meta: meta.update(explicit_shadow={"model_type": "llama", "hidden_act": "nope"}),
+    "explicit of a bad size": lambda meta: meta.update(
+        explicit_shadow={"model_type": "llama", "hidden_size": "x"}
+    ),
+    "explicit of an odd activation": lambda meta: meta.update(
+        explicit_shadow={"model_type": "llama", "hidden_act": "nope"}
+    ),
 }
 
 

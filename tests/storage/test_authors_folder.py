@@ -9,7 +9,14 @@ from safetensors.torch import load_file, save_file
 from shadow_peft import AutoModelForCausalLMWithHiddenProjection, get_shadow_model
 from shadow_peft import ShadowConfig as TheirConfig
 
-from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, attach
+from shadowpeft import (
+    CheckpointError,
+    ConfigError,
+    ShadowConfig,
+    ShadowedModel,
+    UnsupportedModelError,
+    attach,
+)
 from shadowpeft.model import sources
 from shadowpeft.pretrain import run as pretrain_run
 from shadowpeft.pretrain import text, warm
@@ -20,7 +27,9 @@ WEIGHTS = authors_folder.WEIGHTS
 
 
 def narrow(seed: int = 7, **changes):
-    return tiny_model("llama", seed=seed, config=tiny_config("llama", hidden_size=16, intermediate_size=24, **changes))
+    return tiny_model(
+        "llama", seed=seed, config=tiny_config("llama", hidden_size=16, intermediate_size=24, **changes)
+    )
 
 
 def wrapped(base, model, projection=None):
@@ -28,14 +37,18 @@ def wrapped(base, model, projection=None):
     their = AutoModelForCausalLMWithHiddenProjection
     given = {"init_optimal_projection": projection is None, "reference_lm_head": model.lm_head}
     projection = projection or torch.nn.Linear(16, 32, bias=False)
-    return their.wrap(shadow_model=model, shadow_hidden_projection=projection, lm_head=base.lm_head, **given).eval()
+    return their.wrap(
+        shadow_model=model, shadow_hidden_projection=projection, lm_head=base.lm_head, **given
+    ).eval()
 
 
 @pytest.fixture(params=["one file", "several files"])
 def kept(request, tmp_path):
     base = tiny_model("qwen3")
     theirs = wrapped(base, narrow(), torch.nn.Linear(16, 32, bias=False))
-    theirs.save_pretrained(tmp_path / "theirs", **({"max_shard_size": "10KB"} if request.param == "several files" else {}))
+    theirs.save_pretrained(
+        tmp_path / "theirs", **({"max_shard_size": "10KB"} if request.param == "several files" else {})
+    )
     return base, theirs, tmp_path / "theirs"
 
 
@@ -59,7 +72,11 @@ def test_their_package_attaches_the_same(kept):
     state = {name: tensor for name, tensor in adapted.state_dict().items() if "shadow" in name}
     ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     for name, tensor in ours.items():
-        ending = "shadow_hidden_projection.weight" if name == "projection.weight" else f"shadow_model.{name.removeprefix('backbone.')}"
+        ending = (
+            "shadow_hidden_projection.weight"
+            if name == "projection.weight"
+            else f"shadow_model.{name.removeprefix('backbone.')}"
+        )
         assert any(key.endswith(ending) and torch.equal(tensor, value) for key, value in state.items()), name
 
 
@@ -70,7 +87,10 @@ def test_pretraining_goes_on_from_it(kept):
     shadow, _ = pretrain_run._start(config, base, text.Text([], [], []), fits=True)
     ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
-    assert text._positions(config, base.config, None) == sources.config_of(folder, base.config).max_position_embeddings
+    assert (
+        text._positions(config, base.config, None)
+        == sources.config_of(folder, base.config).max_position_embeddings
+    )
 
 
 def test_an_adapter_that_started_from_it_is_kept_as_any_other(kept, tmp_path):
@@ -100,19 +120,27 @@ def test_the_command_line_takes_it(kept):
 
 def test_sizes_that_contradict_it_are_refused(kept):
     base, _, folder = kept
-    with pytest.raises(ConfigError, match=r"shadow_intermediate_size is set to 8, and the shadow in .* has 24"):
+    with pytest.raises(
+        ConfigError, match=r"shadow_intermediate_size is set to 8, and the shadow in .* has 24"
+    ):
         attach(base, ShadowConfig(shadow_intermediate_size=8), shadow=folder)
 
 
 def test_another_base_is_refused(kept):
     _, _, folder = kept
-    with pytest.raises(CheckpointError, match="was pretrained beside another base: the head saved with it is not this base's"):
+    with pytest.raises(
+        CheckpointError, match="was pretrained beside another base: the head saved with it is not this base's"
+    ):
         attach(tiny_model("qwen3", seed=9), shadow=folder)
     with pytest.raises(UnsupportedModelError, match="must share one vocabulary"):
         attach(tiny_model("qwen3", config=tiny_config("qwen3", vocab_size=101)), shadow=folder)
-    with pytest.raises(CheckpointError, match=r"shadow_hidden_projection\.weight has shape \(32, 16\), expected \(24, 16\)"):
+    with pytest.raises(
+        CheckpointError, match=r"shadow_hidden_projection\.weight has shape \(32, 16\), expected \(24, 16\)"
+    ):
         attach(tiny_model("qwen3", config=tiny_config("qwen3", hidden_size=24)), shadow=folder)
-    with pytest.raises(CheckpointError, match="of the base's width, 16, where no shadow here has a projection"):
+    with pytest.raises(
+        CheckpointError, match="of the base's width, 16, where no shadow here has a projection"
+    ):
         attach(narrow(), shadow=folder)
 
 
@@ -148,10 +176,18 @@ def test_nothing_named_by_the_files_is_imported_or_followed(kept, tmp_path, monk
     base, _, folder = kept
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    change(folder / "config.json", lambda content: content.update(shadow_model_class="evil:Model", shadow_model_config_class="evil:Config"))
+    change(
+        folder / "config.json",
+        lambda content: content.update(
+            shadow_model_class="evil:Model", shadow_model_config_class="evil:Config"
+        ),
+    )
     authors_folder.load(base, folder)
     if (folder / authors_folder.INDEX).exists():
-        change(folder / authors_folder.INDEX, lambda content: content["weight_map"].update({"lm_head.weight": "../elsewhere.safetensors"}))
+        change(
+            folder / authors_folder.INDEX,
+            lambda content: content["weight_map"].update({"lm_head.weight": "../elsewhere.safetensors"}),
+        )
         with pytest.raises(CheckpointError, match="'weight_map' must name files of its folder"):
             authors_folder.load(base, folder)
     change(folder / "config.json", lambda content: content["shadow_model_config"].update(model_type="evil"))

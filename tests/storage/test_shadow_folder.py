@@ -9,7 +9,15 @@ import torch
 from helpers.families import BLOCKS, TINY, attached, perturb, tiny_config, tiny_model, token_ids
 from safetensors.torch import load_file, save_file
 
-from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, arch, attach
+from shadowpeft import (
+    CheckpointError,
+    ConfigError,
+    ShadowConfig,
+    ShadowedModel,
+    UnsupportedModelError,
+    arch,
+    attach,
+)
 from shadowpeft.pretrain.start import fresh, from_base_blocks, from_model
 from shadowpeft.shadow import Shadow
 from shadowpeft.storage import shadow_folder
@@ -41,7 +49,9 @@ def kept(request, tmp_path):
     with torch.no_grad():
         for parameter in shadow.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-    shadow_folder.save(shadow, BaseFacts.of(base), tmp_path / "shadow", {"corpus": "some text", "steps": 3, "loss": 1.23456})
+    shadow_folder.save(
+        shadow, BaseFacts.of(base), tmp_path / "shadow", {"corpus": "some text", "steps": 3, "loss": 1.23456}
+    )
     return base, shadow, tmp_path / "shadow"
 
 
@@ -74,7 +84,11 @@ def test_what_was_saved_is_what_is_loaded(kept):
 
 def test_the_files_tell_of_the_run(kept):
     folder = kept[2]
-    assert json.loads((folder / CONFIG).read_text())["run"] == {"corpus": "some text", "steps": 3, "loss": 1.23456}
+    assert json.loads((folder / CONFIG).read_text())["run"] == {
+        "corpus": "some text",
+        "steps": 3,
+        "loss": 1.23456,
+    }
     card = (folder / "README.md").read_text()
     assert "| steps | 3 |" in card
     assert "| loss | 1.235 |" in card
@@ -109,7 +123,10 @@ def test_the_embeddings_of_an_explicit_shadow_stay_frozen(tmp_path):
 def test_sizes_that_contradict_the_folder_are_refused_by_name(name, tmp_path):
     base = tiny_model("qwen3")
     shadow_folder.save(fresh(base, ShadowConfig(**SMALL)), BaseFacts.of(base), tmp_path, {})
-    with pytest.raises(ConfigError, match=rf"{name} is set to {SMALL[name] * 2}, and the shadow in .* has {SMALL[name]}; leave {name} out"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{name} is set to {SMALL[name] * 2}, and the shadow in .* has {SMALL[name]}; leave {name} out",
+    ):
         attach(base, ShadowConfig(**{name: SMALL[name] * 2}), shadow=tmp_path)
     assert all(parameter.requires_grad for parameter in base.parameters()), "a refused base stays as it was"
     settings = attach(base, ShadowConfig(**{name: SMALL[name]}), shadow=tmp_path).adapters["default"].settings
@@ -145,7 +162,9 @@ def test_blocks_run_in_the_order_named():
 def test_blocks_that_cannot_be_copied():
     """Catches a sliding block that would run as a full one, with another table of rotations."""
     base = tiny_model("gemma3_text")
-    with pytest.raises(ConfigError, match=r"block 1 of the base attends by full_attention.*one of the blocks 0, 2$"):
+    with pytest.raises(
+        ConfigError, match=r"block 1 of the base attends by full_attention.*one of the blocks 0, 2$"
+    ):
         from_base_blocks(base, [1])
     for blocks in ([], [BLOCKS], [-1]):
         with pytest.raises(ConfigError, match="at least one of the base's 4 blocks, 0 to 3"):
@@ -166,7 +185,10 @@ def test_a_fresh_start_is_the_one_that_attach_makes():
 
 def test_another_base_is_refused(kept):
     _, _, folder = kept
-    with pytest.raises(CheckpointError, match=r"the shadow in .* was trained on another base .*: this base has the same shape but other"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"the shadow in .* was trained on another base .*: this base has the same shape but other",
+    ):
         attach(tiny_model("qwen3", seed=9), shadow=folder)
     with pytest.raises(CheckpointError, match="model_type qwen3, this base has llama"):
         shadow_folder.load(tiny_model("llama"), folder)
@@ -204,12 +226,22 @@ BAD_JSON = {
     "sizes a number": lambda meta: meta.update(shadow=3, explicit_shadow=None),
     "a size missing": lambda meta: meta.update(shadow={"shadow_layers": 1}, explicit_shadow=None),
     "blocks null": lambda meta: meta.update(shadow=dict.fromkeys(SIZES), explicit_shadow=None),
-    "blocks without end": lambda meta: meta.update(shadow={**dict.fromkeys(SIZES), "shadow_layers": 10**6}, explicit_shadow=None),
+    "blocks without end": lambda meta: meta.update(
+        shadow={**dict.fromkeys(SIZES), "shadow_layers": 10**6}, explicit_shadow=None
+    ),
     "explicit of no family": lambda meta: meta.update(shadow=None, explicit_shadow={"model_type": "evil"}),
-    "explicit of a bad size": lambda meta: meta.update(shadow=None, explicit_shadow={"model_type": "llama", "hidden_size": "x"}),
+    "explicit of a bad size": lambda meta: meta.update(
+        shadow=None, explicit_shadow={"model_type": "llama", "hidden_size": "x"}
+    ),
     "no facts": lambda meta: meta.pop("base"),
 }
-SIZES = ["shadow_layers", "shadow_intermediate_size", "shadow_attention_heads", "shadow_key_value_heads", "shadow_head_dim"]
+SIZES = [
+    "shadow_layers",
+    "shadow_intermediate_size",
+    "shadow_attention_heads",
+    "shadow_key_value_heads",
+    "shadow_head_dim",
+]
 
 
 @pytest.mark.parametrize("case", BAD_JSON)
@@ -244,7 +276,9 @@ def test_a_full_disk_loses_nothing(kept, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("shadowpeft.storage.shadow_folder.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left on device; what was saved there before is unchanged"):
+    with pytest.raises(
+        CheckpointError, match="No space left on device; what was saved there before is unchanged"
+    ):
         shadow_folder.save(started("fresh", base), BaseFacts.of(base), folder, {})
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert torch.equal(say(shadow_folder.load(base, folder), token_ids(2, 9)), want)

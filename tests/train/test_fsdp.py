@@ -39,7 +39,9 @@ def alone(name: str) -> Trained:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_compute_what_one_does(together: dict[tuple[str, str], dict[str, Any]], way: str, name: str) -> None:
+def test_two_processes_compute_what_one_does(
+    together: dict[tuple[str, str], dict[str, Any]], way: str, name: str
+) -> None:
     """Catches weights used while they are sharded, gradients that are not reduced, and a loss normalised per process."""
     wanted, found = alone(name), together[way, name]
     exact = 5e-3 if CASES[name].bf16 else 2e-6
@@ -48,26 +50,38 @@ def test_two_processes_compute_what_one_does(together: dict[tuple[str, str], dic
         tensors = vars(wanted)[kind]
         assert found[kind].keys() == tensors.keys()
         # Some gradients are zero but for rounding: no bias of a key changes an attention.
-        errors = {key: ((found[kind][key] - tensor).norm() / (1e-3 + tensor.norm())).item() for key, tensor in tensors.items()}
+        errors = {
+            key: ((found[kind][key] - tensor).norm() / (1e-3 + tensor.norm())).item()
+            for key, tensor in tensors.items()
+        }
         assert max(errors.values()) < exact, (kind, max(errors, key=lambda key: errors[key]))
-    assert found["swept"] == wanted.swept == (0 if CASES[name].task == "sequence-classification" else STEPS), "logits were held"
+    assert (
+        found["swept"] == wanted.swept == (0 if CASES[name].task == "sequence-classification" else STEPS)
+    ), "logits were held"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_block_and_its_boundary_are_whole_only_while_they_run(together: dict[tuple[str, str], dict[str, Any]], name: str) -> None:
+def test_a_block_and_its_boundary_are_whole_only_while_they_run(
+    together: dict[tuple[str, str], dict[str, Any]], name: str
+) -> None:
     """Catches weights that are not shared out, or stay on every GPU for the whole step, and blocks gathered while a boundary is crossed."""
     assert together["ddp", name]["gathered"] == {}
     assert together["ddp", name]["kept"] == 1
     assert 0.5 <= together["fsdp", name]["kept"] < 0.55
     gathered = together["fsdp", name]["gathered"]
-    injections, updates, blocks = ([unit for unit in gathered if unit.startswith(kind)] for kind in ("injections", "updates", "block"))
+    injections, updates, blocks = (
+        [unit for unit in gathered if unit.startswith(kind)] for kind in ("injections", "updates", "block")
+    )
     assert blocks == [f"block {i}" for i in range(4)]
     assert injections
     assert updates
     assert all(gathered[unit] == {unit} for unit in (*blocks, *injections))
     # An update is called within the call of the injection of the same boundary.
-    assert all(len(gathered[unit]) == 2 and gathered[unit] & {*injections} and unit in gathered[unit] for unit in updates)
+    assert all(
+        len(gathered[unit]) == 2 and gathered[unit] & {*injections} and unit in gathered[unit]
+        for unit in updates
+    )
 
 
 # From the shell
@@ -78,8 +92,31 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A short training run without dropout, which no two ways of sharing out the rows would draw alike."""
     rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
-    steps = ["--max-steps", "4", "--logging-steps", "1", "--save-steps", "2", "--eval-fraction", "0.2", "--eval-steps", "2"]
-    return ["train", "--model", str(MODEL), "--data", str(rows), "--device", "cpu", "--shadow.dropout", "0", "--json", *steps]
+    steps = [
+        "--max-steps",
+        "4",
+        "--logging-steps",
+        "1",
+        "--save-steps",
+        "2",
+        "--eval-fraction",
+        "0.2",
+        "--eval-steps",
+        "2",
+    ]
+    return [
+        "train",
+        "--model",
+        str(MODEL),
+        "--data",
+        str(rows),
+        "--device",
+        "cpu",
+        "--shadow.dropout",
+        "0",
+        "--json",
+        *steps,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +136,11 @@ def accelerate(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def train_in_two(way: str, accelerate: list[str], *arguments: str) -> dict[str, Any]:
-    done = launch(TORCHRUN, "-m", "shadowpeft", *arguments) if way == "ddp" else launch(accelerate, WORKER, "fsdp-cli", *arguments)
+    done = (
+        launch(TORCHRUN, "-m", "shadowpeft", *arguments)
+        if way == "ddp"
+        else launch(accelerate, WORKER, "fsdp-cli", *arguments)
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 
@@ -115,7 +156,11 @@ def test_a_run_in_two_processes_is_the_run_in_one(
     assert last_losses(tmp_path / "two") == pytest.approx(last_losses(in_one), rel=1e-4)
     assert result["eval_loss"] == last_losses(tmp_path / "two")["eval_loss"]
     assert same_weights(in_one / "adapter", tmp_path / "two" / "adapter", 1e-4)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+        if '"loss"' in line
+    ]
     assert steps == [1, 2, 3, 4], "one process writes the log"
 
     last, of_one = (run / "checkpoints" / "checkpoint-4" for run in (tmp_path / "two", in_one))
@@ -124,7 +169,9 @@ def test_a_run_in_two_processes_is_the_run_in_one(
         path.name for path in of_one.iterdir() if not path.name.startswith("rng_state")
     }
     assert written["shadow.safetensors"] == (of_one / "shadow.safetensors").stat().st_size
-    theirs, ours = (torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (of_one, last))
+    theirs, ours = (
+        torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (of_one, last)
+    )
     for number, values in theirs.items():
         for name, tensor in values.items():
             torch.testing.assert_close(ours[number][name], tensor, rtol=1e-3, atol=1e-6)
@@ -138,7 +185,8 @@ def test_a_run_in_two_processes_is_the_run_in_one(
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [("", "fsdp_cpu_ram_efficient_loading: false"), ("--load-in-4bit", "4-bit base is not sharded")]
+    ("setting", "message"),
+    [("", "fsdp_cpu_ram_efficient_loading: false"), ("--load-in-4bit", "4-bit base is not sharded")],
 )
 def test_fsdp_settings_are_refused_before_any_work(
     setting: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
@@ -149,7 +197,15 @@ def test_fsdp_settings_are_refused_before_any_work(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("shadowpeft.train.run._check_4bit", lambda config: None)
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
-    arguments = ["train", "--model", str(MODEL), "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run")]
+    arguments = [
+        "train",
+        "--model",
+        str(MODEL),
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert main([*arguments, *setting.split()]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -161,7 +217,9 @@ def test_fsdp_settings_are_refused_before_any_work(
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 @pytest.mark.parametrize("inject_from", [0, 1, 3])
-def test_every_trained_weight_has_a_gradient_from_the_first_step(variant: Any, task: arch.Task, inject_from: int) -> None:
+def test_every_trained_weight_has_a_gradient_from_the_first_step(
+    variant: Any, task: arch.Task, inject_from: int
+) -> None:
     """Catches a weight for which DDP would need find_unused_parameters: dead in a variant, a task or below `inject_from`."""
     config = ShadowConfig(variant=variant, shadow_loss_weight=0.5, inject_from=inject_from)
     model = attached(tiny_model("llama", task), config).train()
@@ -176,11 +234,15 @@ def accelerator(mixed_precision: str = "no", **settings: Any) -> Any:
     """What `prepare` reads of an Accelerator: one process cannot have a real one with FSDP."""
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "auto_wrap_policy": "transformer_based_wrap", **settings})
+    plugin = FullyShardedDataParallelPlugin(
+        **{"fsdp_version": 2, "auto_wrap_policy": "transformer_based_wrap", **settings}
+    )
     if mixed_precision != "no":
         plugin.set_mixed_precision(mixed_precision)
     state = SimpleNamespace(fsdp_plugin=plugin)
-    return SimpleNamespace(distributed_type="FSDP", state=state, device=torch.device("cpu"), mixed_precision=mixed_precision)
+    return SimpleNamespace(
+        distributed_type="FSDP", state=state, device=torch.device("cpu"), mixed_precision=mixed_precision
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,12 +252,19 @@ def accelerator(mixed_precision: str = "no", **settings: Any) -> Any:
         ({"activation_checkpointing": True}, "fsdp_activation_checkpointing: false"),
         ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading: false"),
         ({"ignored_modules": "base.lm_head"}, "leave out fsdp_ignored_modules"),
-        ({"auto_wrap_policy": "size_based_wrap", "min_num_params": 8}, "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"),
+        (
+            {"auto_wrap_policy": "size_based_wrap", "min_num_params": 8},
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
+        ),
     ],
 )
-def test_fsdp_settings_that_do_not_work_are_refused(settings: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_settings_that_do_not_work_are_refused(
+    settings: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches wrong gradients under recomputed dropout, weights that exist in one process only, and obscure errors in the first step."""
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", str("cpu_ram_efficient_loading" in settings))  # the plugin would write it
+    monkeypatch.setenv(
+        "FSDP_CPU_RAM_EFFICIENT_LOADING", str("cpu_ram_efficient_loading" in settings)
+    )  # the plugin would write it
     with pytest.raises(ConfigError, match=message):
         fsdp.prepare(accelerator(**settings), attached(tiny_model("llama")))
 
@@ -218,7 +287,9 @@ def test_fsdp_leaves_the_norms_whole_and_the_types_alone() -> None:
     norms = [block.input_layernorm for block in arch.blocks_of(model.base)]
     assert len(fsdp.state.fsdp_plugin.ignored_modules) == len(norms)
     assert all(one is two for one, two in zip(fsdp.state.fsdp_plugin.ignored_modules, norms, strict=True))
-    assert model(token_ids(2, 9), labels=token_ids(2, 9)).loss.dtype == torch.float32, "the forward pass runs under autocast"
+    assert model(token_ids(2, 9), labels=token_ids(2, 9)).loss.dtype == torch.float32, (
+        "the forward pass runs under autocast"
+    )
 
 
 def test_without_fsdp_nothing_is_prepared() -> None:
@@ -232,6 +303,9 @@ def test_units_are_the_blocks_and_the_boundaries() -> None:
     """Catches a unit that accelerate would look for in vain, and the blocks of a shadow of another family."""
     assert attached(tiny_model("llama"))._no_split_modules == {"LlamaDecoderLayer", "Injection", "Update"}
     one_block = tiny_model("llama", config=tiny_config("llama", num_hidden_layers=1))
-    assert attached(one_block, ShadowConfig(inject_from=0))._no_split_modules == {"LlamaDecoderLayer", "Injection"}
+    assert attached(one_block, ShadowConfig(inject_from=0))._no_split_modules == {
+        "LlamaDecoderLayer",
+        "Injection",
+    }
     explicit = attached(tiny_model("llama"), shadow=tiny_model("gpt2", seed=7))
     assert explicit._no_split_modules == {"LlamaDecoderLayer", "GPT2Block", "Injection", "Update"}

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.families import BLOCKS, TINY, VOCAB, WIDTH, WINDOW, attached, language_batch, perturb, tiny_config, tiny_model, token_ids
+from helpers.families import (
+    BLOCKS,
+    TINY,
+    VOCAB,
+    WIDTH,
+    WINDOW,
+    attached,
+    language_batch,
+    perturb,
+    tiny_config,
+    tiny_model,
+    token_ids,
+)
 from helpers.runs import save_base, text_rows, write_rows
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DataCollatorWithFlattening, PreTrainedModel
@@ -28,10 +40,15 @@ VARIANTS = ("normed", "paper", "peft")
 
 
 def build(
-    model_type: str, base_changes: dict[str, Any] | None = None, shadow: PreTrainedModel | None = None, **settings: Any
+    model_type: str,
+    base_changes: dict[str, Any] | None = None,
+    shadow: PreTrainedModel | None = None,
+    **settings: Any,
 ) -> ShadowedModel:
     base = tiny_model(model_type, config=tiny_config(model_type, **(base_changes or {})))
-    return perturb(attached(base, ShadowConfig(**{"r": 4, "update_width": 5, "alpha": 0.5, **settings}), shadow))
+    return perturb(
+        attached(base, ShadowConfig(**{"r": 4, "update_width": 5, "alpha": 0.5, **settings}), shadow)
+    )
 
 
 def keep_activations(model: PreTrainedModel) -> None:
@@ -91,7 +108,9 @@ def test_blocks_below_the_first_injection_keep_nothing(variant, prepared):
     with watching(base) as (kept, wants):
         loss = model(**language_batch()).loss
     assert wants == {0: False, 1: False, 2: True, 3: True}
-    if prepared != "checkpointed":  # which notes each block's input, whatever it wants; the update keeps that anyway
+    if (
+        prepared != "checkpointed"
+    ):  # which notes each block's input, whatever it wants; the update keeps that anyway
         assert not kept[0]
         assert not kept[1]
         assert kept[2] == kept[3] > 0
@@ -108,7 +127,10 @@ def test_the_state_reads_the_blocks_below_the_first_injection(variant, inject_fr
         for injection in whole.adapters["default"].injections[: inject_from - 1]:
             injection.up.weight.zero_()
     state = whole.adapters["default"].state_dict()
-    upper = attached(tiny_model("llama"), ShadowConfig(variant=variant, inject_from=inject_from, r=4, update_width=5, alpha=0.5))
+    upper = attached(
+        tiny_model("llama"),
+        ShadowConfig(variant=variant, inject_from=inject_from, r=4, update_width=5, alpha=0.5),
+    )
     wanted = {}
     for name in upper.adapters["default"].state_dict():
         parts = name.split(".")
@@ -152,7 +174,10 @@ CHECKPOINTED = [(name, variant) for name in ("llama", "qwen3", "gemma3_text") fo
 @pytest.mark.parametrize(("model_type", "variant"), CHECKPOINTED)
 def test_checkpointed_gradients_are_the_same_bits(model_type, variant):
     """Catches recomputing with another dropout mask or another shadow state: base, shadow and boundaries all drop values here."""
-    drops = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "gptj": ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    drops = {
+        "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        "gptj": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    }
     chances = dict.fromkeys(drops.get(model_type, ("attention_dropout",)), 0.1)
     model = build(model_type, chances, variant=variant, dropout=0.2).train()
     batch = language_batch()
@@ -161,7 +186,9 @@ def test_checkpointed_gradients_are_the_same_bits(model_type, variant):
     recompute_activations(model)
     loss_again, found = step(model, batch)
     assert torch.equal(loss_again, loss)
-    assert found.keys() == expected.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert (
+        found.keys() == expected.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    )
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
@@ -245,17 +272,25 @@ def test_blocks_that_need_no_mask():
     found = {}
     for model_type in TINY:
         config = tiny_model(model_type).config
-        found[model_type] = "".join("ny"[not arch.needs_no_mask(config, block, WINDOW + 1)] for block in range(BLOCKS))
+        found[model_type] = "".join(
+            "ny"[not arch.needs_no_mask(config, block, WINDOW + 1)] for block in range(BLOCKS)
+        )
         if arch.FAMILIES[model_type].masks_itself:
             assert all(arch.needs_no_mask(config, block, WINDOW) for block in range(BLOCKS))
             config._attn_implementation = "eager"
             assert not any(arch.needs_no_mask(config, block, WINDOW) for block in range(BLOCKS))
     plain = dict.fromkeys(("llama", "qwen3", "qwen3_moe", "phi3", "olmo2"), "nnnn")
-    assert {name: blocks for name, blocks in found.items() if "n" in blocks} == {**plain, "qwen2": "nyyy", "gemma3_text": "ynyn"}
+    assert {name: blocks for name, blocks in found.items() if "n" in blocks} == {
+        **plain,
+        "qwen2": "nyyy",
+        "gemma3_text": "ynyn",
+    }
 
 
 @own_warnings
-@pytest.mark.parametrize(("model_type", "shadow_type", "long_rows"), [("llama", "qwen2", "ny nn"), ("gemma3_text", None, "yn yn")])
+@pytest.mark.parametrize(
+    ("model_type", "shadow_type", "long_rows"), [("llama", "qwen2", "ny nn"), ("gemma3_text", None, "yn yn")]
+)
 def test_a_compiled_step_masks_nothing_where_rows_are_whole(model_type, shadow_type, long_rows):
     """Catches a mask made by transformers, with which a GPU has no flash attention; and one left out where a window or padding needs it.
 
@@ -280,7 +315,12 @@ def test_a_compiled_step_masks_nothing_where_rows_are_whole(model_type, shadow_t
         torch._dynamo.reset()
         compiled_loss, grads = step(torch.compile(model, fullgraph=True, backend=looking), inputs)
         torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
-        torch.testing.assert_close({name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()},
+            expected,
+            rtol=1e-4,
+            atol=1e-6,
+        )
         return f"{found[-1][:2]} {found[-1][2:]}"
 
     whole = {"input_ids": ids_BT, "labels": ids_BT}
@@ -294,12 +334,20 @@ def test_a_compiled_step_masks_nothing_where_rows_are_whole(model_type, shadow_t
 @own_warnings
 def test_a_step_compiled_by_inductor_has_the_same_gradients():
     """Catches what only the default compiler does with the same graph."""
-    model, batch = build("qwen3", {"num_hidden_layers": 2}, variant="normed", dropout=0.0).train(), language_batch()
+    model, batch = (
+        build("qwen3", {"num_hidden_layers": 2}, variant="normed", dropout=0.0).train(),
+        language_batch(),
+    )
     loss, expected = step(model, batch)
     torch._dynamo.reset()
     compiled_loss, found = step(torch.compile(model, fullgraph=True), batch)
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=0)
-    torch.testing.assert_close({name.removeprefix("_orig_mod."): grad for name, grad in found.items()}, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        {name.removeprefix("_orig_mod."): grad for name, grad in found.items()},
+        expected,
+        rtol=1e-3,
+        atol=1e-5,
+    )
 
 
 # Packed rows
@@ -342,7 +390,9 @@ def test_families_that_cannot_pack_are_marked_for_a_reason(model_type):
     assert not torch.allclose(got, alone, atol=1e-2)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_neox", "gptj"])  # which know positions by their distance alone
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen3", "gpt_neox", "gptj"]
+)  # which know positions by their distance alone
 def test_a_mask_of_the_callers_own_reaches_base_and_shadow(model_type):
     """Catches a four-dimensional mask that only one of the two sees."""
     model = build(model_type)
@@ -362,8 +412,13 @@ def test_what_tells_flash_attention_of_documents_reaches_base_and_shadow():
     names = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
     assert names <= batch.keys()
     seen = []
-    for attention in (arch.blocks_of(model.base)[0].self_attn, model.adapters["default"].shadow.backbone.layers[0].self_attn):
-        attention.register_forward_pre_hook(lambda *call: seen.append(names & call[-1].keys()), with_kwargs=True)
+    for attention in (
+        arch.blocks_of(model.base)[0].self_attn,
+        model.adapters["default"].shadow.backbone.layers[0].self_attn,
+    ):
+        attention.register_forward_pre_hook(
+            lambda *call: seen.append(names & call[-1].keys()), with_kwargs=True
+        )
     model(**batch)
     assert seen == [names, names]
 
@@ -375,10 +430,15 @@ def test_a_packed_step_is_the_step_of_its_documents():
     batch = DataCollatorWithFlattening()([{"input_ids": doc[0].tolist()} for doc in docs])
     loss, found = step(model, batch)
     total = sum(doc.shape[1] - 1 for doc in docs)
-    parts = [step(model, {"input_ids": doc, "labels": doc, "num_items_in_batch": torch.tensor(total)}) for doc in docs]
+    parts = [
+        step(model, {"input_ids": doc, "labels": doc, "num_items_in_batch": torch.tensor(total)})
+        for doc in docs
+    ]
     torch.testing.assert_close(loss, sum(part for part, _ in parts))
     for name, grad in found.items():
-        torch.testing.assert_close(grad, sum(grads[name] for _, grads in parts), rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            grad, sum(grads[name] for _, grads in parts), rtol=1e-4, atol=1e-6, msg=name
+        )
 
 
 def test_a_classifier_with_a_mask_of_the_callers_own_pools_the_last_token():
@@ -395,7 +455,13 @@ def example(*ids: int, prompt: int = 0) -> Example:
 
 def test_examples_are_packed_where_they_fit_best():
     """Catches a lost or cut example, a row too long, room that is wasted, and an example's first token learned from its neighbour."""
-    given = [example(1, 2), example(3, 4, 5, 6, 7, prompt=2), example(8), example(9, 10, 11), example(12, 13, 14, 15)]
+    given = [
+        example(1, 2),
+        example(3, 4, 5, 6, 7, prompt=2),
+        example(8),
+        example(9, 10, 11),
+        example(12, 13, 14, 15),
+    ]
     assert pack(given, 8) == [
         {
             "input_ids": [3, 4, 5, 6, 7, 9, 10, 11],
@@ -410,7 +476,9 @@ def test_examples_are_packed_where_they_fit_best():
     ]
     many = [example(*range(start, start + 1 + start % 7)) for start in range(100)]
     rows = pack(many, 9)
-    assert sorted(token for row in rows for token in row["input_ids"]) == sorted(token for one in many for token in one["input_ids"])
+    assert sorted(token for row in rows for token in row["input_ids"]) == sorted(
+        token for one in many for token in one["input_ids"]
+    )
     assert max(len(row["input_ids"]) for row in rows) == 9
     assert len(rows) == -(-sum(len(one["input_ids"]) for one in many) // 9), "these lengths fit without a gap"
 
@@ -428,17 +496,33 @@ def test_a_batch_of_packed_rows_has_positions_in_place_of_a_mask():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("packing")
-    return {"model": str(save_base(folder / "base")), "data": str(write_rows(folder / "rows.jsonl", text_rows(24)))}
+    return {
+        "model": str(save_base(folder / "base")),
+        "data": str(write_rows(folder / "rows.jsonl", text_rows(24))),
+    }
 
 
 def test_training_on_packed_rows_starts_at_the_same_loss(folders, tmp_path):
     """Catches documents that see each other through the Trainer, and evaluation on packed rows."""
     quiet = ShadowConfig(dropout=0.0)
-    fixed = {**folders, "output": str(tmp_path / "run"), "max_steps": 1, "logging_steps": 1, "batch_size": 24, "max_length": 64}
-    result = train(TrainConfig(**fixed, eval_data=folders["data"], learning_rate=1e-12, packing=True, shadow=quiet))
+    fixed = {
+        **folders,
+        "output": str(tmp_path / "run"),
+        "max_steps": 1,
+        "logging_steps": 1,
+        "batch_size": 24,
+        "max_length": 64,
+    }
+    result = train(
+        TrainConfig(**fixed, eval_data=folders["data"], learning_rate=1e-12, packing=True, shadow=quiet)
+    )
     torch.manual_seed(0)
     model = attach(stock_models.load_model(folders["model"], torch.float32), quiet)
-    out = model(**Collator(2)(encode_all(read_rows(folders["data"]), AutoTokenizer.from_pretrained(folders["model"]), 64)))
+    out = model(
+        **Collator(2)(
+            encode_all(read_rows(folders["data"]), AutoTokenizer.from_pretrained(folders["model"]), 64)
+        )
+    )
     assert result.train_loss == pytest.approx(out.loss.item(), rel=1e-5)
     assert result.shadow_loss == pytest.approx(out.shadow_loss.item(), rel=1e-5)
     assert result.eval_shadow_loss == pytest.approx(result.shadow_loss, rel=1e-5)
@@ -447,8 +531,35 @@ def test_training_on_packed_rows_starts_at_the_same_loss(folders, tmp_path):
 
 def test_packing_takes_fewer_steps(folders, tmp_path, capsys):
     """Catches a flag that reaches nothing."""
-    flags = ["--output", str(tmp_path / "run"), "--packing", "--max-length", "64", "--batch-size", "1", "--epochs", "1", "--json"]
-    assert main(["train", "--model", folders["model"], "--data", folders["data"], *flags, "--device", "cpu", "--eval-fraction", "0"]) == 0
+    flags = [
+        "--output",
+        str(tmp_path / "run"),
+        "--packing",
+        "--max-length",
+        "64",
+        "--batch-size",
+        "1",
+        "--epochs",
+        "1",
+        "--json",
+    ]
+    assert (
+        main(
+            [
+                "train",
+                "--model",
+                folders["model"],
+                "--data",
+                folders["data"],
+                *flags,
+                "--device",
+                "cpu",
+                "--eval-fraction",
+                "0",
+            ]
+        )
+        == 0
+    )
     tokens = encode_all(read_rows(folders["data"]), AutoTokenizer.from_pretrained(folders["model"]), 64)
     assert json.loads(capsys.readouterr().out)["steps"] == len(pack(tokens, 64)) < 24
 
@@ -459,13 +570,19 @@ def test_packing_is_refused_for_families_that_cannot(model_type, place, folders,
     """Catches a run whose documents see each other without a word, found before the weights are loaded."""
     tiny_config(model_type).save_pretrained(tmp_path / "other")
     changed = {**folders, "output": str(tmp_path / "run"), place: str(tmp_path / "other")}
-    with pytest.raises(ConfigError, match=f"{arch.FAMILIES[model_type].name} cannot be trained on packed rows.*leave out packing"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{arch.FAMILIES[model_type].name} cannot be trained on packed rows.*leave out packing",
+    ):
         train(TrainConfig(**changed, packing=True, max_length=32))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "packing needs max_length"), ({"max_length": 64, "attn_implementation": "flash_attention_2"}, "set batch_size to 1")],
+    [
+        ({}, "packing needs max_length"),
+        ({"max_length": 64, "attn_implementation": "flash_attention_2"}, "set batch_size to 1"),
+    ],
 )
 def test_packing_without_what_it_needs_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):

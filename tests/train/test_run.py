@@ -36,7 +36,14 @@ from shadowpeft.train import run as training
 from shadowpeft.train.config import TrainConfig
 
 # Dropout, evaluation and shuffling; 20 rows in batches of 2 x 2 are 5 steps an epoch.
-FLAGS = ["--eval-fraction=0.17", "--epochs=2", "--batch-size=2", "--gradient-accumulation=2", "--logging-steps=1", "--save-steps=4"]
+FLAGS = [
+    "--eval-fraction=0.17",
+    "--epochs=2",
+    "--batch-size=2",
+    "--gradient-accumulation=2",
+    "--logging-steps=1",
+    "--save-steps=4",
+]
 FLAGS += ["--eval-steps=4", "--learning-rate=0.01", "--device=cpu"]
 
 
@@ -52,14 +59,28 @@ def rows_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(base_folder, rows_file, tmp_path) -> list[str]:
-    return ["train", "--model", str(base_folder), "--data", str(rows_file), "--output", str(tmp_path / "run"), *FLAGS]
+    return [
+        "train",
+        "--model",
+        str(base_folder),
+        "--data",
+        str(rows_file),
+        "--output",
+        str(tmp_path / "run"),
+        *FLAGS,
+    ]
 
 
 @pytest.fixture(scope="module")
 def straight(base_folder, rows_file, tmp_path_factory) -> Path:
     """The ten steps of `command` in one go."""
     output = tmp_path_factory.mktemp("straight") / "run"
-    assert main(["train", "--model", str(base_folder), "--data", str(rows_file), "--output", str(output), *FLAGS]) == 0
+    assert (
+        main(
+            ["train", "--model", str(base_folder), "--data", str(rows_file), "--output", str(output), *FLAGS]
+        )
+        == 0
+    )
     return output
 
 
@@ -68,7 +89,11 @@ def adapter_of(output: Path) -> dict[str, torch.Tensor]:
 
 
 def logged(output: Path, name: str = "loss") -> list[float]:
-    return [entry[name] for line in (output / "metrics.jsonl").read_text().splitlines() if name in (entry := json.loads(line))]
+    return [
+        entry[name]
+        for line in (output / "metrics.jsonl").read_text().splitlines()
+        if name in (entry := json.loads(line))
+    ]
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
@@ -82,22 +107,50 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 def test_run_leaves_what_it_promises(straight, base_folder):
     """Catches a missing file, a card without the run's facts, and an adapter that cannot be loaded or did not learn."""
-    assert sorted(path.name for path in straight.iterdir()) == ["adapter", "checkpoints", "metrics.jsonl", "run.yaml"]
+    assert sorted(path.name for path in straight.iterdir()) == [
+        "adapter",
+        "checkpoints",
+        "metrics.jsonl",
+        "run.yaml",
+    ]
     assert {path.name for path in straight.glob("checkpoints/*")} == {"checkpoint-10", "checkpoint-8"}
     assert not list(straight.rglob("model.safetensors")), "a checkpoint holds the adapter only"
     card = (straight / "adapter" / "README.md").read_text()
-    for fact in ("rows.jsonl", "| rows | 20 |", "| eval rows | 4 |", "| steps | 10 |", "| epochs | 2.0 |", "eval loss", "device | cpu"):
+    for fact in (
+        "rows.jsonl",
+        "| rows | 20 |",
+        "| eval rows | 4 |",
+        "| steps | 10 |",
+        "| epochs | 2.0 |",
+        "eval loss",
+        "device | cpu",
+    ):
         assert fact in card, fact
     losses = logged(straight)
     assert len(losses) == len(logged(straight, "shadow_loss")) == 10
-    assert sum(losses[-4:]) < sum(losses[:4]), "one step's loss depends more on its rows than on what was learned"
+    assert sum(losses[-4:]) < sum(losses[:4]), (
+        "one step's loss depends more on its rows than on what was learned"
+    )
     assert len(logged(straight, "eval_loss")) == 3, "steps 4, 8 and 10"
     ShadowedModel.from_pretrained(stock_models.load_model(str(base_folder)), straight / "adapter")
 
 
 def test_run_file_repeats_the_run(straight, tmp_path):
     """Catches a field missing from run.yaml and a random choice that the seed does not decide."""
-    assert main(["train", "--config", str(straight / "run.yaml"), "--output", str(tmp_path / "again"), "--logging-steps", "5"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                str(straight / "run.yaml"),
+                "--output",
+                str(tmp_path / "again"),
+                "--logging-steps",
+                "5",
+            ]
+        )
+        == 0
+    )
     assert_same_bits(straight, tmp_path / "again")
     for name in ("loss", "shadow_loss"):  # each entry is the mean over its own steps
         each = logged(straight, name)
@@ -111,7 +164,16 @@ def test_run_file_repeats_the_run(straight, tmp_path):
 def test_first_loss_is_the_models_own(base_folder, rows_file, tmp_path):
     """Catches labels counted unshifted, which scales the loss of rows that are learned from their first token."""
     folders = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
-    result = train(TrainConfig(**folders, eval_fraction=0, batch_size=24, max_steps=1, logging_steps=1, shadow=ShadowConfig(dropout=0.0)))
+    result = train(
+        TrainConfig(
+            **folders,
+            eval_fraction=0,
+            batch_size=24,
+            max_steps=1,
+            logging_steps=1,
+            shadow=ShadowConfig(dropout=0.0),
+        )
+    )
     torch.manual_seed(0)
     model = attach(stock_models.load_model(str(base_folder), torch.float32), ShadowConfig(dropout=0.0))
     examples = encode_all(read_rows(str(rows_file)), AutoTokenizer.from_pretrained(base_folder), 128)
@@ -124,8 +186,27 @@ def test_first_loss_is_the_models_own(base_folder, rows_file, tmp_path):
 def test_accumulation_1x8_equals_8x1(command, tmp_path):
     """Catches a loss averaged per micro-batch instead of per token of the whole batch."""
     for batch, accumulation in ((8, 1), (1, 8)):
-        changes = ["--batch-size", str(batch), "--gradient-accumulation", str(accumulation), "--shadow.dropout", "0"]
-        assert main([*command, *changes, "--output", str(tmp_path / f"{batch}x{accumulation}"), "--max-steps", "4"]) == 0
+        changes = [
+            "--batch-size",
+            str(batch),
+            "--gradient-accumulation",
+            str(accumulation),
+            "--shadow.dropout",
+            "0",
+        ]
+        assert (
+            main(
+                [
+                    *command,
+                    *changes,
+                    "--output",
+                    str(tmp_path / f"{batch}x{accumulation}"),
+                    "--max-steps",
+                    "4",
+                ]
+            )
+            == 0
+        )
     one, other = tmp_path / "8x1", tmp_path / "1x8"
     assert logged(one) == pytest.approx(logged(other), rel=1e-5)
     for name, tensor in adapter_of(one).items():
@@ -159,24 +240,49 @@ def test_the_backbone_moves_at_its_own_rate(explicit, base_folder, rows_file, tm
 
     def perturbed(config):
         model = perturb(build(config))  # a fresh coupling has parts that no gradient reaches yet
-        models.append((model, {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}))
+        models.append(
+            (
+                model,
+                {
+                    name: weight.detach().clone()
+                    for name, weight in model.named_parameters()
+                    if weight.requires_grad
+                },
+            )
+        )
         return model
 
     monkeypatch.setattr(training, "_build_model", perturbed)
     folders = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
-    once = {"max_steps": 1, "scheduler": "constant", "warmup": 0.0, "eval_fraction": 0.0, "batch_size": 24, "device": "cpu"}
+    once = {
+        "max_steps": 1,
+        "scheduler": "constant",
+        "warmup": 0.0,
+        "eval_fraction": 0.0,
+        "batch_size": 24,
+        "device": "cpu",
+    }
     rates = {"learning_rate": 1e-2, "backbone_learning_rate": 1e-3}
     settings = ShadowConfig(variant="paper", dropout=0.0)
-    train(TrainConfig(**folders, **once, **rates, shadow=settings, shadow_model=str(narrow) if explicit else None))
+    train(
+        TrainConfig(
+            **folders, **once, **rates, shadow=settings, shadow_model=str(narrow) if explicit else None
+        )
+    )
     ((model, before),) = models
     # The first step of AdamW moves a weight by the learning rate, whatever its gradient.
-    moved = {name: (model.get_parameter(name).detach() - weight).abs().max().item() for name, weight in before.items()}
+    moved = {
+        name: (model.get_parameter(name).detach() - weight).abs().max().item()
+        for name, weight in before.items()
+    }
     parts = {name.removeprefix("adapters.default.").partition(".")[0] for name in moved}
     assert parts == {"shadow", "injections", "updates", "norm"}
     shadow = "adapters.default.shadow."
     assert (f"{shadow}projection.weight" in moved) == explicit
     assert f"{shadow}backbone.norm.weight" in moved
-    assert moved == pytest.approx({name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2)
+    assert moved == pytest.approx(
+        {name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2
+    )
 
 
 def test_one_rate_for_both_is_one_rate(command, straight, tmp_path):
@@ -190,7 +296,9 @@ def test_the_optimizers_groups(command, straight, tmp_path):
     """Catches a run without the setting whose optimizer is not the Trainer's, a weight decay that is lost, and another rate in the log."""
 
     def groups(output: Path) -> list[dict]:
-        return torch.load(output / "checkpoints" / "checkpoint-10" / "optimizer.pt", weights_only=True)["param_groups"]
+        return torch.load(output / "checkpoints" / "checkpoint-10" / "optimizer.pt", weights_only=True)[
+            "param_groups"
+        ]
 
     assert main([*command, "--weight-decay", "0.1", "--backbone-learning-rate", "0.001"]) == 0
     plain, apart = groups(straight), groups(tmp_path / "run")
@@ -256,8 +364,14 @@ def signal_at(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize(("step", "number"), [(2, signal.SIGINT), (4, signal.SIGTERM)], ids=["SIGINT mid-epoch", "SIGTERM at epoch end"])
-def test_interrupted_run_resumes_bit_for_bit(step, number, command, straight, signal_at, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(2, signal.SIGINT), (4, signal.SIGTERM)],
+    ids=["SIGINT mid-epoch", "SIGTERM at epoch end"],
+)
+def test_interrupted_run_resumes_bit_for_bit(
+    step, number, command, straight, signal_at, monkeypatch, tmp_path, capsys
+):
     """Catches lost random states, a wrong place in the data, a stale optimizer, and a Ctrl-C that loses the step."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signal_at(step, number)
@@ -268,7 +382,9 @@ def test_interrupted_run_resumes_bit_for_bit(step, number, command, straight, si
     assert not (output / "adapter").exists()
     assert checkpoints.is_complete(output / "checkpoints" / f"checkpoint-{step + 1}")
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"shadowpeft train: stopped after step {step + 1} and saved; continue with: shadowpeft train --config ")
+    assert said.startswith(
+        f"shadowpeft train: stopped after step {step + 1} and saved; continue with: shadowpeft train --config "
+    )
     assert main(said.partition("continue with: shadowpeft ")[2].split()) == 0
     assert_same_bits(straight, output)
     assert logged(output) == logged(straight)
@@ -278,7 +394,10 @@ def test_second_interrupt_acts_at_once(command, signal_at, tmp_path, capsys):
     """Catches a run that cannot be stopped while its last step hangs."""
     signal_at(5, times=2)
     assert main(command) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "shadowpeft train: interrupted; what was saved before is kept"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "shadowpeft train: interrupted; what was saved before is kept"
+    )
     assert checkpoints.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
 
 
@@ -355,7 +474,12 @@ def test_resume_needs_the_same_settings(command, tmp_path, capsys):
     assert "to resume, backbone_learning_rate must be as in" in capsys.readouterr().err
     assert main([*command, "--max-steps", "2", "--resume", str(tmp_path)]) == 2
     assert "is not a complete checkpoint" in capsys.readouterr().err
-    assert main([*command, "--max-steps", "2", "--resume", str(tmp_path / "run" / "checkpoints" / "checkpoint-1")]) == 0
+    assert (
+        main(
+            [*command, "--max-steps", "2", "--resume", str(tmp_path / "run" / "checkpoints" / "checkpoint-1")]
+        )
+        == 0
+    )
 
 
 # A disk that fills
@@ -398,10 +522,15 @@ def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_p
 
     save = adapter_folder.save_file
     monkeypatch.setattr(
-        adapter_folder, "save_file", lambda state, path, **rest: (full if "adapter/" in str(path) else save)(state, path, **rest)
+        adapter_folder,
+        "save_file",
+        lambda state, path, **rest: (full if "adapter/" in str(path) else save)(state, path, **rest),
     )
     assert main([*command, "--max-steps", "2"]) == 1
-    assert f"could not save to {tmp_path}/run/adapter: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert (
+        f"could not save to {tmp_path}/run/adapter: [Errno 28] No space left on device"
+        in capsys.readouterr().err
+    )
     monkeypatch.undo()
     assert main([*command, "--max-steps", "2", "--resume"]) == 0
     assert len(logged(tmp_path / "run")) == 2, "there was nothing left to train"
@@ -415,7 +544,9 @@ def test_disk_full_at_the_end_leaves_a_resumable_run(command, monkeypatch, tmp_p
 @pytest.fixture
 def no_weights(monkeypatch):
     """Fail if a check comes only after the weights were loaded."""
-    monkeypatch.setattr(stock_models, "load_model", lambda *_: pytest.fail("the model was loaded before the check"))
+    monkeypatch.setattr(
+        stock_models, "load_model", lambda *_: pytest.fail("the model was loaded before the check")
+    )
 
 
 @pytest.mark.parametrize(
@@ -423,7 +554,11 @@ def no_weights(monkeypatch):
     [
         ('{"prompt": "what", "completion": ', DataError, "rows.jsonl:2: expected one JSON object"),
         ('{"question": "what"}', DataError, "rows.jsonl:2: expected a row like"),
-        (json.dumps({"prompt": "what " * 200, "completion": "is"}), DataError, "rows.jsonl:2: the prompt has"),
+        (
+            json.dumps({"prompt": "what " * 200, "completion": "is"}),
+            DataError,
+            "rows.jsonl:2: the prompt has",
+        ),
         (json.dumps({"prompt": "what", "completion": ""}), DataError, "rows.jsonl:2: expected an answer"),
     ],
     ids=["broken JSON", "no known field", "too long", "no label"],
@@ -432,7 +567,9 @@ def test_bad_rows_are_refused_first(row, kind, message, base_folder, tmp_path, n
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "hello"}\n' + row + "\n")
     with pytest.raises(kind, match=message):
-        train(TrainConfig(model=str(base_folder), data=str(path), output=str(tmp_path / "run"), eval_fraction=0))
+        train(
+            TrainConfig(model=str(base_folder), data=str(path), output=str(tmp_path / "run"), eval_fraction=0)
+        )
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -450,10 +587,16 @@ def test_bad_bases_are_refused_first(rows_file, tmp_path, no_weights):
 
 def test_shadows_that_cannot_be_are_refused_first(base_folder, rows_file, tmp_path, no_weights, monkeypatch):
     common = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
-    with pytest.raises(ConfigError, match=r"inject_from must be below the base's \d+ blocks, got 99: .*; set it to at most \d+$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"inject_from must be below the base's \d+ blocks, got 99: .*; set it to at most \d+$",
+    ):
         train(TrainConfig(shadow=ShadowConfig(inject_from=99), **common))
     monkeypatch.setattr(choice, "no_triton", lambda: "needs a GPU that torch can use, found none")
-    with pytest.raises(ConfigError, match=r"^impl='triton' needs a GPU that torch can use, found none; set impl='auto' or 'reference'$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^impl='triton' needs a GPU that torch can use, found none; set impl='auto' or 'reference'$",
+    ):
         train(TrainConfig(impl="triton", **{**common, "output": str(tmp_path / "other")}))
     assert not (tmp_path / "other").exists()
 
@@ -514,7 +657,14 @@ def test_short_run_shows_its_losses(command, tmp_path, capsys):
     assert main([*command, "--max-steps", "2", "--logging-steps", "50", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["train_loss"] == pytest.approx(logged(tmp_path / "run")[-1])
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
-    for fact in ("learning rate | 0.01", "accumulation | 2 x 2", "max steps | 2", "seed | 0", "scheduler | cosine", "bf16 | False"):
+    for fact in (
+        "learning rate | 0.01",
+        "accumulation | 2 x 2",
+        "max steps | 2",
+        "seed | 0",
+        "scheduler | cosine",
+        "bf16 | False",
+    ):
         assert fact in card, fact
     for fact in ("| r | 16 |", "| update_width | 10 |", "| inject_from | 1 |"):
         assert fact in card, fact
@@ -523,7 +673,9 @@ def test_short_run_shows_its_losses(command, tmp_path, capsys):
 
 def test_loss_that_is_not_a_number(command, tmp_path, capsys):
     """Catches JSON that no reader takes, and a useless adapter that looks like a success."""
-    assert main([*command, "--max-steps", "3", "--learning-rate", "1e30", "--max-grad-norm", "0", "--json"]) == 1
+    assert (
+        main([*command, "--max-steps", "3", "--learning-rate", "1e30", "--max-grad-norm", "0", "--json"]) == 1
+    )
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("shadowpeft train: the loss is not a finite number")
     assert json.loads(said.out, parse_constant=pytest.fail)["train_loss"] is None

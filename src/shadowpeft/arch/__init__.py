@@ -16,7 +16,15 @@ from shadowpeft.arch.configs import (
     with_shadow_sizes,
 )
 from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config, supported, task_of
-from shadowpeft.arch.modules import blocks_of, decoder_of, has_plain_frozen_head, head_of, logits, softcap_of, token_embedding_of
+from shadowpeft.arch.modules import (
+    blocks_of,
+    decoder_of,
+    has_plain_frozen_head,
+    head_of,
+    logits,
+    softcap_of,
+    token_embedding_of,
+)
 from shadowpeft.arch.norms import NormParts, input_norm_of, norm_parts, output_gains
 
 __all__ = [

@@ -86,12 +86,24 @@ def _check_heads(family: Family, config: PretrainedConfig) -> None:
     """Refuse heads that do not divide what they must, before transformers' blocks fail on them."""
     heads = config.num_attention_heads
     if family.head_dim is None and config.hidden_size % heads:
-        raise ConfigError(f"shadow_attention_heads must divide the base's width {config.hidden_size}, got {heads}")
-    if family.head_dim is not None and getattr(config, family.head_dim) is not None and getattr(config, family.head_dim) % 2:
+        raise ConfigError(
+            f"shadow_attention_heads must divide the base's width {config.hidden_size}, got {heads}"
+        )
+    if (
+        family.head_dim is not None
+        and getattr(config, family.head_dim) is not None
+        and getattr(config, family.head_dim) % 2
+    ):
         raise ConfigError(f"shadow_head_dim must be even, got {getattr(config, family.head_dim)}")
-    shared = getattr(config, family.kv_heads) if family.kv_heads is not None and family.model_type != "falcon" else None
+    shared = (
+        getattr(config, family.kv_heads)
+        if family.kv_heads is not None and family.model_type != "falcon"
+        else None
+    )
     if shared and heads % shared:
-        raise ConfigError(f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})")
+        raise ConfigError(
+            f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})"
+        )
 
 
 def depth_of(config: PretrainedConfig) -> int:
@@ -104,7 +116,9 @@ def set_depth(config: PretrainedConfig, layers: int) -> None:
     """Set the number of blocks, and the per-block lists that some configurations keep beside it."""
     if "layer_types" in config.to_dict() and config.layer_types is not None:
         if layers > len(config.layer_types):
-            raise ConfigError(f"shadow_layers must be at most the base's {len(config.layer_types)}, got {layers}")
+            raise ConfigError(
+                f"shadow_layers must be at most the base's {len(config.layer_types)}, got {layers}"
+            )
         config.layer_types = config.layer_types[:layers]
     config.num_hidden_layers = layers
     if config.model_type == "qwen3_moe":

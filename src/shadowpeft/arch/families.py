@@ -136,7 +136,9 @@ def family_of(model: PreTrainedModel) -> Family:
         )
     classes = (getattr(transformers, family.causal), getattr(transformers, family.classifier))
     if not isinstance(model, classes):
-        raise UnsupportedModelError(f"expected a {family.causal} or {family.classifier}, got {type(model).__name__}")
+        raise UnsupportedModelError(
+            f"expected a {family.causal} or {family.classifier}, got {type(model).__name__}"
+        )
     if family.model_type == "opt" and model.config.word_embed_proj_dim != model.config.hidden_size:
         raise UnsupportedModelError(
             "OPT with word_embed_proj_dim != hidden_size (opt-350m) is not supported: its head is narrower than its blocks"
@@ -151,10 +153,16 @@ def family_of_config(config: PretrainedConfig) -> Family:
         UnsupportedModelError: the family is not in the table.
     """
     if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(f"model_type {config.model_type!r} is not supported; supported: {supported()}")
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r} is not supported; supported: {supported()}"
+        )
     return FAMILIES[config.model_type]
 
 
 def task_of(model: PreTrainedModel) -> Task:
     """Tell a causal language model from a sequence classifier."""
-    return "causal-lm" if isinstance(model, getattr(transformers, family_of(model).causal)) else "sequence-classification"
+    return (
+        "causal-lm"
+        if isinstance(model, getattr(transformers, family_of(model).causal))
+        else "sequence-classification"
+    )

@@ -54,13 +54,18 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
 
 
 def _rms_weight(norm: nn.Module) -> Tensor:
-    if norm.get_parameter("weight").is_meta and is_accelerate_available():  # perhaps offloaded: accelerate has the values
+    if (
+        norm.get_parameter("weight").is_meta and is_accelerate_available()
+    ):  # perhaps offloaded: accelerate has the values
         from accelerate.utils import align_module_device
 
         context: AbstractContextManager[None] = align_module_device(norm)
     else:
         context = nullcontext()
-    with torch.device("cpu"), context:  # on no other device that the caller builds on: values that are read from disk are needed now
+    with (
+        torch.device("cpu"),
+        context,
+    ):  # on no other device that the caller builds on: values that are read from disk are needed now
         parts = norm_parts(norm)
         assert parts is not None, f"{type(norm).__name__} is missing in _RMS_NORMS"
         assert parts.weight is not None
@@ -87,7 +92,10 @@ class NormParts(NamedTuple):
 
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
 _RMS_NORMS = {
-    **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi3", "Olmo2")},
+    **{
+        f"{name}RMSNorm": ("variance_epsilon", 0.0)
+        for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi3", "Olmo2")
+    },
     **{f"{name}RMSNorm": ("eps", 1.0) for name in ("Gemma2", "Gemma3")},
 }
 

@@ -25,7 +25,11 @@ class Bare:
 
     def dressing(self) -> Children:
         """Tell what a method that is on the base has replaced, for `put_on`."""
-        return {module: dict(module._modules) for module, children in self.children.items() if module._modules != children}
+        return {
+            module: dict(module._modules)
+            for module, children in self.children.items()
+            if module._modules != children
+        }
 
     def put_on(self, dressing: Children) -> None:
         """Put a method that was taken off on again."""

@@ -57,11 +57,15 @@ def check(bare: Bare, impls: Iterable[str], ids_BT: Tensor, settings: Bench) -> 
     noise = {name: error(found["reference"][name], truth[name]) for name in truth}
     for impl, results in found.items():
         for name in truth:
-            refuse_beyond(SLACK * noise[name], results[name], truth[name], f"{name} of the implementation {impl!r}")
+            refuse_beyond(
+                SLACK * noise[name], results[name], truth[name], f"{name} of the implementation {impl!r}"
+            )
     return max(noise.values())
 
 
-def check_compiled(call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: Bench, noise: float | None) -> float:
+def check_compiled(
+    call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: Bench, noise: float | None
+) -> float:
     """Let a compiled method compile, and compare its first step with the same step uncompiled where that is to be.
 
     Gradients are compared where there is no dropout: its random numbers are not the same.
@@ -88,7 +92,12 @@ def check_compiled(call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: 
         dropout = config_of(settings.variant).resolved().dropout
         for name in eager if not dropout else {"loss", "logits"} & eager.keys():
             # Each is as far from the truth as the other may be.
-            refuse_beyond((1 + SLACK) * noise, compiled[name], eager[name], f"{name} of the compiled model against the uncompiled one")
+            refuse_beyond(
+                (1 + SLACK) * noise,
+                compiled[name],
+                eager[name],
+                f"{name} of the compiled model against the uncompiled one",
+            )
     return seconds
 
 
@@ -113,7 +122,9 @@ def error(value: Tensor, truth: Tensor) -> float:
     return float(distance / truth.norm()) if truth.any() else float(distance)
 
 
-def _first(way: Call | Fitted, fitted: Fitted, base: PreTrainedModel, ids_BT: Tensor, settings: Bench) -> dict[str, Tensor]:
+def _first(
+    way: Call | Fitted, fitted: Fitted, base: PreTrainedModel, ids_BT: Tensor, settings: Bench
+) -> dict[str, Tensor]:
     """Run one step, compiled or not, without touching the weights."""
     if not isinstance(settings, TrainBench):
         with torch.no_grad(), precision(base, settings):
@@ -141,7 +152,9 @@ def _results(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
     results = {"loss": loss.detach()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            results[f"the gradient of {name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            results[f"the gradient of {name}"] = (
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            )
             parameter.grad = None
     return results
 

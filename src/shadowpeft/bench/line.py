@@ -37,7 +37,9 @@ class Line:
             **self.row,
             "ms": median,
             "ms_spread": _middle_half(ms),
-            "tokens_per_second": None if median is None else 1000 * self.row["batch"] * self.row["tokens"] / median,
+            "tokens_per_second": None
+            if median is None
+            else 1000 * self.row["batch"] * self.row["tokens"] / median,
             "peak_gb": max(peaks, default=None),
             "samples": [visit.ms for visit in self.visits],
             "loss": self.visits[-1].loss if self.visits else None,

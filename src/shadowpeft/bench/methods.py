@@ -55,11 +55,15 @@ def fit(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
         UserError: the method cannot do this here.
     """
     with torch.device(base.device), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by a deprecated name
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing`", FutureWarning
+        )  # PEFT asks by a deprecated name
         fitted = _METHODS[spec.method](spec, base, settings)
     if settings.adapter_dtype != "own":
         for parameter in fitted.trained():
-            parameter.data = parameter.data.to(torch.float32 if settings.adapter_dtype == "float32" else base.dtype)
+            parameter.data = parameter.data.to(
+                torch.float32 if settings.adapter_dtype == "float32" else base.dtype
+            )
     return fitted
 
 
@@ -83,7 +87,12 @@ def _shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
 def _base(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
     """The floor: nothing is trained, but every block hands a gradient through."""
     if spec.method == "base-chunked":
-        return Fitted(base, _embedded_and_ids(base), lambda x_BTD, ids_BT: _lean_loss(base, ids_BT, inputs_embeds=x_BTD), _no_prefill)
+        return Fitted(
+            base,
+            _embedded_and_ids(base),
+            lambda x_BTD, ids_BT: _lean_loss(base, ids_BT, inputs_embeds=x_BTD),
+            _no_prefill,
+        )
     return Fitted(
         base,
         _embedded_and_ids(base),
@@ -98,10 +107,21 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
 
     first = spec.block(len(arch.blocks_of(base)))
     upper = [name for name, _ in _linear_layers(base, first or 0)]
-    config = LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules=upper if first else "all-linear", use_dora=spec.method == "dora")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=RANK,
+        target_modules=upper if first else "all-linear",
+        use_dora=spec.method == "dora",
+    )
     model = _by_peft(base, config, settings)
     if spec.method == "lora-chunked":
-        return Fitted(model, _ids, lambda ids_BT: _lean_loss(base, ids_BT, input_ids=ids_BT), _no_prefill, inject_from=first)
+        return Fitted(
+            model,
+            _ids,
+            lambda ids_BT: _lean_loss(base, ids_BT, input_ids=ids_BT),
+            _no_prefill,
+            inject_from=first,
+        )
     return _plain(model, model, {"use_cache": False}, inject_from=first)
 
 
@@ -166,7 +186,12 @@ def _lean_loss(base: PreTrainedModel, ids_BT: Tensor, **inputs: Tensor) -> Tenso
 
 def _linear_layers(base: PreTrainedModel, first: int) -> Iterator[tuple[str, nn.Module]]:
     """Name the linear layers of the blocks from one on, as the base names them."""
-    upper = {layer for block in list(arch.blocks_of(base))[first:] for layer in block.modules() if isinstance(layer, nn.Linear)}
+    upper = {
+        layer
+        for block in list(arch.blocks_of(base))[first:]
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear)
+    }
     return ((name, layer) for name, layer in base.named_modules() if layer in upper)
 
 

@@ -82,4 +82,6 @@ def _parse(line: str, where: str) -> Row:
         row = json.loads(line)
         return {**row, "run": row["run"], "method": row["method"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: expected a row of a measurement, got something else ({error}); choose another output") from error
+        raise DataError(
+            f"{where}: expected a row of a measurement, got something else ({error}); choose another output"
+        ) from error

@@ -15,7 +15,12 @@ _REFERENCES = {
         "lora+compiled": "LoRA compiled",
         "base-chunked+compiled": "floor compiled",
     },
-    "forward": {"base": "base", "lora": "LoRA", "peft-shadow": "PEFT Shadow", "base+compiled": "base compiled"},
+    "forward": {
+        "base": "base",
+        "lora": "LoRA",
+        "peft-shadow": "PEFT Shadow",
+        "base+compiled": "base compiled",
+    },
 }
 _PEAKS = ("lora",)
 _MEDIAN = "in milliseconds: the median, ± half the range that holds the middle half of them. Peak is over the weights, in 10^9 bytes."
@@ -33,7 +38,14 @@ def markdown(rows: Sequence[Row]) -> str:
     kind, first = rows[0]["kind"], rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
     made = f"Run {first['run']} on {first['device']}; commit {first['commit'] or 'unknown'}; {versions}."
-    return "\n\n".join([*(_section(group, kind) for group in _groups(rows)), _READING[kind], made, f"```sh\n{first['command']}\n```"])
+    return "\n\n".join(
+        [
+            *(_section(group, kind) for group in _groups(rows)),
+            _READING[kind],
+            made,
+            f"```sh\n{first['command']}\n```",
+        ]
+    )
 
 
 def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -69,13 +81,31 @@ def _section(group: Sequence[Row], kind: str) -> str:
     more = ", gradient checkpointing" if first.get("checkpointing") else ""
     adapters = "" if first["adapter_dtype"] == "base" else f", trained weights {first['adapter_dtype']}"
     title = f"## {first['shape']}: {what} of {first['batch']} x {first['tokens']:,} tokens, {first['dtype']}{adapters}{more}"
-    shown = {name: head for name, head in _REFERENCES[kind].items() if any(row["name"] == name and row["ms"] for row in group)}
-    heads = ["method", "inject from", "ms", "tokens/s", "peak GB", "trainable", *(f"/ {head}" for head in shown.values())]
+    shown = {
+        name: head
+        for name, head in _REFERENCES[kind].items()
+        if any(row["name"] == name and row["ms"] for row in group)
+    }
+    heads = [
+        "method",
+        "inject from",
+        "ms",
+        "tokens/s",
+        "peak GB",
+        "trainable",
+        *(f"/ {head}" for head in shown.values()),
+    ]
     peaks = [name for name in _PEAKS if name in shown and any(row["peak_gb"] for row in group)]
     heads += [f"peak / {shown[name]}" for name in peaks]
     lines = [_line(row, group, list(shown), peaks) for row in group if row["ms"] is not None]
     missing = [f"- `{row['name']}`: {row['status']}" for row in group if row["status"] != "ok"]
-    return "\n\n".join([title, table(heads, lines), *(["Not measured to the end:\n\n" + "\n".join(missing)] if missing else [])])
+    return "\n\n".join(
+        [
+            title,
+            table(heads, lines),
+            *(["Not measured to the end:\n\n" + "\n".join(missing)] if missing else []),
+        ]
+    )
 
 
 def _line(row: Row, group: Sequence[Row], times: list[str], peaks: list[str]) -> list[str]:

@@ -44,10 +44,14 @@ def bench(settings: Bench, device: torch.device, command: str) -> Record:
     """
     unable = refuse(settings, device)
     record = Record(settings.rows)
-    deadline = time.monotonic() + settings.limit_seconds if settings.limit_seconds is not None else float("inf")
+    deadline = (
+        time.monotonic() + settings.limit_seconds if settings.limit_seconds is not None else float("inf")
+    )
     facts = {
         "kind": settings.kind,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "command": command,
         "versions": versions("triton", "shadow-peft"),
         "commit": commit(),
@@ -83,13 +87,17 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
         ConfigError: tokens beyond the context, a block beyond the last, a device or implementation that cannot be used.
     """
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be cpu or cuda, {device.type} cannot be timed yet; choose --device cpu")
+        raise ConfigError(
+            f"device must be cpu or cuda, {device.type} cannot be timed yet; choose --device cpu"
+        )
     specs, unable = settings.specs(), {}
     for shape in settings.shapes:
         config, (_, tokens) = shapes.SHAPES[shape].config(), settings.size(shape)
         context = arch.context_of(config)
         if context is not None and tokens > context:
-            raise ConfigError(f"tokens must be at most {context:,}, the context of the shape {shape}, got {tokens:,}")
+            raise ConfigError(
+                f"tokens must be at most {context:,}, the context of the shape {shape}, got {tokens:,}"
+            )
         for spec in specs:
             spec.block(config.num_hidden_layers)
         for impl in {spec.impl for spec in specs if spec.impl is not None}:
@@ -98,7 +106,9 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
                     base = arch.build(config, "causal-lm").to(settings.base_dtype(device))  # type: ignore[arg-type]
                     methods.ours(base, settings.variant, impl)
                 if impl == "triton" and device.type == "cpu" and torch.cuda.is_available():
-                    raise ConfigError("impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation")
+                    raise ConfigError(
+                        "impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation"
+                    )
             except ConfigError as error:
                 if settings.methods is not None:
                     raise
@@ -109,14 +119,28 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
 class _Rotation:
     """The turns of all methods at one shape."""
 
-    def __init__(self, settings: Bench, shape: str, device: torch.device, record: Record, facts: Row, unable: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Bench,
+        shape: str,
+        device: torch.device,
+        record: Record,
+        facts: Row,
+        unable: Mapping[str, str],
+    ) -> None:
         self.settings, self.shape, self.record = settings, shape, record
         dtype = settings.base_dtype(device)
         self.bare = Bare(shapes.build(shape, device, dtype, settings.seed))
         batch, tokens = settings.size(shape)
         vocabulary, generator = self.bare.base.config.vocab_size, torch.Generator().manual_seed(settings.seed)
         self.ids_BT: Tensor = torch.randint(3, vocabulary, (batch, tokens), generator=generator).to(device)
-        facts = {"shape": shape, "batch": batch, "tokens": tokens, "dtype": str(dtype).removeprefix("torch."), **facts}
+        facts = {
+            "shape": shape,
+            "batch": batch,
+            "tokens": tokens,
+            "dtype": str(dtype).removeprefix("torch."),
+            **facts,
+        }
         self.lines = {spec: begin(spec, settings, facts) for spec in settings.specs()}
         for spec, line in self.lines.items():
             if spec.impl is not None and spec.impl in unable:
@@ -126,7 +150,9 @@ class _Rotation:
 
     def run(self, deadline: float, show: Show) -> None:
         """Test, then take turns until the rounds or the time are over."""
-        impls = [spec.impl for spec, line in self.lines.items() if spec.impl is not None and line.status == "ok"]
+        impls = [
+            spec.impl for spec, line in self.lines.items() if spec.impl is not None and line.status == "ok"
+        ]
         if impls:
             self.noise = check(self.bare, impls, self.ids_BT, self.settings)
             torch.compiler.reset()  # what was compiled for few tokens would be compiled for any number of them at the next
@@ -170,7 +196,10 @@ class _Rotation:
             fitted = methods.fit(spec, base, settings)
             call = measure.Call(fitted, spec.compiled)
             measure.prepare(fitted, settings)
-            line.row |= {"inject_from": fitted.inject_from, "trainable": sum(parameter.numel() for parameter in fitted.trained())}
+            line.row |= {
+                "inject_from": fitted.inject_from,
+                "trainable": sum(parameter.numel() for parameter in fitted.trained()),
+            }
             if spec.compiled:
                 line.kept = call, self.bare.dressing()
                 noise = self.noise if spec.method == "shadow" else None
@@ -217,5 +246,9 @@ def _outcome(line: Line | None) -> str:
         return line.status
     last = line.visits[-1]
     peak = "" if last.peak_gb is None else f", {last.peak_gb:.2f} GB"
-    compiled = "" if len(line.visits) > 1 or line.row["compile_seconds"] is None else f", compiled in {line.row['compile_seconds']:.0f} s"
+    compiled = (
+        ""
+        if len(line.visits) > 1 or line.row["compile_seconds"] is None
+        else f", compiled in {line.row['compile_seconds']:.0f} s"
+    )
     return f"{statistics.median(last.ms):.1f} ms{peak}{compiled}"

@@ -68,10 +68,14 @@ class Bench:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number, {least} or more, got {value!r}")
         if not self.shapes:
-            raise ConfigError(f"shape must name at least one, got {self.shape!r}; the shapes are: {', '.join(SHAPES)}")
+            raise ConfigError(
+                f"shape must name at least one, got {self.shape!r}; the shapes are: {', '.join(SHAPES)}"
+            )
         for shape in self.shapes:
             if shape not in SHAPES:
-                raise ConfigError(f"there is no shape {shape!r}{nearest(shape, SHAPES)}; the shapes are: {', '.join(SHAPES)}")
+                raise ConfigError(
+                    f"there is no shape {shape!r}{nearest(shape, SHAPES)}; the shapes are: {', '.join(SHAPES)}"
+                )
         if self.limit_seconds is not None and not self.limit_seconds > 0:
             raise ConfigError(f"limit_seconds must be above 0, got {self.limit_seconds!r}")
 
@@ -97,7 +101,9 @@ class Bench:
     def size(self, shape: str) -> tuple[int, int]:
         """Give rows and tokens of a step at a shape."""
         own = SHAPES[shape]
-        return self.batch or (own.batch if self.kind == "train" else own.prefill_batch), self.tokens or own.tokens
+        return self.batch or (
+            own.batch if self.kind == "train" else own.prefill_batch
+        ), self.tokens or own.tokens
 
     def base_dtype(self, device: "torch.device") -> "torch.dtype":
         """Give the type of the base's weights on a device."""

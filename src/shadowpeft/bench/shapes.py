@@ -32,8 +32,16 @@ def _qwen3(**sizes: Any) -> Callable[[], "PretrainedConfig"]:
     def make() -> "PretrainedConfig":
         from transformers import Qwen3Config
 
-        common = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6}
-        return Qwen3Config(**{**common, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, **sizes})
+        common = {
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "max_position_embeddings": 40960,
+            "rms_norm_eps": 1e-6,
+        }
+        return Qwen3Config(
+            **{**common, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, **sizes}
+        )
 
     return make
 

@@ -26,7 +26,10 @@ _FORM = re.compile(r"([\w.-]+)(?::(\w+))?(?:@(\d+)(?:/(\d+))?)?")
 
 _EVERYWHERE = "lora,dora,peft-shadow,shadow-peft,shadow,shadow:reference,shadow:compile,shadow:triton"
 _UPPER = ",".join(f"{method}@{depth}" for depth in ("1/4", "1/2", "3/4") for method in ("shadow", "lora"))
-DEFAULTS = {"train": f"base,base-chunked,{_EVERYWHERE},lora-chunked,{_UPPER}", "forward": f"base,{_EVERYWHERE}"}
+DEFAULTS = {
+    "train": f"base,base-chunked,{_EVERYWHERE},lora-chunked,{_UPPER}",
+    "forward": f"base,{_EVERYWHERE}",
+}
 
 
 class Spec(NamedTuple):
@@ -40,7 +43,11 @@ class Spec(NamedTuple):
     @property
     def name(self) -> str:
         """Write it as it is given, with `+compiled` where it is."""
-        depth = "" if self.depth is None else "@" + (f"{self.depth}" if isinstance(self.depth, int) else "/".join(map(str, self.depth)))
+        depth = (
+            ""
+            if self.depth is None
+            else "@" + (f"{self.depth}" if isinstance(self.depth, int) else "/".join(map(str, self.depth)))
+        )
         impl = "" if self.impl in (None, "auto") else f":{self.impl}"
         return f"{self.method}{impl}{depth}{'+compiled' * self.compiled}"
 
@@ -54,7 +61,9 @@ class Spec(NamedTuple):
             return None
         block = self.depth if isinstance(self.depth, int) else blocks * self.depth[0] // self.depth[1]
         if block >= blocks:
-            raise ConfigError(f"{self.name}: inject_from must be below the model's {blocks} blocks, got {block}; choose another depth")
+            raise ConfigError(
+                f"{self.name}: inject_from must be below the model's {blocks} blocks, got {block}; choose another depth"
+            )
         return block
 
 
@@ -71,7 +80,9 @@ def parse(methods: str, compiled: str, kind: str) -> list[Spec]:
     """
     plain = [_spec(text, kind) for text in _split(methods)]
     if not plain:
-        raise ConfigError(f"methods must name at least one, got {methods!r}; there are: {', '.join(_of(kind))}")
+        raise ConfigError(
+            f"methods must name at least one, got {methods!r}; there are: {', '.join(_of(kind))}"
+        )
     if compiled.strip() == "all":
         chosen = [spec for spec in plain if _KNOWN[spec.method][2] and spec.impl in (None, "auto")]
     else:
@@ -98,17 +109,25 @@ def _of(kind: str) -> list[str]:
 def _spec(text: str, kind: str) -> Spec:
     match = _FORM.fullmatch(text)
     if match is None:
-        raise ConfigError(f"methods: expected METHOD, METHOD:IMPL or METHOD@DEPTH, such as shadow:triton or lora@1/2, got {text!r}")
+        raise ConfigError(
+            f"methods: expected METHOD, METHOD:IMPL or METHOD@DEPTH, such as shadow:triton or lora@1/2, got {text!r}"
+        )
     method, impl, block, parts = match.groups()
     if method not in _of(kind):
-        raise ConfigError(f"there is no method {method!r} here{nearest(method, _of(kind))}; the methods are: {', '.join(_of(kind))}")
+        raise ConfigError(
+            f"there is no method {method!r} here{nearest(method, _of(kind))}; the methods are: {', '.join(_of(kind))}"
+        )
     if impl is not None and method != "shadow":
         raise ConfigError(f"{text}: only shadow has implementations, {method} has none; leave out ':{impl}'")
     if impl is not None and impl not in IMPLS:
-        raise ConfigError(f"{text}: there is no implementation {impl!r}{nearest(impl, IMPLS)}; there are: {', '.join(IMPLS)}")
+        raise ConfigError(
+            f"{text}: there is no implementation {impl!r}{nearest(impl, IMPLS)}; there are: {', '.join(IMPLS)}"
+        )
     if block is not None and not _KNOWN[method][1]:
         raise ConfigError(f"{text}: {method} takes no depth; shadow and lora do")
     depth = None if block is None else int(block) if parts is None else (int(block), int(parts))
     if isinstance(depth, tuple) and not depth[0] < depth[1]:
-        raise ConfigError(f"{text}: a depth must be a block or a share below 1, such as 18 or 1/2, got {block}/{parts}")
+        raise ConfigError(
+            f"{text}: a depth must be a block or a share below 1, such as 18 or 1/2, got {block}/{parts}"
+        )
     return Spec(method, (impl or "auto") if method == "shadow" else None, depth)

@@ -80,12 +80,18 @@ def _is_outside(error: BaseException | None) -> bool:
     if isinstance(error, OSError) and error.errno in _OUTSIDE:
         return True
     found = _OS_ERROR.search(str(error))
-    return (found is not None and int(found[1]) in _OUTSIDE) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    return (
+        (found is not None and int(found[1]) in _OUTSIDE)
+        or "PytorchStreamWriter" in str(error)
+        or "inline_container" in str(error)
+    )
 
 
 def _run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
-        raise ConfigError(f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}")
+        raise ConfigError(
+            f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}"
+        )
     try:
         from shadowpeft.cli import _parser
     except ModuleNotFoundError as error:
@@ -97,7 +103,9 @@ def _run(verb: str, words: list[str]) -> int:
             return 0 if words else _MISTAKE
         name, words = words[0], words[1:]
         if name not in PARTS[verb]:
-            raise ConfigError(f"there is no {verb} {name!r}{nearest(name, PARTS[verb])}; there are: {', '.join(PARTS[verb])}")
+            raise ConfigError(
+                f"there is no {verb} {name!r}{nearest(name, PARTS[verb])}; there are: {', '.join(PARTS[verb])}"
+            )
     run = vars(importlib.import_module(f"shadowpeft.cli.{verb}"))[name]
     values = _parser.parse(verb if name == "run" else f"{verb} {name}", run, words)
     if values is None:
@@ -124,7 +132,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
@@ -140,6 +153,17 @@ def _parts(verb: str) -> str:
 
 
 def _overview() -> str:
-    lines = ["usage: shadowpeft VERB [flags]", "", "Adapt a frozen language model with a shadow network, and use what was trained.", ""]
+    lines = [
+        "usage: shadowpeft VERB [flags]",
+        "",
+        "Adapt a frozen language model with a shadow network, and use what was trained.",
+        "",
+    ]
     lines += [f"  {verb:<10}{summary}" for verb, summary in VERBS.items()]
-    return "\n".join([*lines, "", "shadowpeft VERB --help tells of a verb's flags; each may also come from --config FILE.yaml."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "shadowpeft VERB --help tells of a verb's flags; each may also come from --config FILE.yaml.",
+        ]
+    )

@@ -26,7 +26,12 @@ class Sampling(NamedTuple):
 
 
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], raw: bool, sampling: Sampling, as_json: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    raw: bool,
+    sampling: Sampling,
+    as_json: bool,
 ) -> None:
     """Print the answer to each prompt, token by token, or all as JSON at the end.
 
@@ -35,15 +40,24 @@ def answer(
     """
     chat = tokenizer.chat_template is not None and not raw
     rows = [
-        Row({"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}, f"prompt {number}")
+        Row(
+            {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text},
+            f"prompt {number}",
+        )
         for number, text in enumerate(prompts, start=1)
     ]
     limit = context_length(arch.context_of(model.config), tokenizer, None)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    choice = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k} if sampling.temperature else {}
+    choice = (
+        {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        if sampling.temperature
+        else {}
+    )
     transformers.set_seed(sampling.seed)
     results = []
-    for text, ids in zip(prompts, encode_prompts(rows, tokenizer, limit, sampling.max_new_tokens), strict=True):
+    for text, ids in zip(
+        prompts, encode_prompts(rows, tokenizer, limit, sampling.max_new_tokens), strict=True
+    ):
         ids_1T = torch.tensor([ids], device=model.device)
         with torch.inference_mode():
             out_1T = model.generate(  # type: ignore[operator]
@@ -57,6 +71,8 @@ def answer(
                 **choice,
             )
         new = out_1T[0, len(ids) :]
-        results.append({"prompt": text, "answer": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)})
+        results.append(
+            {"prompt": text, "answer": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
+        )
     if as_json:
         print(json.dumps({"answers": results}, indent=2, ensure_ascii=False))

@@ -48,15 +48,28 @@ def refuse_swapped(model: str, adapter: str | None) -> None:
         ConfigError: they are swapped; the message says how to give them.
     """
     if (Path(model) / CONFIG).is_file():
-        raise ConfigError(f"{model} is an adapter folder; give it as --adapter and its base{_base_name(Path(model) / CONFIG)} as --model")
-    if adapter is not None and (Path(adapter) / "config.json").is_file() and not (Path(adapter) / CONFIG).is_file():
-        raise ConfigError(f"{adapter} is a model; give it as --model, and as --adapter the folder of an adapter")
+        raise ConfigError(
+            f"{model} is an adapter folder; give it as --adapter and its base{_base_name(Path(model) / CONFIG)} as --model"
+        )
+    if (
+        adapter is not None
+        and (Path(adapter) / "config.json").is_file()
+        and not (Path(adapter) / CONFIG).is_file()
+    ):
+        raise ConfigError(
+            f"{adapter} is a model; give it as --model, and as --adapter the folder of an adapter"
+        )
 
 
 def _base_name(path: Path) -> str:
     try:
         return f" ({json.loads(path.read_text(encoding='utf-8'))['base']['name'] or 'the model it was trained on'})"
-    except (OSError, ValueError, KeyError, TypeError):  # damaged; what matters here is that it is an adapter's
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # damaged; what matters here is that it is an adapter's
         return ""
 
 

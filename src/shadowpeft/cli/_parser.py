@@ -17,7 +17,9 @@ from shadowpeft.errors import ConfigError
 from shadowpeft.settings import SEVERAL, nearest
 
 # What jsonargparse says of a value that is none of several types.
-_UNION = re.compile(r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL)
+_UNION = re.compile(
+    r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL
+)
 # What a name may be in a file; a rank is a number.
 _NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
 
@@ -32,7 +34,9 @@ class _Parser(ArgumentParser):
     several: Collection[str] = ()
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        return super().parse_string(_joined(content, self.several) if self.several else content, *args, **kwargs)
+        return super().parse_string(
+            _joined(content, self.several) if self.several else content, *args, **kwargs
+        )
 
 
 def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
@@ -51,7 +55,9 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
         exit_on_error=False,
         print_config=None,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of these settings; flags override it"
+    )
     settings = typing.get_type_hints(run).get("settings")
     if settings is not None:
         parser.add_class_arguments(settings)
@@ -123,14 +129,21 @@ def _show_shadow(parser: ArgumentParser) -> None:
     if group is None:
         folder.option_strings, folder.metavar = ["--shadow"], "FOLDER"
     else:
-        group.help, group.metavar, folder.help = f"{folder.help} (in a file: shadow_model)", "FOLDER", SUPPRESS
+        group.help, group.metavar, folder.help = (
+            f"{folder.help} (in a file: shadow_model)",
+            "FOLDER",
+            SUPPRESS,
+        )
 
 
 def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
     """Name the field that `--shadow FOLDER` sets: in settings and files, `shadow` holds the adapter's settings."""
     if "shadow_model" not in known:
         return list(words)
-    return ["--shadow_model" + word.removeprefix("--shadow") if word.partition("=")[0] == "--shadow" else word for word in words]
+    return [
+        "--shadow_model" + word.removeprefix("--shadow") if word.partition("=")[0] == "--shadow" else word
+        for word in words
+    ]
 
 
 def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:
@@ -156,7 +169,9 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> No
             path = value if equals else next(iter(words[position + 1 :]), "")
             _refuse_unknown_keys(Path(path), known)
         elif name.replace("-", "_") not in (*known, *groups):
-            raise ConfigError(f"unknown flag --{name}{_nearest_flag(name, known)}; see shadowpeft {verb} --help")
+            raise ConfigError(
+                f"unknown flag --{name}{_nearest_flag(name, known)}; see shadowpeft {verb} --help"
+            )
 
 
 def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
@@ -171,8 +186,14 @@ def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
     for group in _groups(known) & content.keys():
         value = content[group]
         if not isinstance(value, dict):
-            other = f"; a folder to start from is {group}_model" if isinstance(value, str) and f"{group}_model" in known else ""
-            raise ConfigError(f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}{other}")
+            other = (
+                f"; a folder to start from is {group}_model"
+                if isinstance(value, str) and f"{group}_model" in known
+                else ""
+            )
+            raise ConfigError(
+                f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}{other}"
+            )
     for key in _flat_keys(content, known):
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise ConfigError(f"{path}: unknown setting {key!r}{nearest(key, known)}")
@@ -215,10 +236,20 @@ def _plain(message: str) -> str:
     """Say jsonargparse's message in one line, in the words of the command line."""
     message = message.replace("argument --shadow-model:", "argument --shadow:")
     message = _UNION.sub(lambda found: f" expected {_types(found[1])}, got {found[2]}", message)
-    for old, new in (("Parser key ", ""), (":\n  Expected a <class '", ": expected "), ("'>. Got value:", ", got"), ("typing.", "")):
+    for old, new in (
+        ("Parser key ", ""),
+        (":\n  Expected a <class '", ": expected "),
+        ("'>. Got value:", ", got"),
+        ("typing.", ""),
+    ):
         message = message.replace(old, new)
     return " ".join(message.replace("\n  Expected a ", " expected ").replace(". Got value:", ", got").split())
 
 
 def _types(names: str) -> str:
-    return re.sub(r"(?<=[>\]]), ", " or ", names).replace("<class 'NoneType'>", "null").replace("<class '", "").replace("'>", "")
+    return (
+        re.sub(r"(?<=[>\]]), ", " or ", names)
+        .replace("<class 'NoneType'>", "null")
+        .replace("<class '", "")
+        .replace("'>", "")
+    )

@@ -75,4 +75,7 @@ def _report(rows: list[dict[str, Any]], path: Path, json: bool) -> None:
     atomic.write_together(path.absolute().parent, {path.with_suffix(".md").name: atomic.text(text + "\n")})
     plot.draw(rows, path.with_suffix(".png"))
     print(jsonlib.dumps({"rows": rows, "ratios": report.ratios(rows)}, indent=2) if json else text)
-    print(f"rows: {path}; table: {path.with_suffix('.md')}; picture: {path.with_suffix('.png')}", file=sys.stderr)
+    print(
+        f"rows: {path}; table: {path.with_suffix('.md')}; picture: {path.with_suffix('.png')}",
+        file=sys.stderr,
+    )

@@ -30,7 +30,10 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
         result = report_again(settings) if report_only else compare(settings, retry)
     except KeyboardInterrupt:
         words = shlex.join(sys.argv[1:])
-        print(f"shadowpeft compare: stopped; what was measured is kept; go on with the same command: shadowpeft {words}", file=sys.stderr)
+        print(
+            f"shadowpeft compare: stopped; what was measured is kept; go on with the same command: shadowpeft {words}",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     from shadowpeft.cli._models import print_result
     from shadowpeft.compare.report import terminal
@@ -42,7 +45,10 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
         print(f"in full: {result.table}; every run: {result.rows}", file=sys.stderr)
     for what, keys in (("failed", list(result.failed)), ("could not be run", result.missing)):
         if keys:
-            print(f"shadowpeft compare: {len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}", file=sys.stderr)
+            print(
+                f"shadowpeft compare: {len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}",
+                file=sys.stderr,
+            )
     if result.waiting:
         waiting = sum(result.waiting.values())
         stages = ", ".join(f"{count} of the stage {stage}" for stage, count in result.waiting.items())

@@ -24,7 +24,9 @@ def run(report: str = "report.html", json: bool = False, seed: int = 0) -> int:
     if not path.parent.is_dir():
         raise UserError(f"--report must be in a folder that exists, {path.parent} does not")
     if path.is_dir():
-        raise UserError(f"--report must be a file, {path} is a folder; give a name in it, such as {path / 'report.html'}")
+        raise UserError(
+            f"--report must be a file, {path} is a folder; give a name in it, such as {path / 'report.html'}"
+        )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"--report must be a file that can be written, {path} cannot; choose another")
     from shadowpeft.demo.screen import show

@@ -28,6 +28,9 @@ def run(json: bool = False) -> None:
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
         table.add_row(device["device"], f"{device['name']}{memory}")
     for extra, missing in facts["extras"].items():
-        table.add_row(f"\\[{extra}]", f"[yellow]lacks {', '.join(missing)}[/yellow]" if missing else "[green]complete[/green]")
+        table.add_row(
+            f"\\[{extra}]",
+            f"[yellow]lacks {', '.join(missing)}[/yellow]" if missing else "[green]complete[/green]",
+        )
     table.add_row("families", ", ".join(facts["families"]))
     Console().print(table)

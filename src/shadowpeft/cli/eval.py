@@ -53,11 +53,20 @@ def run(
     if (data is None) == (lm_eval is None):
         raise ConfigError(f"give either --data or --lm-eval, got {'neither' if data is None else 'both'}")
     for_rows = {"split": split != "test", "exact_match": not exact_match}
-    for_tasks = {"limit": limit is not None, "num_fewshot": num_fewshot is not None, "include_path": include_path is not None}
+    for_tasks = {
+        "limit": limit is not None,
+        "num_fewshot": num_fewshot is not None,
+        "include_path": include_path is not None,
+    }
     idle = [name for name, given in (for_tasks if lm_eval is None else for_rows).items() if given]
     if idle:
-        raise ConfigError(f"{', '.join(idle)} has no meaning with {'--data' if lm_eval is None else '--lm-eval'}; leave it out")
-    if any(number is not None and number < 1 for number in (batch_size, max_new_tokens, limit)) or (num_fewshot or 0) < 0:
+        raise ConfigError(
+            f"{', '.join(idle)} has no meaning with {'--data' if lm_eval is None else '--lm-eval'}; leave it out"
+        )
+    if (
+        any(number is not None and number < 1 for number in (batch_size, max_new_tokens, limit))
+        or (num_fewshot or 0) < 0
+    ):
         raise ConfigError("batch_size, max_new_tokens and limit must be 1 or more, num_fewshot 0 or more")
     if lm_eval is None:
         assert data is not None
@@ -71,7 +80,9 @@ def run(
         raise ConfigError("--lm-eval needs the name of a task, such as arc_easy")
     tasks = harness.load_tasks(names, include_path)
     loaded, tokenizer = _models.load(model, adapter, detached, base, dtype, device)
-    scores = harness.run_harness(loaded, tokenizer, tasks, limit, num_fewshot, batch_size, max_length, max_new_tokens)
+    scores = harness.run_harness(
+        loaded, tokenizer, tasks, limit, num_fewshot, batch_size, max_length, max_new_tokens
+    )
     if json:
         _models.print_result(scores, as_json=True)
     else:

@@ -32,4 +32,6 @@ def run(
     from shadowpeft.export import export
 
     _models.refuse_swapped(model, adapter)
-    _models.print_result(asdict(export(model, adapter, output, dtype, to, shadow_model, max_shard_size, push)), json)
+    _models.print_result(
+        asdict(export(model, adapter, output, dtype, to, shadow_model, max_shard_size, push)), json
+    )

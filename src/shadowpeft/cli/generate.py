@@ -42,7 +42,9 @@ def run(
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt or [_read_stdin()]
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise ConfigError("max_new_tokens must be 1 or more, temperature and top_k 0 or more, and top_p above 0 and at most 1")
+        raise ConfigError(
+            "max_new_tokens must be 1 or more, temperature and top_k 0 or more, and top_p above 0 and at most 1"
+        )
 
     from shadowpeft.cli import _answers, _models
 

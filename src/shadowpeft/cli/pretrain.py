@@ -24,9 +24,15 @@ def run(settings: PretrainConfig, json: bool = False) -> int:
     print_result(asdict(result), json)
     if result.stopped:
         again = f"shadowpeft pretrain --config {shlex.quote(f'{result.output}/{RUN}')} --resume"
-        print(f"shadowpeft pretrain: stopped after step {result.steps} and saved; continue with: {again}", file=sys.stderr)
+        print(
+            f"shadowpeft pretrain: stopped after step {result.steps} and saved; continue with: {again}",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     if result.eval_loss is not None and not math.isfinite(result.eval_loss):
-        print("shadowpeft pretrain: the loss is not a finite number, the shadow is of no use; try a lower learning rate", file=sys.stderr)
+        print(
+            "shadowpeft pretrain: the loss is not a finite number, the shadow is of no use; try a lower learning rate",
+            file=sys.stderr,
+        )
         return FAILURE
     return 0

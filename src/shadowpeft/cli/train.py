@@ -28,12 +28,18 @@ def run(settings: TrainConfig, json: bool = False) -> int:
     if not result.stopped:
         return _check_losses(result)
     again = f"shadowpeft train --config {shlex.quote(f'{result.output}/{RUN}')} --resume"
-    print(f"shadowpeft train: stopped after step {result.steps} and saved; continue with: {again}", file=sys.stderr)
+    print(
+        f"shadowpeft train: stopped after step {result.steps} and saved; continue with: {again}",
+        file=sys.stderr,
+    )
     return INTERRUPTED
 
 
 def _check_losses(result: TrainResult) -> int:
     if all(loss is None or math.isfinite(loss) for loss in (result.train_loss, result.eval_loss)):
         return 0
-    print("shadowpeft train: the loss is not a finite number, so the adapter is of no use; try a lower learning rate", file=sys.stderr)
+    print(
+        "shadowpeft train: the loss is not a finite number, so the adapter is of no use; try a lower learning rate",
+        file=sys.stderr,
+    )
     return FAILURE

@@ -65,7 +65,13 @@ class Costs:
     def count(self, backbone: Backbone, sizes: Sizes) -> int:
         """Add up a shadow of these sizes."""
         mlp, update = sizes.get("mlp", 0), sizes.get("update", 0)
-        return self.rest + backbone.fixed + backbone.per_mlp * mlp + self.per_rank * sizes["r"] + self.per_update * update
+        return (
+            self.rest
+            + backbone.fixed
+            + backbone.per_mlp * mlp
+            + self.per_rank * sizes["r"]
+            + self.per_update * update
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,9 @@ def match(budget: int, costs: Costs, proportions: Proportions = PREFERRED) -> Ma
     return Match({**backbone.settings, **chosen}, costs.count(backbone, sizes))
 
 
-def refuse_unmatched(method: str, rank: int, budget_of: Callable[[int], int], best: Callable[[int], Match]) -> Match:
+def refuse_unmatched(
+    method: str, rank: int, budget_of: Callable[[int], int], best: Callable[[int], Match]
+) -> Match:
     """Return the match at a rank, or say what would do.
 
     Args:
@@ -145,7 +153,11 @@ def _attention(costs: Costs, sizes: Sizes, room: float, proportions: Proportions
     """Take the largest attention that leaves the MLP its share; where the whole backbone fits, the base's own."""
     for backbone in costs.backbones:
         fits_whole = backbone.fixed + backbone.per_mlp * sizes.get("mlp", 0) <= room
-        if fits_whole or ("mlp" not in costs.given and backbone.per_mlp > 0 and backbone.fixed <= proportions.attention * room):
+        if fits_whole or (
+            "mlp" not in costs.given
+            and backbone.per_mlp > 0
+            and backbone.fixed <= proportions.attention * room
+        ):
             return backbone
     return costs.backbones[-1]
 

@@ -56,6 +56,10 @@ class Cell:
         """Name the cell in one line; equal keys are equal work."""
         alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
         # Named only where it is set, so that the keys of studies from before there was such a rate are what they were.
-        backbone = "" if self.backbone_learning_rate is None else f" backbone_lr={self.backbone_learning_rate:g}"
+        backbone = (
+            "" if self.backbone_learning_rate is None else f" backbone_lr={self.backbone_learning_rate:g}"
+        )
         rates = f"lr={self.learning_rate:g}{alpha}{backbone}"
-        return f"{self.stage} {self.model} {self.task} {self.method} rank={self.rank} seed={self.seed} {rates}"
+        return (
+            f"{self.stage} {self.model} {self.task} {self.method} rank={self.rank} seed={self.seed} {rates}"
+        )

@@ -63,7 +63,13 @@ def check_data(study: Study) -> dict[str, list[str]]:
         for model in study.names("model"):
             tokenizer = stock_models.load_tokenizer(model)
             _warn_of_tokens(model, tokenizer, task, prompts[task.name])
-            _warn_of_length(model, tokenizer, task, task.load("train", source)[:SAMPLE], study.max_length or task.max_length)
+            _warn_of_length(
+                model,
+                tokenizer,
+                task,
+                task.load("train", source)[:SAMPLE],
+                study.max_length or task.max_length,
+            )
     if study.forgetting_rows:
         held_out_text(source, 1)
     return prompts
@@ -77,16 +83,24 @@ def _refuse_no_test_rows(task: Task, tested: Task, count: int, skips: Sequence[i
     """
     if count > sum(skips):
         return
-    name, remedy = f"{tested.name}, an out-of-distribution test of {task.name},", "a smaller test_skip, or ood: false"
+    name, remedy = (
+        f"{tested.name}, an out-of-distribution test of {task.name},",
+        "a smaller test_skip, or ood: false",
+    )
     if tested is task:
         name, remedy = task.name, "a smaller test_skip"
     left_out = " + ".join(f"{skip:,}" for skip in skips)
-    raise DataError(f"{name} has {count:,} test rows, and a test_skip of {left_out} leaves none of them; choose {remedy}")
+    raise DataError(
+        f"{name} has {count:,} test rows, and a test_skip of {left_out} leaves none of them; choose {remedy}"
+    )
 
 
 def _warn_of_tokens(model: str, tokenizer: Any, task: Task, texts: Sequence[str]) -> None:
     """Warn of a tokenizer that takes texts apart into single signs: one that was converted wrongly gives ids nothing is learned on."""
-    tokens, characters = sum(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])), sum(map(len, texts))
+    tokens, characters = (
+        sum(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])),
+        sum(map(len, texts)),
+    )
     if tokens > MOST_TOKENS_PER_CHARACTER * characters:
         warnings.warn(
             f"the tokenizer of {model} makes {tokens:,} tokens of the {characters:,} characters of {len(texts)} prompts of {task.name}, "
@@ -145,7 +159,10 @@ def _check_base(model: str, study: Study, prompts: Mapping[str, Sequence[str]], 
     for task, side in product(prompts, ("right", "left")):
         length = min(study.max_length or find(task).max_length, most)
         rows = sorted(encode_texts(prompts[task], tokenizer, length), key=len)
-        ids_BT, mask_BT = (tensor.to(device) for tensor in padded([*rows[:_ROWS], *rows[-_ROWS:]], padding_id(tokenizer), side))
+        ids_BT, mask_BT = (
+            tensor.to(device)
+            for tensor in padded([*rows[:_ROWS], *rows[-_ROWS:]], padding_id(tokenizer), side)
+        )
         with torch.inference_mode(), precision(device, study.bf16):
             hidden_BTD = last_hidden(base, ids_BT, mask_BT, causal=True)
         if not hidden_BTD[mask_BT.bool()].isfinite().all():

@@ -80,7 +80,9 @@ def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextMan
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def encode_items(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Any]:
+def encode_items(
+    task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Any]:
     """Turn items into training examples; a longer text to classify is cut, a longer prompt with its answer dropped.
 
     Raises:
@@ -89,16 +91,23 @@ def encode_items(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokeniz
     if task.kind == "classification":
         texts = encode_texts([item.prompt for item in items], tokenizer, max_length)
         return [{"input_ids": ids, "labels": item.target} for ids, item in zip(texts, items, strict=True)]
-    rows = [Row({"prompt": item.prompt, "completion": item.answer}, f"{task.name} item {i}") for i, item in enumerate(items)]
+    rows = [
+        Row({"prompt": item.prompt, "completion": item.answer}, f"{task.name} item {i}")
+        for i, item in enumerate(items)
+    ]
     encoded = [encode(row, tokenizer, 2**30) for row in rows]
     kept = [example for example in encoded if len(example["input_ids"]) <= max_length]
     if not kept:
         shortest = min(len(example["input_ids"]) for example in encoded)
-        raise DataError(f"{task.name}: no item fits max_length={max_length} tokens, the shortest has {shortest}; raise max_length")
+        raise DataError(
+            f"{task.name}: no item fits max_length={max_length} tokens, the shortest has {shortest}; raise max_length"
+        )
     return kept
 
 
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[list[int]]:
     """Turn texts to classify into token ids, cut to a length; a text without tokens becomes one token."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
     return [list(ids) or [padding_id(tokenizer)] for ids in encoded]
@@ -131,7 +140,12 @@ def fit(model: Any, examples: Sequence[Any], collate: Collate, training: Trainin
     watch = _Watch(training)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(
-            model, _arguments(training, folder), data_collator=collate, train_dataset=rows, callbacks=[watch], bf16=training.bf16
+            model,
+            _arguments(training, folder),
+            data_collator=collate,
+            train_dataset=rows,
+            callbacks=[watch],
+            bf16=training.bf16,
         )
         trainer.backbone_learning_rate = training.backbone_learning_rate
         trainer.remove_callback(PrinterCallback)
@@ -179,7 +193,11 @@ class _Trainer(BackboneRateTrainer):
         self.losses: list[Tensor] = []
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         with precision(self.args.device, self.computes_in_bf16):
             result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -48,7 +48,12 @@ class Ledger:
         self.path = self.folder / f"compare-{study.name}.jsonl"
         self.rows: list[Row] = []
         self._file: TextIO | None = None
-        self._provenance = {"study": study.name, "versions": provenance.versions(), "commit": provenance.commit(), "workers": study.workers}
+        self._provenance = {
+            "study": study.name,
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+            "workers": study.workers,
+        }
         check_folder(study)
 
     def __enter__(self) -> "Ledger":
@@ -85,7 +90,9 @@ class Ledger:
         only now succeeds could change what is measured on it.
         """
         closed = has_read_test(self.rows)
-        self.rows = [row for row in self.rows if row["status"] == "ok" or (closed and row["stage"] == "search")]
+        self.rows = [
+            row for row in self.rows if row["status"] == "ok" or (closed and row["stage"] == "search")
+        ]
 
     def write(self, cell: Cell, rows: Sequence[Row], device: str) -> None:
         """Append a cell's rows, all together, and see them to the disk."""
@@ -94,7 +101,9 @@ class Ledger:
         time = datetime.now(timezone.utc).isoformat(timespec="seconds")
         facts = {**self._provenance, "device": device, "time": time, "parts": len(rows)}
         complete = [{**row, **facts, "part": number} for number, row in enumerate(rows, start=1)]
-        self._file.write("".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in complete))
+        self._file.write(
+            "".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in complete)
+        )
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows = _current([*self.rows, *complete])
@@ -103,9 +112,26 @@ class Ledger:
 def failed(cell: Cell, status: str, error: str) -> list[Row]:
     """Make the row of a cell that came to nothing."""
     split = {"search": "validation", "final": "test", "cost": "none"}[cell.stage]
-    facts = {"model": cell.model, "task": cell.task, "trained_on": cell.task, "method": cell.method, "mode": "attached", "split": split}
+    facts = {
+        "model": cell.model,
+        "task": cell.task,
+        "trained_on": cell.task,
+        "method": cell.method,
+        "mode": "attached",
+        "split": split,
+    }
     settings = {"rank": cell.rank, "seed": cell.seed, **cell.setting._asdict()}
-    return [{"stage": cell.stage, "status": status, "error": error, "key": cell.key, **facts, **settings, **_NOTHING}]
+    return [
+        {
+            "stage": cell.stage,
+            "status": status,
+            "error": error,
+            "key": cell.key,
+            **facts,
+            **settings,
+            **_NOTHING,
+        }
+    ]
 
 
 def has_read_test(rows: Iterable[Row]) -> bool:
@@ -161,7 +187,9 @@ def _lock(file: TextIO, folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ConfigError(f"another process is running the study in {folder}; wait for it, or choose another output folder") from None
+        raise ConfigError(
+            f"another process is running the study in {folder}; wait for it, or choose another output folder"
+        ) from None
 
 
 # The folder
@@ -199,7 +227,9 @@ def check_folder(study: Study) -> None:
         raise ConfigError(
             f"this study has read its test split; start a new one in a new folder to change its settings, or set them back ({what})"
         )
-    raise ConfigError(f"{folder} holds this study under other settings ({what}); set them back, or choose another output folder")
+    raise ConfigError(
+        f"{folder} holds this study under other settings ({what}); set them back, or choose another output folder"
+    )
 
 
 def _refuse_to_overwrite(path: Path) -> None:

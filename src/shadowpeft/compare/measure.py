@@ -28,9 +28,7 @@ from shadowpeft.reporting.devices import synchronise
 
 BINS = 10
 _LOGITS_AT_A_TIME = 2**27
-_DIVERGED = (
-    "the trained model's logits are not numbers: training diverged at this learning rate (or the base computes no numbers on this device)"
-)
+_DIVERGED = "the trained model's logits are not numbers: training diverged at this learning rate (or the base computes no numbers on this device)"
 
 Head = Callable[[Tensor], Tensor]
 
@@ -50,7 +48,9 @@ class Answers:
     cut: int = 0
 
 
-def encode_questions(tokenizer: PreTrainedTokenizerBase, task: Task, items: Sequence[Item], max_length: int) -> list[list[int]]:
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, task: Task, items: Sequence[Item], max_length: int
+) -> list[list[int]]:
     """Turn items into what a model reads of them; a text to classify is cut at `max_length` tokens."""
     if task.kind == "classification":
         return encode_texts([item.prompt for item in items], tokenizer, max_length)
@@ -110,7 +110,9 @@ def _by_probability(rows: list[Tensor]) -> Answers:
     return Answers([max(range(len(row)), key=row.__getitem__) for row in probabilities], probabilities)
 
 
-def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]], batch_size: int) -> list[Tensor]:
+def _classify(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]], batch_size: int
+) -> list[Tensor]:
     found: list[Tensor] = [torch.empty(0)] * len(texts)
     for indices in _like_lengths(texts, batch_size):
         ids_BT, mask_BT = padded([texts[index] for index in indices], padding_id(tokenizer), "right")
@@ -121,13 +123,19 @@ def _classify(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[list[i
 
 
 def _encode_choices(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[list[list[int]]]:
-    different = list(dict.fromkeys(choice for item in items for choice in item.choices))  # mostly the same few letters
+    different = list(
+        dict.fromkeys(choice for item in items for choice in item.choices)
+    )  # mostly the same few letters
     ids = dict(zip(different, tokenizer(different, add_special_tokens=False)["input_ids"], strict=True))
     return [[ids[choice] for choice in item.choices] for item in items]
 
 
 def _choose(
-    model: Any, tokenizer: PreTrainedTokenizerBase, choices: list[list[list[int]]], prompts: list[list[int]], batch_size: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    choices: list[list[list[int]]],
+    prompts: list[list[int]],
+    batch_size: int,
 ) -> list[Tensor]:
     """Return the log-likelihood of each item's choices; where every choice is one token, each prompt runs once."""
     if all(len(ids) == 1 for item in choices for ids in item):
@@ -145,7 +153,9 @@ def _choose(
     return [torch.cat(parts) for parts in found]
 
 
-def _continuations(model: Any, pad: int, sequences: list[list[int]], wanted: list[list[list[int]]], batch_size: int) -> list[Tensor]:
+def _continuations(
+    model: Any, pad: int, sequences: list[list[int]], wanted: list[list[list[int]]], batch_size: int
+) -> list[Tensor]:
     """Return the log-likelihood of each wanted continuation, whose last token is the one that follows its sequence."""
     scores: list[Tensor] = [torch.empty(0)] * len(sequences)
     takes_positions = arch.family_of_config(model.config).takes_positions
@@ -154,7 +164,9 @@ def _continuations(model: Any, pad: int, sequences: list[list[int]], wanted: lis
         ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
         positions = {"position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
         longest = max(len(wanted[index][0]) for index in indices)
-        out = model(input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=longest, use_cache=False, **positions)
+        out = model(
+            input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=longest, use_cache=False, **positions
+        )
         logs_BKV = out.logits[:, -longest:].float().log_softmax(-1)  # some detached models give all
         ids_BKC, real_BKC = _aligned([wanted[index] for index in indices], longest)
         picked_BKC = logs_BKV.gather(2, ids_BKC.to(model.device)).cpu()
@@ -169,7 +181,9 @@ def _aligned(rows: Sequence[list[list[int]]], longest: int) -> tuple[Tensor, Ten
     filled = [ids for row in rows for ids in [*row, *([[]] * (most - len(row)))]]
     padded = [[0] * (longest - len(ids)) + ids for ids in filled]
     real = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in filled]
-    ids_BKC, real_BKC = (torch.tensor(entry).view(len(rows), most, longest).transpose(1, 2) for entry in (padded, real))
+    ids_BKC, real_BKC = (
+        torch.tensor(entry).view(len(rows), most, longest).transpose(1, 2) for entry in (padded, real)
+    )
     return ids_BKC, real_BKC
 
 
@@ -208,7 +222,10 @@ def calibration(probabilities: Sequence[Sequence[float]], correct: Sequence[int]
 
 def negative_log_likelihood(probabilities: Sequence[Sequence[float]], targets: Sequence[int]) -> float:
     """Average -log of the probability of the right answer: finer than accuracy where few items are measured."""
-    picked = [row[target] if 0 <= target < len(row) else 0.0 for row, target in zip(probabilities, targets, strict=True)]
+    picked = [
+        row[target] if 0 <= target < len(row) else 0.0
+        for row, target in zip(probabilities, targets, strict=True)
+    ]
     return -torch.tensor(picked, dtype=torch.float64).clamp(min=1e-12).log().mean().item()
 
 
@@ -217,7 +234,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @torch.inference_mode()
-def token_loss(model: Any, head: Head, examples: Sequence[Example], pad: int, batch_size: int, causal: bool) -> float:
+def token_loss(
+    model: Any, head: Head, examples: Sequence[Example], pad: int, batch_size: int, causal: bool
+) -> float:
     """Average the cross-entropy over all labelled tokens, through a given head on the model's last hidden state.
 
     Args:
@@ -235,7 +254,9 @@ def token_loss(model: Any, head: Head, examples: Sequence[Example], pad: int, ba
         targets_BT = batch["labels"][:, 1:]
         predicted_BT = targets_BT != NO_LOSS
         targets_N = targets_BT[predicted_BT].to(model.device)
-        hidden_BTD = last_hidden(model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), causal)
+        hidden_BTD = last_hidden(
+            model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), causal
+        )
         hidden_ND = hidden_BTD[:, :-1][predicted_BT.to(model.device)]
         total += _summed_loss(head, hidden_ND, targets_N)
         tokens += len(targets_N)
@@ -248,7 +269,9 @@ def token_loss(model: Any, head: Head, examples: Sequence[Example], pad: int, ba
 def last_hidden(model: Any, ids_BT: Tensor, mask_BT: Tensor, causal: bool) -> Tensor:
     """Return the last hidden state after the final norm, (B, T, D): what a language-model head reads."""
     few = {"logits_to_keep": 1} if causal else {}
-    return model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True, use_cache=False, **few).hidden_states[-1]
+    return model(
+        input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True, use_cache=False, **few
+    ).hidden_states[-1]
 
 
 def _summed_loss(head: Head, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
@@ -267,7 +290,9 @@ def windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: in
     return [Example(input_ids=row, labels=row) for row in ids if len(row) > 1]
 
 
-def ms_per_answer(ask: Callable[[Item], Any], items: Sequence[Item], device: torch.device, warm_up: int = 3) -> float:
+def ms_per_answer(
+    ask: Callable[[Item], Any], items: Sequence[Item], device: torch.device, warm_up: int = 3
+) -> float:
     """Time answers one item at a time and return the median in milliseconds; the first few are not counted."""
     times = []
     for number, item in enumerate([*items[:warm_up], *items]):

@@ -31,7 +31,15 @@ from shadowpeft.storage import stock_models
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
 # Settings of PEFT that say where a saved adapter came from, or that serve what a study does not do: other runtimes, passes over data first.
 _PROVENANCE = ("base_model_name_or_path", "revision")
-_ELSEWHERE = ("runtime_config", "megatron_config", "megatron_core", "arrow_config", "eva_config", "corda_config", "lora_ga_config")
+_ELSEWHERE = (
+    "runtime_config",
+    "megatron_config",
+    "megatron_core",
+    "arrow_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+)
 MATCHED = ("lora", "dora", "peft-shadow", "shadow", "shadow-paper")
 
 
@@ -74,7 +82,9 @@ def build(cell: Cell, study: Study, task: Task, pad_token_id: int, device: torch
         ConfigError: a setting is unknown, or the method cannot be matched.
     """
     if cell.method not in METHODS:
-        raise ConfigError(f"unknown method {cell.method!r}{nearest(cell.method, METHODS)}; there are: {', '.join(METHODS)}")
+        raise ConfigError(
+            f"unknown method {cell.method!r}{nearest(cell.method, METHODS)}; there are: {', '.join(METHODS)}"
+        )
     settings = _settings(cell, study)  # a mistake is told before weights are loaded
     dtype = torch.bfloat16 if study.bf16 and cell.method != "full" else torch.float32
     base = _load(cell.model, task, dtype, pad_token_id).to(device)  # type: ignore[arg-type]
@@ -85,13 +95,19 @@ def build(cell: Cell, study: Study, task: Task, pad_token_id: int, device: torch
     return built
 
 
-def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, settings: dict[str, Any]) -> Built:
+def _wrap(
+    cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, settings: dict[str, Any]
+) -> Built:
     method = cell.method
     if method in ("base", "full"):
         base.requires_grad_(method == "full")
         if classifies:
             arch.head_of(base).requires_grad_(True)
-        return Built(base, base, {"head": "trained" if classifies else "none"} if method == "base" else {"trained": "everything"})
+        return Built(
+            base,
+            base,
+            {"head": "trained" if classifies else "none"} if method == "base" else {"trained": "everything"},
+        )
     if method in ("lora", "dora", "peft-shadow"):
         config = _peft_config(method, settings, classifies)
         model = _adapted(base, config)
@@ -101,12 +117,16 @@ def _wrap(cell: Cell, study: Study, base: PreTrainedModel, classifies: bool, set
     pretrained = None
     if method == "shadow-explicit":
         if study.shadow_model is None:
-            raise ConfigError("shadow-explicit needs a pretrained shadow; set shadow_model to a folder or hub id")
+            raise ConfigError(
+                "shadow-explicit needs a pretrained shadow; set shadow_model to a folder or hub id"
+            )
         pretrained = sources.open_source(study.shadow_model, torch.float32)
     ours = ShadowConfig.from_dict(settings)
     shadowed = attach(base, ours, pretrained, dtype=torch.float32)
     extra = {} if pretrained is None else {"shadow_model": study.shadow_model, "matched": False}
-    adapter = shadowed.adapters["default"]  # what a pretrained shadow settles is in its settings, not in those that were asked for
+    adapter = shadowed.adapters[
+        "default"
+    ]  # what a pretrained shadow settles is in its settings, not in those that were asked for
     assert isinstance(adapter, Adapter)
     return Built(shadowed, base, {**adapter.config.to_dict(), **extra}, shadowed.detached)
 
@@ -126,7 +146,9 @@ def check(study: Study) -> None:
             raise ConfigError(f"{model}: {error}") from error
         except (TypeError, ValueError) as error:  # PEFT's words for a setting that it cannot use
             given = ", ".join(f"{name}={value!r}" for name, value in study.overrides.get(method, {}).items())
-            raise ConfigError(f"{model}: overrides of {method} ({given}) cannot be used: {' '.join(str(error).split())}") from error
+            raise ConfigError(
+                f"{model}: overrides of {method} ({given}) cannot be used: {' '.join(str(error).split())}"
+            ) from error
 
 
 def _settings(cell: Cell, study: Study) -> dict[str, Any]:
@@ -209,11 +231,19 @@ def _costs(counter: _Counter) -> budget.Costs:
     """Find what each size of a shadow costs, from counts at two values of each."""
     ours = counter.method != "peft-shadow"
     names = _names(counter.family, ours)
-    given = {size: counter.settings[name] for size, name in names.items() if counter.settings.get(name) is not None}
+    given = {
+        size: counter.settings[name] for size, name in names.items() if counter.settings.get(name) is not None
+    }
     defaults = {}
-    own = ShadowConfig.from_dict({k: v for k, v in counter.settings.items() if k != "r"}) if ours else ShadowConfig(variant="peft")
+    own = (
+        ShadowConfig.from_dict({k: v for k, v in counter.settings.items() if k != "r"})
+        if ours
+        else ShadowConfig(variant="peft")
+    )
     if "mlp" in names:
-        width = arch.with_shadow_sizes(counter.config, own).shadow_intermediate_size or arch.mlp_width(counter.config)
+        width = arch.with_shadow_sizes(counter.config, own).shadow_intermediate_size or arch.mlp_width(
+            counter.config
+        )
         assert width is not None  # the family names it
         defaults["mlp"] = width
     if "update" in names:
@@ -222,7 +252,11 @@ def _costs(counter: _Counter) -> budget.Costs:
     backbones = tuple(_backbones(counter, start, names, list(_attentions(counter, ours))))
     total = counter.count(start)
     per_rank = counter.count({**start, names["r"]: start[names["r"]] + 1}) - total
-    per_update = counter.count({**start, names["update"]: start[names["update"]] + 1}) - total if "update" in names else 0
+    per_update = (
+        counter.count({**start, names["update"]: start[names["update"]] + 1}) - total
+        if "update" in names
+        else 0
+    )
     update = per_update * start[names["update"]] if "update" in names else 0
     rest = total - counter.count(start, backbone_alone=True) - per_rank * start[names["r"]] - update
     return budget.Costs(names, given, defaults, backbones, per_rank, per_update, rest)
@@ -252,7 +286,9 @@ def _backbones(
             continue
         per_mlp = 0
         if "mlp" in names:
-            per_mlp = counter.count({**sizes, names["mlp"]: sizes[names["mlp"]] + 8}, backbone_alone=True) - whole
+            per_mlp = (
+                counter.count({**sizes, names["mlp"]: sizes[names["mlp"]] + 8}, backbone_alone=True) - whole
+            )
             per_mlp //= 8
         fixed = whole - per_mlp * sizes.get(names.get("mlp", ""), 0)
         if least is None or fixed < least:
@@ -284,7 +320,10 @@ def _attentions(counter: _Counter, ours: bool) -> Iterator[budget.Sizes]:
         heads = heads // 2
         shared = next(less for less in range(min(shared, heads), 0, -1) if heads % less == 0)
         yield {"shadow_attention_heads": heads, "shadow_key_value_heads": shared}
-    width = values.get(counter.family.head_dim) or counter.config.hidden_size // counter.config.num_attention_heads
+    width = (
+        values.get(counter.family.head_dim)
+        or counter.config.hidden_size // counter.config.num_attention_heads
+    )
     while width % 4 == 0 and width > 16:
         width //= 2
         yield {"shadow_attention_heads": 1, "shadow_key_value_heads": 1, "shadow_head_dim": width}
@@ -294,13 +333,19 @@ def _peft_config(method: str, settings: Mapping[str, Any], classifies: bool) -> 
     task_type = "SEQ_CLS" if classifies else "CAUSAL_LM"
     if method == "peft-shadow":
         return PeftShadowConfig(task_type=task_type, **settings)
-    return LoraConfig(**{"task_type": task_type, "target_modules": "all-linear", "use_dora": method == "dora", **settings})
+    return LoraConfig(
+        **{"task_type": task_type, "target_modules": "all-linear", "use_dora": method == "dora", **settings}
+    )
 
 
 def _adapted(base: PreTrainedModel, config: LoraConfig | PeftShadowConfig) -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # PEFT sees itself how GPT-2 lays its weights out
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by a deprecated name
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out", UserWarning
+        )  # PEFT sees itself how GPT-2 lays its weights out
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing`", FutureWarning
+        )  # PEFT asks by a deprecated name
         return get_peft_model(base, config)
 
 
@@ -311,7 +356,9 @@ def _overrides(cell: Cell, study: Study) -> tuple[dict[str, Any], dict[str, Any]
     alpha = {"peft-shadow": "shadow_alpha"}.get(cell.method, "alpha")
     searched = {} if cell.alpha is None or alpha not in _known(cell.method) else {alpha: cell.alpha}
     if searched and alpha in given:
-        raise ConfigError(f"overrides of {cell.method} set {alpha}, which is searched for; set it under search instead")
+        raise ConfigError(
+            f"overrides of {cell.method} set {alpha}, which is searched for; set it under search instead"
+        )
     variant = {"variant": "paper"} if cell.method == "shadow-paper" else {}
     return {**variant, **given}, searched
 
@@ -321,14 +368,34 @@ def _refuse_unknown(method: str, given: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             there = f"there are: {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"overrides of {method}: unknown setting {name!r}{nearest(name, known)}; {there}")
+            raise ConfigError(
+                f"overrides of {method}: unknown setting {name!r}{nearest(name, known)}; {there}"
+            )
 
 
 def _known(method: str) -> list[str]:
     """List the settings of a method that a study may set."""
-    kinds: dict[str, Any] = {"lora": LoraConfig, "dora": LoraConfig, "peft-shadow": PeftShadowConfig, **dict.fromkeys(OURS, ShadowConfig)}
-    fixed = ("task_type", "peft_type", "use_dora", "inference_mode", "auto_mapping", "peft_version", *_PROVENANCE, *_ELSEWHERE)
-    return [name for name in (entry.name for entry in dataclasses.fields(kinds[method])) if name not in fixed] if method in kinds else []
+    kinds: dict[str, Any] = {
+        "lora": LoraConfig,
+        "dora": LoraConfig,
+        "peft-shadow": PeftShadowConfig,
+        **dict.fromkeys(OURS, ShadowConfig),
+    }
+    fixed = (
+        "task_type",
+        "peft_type",
+        "use_dora",
+        "inference_mode",
+        "auto_mapping",
+        "peft_version",
+        *_PROVENANCE,
+        *_ELSEWHERE,
+    )
+    return (
+        [name for name in (entry.name for entry in dataclasses.fields(kinds[method])) if name not in fixed]
+        if method in kinds
+        else []
+    )
 
 
 def _whole(value: Any) -> Any:
@@ -344,7 +411,9 @@ def _load(source: str, task: Task, dtype: torch.dtype, pad_token_id: int) -> Pre
     config = stock_models.load_config(source)
     arch.family_of_config(config)
     with _quiet():  # transformers warns that the head is new
-        model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, num_labels=len(task.labels))
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, num_labels=len(task.labels)
+        )
     model.config.pad_token_id = pad_token_id
     return model
 
@@ -353,7 +422,11 @@ def _greedy(base: PreTrainedModel) -> GenerationConfig:
     """Keep of a base's generation settings the ids alone: others, such as a penalty, do not reach every method's model alike."""
     given = base.generation_config
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return GenerationConfig() if given is None else GenerationConfig(**{name: vars(given).get(name) for name in names})
+    return (
+        GenerationConfig()
+        if given is None
+        else GenerationConfig(**{name: vars(given).get(name) for name in names})
+    )
 
 
 @contextmanager

@@ -115,7 +115,11 @@ def _wrapped(title: str) -> str:
 
 def _differences(results: Results) -> Figure | None:
     """Draw the forest plot; the base stays out of it, being too far from LoRA to show anything else beside it."""
-    lines = [line for line in results.select(rank=results.rank) if line.method != "base" and results.difference(line)]
+    lines = [
+        line
+        for line in results.select(rank=results.rank)
+        if line.method != "base" and results.difference(line)
+    ]
     modes = [mode for mode in _MODES if any(line.mode == mode for line in lines)]
     if not lines:
         return None
@@ -142,17 +146,30 @@ def _differences(results: Results) -> Figure | None:
     ]
     title = f"Share of test items answered correctly: difference to LoRA of rank {results.rank}"
     return _frame(
-        figure, title, [*(_entry(method, joined=False) for method in methods), *bars], "A line that reaches the edge goes on beyond it."
+        figure,
+        title,
+        [*(_entry(method, joined=False) for method in methods), *bars],
+        "A line that reaches the edge goes on beyond it.",
     )
 
 
 def _average_label(results: Results, methods: Sequence[str]) -> str:
-    counts = sorted({average.difference.cells for average in results.averages() if average.difference and average.method in methods})
+    counts = sorted(
+        {
+            average.difference.cells
+            for average in results.averages()
+            if average.difference and average.method in methods
+        }
+    )
     return f"average of\n{counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} cells"
 
 
-def _forest(axes: Axes, results: Results, lines: Sequence[Line], places: list[tuple[str, str]], methods: list[str]) -> None:
-    offsets = dict(zip(methods, np.linspace(-0.3, 0.3, len(methods)) if len(methods) > 1 else [0.0], strict=True))
+def _forest(
+    axes: Axes, results: Results, lines: Sequence[Line], places: list[tuple[str, str]], methods: list[str]
+) -> None:
+    offsets = dict(
+        zip(methods, np.linspace(-0.3, 0.3, len(methods)) if len(methods) > 1 else [0.0], strict=True)
+    )
     drawn = []
     for line in lines:
         found = results.difference(line)
@@ -183,13 +200,25 @@ def _bar(axes: Axes, found: Difference, y: float, line: Line) -> None:
     colour, _ = _style(line.method)
     if found.items_and_seeds:
         axes.plot([100 * end for end in found.items_and_seeds], [y, y], color=colour, linewidth=1.0)
-    axes.plot([100 * end for end in found.items], [y, y], color=colour, linewidth=3.2, alpha=0.55, solid_capstyle="butt")
+    axes.plot(
+        [100 * end for end in found.items],
+        [y, y],
+        color=colour,
+        linewidth=3.2,
+        alpha=0.55,
+        solid_capstyle="butt",
+    )
     axes.plot(100 * found.value, y, **_look(line.method, line.mode), markersize=5.5)
 
 
-def _facets(results: Results, lines: Sequence[Line], width: float = 3.3, height: float = 3.0) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+def _facets(
+    results: Results, lines: Sequence[Line], width: float = 3.3, height: float = 3.0
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """Lay out one panel for each model (down) and task (across), each saying what it shows."""
-    models, tasks = (list(dict.fromkeys(names)) for names in ([line.model for line in lines], [line.task for line in lines]))
+    models, tasks = (
+        list(dict.fromkeys(names))
+        for names in ([line.model for line in lines], [line.task for line in lines])
+    )
     size = (max(6.4, 0.6 + width * len(tasks)), 1.6 + height * len(models))
     figure, grid = plt.subplots(len(models), len(tasks), figsize=size, squeeze=False)
     name = short(results.models)  # all of them, so that a model has one name in every picture and table
@@ -207,11 +236,18 @@ def _facets(results: Results, lines: Sequence[Line], width: float = 3.3, height:
 
 
 def _entries(lines: Sequence[Line], joined: bool = True) -> list[Line2D]:
-    return [_entry(method, mode, joined) for method, mode in dict.fromkeys((line.method, line.mode) for line in lines)]
+    return [
+        _entry(method, mode, joined)
+        for method, mode in dict.fromkeys((line.method, line.mode) for line in lines)
+    ]
 
 
 def _parameters(results: Results) -> Figure | None:
-    lines = [line for line in results.select() if line.rank in results.ranks and line.values("value") and line.mean("trainable")]
+    lines = [
+        line
+        for line in results.select()
+        if line.rank in results.ranks and line.values("value") and line.mean("trainable")
+    ]
     lines = [line for line in lines if line.method not in ("base", "full")]
     if len({line.rank for line in lines}) < 2:
         return None
@@ -222,7 +258,9 @@ def _parameters(results: Results) -> Figure | None:
             _curve(axes, sorted((line for line in here if line.name == kind), key=lambda line: line.rank))
         _label(axes, here, "trainable parameters")
         _log_ticks(axes, [float(line.mean("trainable") or 1) for line in here])
-    return _frame(figure, "Score on the test split over trainable parameters: mean and single seeds", _entries(lines))
+    return _frame(
+        figure, "Score on the test split over trainable parameters: mean and single seeds", _entries(lines)
+    )
 
 
 def _curve(axes: Axes, lines: Sequence[Line]) -> None:
@@ -245,15 +283,25 @@ def _log_ticks(axes: Axes, sizes: Sequence[float]) -> None:
     low, high = min(sizes), max(sizes)
     step = max(1, round(np.log2(high / low) / 3)) if high > low else 1
     ticks = [low * 2.0 ** (step * k) for k in range(int(np.log2(high / low) / step + 0.5) + 1)]
-    axes.set_xticks(ticks, [f"{tick / 1e6:.3g} M" if tick >= 1e6 else f"{tick / 1e3:.3g} k" for tick in ticks])
+    axes.set_xticks(
+        ticks, [f"{tick / 1e6:.3g} M" if tick >= 1e6 else f"{tick / 1e3:.3g} k" for tick in ticks]
+    )
     axes.minorticks_off()
 
 
 def _training_time(results: Results) -> Figure | None:
     """Draw score over training time, of attached models: the detached ones are of the same training."""
-    chosen = [line for line in results.select(rank=results.rank) if line.method != "base" and line.mode == "attached"]
+    chosen = [
+        line
+        for line in results.select(rank=results.rank)
+        if line.method != "base" and line.mode == "attached"
+    ]
     found = [(line, results.cost(line)) for line in chosen]
-    points = [(line, cost["train_seconds"]) for line, cost in found if cost["train_seconds"] and line.values("value")]
+    points = [
+        (line, cost["train_seconds"])
+        for line, cost in found
+        if cost["train_seconds"] and line.values("value")
+    ]
     if not points:
         return None
     alone = all(cost["alone"] for line, cost in found)
@@ -268,7 +316,15 @@ def _training_time(results: Results) -> Figure | None:
             if value is not None:
                 margin = None if value.margin is None else 100 * value.margin
                 look = _look(line.method, line.mode)
-                axes.errorbar(seconds or 0.0, 100 * value.mean, yerr=margin, **look, markersize=7, capsize=2.5, linewidth=1)
+                axes.errorbar(
+                    seconds or 0.0,
+                    100 * value.mean,
+                    yerr=margin,
+                    **look,
+                    markersize=7,
+                    capsize=2.5,
+                    linewidth=1,
+                )
         _label(axes, [line for line, _ in here], "training time, s")
         axes.set_xlim(left=0, right=1.1 * max(seconds or 0 for _, seconds in here))
     title = f"Score of the attached models on the test split over the time of {steps:,} training steps ({note}): mean and 95 % over seeds"
@@ -276,7 +332,11 @@ def _training_time(results: Results) -> Figure | None:
 
 
 def _calibration(results: Results) -> Figure | None:
-    lines = [line for line in results.select(rank=results.rank) if line.mode == "detached" and _bins(line) is not None]
+    lines = [
+        line
+        for line in results.select(rank=results.rank)
+        if line.mode == "detached" and _bins(line) is not None
+    ]
     if not lines:
         return None
     figure, panels = _facets(results, lines, height=3.6)
@@ -289,14 +349,32 @@ def _calibration(results: Results) -> Figure | None:
             assert bins is not None, "lines without bins are not drawn"
             count, confidence, accuracy = bins
             axes.plot(100 * confidence, 100 * accuracy, color=colour, linewidth=1)
-            axes.scatter(100 * confidence, 100 * accuracy, s=10 + 130 * count / count.sum(), color=colour, alpha=0.75, marker=marker)
+            axes.scatter(
+                100 * confidence,
+                100 * accuracy,
+                s=10 + 130 * count / count.sum(),
+                color=colour,
+                alpha=0.75,
+                marker=marker,
+            )
             errors.append(f"{line.method}\u00a0{100 * (line.mean('calibration.ece') or 0):.1f}")
         axes.set_title("\n".join([axes.get_title(), *textwrap.wrap(f"ECE, %: {', '.join(errors)}", _PANEL)]))
-        axes.set(xlabel="confidence of the answer, %", ylabel="answers correct, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
+        axes.set(
+            xlabel="confidence of the answer, %",
+            ylabel="answers correct, %",
+            xlim=(0, 100),
+            ylim=(0, 100),
+            aspect="equal",
+        )
     ideal = Line2D([], [], color="#999999", linestyle=":", label="perfectly calibrated")
     methods = dict.fromkeys(line.method for line in lines)
     entries = [*(_entry(method) for method in methods), ideal]
-    return _frame(figure, "Calibration of the detached models, in ten bins of confidence", entries, "size: share of the answers in the bin")
+    return _frame(
+        figure,
+        "Calibration of the detached models, in ten bins of confidence",
+        entries,
+        "size: share of the answers in the bin",
+    )
 
 
 def _bins(line: Line) -> tuple[Any, Any, Any] | None:
@@ -307,5 +385,7 @@ def _bins(line: Line) -> tuple[Any, Any, Any] | None:
     table = np.array([[[number or 0.0 for number in bin] for bin in bins] for bins in seeds], dtype=float)
     count = table[:, :, 0].sum(0)
     filled = count > 0
-    confidence, accuracy = ((table[:, :, 0] * table[:, :, field]).sum(0)[filled] / count[filled] for field in (1, 2))
+    confidence, accuracy = (
+        (table[:, :, 0] * table[:, :, field]).sum(0)[filled] / count[filled] for field in (1, 2)
+    )
     return count[filled], confidence, accuracy

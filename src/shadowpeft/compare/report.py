@@ -26,7 +26,9 @@ rise of the loss on held-out text against the untuned base, in nats per token. T
 classification head."""
 
 
-def report(study: Study, rows: Iterable[Row], folder: str | Path, expected: Sequence[Cell] | None = None) -> Path:
+def report(
+    study: Study, rows: Iterable[Row], folder: str | Path, expected: Sequence[Cell] | None = None
+) -> Path:
     """Write table.md of a study, finished or not, and link the plots that lie in the folder.
 
     Args:
@@ -48,7 +50,9 @@ def report(study: Study, rows: Iterable[Row], folder: str | Path, expected: Sequ
     parts += [_scaling(results), search_section(results)]
     plots = [f"![{title}]({name})" for name, title in _PLOTS.items() if (Path(folder) / name).exists()]
     parts.append("\n\n".join(["## Plots", *plots]) if plots else "")
-    atomic.write_together(Path(folder), {NAME: atomic.text("\n\n".join(part for part in parts if part) + "\n")})
+    atomic.write_together(
+        Path(folder), {NAME: atomic.text("\n\n".join(part for part in parts if part) + "\n")}
+    )
     return Path(folder) / NAME
 
 
@@ -96,7 +100,10 @@ def terminal(summary: Mapping[str, Any]) -> str:
             ]
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
     missing = len(summary["missing"])
     if missing:
         text.append(f"{missing} cell{'s' * (missing > 1)} without a result")
@@ -138,8 +145,14 @@ def _head(results: Results) -> str:
     ]
     if left_out := _left_out(study):
         facts.append(left_out)
-    made = [f"{what} {', '.join(found)}" for what in ("device", "commit") if (found := _distinct(results.rows, what))]
-    versions = sorted({f"{key} {value}" for row in results.rows for key, value in (row.get("versions") or {}).items()})
+    made = [
+        f"{what} {', '.join(found)}"
+        for what in ("device", "commit")
+        if (found := _distinct(results.rows, what))
+    ]
+    versions = sorted(
+        {f"{key} {value}" for row in results.rows for key, value in (row.get("versions") or {}).items()}
+    )
     if made or versions:
         facts.append(f"Made with {'; '.join([*made, ', '.join(versions)]).strip('; ')}.")
     if not any(line.method == "lora" for line in results.lines):
@@ -148,7 +161,11 @@ def _head(results: Results) -> str:
 
 
 def _second_seed(study: Study) -> str:
-    return f", the best {study.finalists} again from a second seed and chosen among by the mean of both" if study.finalists > 1 else ""
+    return (
+        f", the best {study.finalists} again from a second seed and chosen among by the mean of both"
+        if study.finalists > 1
+        else ""
+    )
 
 
 def _left_out(study: Study) -> str:
@@ -157,7 +174,9 @@ def _left_out(study: Study) -> str:
     for task in study.tested:
         tasks.setdefault(study.skips_of(task), []).append(task)
     if len(tasks) > 1:
-        return " ".join(_drawn(skips, f"The test rows of {', '.join(names)}") for skips, names in tasks.items())
+        return " ".join(
+            _drawn(skips, f"The test rows of {', '.join(names)}") for skips, names in tasks.items()
+        )
     return "".join(_drawn(skips, "The test rows") for skips in tasks if skips)
 
 
@@ -213,9 +232,7 @@ def _summary(results: Results) -> str:
         'and LoRA both have; "LoRA there" is LoRA\'s score on those.'
     )
     if lost := results.lost():
-        note += (
-            f"\n\n**Final runs that failed and are in no average: {len(lost)}. One that diverged counts against its method: see below.**"
-        )
+        note += f"\n\n**Final runs that failed and are in no average: {len(lost)}. One that diverged counts against its method: see below.**"
     return f"## Averages over tasks and models\n\n{note}\n\n{averaged}"
 
 
@@ -234,22 +251,45 @@ def _section(results: Results, model: str, task: str) -> str:
         return f"{title}\n\nNo final results yet."
     items = " and ".join(f"{count:,}" for count in sorted({line.items for line in lines}))
     seeds = max(len(line.rows) for line in lines)
-    note = (
-        f"{lines[0].rows[0]['metric']} on {items} {lines[0].rows[0]['split']} items, {seeds} seed{'s' * (seeds > 1)}, rank {results.rank}."
-    )
-    if any(abs(value - row["correct"].count("1") / len(row["correct"])) > 1e-6 for line in lines for row, value in _marked(line)):
+    note = f"{lines[0].rows[0]['metric']} on {items} {lines[0].rows[0]['split']} items, {seeds} seed{'s' * (seeds > 1)}, rank {results.rank}."
+    if any(
+        abs(value - row["correct"].count("1") / len(row["correct"])) > 1e-6
+        for line in lines
+        for row, value in _marked(line)
+    ):
         note += " The score is not the share of items answered correctly, which the differences are of."
-    parts = [title, note, _quality(results, lines), _partners(results, model, task), _costs(results, lines), _details(lines)]
+    parts = [
+        title,
+        note,
+        _quality(results, lines),
+        _partners(results, model, task),
+        _costs(results, lines),
+        _details(lines),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _marked(line: Line) -> list[tuple[Row, float]]:
-    return [(row, value) for row in line.rows if row.get("correct") and (value := read(row, "value")) is not None]
+    return [
+        (row, value) for row in line.rows if row.get("correct") and (value := read(row, "value")) is not None
+    ]
 
 
 def _quality(results: Results, lines: Sequence[Line]) -> str:
     return table(
-        ["method", "mode", "seeds", "score", "to LoRA", "95 % items", "95 % items and seeds", "trainable", "/ LoRA's", "forgetting", "ECE"],
+        [
+            "method",
+            "mode",
+            "seeds",
+            "score",
+            "to LoRA",
+            "95 % items",
+            "95 % items and seeds",
+            "trainable",
+            "/ LoRA's",
+            "forgetting",
+            "ECE",
+        ],
         [
             [
                 line.method,
@@ -281,7 +321,17 @@ def _partners(results: Results, model: str, task: str) -> str:
         for partner in results.partners(model, task)
         for line in results.select(model, task, results.rank, partner)
     ]
-    heads = ["tested on", "method", "mode", "metric", "items", "score", "to LoRA", "95 % items", "95 % items and seeds"]
+    heads = [
+        "tested on",
+        "method",
+        "mode",
+        "metric",
+        "items",
+        "score",
+        "to LoRA",
+        "95 % items",
+        "95 % items and seeds",
+    ]
     return f"Out of distribution:\n\n{table(heads, rows)}" if rows else ""
 
 
@@ -305,9 +355,7 @@ def _costs(results: Results, lines: Sequence[Line]) -> str:
     )
     note = "Cost:"
     if any(cost["alone"] for _, cost in costs):
-        note = (
-            "Cost; where timed alone, no other run was on the device, and training seconds are its time per step times the steps of a run:"
-        )
+        note = "Cost; where timed alone, no other run was on the device, and training seconds are its time per step times the steps of a run:"
     elif results.study.workers > 1:
         note = f"Cost, not yet timed alone: measured while up to {results.study.workers} runs shared a device, so the times are too long:"
     return f"{note}\n\n{timed}"

@@ -97,7 +97,9 @@ class Results:
         self.trials = [row for row in self.rows if row["stage"] == "search"]
         self._done = {row["key"] for row in good}
         self._failed = {row["key"]: row for row in self.rows if row["key"] not in self._done}
-        self._paired = {line: _pair(line, reference) for line in self.lines if (reference := self.reference(line))}
+        self._paired = {
+            line: _pair(line, reference) for line in self.lines if (reference := self.reference(line))
+        }
         self._differences = {line: stats.difference(cell) for line, cell in self._paired.items()}
 
     def _collect(self, rows: Sequence[Row]) -> list[Line]:
@@ -115,7 +117,13 @@ class Results:
 
         return sorted(lines, key=order)
 
-    def select(self, model: str | None = None, task: str | None = None, rank: int | None = None, where: str | None = None) -> list[Line]:
+    def select(
+        self,
+        model: str | None = None,
+        task: str | None = None,
+        rank: int | None = None,
+        where: str | None = None,
+    ) -> list[Line]:
         """Select final lines of a model and of the task trained on (`None` for any), measured on that task or on the partner `where`."""
         return [
             line
@@ -132,7 +140,11 @@ class Results:
 
     def partners(self, model: str, task: str) -> list[str]:
         """Name the tasks that models trained on a task were also measured on."""
-        return _order(line.task for line in self.lines if (line.model, line.trained_on) == (model, task) and line.task != task)
+        return _order(
+            line.task
+            for line in self.lines
+            if (line.model, line.trained_on) == (model, task) and line.task != task
+        )
 
     def reference(self, line: Line) -> Line | None:
         """Find the LoRA to compare a line with: same model, tasks and rank."""
@@ -140,7 +152,9 @@ class Results:
             return None
         same = (line.model, line.trained_on, line.task, line.rank)
         found = (
-            other for other in self.lines if other.method == REFERENCE and (other.model, other.trained_on, other.task, other.rank) == same
+            other
+            for other in self.lines
+            if other.method == REFERENCE and (other.model, other.trained_on, other.task, other.rank) == same
         )
         return next((other for other in found if _shared_seeds(line, other)), None)
 
@@ -151,16 +165,29 @@ class Results:
     def averages(self) -> list["Average"]:
         """Average every method over the tasks and models at the main rank."""
         lines = self.select(rank=self.rank)
-        names = _order(line.name for line in sorted(lines, key=lambda line: (line.mode, self._methods.index(line.method))))
+        names = _order(
+            line.name
+            for line in sorted(lines, key=lambda line: (line.mode, self._methods.index(line.method)))
+        )
         return [self._average([line for line in lines if line.name == name]) for name in names]
 
     def _average(self, lines: list[Line]) -> "Average":
         """Average over the cells and seeds that LoRA has, too, where it has any; else over all there are."""
-        pairs = [(line, reference) for line in lines if line in self._paired and (reference := self.reference(line))]
-        shared = [(_with_seeds_of(line, reference), _with_seeds_of(reference, line)) for line, reference in pairs]
+        pairs = [
+            (line, reference)
+            for line in lines
+            if line in self._paired and (reference := self.reference(line))
+        ]
+        shared = [
+            (_with_seeds_of(line, reference), _with_seeds_of(reference, line)) for line, reference in pairs
+        ]
         averaged = [own for own, _ in shared] or lines
         cells = [(line.rows[0].get("items_digest") or line.task, self._paired[line]) for line, _ in pairs]
-        ratios = [ratio for line in [line for line, _ in pairs] or lines if (ratio := self.size_ratio(line)) is not None]
+        ratios = [
+            ratio
+            for line in [line for line, _ in pairs] or lines
+            if (ratio := self.size_ratio(line)) is not None
+        ]
         return Average(
             lines[0].method,
             lines[0].mode,
@@ -185,9 +212,16 @@ class Results:
         The key `alone` is 1 where it was timed alone.
         """
         same = (line.model, line.trained_on, line.method, line.mode, line.rank)
-        alone = [other for other in self.costs if (other.model, other.trained_on, other.method, other.mode, other.rank) == same]
+        alone = [
+            other
+            for other in self.costs
+            if (other.model, other.trained_on, other.method, other.mode, other.rank) == same
+        ]
         source = alone[0] if alone else line
-        found: dict[str, float | None] = {"alone": float(bool(alone)), "train_seconds": line.mean("train_seconds")}
+        found: dict[str, float | None] = {
+            "alone": float(bool(alone)),
+            "train_seconds": line.mean("train_seconds"),
+        }
         if alone:
             step, steps = source.mean("value"), line.mean("steps")
             found["train_seconds"] = None if step is None or steps is None else step * steps / 1000
@@ -201,11 +235,32 @@ class Results:
 
         Cells not run are those expected; where no cells were given, every combination of the study's settings without a final row.
         """
-        names = {key: ": ".join(filter(None, (row["status"], row.get("error")))) for key, row in self._failed.items()}
+        names = {
+            key: ": ".join(filter(None, (row["status"], row.get("error"))))
+            for key, row in self._failed.items()
+        }
         if self._expected is not None:
-            return list((names | {cell.key: "not run" for cell in self._expected if cell.key not in self._done | set(names)}).items())
+            return list(
+                (
+                    names
+                    | {
+                        cell.key: "not run"
+                        for cell in self._expected
+                        if cell.key not in self._done | set(names)
+                    }
+                ).items()
+            )
         final = [row for row in self.rows if row["stage"] == "final"]
-        known = {(row["model"], row["trained_on"], row["method"], self._rank(row["method"], row["rank"]), row["seed"]) for row in final}
+        known = {
+            (
+                row["model"],
+                row["trained_on"],
+                row["method"],
+                self._rank(row["method"], row["rank"]),
+                row["seed"],
+            )
+            for row in final
+        }
         for model, task, method, rank, seed in self._planned():
             if (model, task, method, rank, seed) not in known:
                 names[f"final {model} {task} {method} rank={rank} seed={seed}"] = "not run"
@@ -220,7 +275,9 @@ class Results:
 
     def _planned(self) -> Iterable[tuple[str, str, str, int, int]]:
         """Give the model, task, method, rank and seed of every final cell of the study; of the base, which may need no more, one seed."""
-        for model, task, method in itertools.product(*(self.study.names(setting) for setting in ("model", "tasks", "methods"))):
+        for model, task, method in itertools.product(
+            *(self.study.names(setting) for setting in ("model", "tasks", "methods"))
+        ):
             for rank in [self.rank] if method in _OF_NO_RANK else self.study.budgets:
                 for seed in range(1 if method == "base" else self.study.seeds):
                     yield model, task, method, rank, seed
@@ -290,7 +347,9 @@ def _pair(line: Line, reference: Line) -> Any:
     digests = {row["items_digest"] for row in (*line.rows, *reference.rows) if row.get("items_digest")}
     where = f"{line.name} and {reference.name}, {line.model} on {line.task}"
     if len(digests) > 1:
-        raise DataError(f"{where}: expected the same items in the same order, got different ones; measure both on the same split")
+        raise DataError(
+            f"{where}: expected the same items in the same order, got different ones; measure both on the same split"
+        )
     own, other = _marks(line), _marks(reference)
     if _fixed(line):
         own = {seed: marks for marks in own.values() for seed in other}
@@ -303,6 +362,10 @@ def _pair(line: Line, reference: Line) -> Any:
 def _by_seed(line: Line, reference: Line, field: str) -> list[float]:
     """Give the differences of a field for the seeds that both lines have."""
     other = {row["seed"]: read(row, field) for row in reference.rows}
-    own = {seed: read(line.rows[0], field) for seed in other} if _fixed(line) else {row["seed"]: read(row, field) for row in line.rows}
+    own = (
+        {seed: read(line.rows[0], field) for seed in other}
+        if _fixed(line)
+        else {row["seed"]: read(row, field) for row in line.rows}
+    )
     pairs = ((own[seed], other.get(seed)) for seed in own)
     return [a - b for a, b in pairs if a is not None and b is not None]

@@ -54,7 +54,9 @@ class StudyResult:
     results: dict[str, Any]
 
 
-def compare(study: Study, retry: bool = False, run_cell: RunCell | None = None, report: Report | None = None) -> StudyResult:
+def compare(
+    study: Study, retry: bool = False, run_cell: RunCell | None = None, report: Report | None = None
+) -> StudyResult:
     """Run what is left of a study and write its table and plots.
 
     Everything that can be checked without training or the test split is checked first. A cell that fails is recorded and the study goes on.
@@ -102,13 +104,17 @@ def report_again(study: Study, report: Report | None = None) -> StudyResult:
     """
     began = time.perf_counter()
     if not (Path(study.output) / STUDY).is_file():
-        raise ConfigError(f"there is no study in {study.output}; give the folder of one as output, or leave out report_only to run it")
+        raise ConfigError(
+            f"there is no study in {study.output}; give the folder of one as output, or leave out report_only to run it"
+        )
     check_folder(study)
     rows = read(Path(study.output) / f"compare-{study.name}.jsonl")
     return _finish(study, rows, report or _report(), began)
 
 
-def _run_stages(study: Study, ledger: Ledger, run_cell: RunCell, report: Report, show: Callable[..., object]) -> None:
+def _run_stages(
+    study: Study, ledger: Ledger, run_cell: RunCell, report: Report, show: Callable[..., object]
+) -> None:
     def done(cell: Cell, rows: list[Row], device: str) -> None:
         ledger.write(cell, rows, device)
         show(cell, rows)
@@ -123,14 +129,30 @@ def _finish(study: Study, rows: list[Row], report: Report, began: float) -> Stud
     results = report(study, rows, folder, cells)
     status = {row["key"]: row for row in rows}
     keys = [cell.key for cell in cells]
-    failures = {key: f"{status[key]['status']}: {status[key]['error']}" for key in keys if key in status and status[key]["status"] != "ok"}
+    failures = {
+        key: f"{status[key]['status']}: {status[key]['error']}"
+        for key in keys
+        if key in status and status[key]["status"] != "ok"
+    }
     without = [cell for cell in cells if cell.key not in status]
     is_over = not ready(study, rows)
     missing = [cell.key for cell in without] if is_over else []
     waiting = {} if is_over else dict(Counter[str](cell.stage for cell in without))
     path, table = folder / f"compare-{study.name}.jsonl", folder / "table.md"
     done, seconds = len(keys) - len(without) - len(failures), time.perf_counter() - began
-    return StudyResult(str(study.name), study.output, str(path), str(table), len(keys), done, failures, missing, waiting, seconds, results)
+    return StudyResult(
+        str(study.name),
+        study.output,
+        str(path),
+        str(table),
+        len(keys),
+        done,
+        failures,
+        missing,
+        waiting,
+        seconds,
+        results,
+    )
 
 
 def _report_unless_it_fails(report: Report, study: Study, ledger: Ledger) -> None:
@@ -138,7 +160,10 @@ def _report_unless_it_fails(report: Report, study: Study, ledger: Ledger) -> Non
     try:
         report(study, ledger.rows, ledger.folder, expected(study, ledger.rows))
     except Exception as error:
-        warnings.warn(f"the report could not be written yet ({type(error).__name__}: {error}); the study goes on", stacklevel=2)
+        warnings.warn(
+            f"the report could not be written yet ({type(error).__name__}: {error}); the study goes on",
+            stacklevel=2,
+        )
 
 
 def _run_cell() -> RunCell:
@@ -212,5 +237,7 @@ def _outcome(rows: Sequence[Row]) -> str:
     if first["status"] != "ok":
         return f"{first['status']} ({first['error']})"
     own = [row for row in rows if row["task"] == row["trained_on"]]
-    value = ", ".join(f"{row['metric']} {row['value']:.4g} {row['mode']}" for row in own if row["value"] is not None)
+    value = ", ".join(
+        f"{row['metric']} {row['value']:.4g} {row['mode']}" for row in own if row["value"] is not None
+    )
     return value or "no value"

@@ -51,10 +51,18 @@ def run_cell(cell: Cell, study: Study) -> list[Row]:
         torch.OutOfMemoryError: the device is too small.
     """
     gc.collect()  # the Trainer of the cell before is a cycle that holds its model
-    device = torch.device("cpu") if study.device == "cpu" or not torch.cuda.is_available() else torch.device("cuda")
+    device = (
+        torch.device("cpu")
+        if study.device == "cpu" or not torch.cuda.is_available()
+        else torch.device("cuda")
+    )
     forgets = cell.stage == "final" and study.forgetting_rows > 0
     reference = (
-        _reference(cell.model, study.data_dir, study.forgetting_rows, study.bf16, study.eval_batch_size, device) if forgets else None
+        _reference(
+            cell.model, study.data_dir, study.forgetting_rows, study.bf16, study.eval_batch_size, device
+        )
+        if forgets
+        else None
     )
     task, tokenizer = tasks.find(cell.task), _tokenizer(cell.model)
     set_seed(cell.seed)
@@ -107,9 +115,24 @@ class _Run:
             head = functools.partial(arch.logits, self.built.stock)
             with precision(self.device, self.study.bf16):
                 loss = measure.token_loss(
-                    self.built.model, head, examples, padding_id(self.tokenizer), self.study.eval_batch_size, causal=True
+                    self.built.model,
+                    head,
+                    examples,
+                    padding_id(self.tokenizer),
+                    self.study.eval_batch_size,
+                    causal=True,
                 )
-            return [self._row(fitted, "attached", "validation", metric="loss", value=loss, metrics={"loss": loss}, items=len(examples))]
+            return [
+                self._row(
+                    fitted,
+                    "attached",
+                    "validation",
+                    metric="loss",
+                    value=loss,
+                    metrics={"loss": loss},
+                    items=len(examples),
+                )
+            ]
         measured = self._measure(self.built.model, self.task, "validation", self.study.validation_rows)
         chosen_on = {name: measured[name] for name in ("metric", "value", "metrics", "items")}
         return [self._row(fitted, "attached", "validation", **chosen_on)]
@@ -122,10 +145,14 @@ class _Run:
         rows = []
         for mode, model in self._modes():
             costs: Row = {"forgetting": forgetting if mode == "attached" else None}
-            if self.study.workers == 1:  # else the time is taken in the stage `cost`, where no other run is in the way
+            if (
+                self.study.workers == 1
+            ):  # else the time is taken in the stage `cost`, where no other run is in the way
                 costs["ms_per_answer"] = self._ms(model, _items(self.task, "validation", self.study.data_dir))
             for task in (self.task, *partners):
-                measured = self._measure(model, task, "test", self.study.test_rows, self.study.skips_of(task.name))
+                measured = self._measure(
+                    model, task, "test", self.study.test_rows, self.study.skips_of(task.name)
+                )
                 rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **measured))
         return rows
 
@@ -135,7 +162,10 @@ class _Run:
         step_ms = statistics.median(fitted.step_ms[WARM_UP_STEPS:]) if fitted.step_ms else None
         items = _items(self.task, "validation", self.study.data_dir)
         measured = {"metric": "train_ms_per_step", "value": step_ms}
-        return [self._row(fitted, mode, "none", **measured, ms_per_answer=self._ms(model, items)) for mode, model in self._modes()]
+        return [
+            self._row(fitted, mode, "none", **measured, ms_per_answer=self._ms(model, items))
+            for mode, model in self._modes()
+        ]
 
     def _fit(self, steps: int, timed: bool = False) -> Fit:
         if not self.built.trainable(heads=True):
@@ -143,7 +173,14 @@ class _Run:
         cell, pad = self.cell, padding_id(self.tokenizer)
         collate: Collate = ClassCollator(pad) if self.task.kind == "classification" else Collator(pad)
         training = Training(
-            steps, self.study.batch_size, cell.learning_rate, cell.seed, self.device, self.study.bf16, timed, cell.backbone_learning_rate
+            steps,
+            self.study.batch_size,
+            cell.learning_rate,
+            cell.seed,
+            self.device,
+            self.study.bf16,
+            timed,
+            cell.backbone_learning_rate,
         )
         return fit(self.built.model, self._examples("train", self.study.train_rows), collate, training)
 
@@ -152,13 +189,19 @@ class _Run:
 
     def _modes(self) -> list[tuple[str, Any]]:
         attached = [("attached", self.built.model)]
-        return attached if self.built.detach is None else [*attached, ("detached", self.built.detach().eval())]
+        return (
+            attached if self.built.detach is None else [*attached, ("detached", self.built.detach().eval())]
+        )
 
-    def _measure(self, model: Any, task: Task, split: Split, limit: int | None, skips: tuple[int, ...] = ()) -> Row:
+    def _measure(
+        self, model: Any, task: Task, split: Split, limit: int | None, skips: tuple[int, ...] = ()
+    ) -> Row:
         asked = _asked(self.cell.model, task, split, self.study.data_dir, limit, skips, self.max_length)
         items, batch_size = asked.items, self.study.eval_batch_size
         with precision(self.device, self.study.bf16):
-            given = measure.answer(model, self.tokenizer, task, items, batch_size, self.max_length, encoded=asked.encoded)
+            given = measure.answer(
+                model, self.tokenizer, task, items, batch_size, self.max_length, encoded=asked.encoded
+            )
         if given.cut:
             warnings.warn(
                 f"{task.name}: {given.cut} of {len(items)} prompts of the {split} split leave no room for an answer in the context of "
@@ -168,7 +211,9 @@ class _Run:
         scores, calibration, metrics = task.score(items, given.answers), None, {}
         if given.probabilities is not None:
             calibration = measure.calibration(given.probabilities, scores.correct)
-            metrics = {"nll": measure.negative_log_likelihood(given.probabilities, [item.target for item in items])}
+            metrics = {
+                "nll": measure.negative_log_likelihood(given.probabilities, [item.target for item in items])
+            }
         metrics = {**scores.metrics, **metrics}
         return {
             "metric": task.metric, "value": metrics[task.metric], "metrics": metrics, "items": len(items),
@@ -231,7 +276,9 @@ def _items(task: Task, split: Split, data_dir: str | None) -> list[Item]:
 
 
 @functools.lru_cache(maxsize=16)
-def _encoded(model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, max_length: int) -> list[Any]:
+def _encoded(
+    model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, max_length: int
+) -> list[Any]:
     return encode_items(task, draw(_items(task, split, data_dir), limit), _tokenizer(model), max_length)
 
 
@@ -246,7 +293,13 @@ class _Asked:
 
 @functools.lru_cache(maxsize=16)
 def _asked(
-    model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, skips: tuple[int, ...], max_length: int
+    model: str,
+    task: Task,
+    split: Split,
+    data_dir: str | None,
+    limit: int | None,
+    skips: tuple[int, ...],
+    max_length: int,
 ) -> _Asked:
     items = draw(_items(task, split, data_dir), limit, skips)
     return _Asked(items, measure.encode_questions(_tokenizer(model), task, items, max_length), _digest(items))
@@ -287,9 +340,15 @@ class _Reference:
 
 
 @functools.lru_cache(maxsize=4)
-def _reference(model: str, data_dir: str | None, rows: int, bf16: bool, batch_size: int, device: torch.device) -> _Reference:
+def _reference(
+    model: str, data_dir: str | None, rows: int, bf16: bool, batch_size: int, device: torch.device
+) -> _Reference:
     tokenizer = _tokenizer(model)
-    windows = measure.windows(held_out_text(_source(data_dir), rows), tokenizer, min(WINDOW, arch.context_of(_config(model)) or WINDOW))
+    windows = measure.windows(
+        held_out_text(_source(data_dir), rows),
+        tokenizer,
+        min(WINDOW, arch.context_of(_config(model)) or WINDOW),
+    )
     base = stock_models.load_model(model, torch.bfloat16 if bf16 else torch.float32).to(device).eval()  # type: ignore[arg-type]
     reference = _Reference(base, windows, padding_id(tokenizer), batch_size, device, bf16)
     reference.loss = reference.loss_of(base, base)

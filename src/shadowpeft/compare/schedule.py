@@ -36,7 +36,9 @@ def ready(study: Study, rows: Sequence[Row]) -> list[Cell]:
             return cells
     chosen = choices(study, rows)
     for stage in (final_cells, cost_cells):
-        cells = [cell for cell in stage(study, chosen) if chosen[_place(cell)] is not None and cell.key not in done]
+        cells = [
+            cell for cell in stage(study, chosen) if chosen[_place(cell)] is not None and cell.key not in done
+        ]
         if cells:
             return cells
     return []
@@ -48,7 +50,12 @@ def expected(study: Study, rows: Sequence[Row]) -> list[Cell]:
     The finalists are those of `finalist_cells`, which may change until all trials have run.
     """
     chosen = choices(study, rows)
-    return [*search_cells(study), *finalist_cells(study, rows), *final_cells(study, chosen), *cost_cells(study, chosen)]
+    return [
+        *search_cells(study),
+        *finalist_cells(study, rows),
+        *final_cells(study, chosen),
+        *cost_cells(study, chosen),
+    ]
 
 
 def choices(study: Study, rows: Iterable[Row]) -> dict[Place, Setting | None]:
@@ -112,7 +119,12 @@ def cost_cells(study: Study, chosen: dict[Place, Setting | None]) -> list[Cell]:
 
 def _places(study: Study) -> list[Place]:
     """List what is compared; neighbours differ in task, so that runs side by side do not all need the most memory at once."""
-    return [(model, task, method) for method in study.names("methods") for model in study.names("model") for task in study.names("tasks")]
+    return [
+        (model, task, method)
+        for method in study.names("methods")
+        for model in study.names("model")
+        for task in study.names("tasks")
+    ]
 
 
 def _place(cell: Cell) -> Place:
@@ -127,7 +139,10 @@ def _is_untrained(place: Place) -> bool:
 def _trials(study: Study, place: Place) -> list[Cell]:
     if _is_untrained(place):
         return []
-    return [Cell("search", *place, study.budgets[0], study.search_seed, *setting) for setting in study.candidates(place[2])]
+    return [
+        Cell("search", *place, study.budgets[0], study.search_seed, *setting)
+        for setting in study.candidates(place[2])
+    ]
 
 
 def _chosen_cell(place: Place, study: Study, chosen: dict[Place, Setting | None]) -> Cell:
@@ -182,9 +197,14 @@ def _ranked(trials: Sequence[Cell], found: Mapping[str, _Value]) -> list[Cell]:
 def _values(rows: Iterable[Row]) -> dict[str, _Value]:
     """Give the validation value of every run of the search that has a finite one, by its key."""
     return {
-        row["key"]: _Value(row["value"], 0) if row["metric"] == "loss" else _Value(-row["value"], row.get("items") or 0)
+        row["key"]: _Value(row["value"], 0)
+        if row["metric"] == "loss"
+        else _Value(-row["value"], row.get("items") or 0)
         for row in rows
-        if row["stage"] == "search" and row["status"] == "ok" and row["mode"] == "attached" and row["task"] == row["trained_on"]
+        if row["stage"] == "search"
+        and row["status"] == "ok"
+        and row["mode"] == "attached"
+        and row["task"] == row["trained_on"]
         if _is_number(row["value"])
     }
 

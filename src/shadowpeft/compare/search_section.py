@@ -28,16 +28,33 @@ def search_section(results: Results) -> str:
     trials = _trials(results)
     chosen = {_trial_of(row) for row in results.rows if row["stage"] == "final"}
     name, twice = short(results.models), results.study.finalists > 1
-    apart = any(trial.backbone_learning_rate is not None for trial in trials)  # as most studies have none, it gets a column where it is
+    apart = any(
+        trial.backbone_learning_rate is not None for trial in trials
+    )  # as most studies have none, it gets a column where it is
     lines = []
-    for trial, runs in sorted(trials.items(), key=lambda pair: results.place(pair[0].model, pair[0].task, pair[0].method)):
-        settings = [f"{trial.learning_rate:g}", _optional(trial.alpha), *[_optional(trial.backbone_learning_rate)] * apart]
+    for trial, runs in sorted(
+        trials.items(), key=lambda pair: results.place(pair[0].model, pair[0].task, pair[0].method)
+    ):
+        settings = [
+            f"{trial.learning_rate:g}",
+            _optional(trial.alpha),
+            *[_optional(trial.backbone_learning_rate)] * apart,
+        ]
         metric = next(iter(runs.values())).get("metric") or "-"
         values = [_value(runs.get(run)) for run in ("attached", "detached", *[_SECOND] * twice)]
         values += [_mean_of_both(runs)] * twice
-        mark = "" if trial not in chosen else "chosen, at the edge of the rates tried" if _at_edge(trial, trials) else "chosen"
+        mark = (
+            ""
+            if trial not in chosen
+            else "chosen, at the edge of the rates tried"
+            if _at_edge(trial, trials)
+            else "chosen"
+        )
         lines.append([name(trial.model), trial.task, trial.method, *settings, metric, *values, mark])
-    settings, seconds = ["learning rate", "alpha", *["backbone's rate"] * apart], [_SECOND, "mean of both"] * twice
+    settings, seconds = (
+        ["learning rate", "alpha", *["backbone's rate"] * apart],
+        [_SECOND, "mean of both"] * twice,
+    )
     heads = ["model", "task", "method", *settings, "metric", "attached", "detached", *seconds, ""]
     return f"## Search\n\n{_note(results.study)}\n\n{table(heads, lines)}"
 

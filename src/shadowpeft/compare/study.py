@@ -20,16 +20,43 @@ SHADOWS = ("peft-shadow", *OURS)
 _ADAPTER = tuple(Setting(rate) for rate in (1e-3, 3e-4, 2e-3, 5e-4, 4e-3, 2e-4, 7e-3, 1e-4))
 _PUBLISHED = tuple(
     Setting(rate, alpha)
-    for rate, alpha in ((1e-3, 0.1), (1e-3, 0.3), (3e-3, 0.3), (5e-4, 0.1), (1e-3, 1.0), (3e-3, 0.1), (3e-3, 1.0), (3e-4, 0.3))
+    for rate, alpha in (
+        (1e-3, 0.1),
+        (1e-3, 0.3),
+        (3e-3, 0.3),
+        (5e-4, 0.1),
+        (1e-3, 1.0),
+        (3e-3, 0.1),
+        (3e-3, 1.0),
+        (3e-4, 0.3),
+    )
 )
 # What did best in results/method_search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
 _RANDOM = tuple(
     Setting(rate, alpha)
-    for rate, alpha in ((2e-3, 0.6), (2e-3, 0.3), (2e-3, 1.0), (1e-3, 0.6), (3e-3, 0.6), (1e-3, 1.0), (5e-4, 0.6), (1e-3, 0.1))
+    for rate, alpha in (
+        (2e-3, 0.6),
+        (2e-3, 0.3),
+        (2e-3, 1.0),
+        (1e-3, 0.6),
+        (3e-3, 0.6),
+        (1e-3, 1.0),
+        (5e-4, 0.6),
+        (1e-3, 0.1),
+    )
 )
 _PRETRAINED = tuple(
     Setting(rate, 0.3, backbone)
-    for rate, backbone in ((1e-3, 1e-5), (2e-3, 3e-4), (1e-3, 1e-4), (2e-3, 1e-5), (2e-3, 2e-3), (1e-3, 3e-5), (5e-4, 1e-5), (3e-3, 1e-4))
+    for rate, backbone in (
+        (1e-3, 1e-5),
+        (2e-3, 3e-4),
+        (1e-3, 1e-4),
+        (2e-3, 1e-5),
+        (2e-3, 2e-3),
+        (1e-3, 3e-5),
+        (5e-4, 1e-5),
+        (3e-3, 1e-4),
+    )
 )
 SEARCH: dict[str, tuple[Setting, ...]] = {
     "base": tuple(Setting(rate) for rate in (1e-2, 3e-3, 3e-2, 1e-3, 1e-1, 3e-4, 3e-1, 1e-4)),
@@ -136,7 +163,9 @@ class Study:
                 f"tie_standard_errors must be a number, 0 or more, got {self.tie_standard_errors!r}; 0 lets the best value decide"
             )
         if self.device not in ("auto", "cpu"):
-            raise ConfigError(f"device must be auto or cpu, got {self.device!r}; auto takes the GPUs, if there are any")
+            raise ConfigError(
+                f"device must be auto or cpu, got {self.device!r}; auto takes the GPUs, if there are any"
+            )
         self._check_name()
         self._check_names()
         object.__setattr__(self, "test_skip", self._plainest_skip())
@@ -155,7 +184,9 @@ class Study:
     def _check_name(self) -> None:
         name = self.name or Path(self.output).absolute().name
         if not name or Path(name).name != name or name == "..":
-            raise ConfigError(f"name must be fit for a file's name, got {name!r}; choose one of letters, digits and dashes")
+            raise ConfigError(
+                f"name must be fit for a file's name, got {name!r}; choose one of letters, digits and dashes"
+            )
         object.__setattr__(self, "name", name)
 
     def _check_names(self) -> None:
@@ -179,7 +210,9 @@ class Study:
     def _plainest_skip(self) -> int | list[int] | dict[str, int | list[int]]:
         """Write `test_skip` as plainly as it can be: what means the same must be equal on a resume, also of files without mappings."""
         if not isinstance(self.test_skip, dict):
-            return _plain_skip("test_skip", self.test_skip, "; where tasks differ, map their names to such values")
+            return _plain_skip(
+                "test_skip", self.test_skip, "; where tasks differ, map their names to such values"
+            )
         tested = self.tested
         for name in self.test_skip:
             _refuse_untested(name, tested)
@@ -203,7 +236,11 @@ class Study:
         from shadowpeft.compare.tasks import find
 
         tasks = self.names("tasks")
-        return list(dict.fromkeys([*tasks, *(partner for task in tasks for partner in find(task).partners if self.ood)]))
+        return list(
+            dict.fromkeys(
+                [*tasks, *(partner for task in tasks for partner in find(task).partners if self.ood)]
+            )
+        )
 
     def skips_of(self, task: str) -> tuple[int, ...]:
         """Tell how many test rows of a task each earlier study drew whose rows are left out, one after another."""
@@ -217,7 +254,8 @@ class Study:
         if method not in self.search:
             return list(SEARCH[method][: self.trials])
         return [
-            Setting(float(given["learning_rate"]), given.get("alpha"), given.get("backbone_learning_rate")) for given in self.search[method]
+            Setting(float(given["learning_rate"]), given.get("alpha"), given.get("backbone_learning_rate"))
+            for given in self.search[method]
         ]
 
     def to_yaml(self) -> str:
@@ -238,22 +276,30 @@ def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
         ConfigError: it is not among them.
     """
     if name not in known:
-        raise ConfigError(f"there is no {what} {name!r}{nearest(name, known)}; the {what}s are: {', '.join(known)}")
+        raise ConfigError(
+            f"there is no {what} {name!r}{nearest(name, known)}; the {what}s are: {', '.join(known)}"
+        )
 
 
 def _refuse_untested(name: str, tested: list[str]) -> None:
     from shadowpeft.compare.tasks import TASKS
 
     if name not in tested:
-        wrong = "which this study does not test" if name in TASKS else f"which is no task{nearest(name, tested)}"
-        raise ConfigError(f"test_skip names {name!r}, {wrong}; the tasks it can name here are: {', '.join(tested)}")
+        wrong = (
+            "which this study does not test" if name in TASKS else f"which is no task{nearest(name, tested)}"
+        )
+        raise ConfigError(
+            f"test_skip names {name!r}, {wrong}; the tasks it can name here are: {', '.join(tested)}"
+        )
 
 
 def _plain_skip(where: str, given: Any, remedy: str = "") -> int | list[int]:
     """Check what one task skips; a list of one is a number, as in files from before there were lists, and an empty one is 0."""
     skips, least = (given, 1) if isinstance(given, list) else ([given], 0)
     if not all(_is_whole(skip, least) for skip in skips):
-        raise ConfigError(f"{where} must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got {given!r}{remedy}")
+        raise ConfigError(
+            f"{where} must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got {given!r}{remedy}"
+        )
     return skips if len(skips) > 1 else sum(skips)
 
 
@@ -278,12 +324,20 @@ def _check_trials(method: str, settings: list[dict[str, float]] | None, trials: 
 
 
 def _check_setting(method: str, setting: Any) -> None:
-    known = ["learning_rate", *["alpha"] * (method in SHADOWS), *["backbone_learning_rate"] * (method in OURS)]
+    known = [
+        "learning_rate",
+        *["alpha"] * (method in SHADOWS),
+        *["backbone_learning_rate"] * (method in OURS),
+    ]
     if not isinstance(setting, dict) or "learning_rate" not in setting:
-        raise ConfigError(f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}")
+        raise ConfigError(
+            f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}"
+        )
     for name, value in setting.items():
         if name == "backbone_learning_rate" and name not in known:
-            raise ConfigError(f"search.{method}: {name} can be searched for {', '.join(OURS)} alone; leave it out")
+            raise ConfigError(
+                f"search.{method}: {name} can be searched for {', '.join(OURS)} alone; leave it out"
+            )
         if name not in known:
             raise ConfigError(
                 f"search.{method}: there is nothing to search called {name!r}{nearest(name, known)}; it may hold {', '.join(known)}"

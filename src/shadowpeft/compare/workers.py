@@ -24,7 +24,9 @@ RunCell = Callable[[Cell, Study], list[Row]]
 Done = Callable[[Cell, list[Row], str], object]  # takes the name of the device, too
 
 
-def run_cells(cells: Sequence[Cell], study: Study, run_cell: RunCell, done: Done, alone: bool = False) -> None:
+def run_cells(
+    cells: Sequence[Cell], study: Study, run_cell: RunCell, done: Done, alone: bool = False
+) -> None:
     """Run cells and hand each one's rows to `done` as soon as there are any.
 
     Args:
@@ -185,12 +187,16 @@ class _Pool:
 def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
-    return f"was killed by {signal.Signals(-code).name}" + (" (perhaps the machine's memory ran out)" if -code == signal.SIGKILL else "")
+    return f"was killed by {signal.Signals(-code).name}" + (
+        " (perhaps the machine's memory ran out)" if -code == signal.SIGKILL else ""
+    )
 
 
 def _work(pipe: Connection, study: Study, run_cell: RunCell) -> None:
     """Be a worker: say the device's name, then answer each cell with its rows until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one ends the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process of a terminal; the first one ends the others
     silence()
     try:
         pipe.send(device_name(study))
@@ -229,7 +235,11 @@ def silence() -> None:
 def _environment(gpu: int | None, width: int) -> Iterator[None]:
     """Let a process that starts now see one GPU, if it is to have one, and its share of the cores: both are read when torch is imported."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    changes = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // width))}
+    changes = (
+        {}
+        if "OMP_NUM_THREADS" in os.environ
+        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // width))}
+    )
     if gpu is not None:
         changes["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
     before = dict(os.environ)

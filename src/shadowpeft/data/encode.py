@@ -115,7 +115,9 @@ def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
         ids = _with_eos(_prompt_ids(form.text, tokenizer, row.where), tokenizer, row.where)
         return Example(input_ids=ids, labels=list(ids))
     if form.completion is None:
-        raise DataError(f"{row.where}: training needs a completion beside the prompt, got none; add the field 'completion'")
+        raise DataError(
+            f"{row.where}: training needs a completion beside the prompt, got none; add the field 'completion'"
+        )
     prompt = _prompt_ids(form.prompt, tokenizer, row.where)
     answer = _with_eos(_answer_ids(form.completion, tokenizer, row.where), tokenizer, row.where)
     return Example(input_ids=prompt + answer, labels=[NO_LOSS] * len(prompt) + answer)
@@ -128,8 +130,12 @@ def _prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> li
     tokens = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, added = tokens["input_ids"], tokens["special_tokens_mask"]
     if all(added):
-        raise DataError(f"{where}: the prompt {text!r} encodes to no token, so there is nothing to start from; use text rows instead")
-    while added[-1]:  # an end-of-sequence token from the tokenizer would tell the model that the answer is over
+        raise DataError(
+            f"{where}: the prompt {text!r} encodes to no token, so there is nothing to start from; use text rows instead"
+        )
+    while added[
+        -1
+    ]:  # an end-of-sequence token from the tokenizer would tell the model that the answer is over
         ids, added = ids[:-1], added[:-1]
     return ids
 
@@ -137,17 +143,23 @@ def _prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> li
 def _answer_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
-        raise DataError(f"{where}: expected an answer to learn, got {text!r}, which encodes to no token; fill it in or drop the row")
+        raise DataError(
+            f"{where}: expected an answer to learn, got {text!r}, which encodes to no token; fill it in or drop the row"
+        )
     # A text may spell the unknown token out, which is no failure: GPT-2's is also its end-of-sequence token.
     if tokenizer.unk_token_id in ids and str(tokenizer.unk_token) not in text:
-        raise DataError(f"{where}: the tokenizer has no token for a part of {text!r} (it gives {tokenizer.unk_token}); change the text")
+        raise DataError(
+            f"{where}: the tokenizer has no token for a part of {text!r} (it gives {tokenizer.unk_token}); change the text"
+        )
     return ids
 
 
 def _with_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
     eos = tokenizer.eos_token_id
     if eos is None:
-        raise DataError(f"{where}: the tokenizer has no end-of-sequence token, so generation would never stop; set tokenizer.eos_token")
+        raise DataError(
+            f"{where}: the tokenizer has no end-of-sequence token, so generation would never stop; set tokenizer.eos_token"
+        )
     return ids if ids[-1] == eos else [*ids, eos]
 
 
@@ -176,7 +188,9 @@ def _encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, where: str) -> 
     return Example(input_ids=tokens["input_ids"], labels=labels)
 
 
-def _learned_spans(chat: Chat, text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[tuple[int, int]]:
+def _learned_spans(
+    chat: Chat, text: str, tokenizer: PreTrainedTokenizerBase, where: str
+) -> list[tuple[int, int]]:
     """Find the characters of `text`, the rendered chat, that are answers: (first, one past the last) of each."""
     spans, last = [], len(chat.messages) - 1
     for index, message in enumerate(chat.messages):
@@ -194,12 +208,16 @@ def _learned_spans(chat: Chat, text: str, tokenizer: PreTrainedTokenizerBase, wh
     return spans
 
 
-def _turn_span(messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+def _turn_span(
+    messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, int] | None:
     """Find the last of `messages` in `text`, or None where the template renders it, or what precedes it, differently there."""
     try:
         before = _render(messages[:-1], tokenizer, generation_prompt=True)
         through = _render(messages, tokenizer, generation_prompt=False)
-    except TemplateError:  # some templates refuse a chat that ends early, such as one with a system message alone
+    except (
+        TemplateError
+    ):  # some templates refuse a chat that ends early, such as one with a system message alone
         return None
     if not (through.startswith(before) and text.startswith(through)):
         return None
@@ -209,7 +227,9 @@ def _turn_span(messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedT
     return (len(before), stop) if stop > len(before) else None
 
 
-def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool) -> str:
+def _render(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool
+) -> str:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
     assert isinstance(text, str)
     return text
@@ -222,17 +242,23 @@ def _check_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> Non
             "a chat model's tokenizer, or set tokenizer.chat_template"
         )
     if not tokenizer.is_fast:
-        raise DataError(f"{where}: chats need a fast tokenizer (one with tokenizer.json), got {type(tokenizer).__name__}; convert it")
+        raise DataError(
+            f"{where}: chats need a fast tokenizer (one with tokenizer.json), got {type(tokenizer).__name__}; convert it"
+        )
 
 
 def _template_refusal(where: str, error: TemplateError) -> DataError:
-    return DataError(f"{where}: the chat template refuses these messages ({error}); change their roles or order")
+    return DataError(
+        f"{where}: the chat template refuses these messages ({error}); change their roles or order"
+    )
 
 
 # Lengths
 
 
-def context_length(max_positions: int | None, tokenizer: PreTrainedTokenizerBase, requested: int | None) -> int:
+def context_length(
+    max_positions: int | None, tokenizer: PreTrainedTokenizerBase, requested: int | None
+) -> int:
     """Pick the `max_length` of examples, in tokens: the one requested, else the lesser of the model's and the tokenizer's limit.
 
     Args:
@@ -249,15 +275,23 @@ def context_length(max_positions: int | None, tokenizer: PreTrainedTokenizerBase
             raise ConfigError(f"max_length must be at least 2{most} tokens, got {requested}")
         return requested
     # transformers writes VERY_LARGE_INTEGER where a tokenizer states no limit.
-    limits = [limit for limit in (max_positions, tokenizer.model_max_length) if limit is not None and limit < VERY_LARGE_INTEGER]
+    limits = [
+        limit
+        for limit in (max_positions, tokenizer.model_max_length)
+        if limit is not None and limit < VERY_LARGE_INTEGER
+    ]
     if not limits:
-        raise ConfigError("neither the model nor the tokenizer states how many tokens it can take; set max_length")
+        raise ConfigError(
+            "neither the model nor the tokenizer states how many tokens it can take; set max_length"
+        )
     return min(limits)
 
 
 def _cut(example: Example, max_length: int, where: str) -> Example:
     if max_length < 2:
-        raise ConfigError(f"max_length must be at least 2 (one token to learn from and one to learn), got {max_length}")
+        raise ConfigError(
+            f"max_length must be at least 2 (one token to learn from and one to learn), got {max_length}"
+        )
     prompt_length = next(index for index, label in enumerate(example["labels"]) if label != NO_LOSS)
     if prompt_length >= max_length:
         raise DataError(
@@ -326,11 +360,21 @@ class Collator:
         width = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padding = [width - length for length in lengths]
         rows: dict[str, list[list[int]]] = {
-            "input_ids": [example["input_ids"] + [self.pad_token_id] * pad for example, pad in zip(examples, padding, strict=True)],
-            "labels": [example["labels"] + [NO_LOSS] * pad for example, pad in zip(examples, padding, strict=True)],
+            "input_ids": [
+                example["input_ids"] + [self.pad_token_id] * pad
+                for example, pad in zip(examples, padding, strict=True)
+            ],
+            "labels": [
+                example["labels"] + [NO_LOSS] * pad for example, pad in zip(examples, padding, strict=True)
+            ],
         }
         if "position_ids" in examples[0]:
-            rows["position_ids"] = [[*example["position_ids"], *range(pad)] for example, pad in zip(examples, padding, strict=True)]
+            rows["position_ids"] = [
+                [*example["position_ids"], *range(pad)]
+                for example, pad in zip(examples, padding, strict=True)
+            ]
         elif self.mask:
-            rows["attention_mask"] = [[1] * length + [0] * pad for length, pad in zip(lengths, padding, strict=True)]
+            rows["attention_mask"] = [
+                [1] * length + [0] * pad for length, pad in zip(lengths, padding, strict=True)
+            ]
         return {name: torch.tensor(values) for name, values in rows.items()}

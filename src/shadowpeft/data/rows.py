@@ -11,7 +11,9 @@ from typing import Any
 
 from shadowpeft.errors import DataError
 
-ROW_FORMS = '{"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+ROW_FORMS = (
+    '{"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
     if source.endswith((".jsonl", ".jsonl.gz")):
         rows = _read_jsonl(source)
     elif Path(source).is_file():
-        raise DataError(f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON object per line")
+        raise DataError(
+            f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON object per line"
+        )
     else:
         rows = _read_dataset(source, split)
     if not rows:
@@ -93,9 +97,13 @@ def _read_jsonl(path: str) -> list[Row]:
                     where = f"{path}:{number}"
                     rows.append(Row(_parse_line(line, where), where))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a .jsonl or .jsonl.gz file, a data set folder or a hub id") from None
+        raise DataError(
+            f"{path}: no such file; give a .jsonl or .jsonl.gz file, a data set folder or a hub id"
+        ) from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a cut and a damaged .gz file
-        raise DataError(f"{path}: cannot be read beyond line {number} ({error}); check or rewrite the file") from error
+        raise DataError(
+            f"{path}: cannot be read beyond line {number} ({error}); check or rewrite the file"
+        ) from error
     return rows
 
 
@@ -103,7 +111,9 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
-        raise DataError(f"{where}: expected one JSON object in UTF-8, got a line that does not parse ({error})") from error
+        raise DataError(
+            f"{where}: expected one JSON object in UTF-8, got a line that does not parse ({error})"
+        ) from error
     if not isinstance(fields, dict):
         raise DataError(f"{where}: expected a JSON object, got {_kind(fields)}; rows look like {ROW_FORMS}")
     return fields
@@ -113,11 +123,15 @@ def _read_dataset(source: str, split: str) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{source}: reading it needs the datasets library; pip install 'shadowpeft[train]'") from error
+        raise DataError(
+            f"{source}: reading it needs the datasets library; pip install 'shadowpeft[train]'"
+        ) from error
     try:
         dataset = datasets.load_dataset(source, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source}: split {split!r} of this data set folder or hub id cannot be loaded: {error}") from error
+        raise DataError(
+            f"{source}: split {split!r} of this data set folder or hub id cannot be loaded: {error}"
+        ) from error
     return [Row(fields, f"{source}[{split!r}][{index}]") for index, fields in enumerate(dataset)]
 
 
@@ -133,7 +147,9 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
         DataError: There are fewer than two rows, or `fraction` is not between 0 and 1.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"the evaluation fraction must lie between 0 and 1, got {fraction}; 0.1 holds out a tenth of the rows")
+        raise DataError(
+            f"the evaluation fraction must lie between 0 and 1, got {fraction}; 0.1 holds out a tenth of the rows"
+        )
     if len(rows) < 2:
         raise DataError(
             f"a split into train and evaluation rows needs at least 2 rows, got {len(rows)}; add rows, or set the evaluation fraction "
@@ -163,7 +179,9 @@ def parse_form(row: Row) -> Chat | Pair | Text:
     if "text" in fields:
         return Text(_check_string(fields["text"], "text", where))
     got = ", ".join(f"{name} ({_kind(value)})" for name, value in row.fields.items()) or "none"
-    raise DataError(f"{where}: expected a row like {ROW_FORMS}, got the fields: {got}; rename or convert them")
+    raise DataError(
+        f"{where}: expected a row like {ROW_FORMS}, got the fields: {got}; rename or convert them"
+    )
 
 
 def reference_answer(row: Row) -> str | None:
@@ -198,7 +216,9 @@ def _parse_prompt(prompt: Any, completion: Any, where: str) -> Chat | Pair:
 
 def _chat(messages: list[dict[str, Any]], learn_from: int, where: str) -> Chat:
     if len(messages) == 1 and messages[0]["role"] == "assistant":
-        raise DataError(f"{where}: expected a message before the assistant's, got the assistant's alone; add the user's")
+        raise DataError(
+            f"{where}: expected a message before the assistant's, got the assistant's alone; add the user's"
+        )
     return Chat(messages, learn_from)
 
 
@@ -208,7 +228,9 @@ def _check_messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
         raise DataError(f"{where}: '{name}' must be a list of at least one message, got {got}")
     for index, message in enumerate(value):
         if not isinstance(message, dict):
-            raise DataError(f'{where}: {name}[{index}] must be {{"role": ..., "content": ...}}, got {_kind(message)}')
+            raise DataError(
+                f'{where}: {name}[{index}] must be {{"role": ..., "content": ...}}, got {_kind(message)}'
+            )
         for key in ("role", "content"):
             _check_string(message.get(key), f"{name}[{index}].{key}", where)
     return value
@@ -220,7 +242,9 @@ def _check_string(value: Any, name: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: '{name}' holds half a character ({error}), which no tokenizer can encode; repair the text") from error
+        raise DataError(
+            f"{where}: '{name}' holds half a character ({error}), which no tokenizer can encode; repair the text"
+        ) from error
     return value
 
 

@@ -26,16 +26,28 @@ def refuse_other_tokenizer(base: PreTrainedTokenizerBase, shadow: PreTrainedToke
     Raises:
         ConfigError: they differ; the message names the first tokens that do, or a text that they cut differently.
     """
-    ours, theirs = ({number: token for token, number in tokenizer.get_vocab().items()} for tokenizer in (base, shadow))
-    differ = [number for number in sorted(ours.keys() | theirs.keys()) if ours.get(number) != theirs.get(number)]
+    ours, theirs = (
+        {number: token for token, number in tokenizer.get_vocab().items()} for tokenizer in (base, shadow)
+    )
+    differ = [
+        number for number in sorted(ours.keys() | theirs.keys()) if ours.get(number) != theirs.get(number)
+    ]
     if differ:
-        named = "; ".join(f"id {n} is {_shown(ours.get(n))} to the base and {_shown(theirs.get(n))} to the shadow" for n in differ[:_NAMED])
+        named = "; ".join(
+            f"id {n} is {_shown(ours.get(n))} to the base and {_shown(theirs.get(n))} to the shadow"
+            for n in differ[:_NAMED]
+        )
         more = f" (and {len(differ) - _NAMED} more)" if len(differ) > _NAMED else ""
-        raise ConfigError(f"base and shadow must have one tokenizer, and theirs differ: {named}{more}; choose a shadow with the base's")
+        raise ConfigError(
+            f"base and shadow must have one tokenizer, and theirs differ: {named}{more}; choose a shadow with the base's"
+        )
     for text in _PROBES:
         cut, other = (tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in (base, shadow))
         if cut != other:
-            place = next((i for i, (a, b) in enumerate(zip(cut, other, strict=False)) if a != b), min(len(cut), len(other)))
+            place = next(
+                (i for i, (a, b) in enumerate(zip(cut, other, strict=False)) if a != b),
+                min(len(cut), len(other)),
+            )
             raise ConfigError(
                 f"base and shadow must have one tokenizer, and theirs cut the text {text!r} differently: from token {place} on the base "
                 f"reads {_shown(ours.get(_at(cut, place)))}, the shadow {_shown(theirs.get(_at(other, place)))}; choose a shadow with the "

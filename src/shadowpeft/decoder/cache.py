@@ -30,7 +30,10 @@ def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCac
 
 def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
     """Make a cache with room for `max_length` tokens, allocated once."""
-    return ShadowCache(StaticCache(config=base, max_cache_len=max_length), StaticCache(config=shadow, max_cache_len=max_length))
+    return ShadowCache(
+        StaticCache(config=base, max_cache_len=max_length),
+        StaticCache(config=shadow, max_cache_len=max_length),
+    )
 
 
 def keep_past(cache: Cache) -> None:

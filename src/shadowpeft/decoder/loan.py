@@ -25,9 +25,13 @@ class Lent:
         """Note the base's flags and hooks, then freeze its weights."""
         modules = dict(base.named_modules())
         lent = cls(
-            trainable=frozenset(name for name, parameter in base.named_parameters() if parameter.requires_grad),
+            trainable=frozenset(
+                name for name, parameter in base.named_parameters() if parameter.requires_grad
+            ),
             training=frozenset(name for name, module in modules.items() if module.training),
-            checkpointing=frozenset(name for name, module in modules.items() if vars(module).get("gradient_checkpointing")),
+            checkpointing=frozenset(
+                name for name, module in modules.items() if vars(module).get("gradient_checkpointing")
+            ),
             capturing=frozenset(name for name, module in modules.items() if _CAPTURING in vars(module)),
             hooks={name: frozenset(_hooks(module)) for name, module in modules.items()},
             attention=base.config._attn_implementation,
@@ -59,4 +63,8 @@ def _hooks(module: nn.Module) -> set[int]:
 
 def _about_hooks(module: nn.Module) -> tuple[dict[int, bool], ...]:
     """Return where torch keeps how a hook is to be called; what was compiled asks these, too."""
-    return module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called
+    return (
+        module._forward_hooks_with_kwargs,
+        module._forward_pre_hooks_with_kwargs,
+        module._forward_hooks_always_called,
+    )

@@ -56,8 +56,13 @@ def divided(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[
     def cut(value: Any, weight: Tensor) -> Any:
         if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
             return value
-        return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+        return distribute_tensor(
+            value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+        )
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moved = {number: {name: cut(value, weights[number]) for name, value in values.items()} for number, values in state["state"].items()}
+    moved = {
+        number: {name: cut(value, weights[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
     return {**state, "state": moved}

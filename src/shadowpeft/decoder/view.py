@@ -28,7 +28,10 @@ class StandIns:
     """The list of a decoder's blocks, each stood for by `stand_in(blocks, index, config)`, which finds its block at each call."""
 
     def __init__(
-        self, stand_in: Callable[[nn.ModuleList, int, PretrainedConfig], Any], blocks: nn.ModuleList, config: PretrainedConfig
+        self,
+        stand_in: Callable[[nn.ModuleList, int, PretrainedConfig], Any],
+        blocks: nn.ModuleList,
+        config: PretrainedConfig,
     ) -> None:
         self.all = [stand_in(blocks, index, config) for index in range(len(blocks))]
 

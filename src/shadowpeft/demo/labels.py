@@ -45,7 +45,11 @@ def label_scores(
 
 
 def calibrated_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scores_BL: Tensor, labels: Sequence[str], empty: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scores_BL: Tensor,
+    labels: Sequence[str],
+    empty: str,
 ) -> Tensor:
     """Take out what a label is worth whatever the request: log p(label | prompt) - log p(label | empty).
 
@@ -62,11 +66,15 @@ def calibrated_scores(
     return scores_BL - label_scores(model, tokenizer, [empty], labels)
 
 
-def _score_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], label_ids: list[list[int]]) -> Tensor:
+def _score_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], label_ids: list[list[int]]
+) -> Tensor:
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     mask_BP = encoded["attention_mask"]
     positions_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)
-    out = model(input_ids=encoded["input_ids"], attention_mask=mask_BP, position_ids=positions_BP, use_cache=True)
+    out = model(
+        input_ids=encoded["input_ids"], attention_mask=mask_BP, position_ids=positions_BP, use_cache=True
+    )
     first_BV = out.logits[:, -1].log_softmax(-1)
     scores_BL = torch.empty(len(prompts), len(label_ids), device=model.device)
     for length, members in _by_length(label_ids).items():
@@ -85,7 +93,13 @@ def _continue(model: PreTrainedModel, cache: object, mask_BP: Tensor, ids_LN: Te
     ids = ids_LN.repeat(prompts, 1)
     mask = torch.cat([mask_BP.repeat_interleave(labels, 0), torch.ones_like(ids[:, 1:])], 1)
     positions = mask.cumsum(1)[:, 1 - length :] - 1
-    logits = model(input_ids=ids[:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).logits
+    logits = model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
     picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     return picked.sum(1).view(prompts, labels)
 

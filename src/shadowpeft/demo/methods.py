@@ -31,7 +31,9 @@ class _Watch(TrainerCallback):
     def __init__(self, fit: Fit, progress: Any) -> None:
         self.fit, self.progress = fit, progress
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs:
             self.fit.steps.append(state.global_step)
             self.fit.losses.append(float(logs["loss"]))
@@ -43,16 +45,32 @@ class _Watch(TrainerCallback):
 def with_lora(base: PreTrainedModel, lora: Lora = LORA) -> Any:
     """Wrap a base with LoRA on all its linear layers."""
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return get_peft_model(base, LoraConfig(r=lora.rank, lora_alpha=2 * lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
+    return get_peft_model(
+        base, LoraConfig(r=lora.rank, lora_alpha=2 * lora.rank, target_modules=targets, task_type="CAUSAL_LM")
+    )
 
 
 def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW, pretrained: Path | None = None) -> Any:
     """Put a shadow beside a base, of the variant that the settings were searched for: a random one, or one from its folder."""
-    config = ShadowConfig(variant="paper", r=shadow.rank, alpha=shadow.alpha, shadow_loss_weight=shadow.loss_weight, dropout=shadow.dropout)
+    config = ShadowConfig(
+        variant="paper",
+        r=shadow.rank,
+        alpha=shadow.alpha,
+        shadow_loss_weight=shadow.loss_weight,
+        dropout=shadow.dropout,
+    )
     return attach(base, config, shadow=pretrained)
 
 
-def fit(model: Any, rows: list[Example], pad_token_id: int, settings: Settings, learning_rate: float, folder: str, progress: Any) -> Fit:
+def fit(
+    model: Any,
+    rows: list[Example],
+    pad_token_id: int,
+    settings: Settings,
+    learning_rate: float,
+    folder: str,
+    progress: Any,
+) -> Fit:
     """Train with transformers' Trainer; a shadowed model needs nothing special."""
     arguments = TrainingArguments(
         output_dir=folder,
@@ -72,7 +90,11 @@ def fit(model: Any, rows: list[Example], pad_token_id: int, settings: Settings, 
     result = Fit()
     dataset: Any = rows  # a list is all the data loader needs
     trainer = Trainer(
-        model, arguments, data_collator=Collator(pad_token_id, mask=False), train_dataset=dataset, callbacks=[_Watch(result, progress)]
+        model,
+        arguments,
+        data_collator=Collator(pad_token_id, mask=False),
+        train_dataset=dataset,
+        callbacks=[_Watch(result, progress)],
     )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()

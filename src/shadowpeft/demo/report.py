@@ -45,7 +45,10 @@ def write_report(result: DemoResult, path: Path) -> None:
     """Write the report as one self-contained HTML file."""
     rows = [cells(method) for method in result.methods]
     names = [method.name for method in result.methods]
-    talk = [[example["request"], example["right"], *(example[name] for name in names)] for example in result.examples]
+    talk = [
+        [example["request"], example["right"], *(example[name] for name in names)]
+        for example in result.examples
+    ]
     page = _PAGE.format(
         table=_table(HEADINGS, rows),
         curves=_picture(_curves(result)),
@@ -63,7 +66,13 @@ def write_report(result: DemoResult, path: Path) -> None:
 def _curves(result: DemoResult) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     for name, run in result.fits.items():
-        axes.plot(run.steps, run.losses, label=name, color=COLOURS["LoRA" if name == "LoRA" else f"{name} attached"], linewidth=1.6)
+        axes.plot(
+            run.steps,
+            run.losses,
+            label=name,
+            color=COLOURS["LoRA" if name == "LoRA" else f"{name} attached"],
+            linewidth=1.6,
+        )
     axes.set(xlabel="optimiser step", ylabel="training loss", yscale="log")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,7 +83,12 @@ def _bars(result: DemoResult) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     names = [method.name for method in result.methods]
     heights = [100 * method.accuracy for method in result.methods]
-    bars = axes.bar([name.replace(" ", "\n") for name in names], heights, color=[COLOURS[name] for name in names], width=0.6)
+    bars = axes.bar(
+        [name.replace(" ", "\n") for name in names],
+        heights,
+        color=[COLOURS[name] for name in names],
+        width=0.6,
+    )
     axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2)
     axes.set(ylabel="accuracy on held-out requests, %", ylim=(0, 105))
     axes.spines[["top", "right"]].set_visible(False)
@@ -91,7 +105,9 @@ def _picture(figure: plt.Figure) -> str:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -63,7 +63,10 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     adapted = {
         "LoRA": (with_lora(load_base()), LORA.learning_rate),
         "shadow": (with_shadow(load_base()), SHADOW.learning_rate),
-        "pretrained shadow": (with_shadow(load_base(), PRETRAINED_SHADOW, PRETRAINED), PRETRAINED_SHADOW.learning_rate),
+        "pretrained shadow": (
+            with_shadow(load_base(), PRETRAINED_SHADOW, PRETRAINED),
+            PRETRAINED_SHADOW.learning_rate,
+        ),
     }
     trainable = {name: count(model) for name, (model, _) in adapted.items()}
     fits = {}
@@ -82,7 +85,11 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     for name, model in models.items():
         with ui.task(f"answering {len(rows)} held-out requests: {name}", len(rows)) as progress:
             scores = label_scores(
-                model, tokenizer, [row.fields["prompt"] for row in rows], labels, progress=partial(progress, total=len(rows))
+                model,
+                tokenizer,
+                [row.fields["prompt"] for row in rows],
+                labels,
+                progress=partial(progress, total=len(rows)),
             )
         if name == "base":
             scores = calibrated_scores(model, tokenizer, scores, labels, empty=EMPTY)
@@ -104,7 +111,9 @@ def run(settings: Settings, ui: Any) -> DemoResult:
                 (quantile(timings[name], 0.25), quantile(timings[name], 0.75)),
             )
         )
-    return DemoResult(methods, fits, examples(rows, chosen), len(rows), len(labels), time.perf_counter() - began)
+    return DemoResult(
+        methods, fits, examples(rows, chosen), len(rows), len(labels), time.perf_counter() - began
+    )
 
 
 def load_base() -> PreTrainedModel:
@@ -123,7 +132,9 @@ def count_shadow(model: Any) -> int:
 
 
 @torch.inference_mode()
-def time_answers(models: dict[str, Any], tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], progress: Any) -> dict[str, list[float]]:
+def time_answers(
+    models: dict[str, Any], tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], progress: Any
+) -> dict[str, list[float]]:
     """Time greedy generation of one answer at a time, the models taking turns, in milliseconds.
 
     Every model makes the same number of tokens, so that a talkative one is not called slow.

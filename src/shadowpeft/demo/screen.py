@@ -26,7 +26,12 @@ class Screen:
     @contextmanager
     def task(self, text: str, total: int) -> Iterator[Callable[[int, int], object]]:
         """Show a bar while the context lasts; call its value with (done, total)."""
-        columns = (TextColumn("{task.description:<58}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<58}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task(text, total=total)
             yield lambda done, total: progress.update(bar, completed=done, total=total)
@@ -38,7 +43,11 @@ def show(report: Path, seed: int, as_json: bool) -> None:
     screen = Screen()
     result = run(Settings(seed=seed), screen)
     if as_json:
-        print(json.dumps(finite({**dataclasses.asdict(result), "report": str(report)}), indent=2, allow_nan=False))
+        print(
+            json.dumps(
+                finite({**dataclasses.asdict(result), "report": str(report)}), indent=2, allow_nan=False
+            )
+        )
     else:
         Console().print(table(result))
     write_report(result, report)  # after the table, which shall not be lost where the disk is full
@@ -47,10 +56,20 @@ def show(report: Path, seed: int, as_json: bool) -> None:
 
 def table(result: DemoResult) -> Table:
     """Lay out the results."""
-    made = Table(title=f"{result.labels} answers, {result.test_rows} held-out requests, scored by the most likely answer")
-    widths = (17, None, 10, 8, None)  # so that at 80 columns a long name takes a second line and no number loses its end
+    made = Table(
+        title=f"{result.labels} answers, {result.test_rows} held-out requests, scored by the most likely answer"
+    )
+    widths = (
+        17,
+        None,
+        10,
+        8,
+        None,
+    )  # so that at 80 columns a long name takes a second line and no number loses its end
     for number, (heading, width) in enumerate(zip(HEADINGS, widths, strict=True)):
-        made.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number in (1, 4), width=width)
+        made.add_column(
+            heading, justify="left" if number == 0 else "right", no_wrap=number in (1, 4), width=width
+        )
     for method in result.methods:
         made.add_row(*cells(method))
     return made

@@ -13,7 +13,9 @@ from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.errors import DataError
 
 
-def encode_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int, max_new_tokens: int) -> list[list[int]]:
+def encode_prompts(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int, max_new_tokens: int
+) -> list[list[int]]:
     """Map rows to the token ids that generation starts from.
 
     Args:
@@ -57,17 +59,23 @@ def greedy_answers(
         limit: tokens that a prompt and its answer may have together; an answer ends there.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    room = [
+        max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts
+    ]
     # One batch, one length of answer: else a row's answer would depend on the rows beside it.
     groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: room[index])]
-    batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    batches = [
+        group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
+    ]
     answers = [""] * len(prompts)
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
     for indices in bar(batches, "generate", progress):
         width = max(len(prompts[index]) for index in indices)
         padding = [width - len(prompts[index]) for index in indices]
-        ids_BT = torch.tensor([[pad] * gap + list(prompts[index]) for gap, index in zip(padding, indices, strict=True)])
+        ids_BT = torch.tensor(
+            [[pad] * gap + list(prompts[index]) for gap, index in zip(padding, indices, strict=True)]
+        )
         mask_BT = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
         out_BT = model.generate(  # type: ignore[operator]
             ids_BT.to(model.device),
@@ -78,7 +86,9 @@ def greedy_answers(
             pad_token_id=pad,
             eos_token_id=stop_ids(model, tokenizer),
         )
-        for index, text in zip(indices, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
+        for index, text in zip(
+            indices, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True
+        ):
             answers[index] = text
     model.train(was_training)
     return answers

@@ -93,17 +93,31 @@ def evaluate(
         prompts = encode_prompts([row for row, _ in referenced], tokenizer, limit, max_new_tokens or 1)
     losses = token_losses(model, examples, Collator(pad), batch_size, progress)
     if prompts:
-        longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for _, answer in referenced)
-        answers = greedy_answers(model, tokenizer, prompts, max_new_tokens or 1 + longest, batch_size, progress, limit)
-        right = sum(given.strip() == wanted.strip() for given, (_, wanted) in zip(answers, referenced, strict=True))
+        longest = max(
+            len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for _, answer in referenced
+        )
+        answers = greedy_answers(
+            model, tokenizer, prompts, max_new_tokens or 1 + longest, batch_size, progress, limit
+        )
+        right = sum(
+            given.strip() == wanted.strip() for given, (_, wanted) in zip(answers, referenced, strict=True)
+        )
         matches = right / len(referenced)
     # Not math.exp, which raises where the result is too large for a float.
     perplexity = torch.tensor(losses.loss, dtype=torch.float64).exp().item()
-    return Evaluation(len(rows), losses.tokens, losses.loss, perplexity, losses.shadow_loss, matches, len(referenced))
+    return Evaluation(
+        len(rows), losses.tokens, losses.loss, perplexity, losses.shadow_loss, matches, len(referenced)
+    )
 
 
 @torch.inference_mode()
-def token_losses(model: PreTrainedModel, examples: Sequence[Example], collator: Collator, batch_size: int, progress: bool = True) -> Losses:
+def token_losses(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    collator: Collator,
+    batch_size: int,
+    progress: bool = True,
+) -> Losses:
     """Measure the cross-entropy per token over all examples, whatever the batches.
 
     Raises:
@@ -112,7 +126,9 @@ def token_losses(model: PreTrainedModel, examples: Sequence[Example], collator: 
     own, shadow, tokens = 0.0, 0.0, 0
     shadowed, was_training = False, model.training
     model.eval()
-    for batch in _batches(sorted(examples, key=lambda example: len(example["input_ids"])), batch_size, "loss", progress):
+    for batch in _batches(
+        sorted(examples, key=lambda example: len(example["input_ids"])), batch_size, "loss", progress
+    ):
         inputs = {name: tensor.to(model.device) for name, tensor in collator(batch).items()}
         tokens += int((inputs["labels"][:, 1:] != NO_LOSS).sum())
         own_of_batch, shadow_of_batch = _summed_losses(model, inputs)
@@ -127,7 +143,11 @@ def token_losses(model: PreTrainedModel, examples: Sequence[Example], collator: 
 
 def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, float | None]:
     """Sum the loss over a batch, of a shadow that answers, too; a shadowed model need not hold the logits of either head for it."""
-    lean = {"skip_logits": True, "num_items_in_batch": torch.ones((), device=model.device)} if isinstance(model, ShadowedModel) else {}
+    lean = (
+        {"skip_logits": True, "num_items_in_batch": torch.ones((), device=model.device)}
+        if isinstance(model, ShadowedModel)
+        else {}
+    )
     out = model(**inputs, **lean, use_cache=False)
     if isinstance(out, ShadowedCausalLMOutput) and isinstance(model, ShadowedModel):
         assert out.loss is not None
@@ -136,10 +156,14 @@ def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[f
         assert isinstance(settings, ShadowConfig)
         shadow = out.shadow_loss.item()
         distil, share = 0.0 if out.distil_loss is None else out.distil_loss.item(), settings.shadow_distil
-        return out.loss.item() - settings.resolved().shadow_loss_weight * ((1 - share) * shadow + share * distil), shadow
+        return out.loss.item() - settings.resolved().shadow_loss_weight * (
+            (1 - share) * shadow + share * distil
+        ), shadow
     targets_BT = inputs["labels"][:, 1:]
     predicted_BT = targets_BT != NO_LOSS
-    loss = F.cross_entropy(out.logits[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum")
+    loss = F.cross_entropy(
+        out.logits[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum"
+    )
     return loss.item(), None
 
 

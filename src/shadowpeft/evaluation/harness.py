@@ -43,7 +43,9 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, progress: 
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("standard tasks need lm-evaluation-harness; pip install 'shadowpeft[lm-eval]'")
     if include_path is not None and not Path(include_path).is_dir():
-        raise ConfigError(f"there is no folder {include_path}; include_path must be a folder with task files (YAML) of the harness")
+        raise ConfigError(
+            f"there is no folder {include_path}; include_path must be a folder with task files (YAML) of the harness"
+        )
     import yaml
     from datasets.exceptions import DatasetsError
 
@@ -52,10 +54,14 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, progress: 
         try:
             loaded = manager.load(found)
         except (OSError, ValueError, KeyError, ImportError, DatasetsError, yaml.YAMLError) as error:
-            raise DataError(f"the data or the definition of the tasks {', '.join(names)} cannot be loaded: {error}") from error
+            raise DataError(
+                f"the data or the definition of the tasks {', '.join(names)} cannot be loaded: {error}"
+            ) from error
     within = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     within |= {inner.name for group in loaded["groups"].values() for inner in group.get_all_groups()}
-    return [entry for kind in ("groups", "tasks") for name, entry in loaded[kind].items() if name not in within]
+    return [
+        entry for kind in ("groups", "tasks") for name, entry in loaded[kind].items() if name not in within
+    ]
 
 
 def run_harness(
@@ -94,15 +100,24 @@ def run_harness(
     from lm_eval.tasks import TaskManager
 
     if batch_size < 1 or (limit is not None and limit < 1) or (num_fewshot is not None and num_fewshot < 0):
-        raise ConfigError(f"batch_size and limit must be 1 or more, num_fewshot 0 or more; got {batch_size}, {limit}, {num_fewshot}")
+        raise ConfigError(
+            f"batch_size and limit must be 1 or more, num_fewshot 0 or more; got {batch_size}, {limit}, {num_fewshot}"
+        )
     if tokenizer.eos_token_id is None:
-        raise ConfigError("the harness needs a tokenizer with an end token (eos_token), and this one has none")
+        raise ConfigError(
+            "the harness needs a tokenizer with an end token (eos_token), and this one has none"
+        )
     room = context_length(arch.context_of(model.config), tokenizer, max_length)
     leaves = _leaves(tasks)
     with _as_measured(model, tokenizer), _as_given(leaves), _hushed(progress) as cut:
         # A tokenizer of its own, as the harness gives it a padding token. Rounded to bfloat16, log-likelihoods would often tie.
         wrapped = HFLM(
-            model, backend="causal", tokenizer=copy.deepcopy(tokenizer), max_length=room, batch_size=batch_size, softmax_dtype="float32"
+            model,
+            backend="causal",
+            tokenizer=copy.deepcopy(tokenizer),
+            max_length=room,
+            batch_size=batch_size,
+            softmax_dtype="float32",
         )
         _refuse_unfit(leaves, room, max_new_tokens, wrapped.max_gen_toks)
         generation = None if max_new_tokens is None else {"max_gen_toks": max_new_tokens}
@@ -113,10 +128,15 @@ def run_harness(
             limit=limit,
             gen_kwargs=generation,
             log_samples=False,
-            task_manager=TaskManager(include_defaults=False),  # else it reads thousands of task files, though the tasks are here
+            task_manager=TaskManager(
+                include_defaults=False
+            ),  # else it reads thousands of task files, though the tasks are here
         )
     if cut:
-        warnings.warn(f"inputs were longer than {room} tokens and lost their beginning; the harness said: {cut[0]}", stacklevel=2)
+        warnings.warn(
+            f"inputs were longer than {room} tokens and lost their beginning; the harness said: {cut[0]}",
+            stacklevel=2,
+        )
     names = ("lm_eval", "transformers", "torch", "datasets")
     return {"tasks": _plain(found), "versions": {name: metadata.version(name) for name in names}}
 
@@ -127,9 +147,19 @@ def table(result: dict[str, Any]) -> str:
     for name, task in result["tasks"].items():
         for metric, value in task["metrics"].items():
             shown = ["-" if number is None else f"{number:.4f}" for number in (value, task["stderr"][metric])]
-            rows.append((name, str(task["rows"]), "-" if task["num_fewshot"] is None else str(task["num_fewshot"]), metric, *shown))
+            rows.append(
+                (
+                    name,
+                    str(task["rows"]),
+                    "-" if task["num_fewshot"] is None else str(task["num_fewshot"]),
+                    metric,
+                    *shown,
+                )
+            )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _find(names: Sequence[str], include_path: str | None) -> tuple[Any, list[str]]:
@@ -147,7 +177,9 @@ def _find(names: Sequence[str], include_path: str | None) -> tuple[Any, list[str
         if not matching:
             near = difflib.get_close_matches(name, manager.all_tasks, _SUGGESTIONS)
             hint = f"; near it are: {', '.join(near)}" if near else ""
-            skipped = f", and none in a readable task file of {include_path}" if include_path is not None else ""
+            skipped = (
+                f", and none in a readable task file of {include_path}" if include_path is not None else ""
+            )
             raise ConfigError(f"the harness has no task {name!r}{skipped}{hint}")
         found += matching
     return manager, list(dict.fromkeys(found))
@@ -157,7 +189,9 @@ def _leaves(tasks: Sequence[Any]) -> list[Any]:
     """Open groups: return the single tasks."""
     from lm_eval.api.group import Group
 
-    return [leaf for entry in tasks for leaf in (entry.get_all_tasks() if isinstance(entry, Group) else [entry])]
+    return [
+        leaf for entry in tasks for leaf in (entry.get_all_tasks() if isinstance(entry, Group) else [entry])
+    ]
 
 
 def _refuse_unfit(tasks: Sequence[Any], room: int, asked: int | None, default: int) -> None:
@@ -166,11 +200,17 @@ def _refuse_unfit(tasks: Sequence[Any], room: int, asked: int | None, default: i
 
     for task in tasks:
         if task.config.unsafe_code:
-            raise ConfigError(f"task {task.task_name} runs the code that a model writes, which is not done here; leave it out")
+            raise ConfigError(
+                f"task {task.task_name} runs the code that a model writes, which is not done here; leave it out"
+            )
         if task.config.doc_to_image is not None or task.config.doc_to_audio is not None:
-            raise ConfigError(f"task {task.task_name} shows pictures or plays sounds, which a language model does not take; leave it out")
+            raise ConfigError(
+                f"task {task.task_name} shows pictures or plays sounds, which a language model does not take; leave it out"
+            )
         if task.OUTPUT_TYPE == "generate_until":
-            tokens = asked or normalize_gen_kwargs(task.config.generation_kwargs or {}, default)["max_gen_toks"]
+            tokens = (
+                asked or normalize_gen_kwargs(task.config.generation_kwargs or {}, default)["max_gen_toks"]
+            )
             if tokens >= room:
                 raise ConfigError(
                     f"task {task.task_name} generates up to {tokens} tokens, which leaves no room for a prompt within {room}; "
@@ -184,7 +224,9 @@ def _plain(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, entry in found["results"].items():
         values = {key.replace(",none", ""): value for key, value in entry.items() if "," in key}
         metrics = {key: _number(value) for key, value in values.items() if "_stderr" not in key}
-        errors = {key.replace("_stderr", ""): _number(value) for key, value in values.items() if "_stderr" in key}
+        errors = {
+            key.replace("_stderr", ""): _number(value) for key, value in values.items() if "_stderr" in key
+        }
         tasks[name] = {
             "metrics": metrics,
             "stderr": {metric: errors.get(metric) for metric in metrics},
@@ -215,7 +257,9 @@ def _as_measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 @contextlib.contextmanager
 def _as_given(tasks: Sequence[Any]) -> Iterator[None]:
     """Put the settings back that the harness writes into tasks, or one run's would hold for the next."""
-    given = [(task.config, task.config.num_fewshot, copy.deepcopy(task.config.generation_kwargs)) for task in tasks]
+    given = [
+        (task.config, task.config.num_fewshot, copy.deepcopy(task.config.generation_kwargs)) for task in tasks
+    ]
     try:
         yield
     finally:

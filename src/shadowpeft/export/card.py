@@ -58,7 +58,9 @@ def model_card(source: Source, model: PreTrainedModel, to: str, dtype: str) -> s
         dtype=dtype,
         what=f"{trained} `{source.folder.name}`, which was trained beside the",
         copied="embeddings and head" if generates else "embeddings",
-        use=_USE[to].format(auto="AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"),
+        use=_USE[to].format(
+            auto="AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"
+        ),
         run=_run(source.folder / "README.md"),
         version=shadowpeft.__version__,
         torch=torch.__version__,

@@ -25,7 +25,13 @@ def bytes_of(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
 
 
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str, folder: Path, max_shard_size: str | None) -> None:
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    folder: Path,
+    max_shard_size: str | None,
+) -> None:
     """Write weights, configurations, tokenizer with its chat template, and card."""
     folder.mkdir()
     model.save_pretrained(folder, max_shard_size=max_shard_size or _SHARD)

@@ -30,12 +30,16 @@ def refuse_unknown(config: PretrainedConfig, task: arch.Task, tokenizer: PreTrai
         UnsupportedModelError: it does not; the message says in what.
     """
     if task != "causal-lm":
-        raise UnsupportedModelError("a classifier cannot be written as GGUF, which llama.cpp runs to generate text; give --to hf")
+        raise UnsupportedModelError(
+            "a classifier cannot be written as GGUF, which llama.cpp runs to generate text; give --to hf"
+        )
     gguf_layout.layout_of(config)
     gguf_vocab.read(tokenizer, config.vocab_size)
 
 
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, quantise: bool = False) -> None:
+def write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, quantise: bool = False
+) -> None:
     """Write model and tokenizer as one file.
 
     Args:
@@ -64,7 +68,14 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        parts = tqdm(gguf_layout.tensors(model), desc="write", unit="tensor", leave=False, disable=None, file=sys.stderr)
+        parts = tqdm(
+            gguf_layout.tensors(model),
+            desc="write",
+            unit="tensor",
+            leave=False,
+            disable=None,
+            file=sys.stderr,
+        )
         for _, tensor in parts:
             writer.write_tensor_data(gguf.quantize(gguf_layout.as_numpy(tensor), _type_of(tensor, wanted)))
     finally:

@@ -52,7 +52,9 @@ LAYOUTS = {
     "mistral": Layout("llama", "silu", pairs_neighbours=True),
     "qwen2": Layout("qwen2", "silu"),
     "qwen3": Layout("qwen3", "silu"),
-    "gemma2": Layout("gemma2", "gelu_pytorch_tanh", norm_offset=1.0, window_every=2, caps=True, always_tied=True),
+    "gemma2": Layout(
+        "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, window_every=2, caps=True, always_tied=True
+    ),
     "gemma3_text": Layout("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, window_every=6),
 }
 
@@ -68,19 +70,31 @@ def layout_of(config: PretrainedConfig) -> Layout:
         return layout_of(_as_qwen3(config))
     if family.model_type not in LAYOUTS:
         known = ", ".join(arch.FAMILIES[name].name for name in LAYOUTS)
-        raise UnsupportedModelError(f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf")
+        raise UnsupportedModelError(
+            f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf"
+        )
     layout = LAYOUTS[family.model_type]
     activation = config.hidden_activation if family.softcaps else config.hidden_act
     problems = {
         f"its activation is {activation}, llama.cpp's {layout.activation}": activation != layout.activation,
-        "llama.cpp ties its head to its embeddings, and here they differ": layout.always_tied and not config.tie_word_embeddings,
-        "its attention has biases": not layout.biases and "attention_bias" in vars(config) and config.attention_bias,
-        "its logits are soft-capped": family.softcaps and not layout.caps and config.final_logit_softcapping is not None,
+        "llama.cpp ties its head to its embeddings, and here they differ": layout.always_tied
+        and not config.tie_word_embeddings,
+        "its attention has biases": not layout.biases
+        and "attention_bias" in vars(config)
+        and config.attention_bias,
+        "its logits are soft-capped": family.softcaps
+        and not layout.caps
+        and config.final_logit_softcapping is not None,
     }
-    problems |= {f"its rotary embedding is of the type {kind}": True for kind in _rope_types(config) - _known_ropes(layout)}
+    problems |= {
+        f"its rotary embedding is of the type {kind}": True
+        for kind in _rope_types(config) - _known_ropes(layout)
+    }
     found = [problem for problem, there in problems.items() if there]
     if found:
-        raise UnsupportedModelError(f"this {family.name} shadow cannot be written as GGUF: {found[0]}; give --to hf")
+        raise UnsupportedModelError(
+            f"this {family.name} shadow cannot be written as GGUF: {found[0]}; give --to hf"
+        )
     return layout
 
 
@@ -92,7 +106,9 @@ def _as_qwen3(config: PretrainedConfig) -> PretrainedConfig:
 
 def _rope_types(config: PretrainedConfig) -> set[str]:
     kinds = {part.get("rope_type", "default") for part in _ropes(config).values()}
-    return kinds | {"partial" for part in _ropes(config).values() if part.get("partial_rotary_factor", 1.0) != 1.0}
+    return kinds | {
+        "partial" for part in _ropes(config).values() if part.get("partial_rotary_factor", 1.0) != 1.0
+    }
 
 
 def _known_ropes(layout: Layout) -> set[str]:

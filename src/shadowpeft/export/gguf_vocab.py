@@ -11,9 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 from shadowpeft.errors import UnsupportedModelError
 
 _GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-_MODERN = (
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}%s| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-)
+_MODERN = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}%s| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 # How text is cut before merging: the name that llama.cpp has for it, by what the tokenizer says of it.
 _CUTS = {
     ("regex of ByteLevel",): "gpt-2",
@@ -77,11 +75,17 @@ def read(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
         return _pieces(parts, names, kinds, pairs)
     cut = _CUTS.get(tuple(_cuts(parts["pre_tokenizer"])))
     if cut is None:
-        raise _unknown(f"it cuts text as llama.cpp has no name for: {json.dumps(parts['pre_tokenizer'], ensure_ascii=False)[:200]}")
+        raise _unknown(
+            f"it cuts text as llama.cpp has no name for: {json.dumps(parts['pre_tokenizer'], ensure_ascii=False)[:200]}"
+        )
     if any(step["type"] != "NFC" for step in _steps(parts["normalizer"], "normalizers")):
-        raise _unknown(f"it changes text before cutting it: {json.dumps(parts['normalizer'], ensure_ascii=False)[:200]}")
+        raise _unknown(
+            f"it changes text before cutting it: {json.dumps(parts['normalizer'], ensure_ascii=False)[:200]}"
+        )
     if bool(model.get("ignore_merges")) != (cut == "llama-bpe"):
-        raise _unknown(f"ignore_merges is {model.get('ignore_merges')}, which llama.cpp does not do with the cut {cut}")
+        raise _unknown(
+            f"ignore_merges is {model.get('ignore_merges')}, which llama.cpp does not do with the cut {cut}"
+        )
     return Vocabulary("gpt2", cut, names, kinds, merges=[f"{left} {right}" for left, right in pairs])
 
 
@@ -101,13 +105,18 @@ def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     return [] if part is None else part[name] if part["type"] == "Sequence" else [part]
 
 
-def _pieces(parts: dict[str, Any], names: list[str], kinds: list[gguf.TokenType], pairs: list[list[str]]) -> Vocabulary:
+def _pieces(
+    parts: dict[str, Any], names: list[str], kinds: list[gguf.TokenType], pairs: list[list[str]]
+) -> Vocabulary:
     """Describe a tokenizer that came from SentencePiece: pieces with ▁ for a space, and bytes for what has no piece.
 
     llama.cpp joins the two neighbours whose joint piece has the highest score, so a piece's score is the place of its first merge.
     """
     space_first = False
-    for step in [*_steps(parts["normalizer"], "normalizers"), *_steps(parts["pre_tokenizer"], "pretokenizers")]:
+    for step in [
+        *_steps(parts["normalizer"], "normalizers"),
+        *_steps(parts["pre_tokenizer"], "pretokenizers"),
+    ]:
         if step["type"] == "Prepend" and step["prepend"] == "▁":
             space_first = True
         elif step["type"] == "Metaspace" and step["replacement"] == "▁" and not step["split"]:
@@ -117,7 +126,9 @@ def _pieces(parts: dict[str, Any], names: list[str], kinds: list[gguf.TokenType]
         elif step["type"] == "Split" and step["pattern"].get("String") == " ":
             pass  # nothing is left to split once spaces are ▁
         else:
-            raise _unknown(f"it changes or cuts text as llama.cpp does not: {json.dumps(step, ensure_ascii=False)[:200]}")
+            raise _unknown(
+                f"it changes or cuts text as llama.cpp does not: {json.dumps(step, ensure_ascii=False)[:200]}"
+            )
     places: dict[str, int] = {}
     for place, (left, right) in enumerate(pairs):
         places.setdefault(left + right, place)
@@ -133,7 +144,9 @@ def _pieces(parts: dict[str, Any], names: list[str], kinds: list[gguf.TokenType]
     return Vocabulary("llama", "default", names, kinds, scores=scores, space_first=space_first)
 
 
-def write(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, generation: GenerationConfig) -> None:
+def write(
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, generation: GenerationConfig
+) -> None:
     """Write the tokenizer, its chat template, and the ids that begin and end a text."""
     found = read(tokenizer, rows)
     writer.add_tokenizer_model(found.model)
@@ -152,7 +165,11 @@ def write(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int
         (tokenizer.bos_token_id, writer.add_bos_token_id),
         (tokenizer.unk_token_id, writer.add_unk_token_id),
         (tokenizer.pad_token_id, writer.add_pad_token_id),
-        *zip(_ends(tokenizer, generation), (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), strict=False),
+        *zip(
+            _ends(tokenizer, generation),
+            (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id),
+            strict=False,
+        ),
     ):
         if index is not None:
             add(index)

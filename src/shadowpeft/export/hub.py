@@ -20,11 +20,17 @@ def logged_in(repository: str) -> HfApi:
         validate_repo_id(repository)
         client.whoami()
     except HFValidationError as error:
-        raise ConfigError(f"--push needs the name of a repository such as user/name, got {repository!r}") from error
+        raise ConfigError(
+            f"--push needs the name of a repository such as user/name, got {repository!r}"
+        ) from error
     except LocalTokenNotFoundError as error:
-        raise ConfigError("--push needs a token of the Hugging Face hub: run hf auth login, or set HF_TOKEN") from error
+        raise ConfigError(
+            "--push needs a token of the Hugging Face hub: run hf auth login, or set HF_TOKEN"
+        ) from error
     except (HTTPError, OSError) as error:
-        raise ConfigError(f"--push: the Hugging Face hub does not let in ({' '.join(str(error).split())})") from error
+        raise ConfigError(
+            f"--push: the Hugging Face hub does not let in ({' '.join(str(error).split())})"
+        ) from error
     return client
 
 

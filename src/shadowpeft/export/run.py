@@ -70,7 +70,9 @@ def export(
     """
     output = Path(output)
     if to == "hf" and dtype == "q8_0":
-        raise ConfigError("q8_0 is a type of GGUF files: give --to gguf, or one of float32, bfloat16 and float16")
+        raise ConfigError(
+            "q8_0 is a type of GGUF files: give --to gguf, or one of float32, bfloat16 and float16"
+        )
     if to == "gguf" and max_shard_size is not None:
         raise ConfigError("max_shard_size is of a model folder, and a GGUF export is one file; leave it out")
     _refuse_taken(output, to)
@@ -81,7 +83,9 @@ def export(
         gguf_file.refuse_unknown(source.backbone, source.task, source.tokenizer)
     client = None if push is None else hub.logged_in(push)
     model = source.detach("auto" if dtype == "q8_0" else dtype)
-    card = model_card(source, model, to, str(model.dtype if dtype == "auto" else dtype).removeprefix("torch."))
+    card = model_card(
+        source, model, to, str(model.dtype if dtype == "auto" else dtype).removeprefix("torch.")
+    )
     _refuse_full(output, _room_for(folder.bytes_of(model)))
     with _aside(output) as partial:
         if to == "hf":
@@ -90,7 +94,13 @@ def export(
             gguf_file.write(model, source.tokenizer, partial, quantise=dtype == "q8_0")
     paths = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
     pushed = None if client is None or push is None else hub.upload(client, push, output, card)
-    return ExportResult(str(output), type(model).__name__, model.num_parameters(), sum(path.stat().st_size for path in paths), pushed)
+    return ExportResult(
+        str(output),
+        type(model).__name__,
+        model.num_parameters(),
+        sum(path.stat().st_size for path in paths),
+        pushed,
+    )
 
 
 def _gguf() -> ModuleType:

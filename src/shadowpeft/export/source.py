@@ -48,7 +48,9 @@ class Source:
             UserError: the base cannot be reached.
         """
         if (adapter is None) == (shadow is None):
-            raise ConfigError("give either --adapter, the folder of an adapter, or --shadow, that of a pretrained shadow")
+            raise ConfigError(
+                "give either --adapter, the folder of an adapter, or --shadow, that of a pretrained shadow"
+            )
         if adapter is not None and not Path(adapter).is_dir():
             raise CheckpointError(f"no adapter folder at {adapter}")
         config = stock_models.load_config(base)  # a base that cannot be reached is found out with one request
@@ -56,10 +58,14 @@ class Source:
         if adapter is None:
             assert shadow is not None
             backbone = shadow_folder.backbone_config(shadow, config)
-            return cls(base, Path(shadow), True, tokenizer, _detached_kind(backbone, config), "causal-lm", None)
+            return cls(
+                base, Path(shadow), True, tokenizer, _detached_kind(backbone, config), "causal-lm", None
+            )
         backbone, facts = _described(Path(adapter), config)
         task: arch.Task = "causal-lm" if facts.task == "causal-lm" else "sequence-classification"
-        return cls(base, Path(adapter), False, tokenizer, _detached_kind(backbone, config), task, facts.num_labels)
+        return cls(
+            base, Path(adapter), False, tokenizer, _detached_kind(backbone, config), task, facts.num_labels
+        )
 
     def detach(self, dtype: torch.dtype | str) -> PreTrainedModel:
         """Load the base, build the detached model in its type, and let it stop where the base's answers end.

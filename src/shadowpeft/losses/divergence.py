@@ -44,10 +44,14 @@ class Head(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "Head":
         """Cast weight and bias."""
-        return Head(self.weight_VD.to(dtype), None if self.bias_V is None else self.bias_V.to(dtype), self.softcap)
+        return Head(
+            self.weight_VD.to(dtype), None if self.bias_V is None else self.bias_V.to(dtype), self.softcap
+        )
 
 
-def divergences(s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+def divergences(
+    s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float = 1.0, top_k: int | None = None
+) -> Tensor:
     """Compute tau^2 KL(p || q) of each token, where p = softmax(head(h) / tau) is the base's and q = softmax(head(s) / tau) the shadow's.
 
     Only `s_ND` gets a gradient, computed beside the loss while a few tokens' logits are in hand, so that those of a batch are never
@@ -103,7 +107,13 @@ def _scaled(slope_ND: Tensor, grad_N: Tensor) -> Tensor:
 class _Divergences(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, s_ND: Tensor, h_ND: Tensor, head: Head, temperature: float, top_k: int | None, differentiate: bool
+        ctx: FunctionCtx,
+        s_ND: Tensor,
+        h_ND: Tensor,
+        head: Head,
+        temperature: float,
+        top_k: int | None,
+        differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
         losses_N, slope_ND = _losses_and_slopes(s_ND, h_ND, head, temperature, top_k, differentiate)
         ctx.save_for_backward(slope_ND)
@@ -153,7 +163,9 @@ def _backward(ctx, grad_N, grad_slope):  # type: ignore[no-untyped-def]
 _operation.register_autograd(_backward, setup_context=_remember)
 
 
-def _told_apart(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, differentiate: bool) -> tuple[Tensor, Tensor]:
+def _told_apart(
+    s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, differentiate: bool
+) -> tuple[Tensor, Tensor]:
     """Give tau^2 KL(p || q) and, if wanted (else no rows), its gradient tau (q - p) cap' W, where cap' is 1 without a cap.
 
     In place where that can be, as all of this is reading and writing logits. Written out, for within an operation autograd is off.
@@ -172,7 +184,9 @@ def _told_apart(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, diff
     return loss_n, temperature * (slope_nV.to(head.weight_VD.dtype) @ head.weight_VD)
 
 
-def _by_autograd(s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, top_k: int, differentiate: bool) -> tuple[Tensor, Tensor]:
+def _by_autograd(
+    s_nD: Tensor, h_nD: Tensor, head: Head, temperature: float, top_k: int, differentiate: bool
+) -> tuple[Tensor, Tensor]:
     """The same for the likeliest tokens alone, which have no short gradient."""
     log_p_nV = head.log_probabilities(h_nD, temperature)
     with torch.set_grad_enabled(differentiate):

@@ -15,10 +15,18 @@ _KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Logits in hand at once, whatever the batch: 0.6 GB in float32. A thousand tokens of a vocabulary of 151,936, since a GPU multiplies
 # much smaller matrices slower and reads the head once for each; smaller vocabularies are done in one go.
 LOGITS_AT_A_TIME = 160 * 2**20
-CACHED_LOGITS = 4 * 2**20  # on a CPU: 16 MB in float32 stay near it between the product, the softmax and the next product
+CACHED_LOGITS = (
+    4 * 2**20
+)  # on a CPU: 16 MB in float32 stay near it between the product, the softmax and the next product
 
 
-def token_losses(x_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None, softcap: float | None = None) -> Tensor:
+def token_losses(
+    x_ND: Tensor,
+    targets_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """Compute -log softmax(z)[y] of each token, where z = x W^T + b, or cap * tanh of it / cap; 0 where there is no target.
 
     Only `x_ND` gets a gradient: d loss / d x = (softmax(z) - 1_y) W needs the logits, so it is computed beside the loss, while they
@@ -37,8 +45,14 @@ def token_losses(x_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Ten
     """
     kind = x_ND.device.type
     if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)  # here, once: autocast would cast a frozen weight anew for every chunk
-        x_ND, weight_VD, bias_V = x_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+        dtype = torch.get_autocast_dtype(
+            kind
+        )  # here, once: autocast would cast a frozen weight anew for every chunk
+        x_ND, weight_VD, bias_V = (
+            x_ND.to(dtype),
+            weight_VD.to(dtype),
+            None if bias_V is None else bias_V.to(dtype),
+        )
     differentiate = torch.is_grad_enabled() and x_ND.requires_grad
     aimed_N = targets_N != IGNORED
     y_N = torch.where(aimed_N, targets_N, 0)
@@ -49,7 +63,12 @@ def token_losses(x_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Ten
 
 
 def _losses_and_slopes(
-    x_ND: Tensor, y_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, differentiate: bool
+    x_ND: Tensor,
+    y_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return each token's loss and, if wanted, its derivative by x_ND (else no rows), a few tokens at a time."""
     logits = LOGITS_AT_A_TIME if x_ND.device.type != "cpu" else min(LOGITS_AT_A_TIME, CACHED_LOGITS)
@@ -95,7 +114,13 @@ class _TokenLosses(torch.autograd.Function):
 
 @torch.library.custom_op("shadowpeft::token_losses", mutates_args=())
 def _operation(
-    x_ND: Tensor, y_N: Tensor, aimed_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, differentiate: bool
+    x_ND: Tensor,
+    y_N: Tensor,
+    aimed_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute `_TokenLosses` as one operation of a graph, whatever the number of tokens."""
     return _losses_and_slopes(x_ND, y_N, weight_VD, bias_V, softcap, differentiate)
@@ -115,7 +140,9 @@ def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad_N, grad_slope):  # type: ignore[no-untyped-def]
     if grad_slope is not None:
-        raise RuntimeError("the loss of a frozen head can be differentiated once; pass skip_logits=False for second derivatives")
+        raise RuntimeError(
+            "the loss of a frozen head can be differentiated once; pass skip_logits=False for second derivatives"
+        )
     slope_ND, aimed_N = ctx.saved_tensors
     return _scaled(slope_ND, aimed_N, grad_N), None, None, None, None, None, None
 
@@ -124,7 +151,12 @@ _operation.register_autograd(_backward, setup_context=_remember)
 
 
 def _sweep(
-    x_nD: Tensor, y_n: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, differentiate: bool
+    x_nD: Tensor,
+    y_n: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return loss_n and, if wanted, d loss_n / d x_nD (else no rows) of some tokens."""
     logits_nV = F.linear(x_nD, weight_VD, bias_V)
@@ -143,7 +175,9 @@ def _sweep(
         return loss_n, x_nD[:0]
     # p - 1_y goes where the logits were, with p_y - 1 as expm1: near 1 the difference of two rounded numbers would lose it.
     if softcap is None:
-        slope_nV = torch.exp(log_p_nV, out=logits_nV).scatter_(1, y_n[:, None], log_p_n1.expm1().to(logits_nV.dtype))
+        slope_nV = torch.exp(log_p_nV, out=logits_nV).scatter_(
+            1, y_n[:, None], log_p_n1.expm1().to(logits_nV.dtype)
+        )
     else:
         slope_nV = log_p_nV.exp_().scatter_(1, y_n[:, None], log_p_n1.expm1())
         slope_nV = logits_nV.copy_(slope_nV.mul_(1 - bent_nV.square_()))

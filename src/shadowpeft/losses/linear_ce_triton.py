@@ -33,7 +33,9 @@ def _rows(logits, targets, losses, V: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     z = logits + row * V
     y = tl.load(targets + row)
-    z_y = tl.load(z + y).to(tl.float32)  # here, before the sums make all warps wait: below it, another warp may have put its slope there
+    z_y = tl.load(z + y).to(
+        tl.float32
+    )  # here, before the sums make all warps wait: below it, another warp may have put its slope there
     lanes = tl.arange(0, COLUMNS)
     largest = tl.full((COLUMNS,), _LOWEST, tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)

@@ -14,7 +14,9 @@ from shadowpeft.losses.linear_ce import IGNORED, token_losses
 Count = Tensor | None
 
 
-def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor | None, shift_labels: Tensor | None, num_items: Count) -> Tensor:
+def next_token_loss(
+    logits_BTV: Tensor, labels_BT: Tensor | None, shift_labels: Tensor | None, num_items: Count
+) -> Tensor:
     """Cross-entropy of the next token: mean over the labelled tokens, or their sum over `num_items` under accumulation.
 
     Args:
@@ -23,7 +25,9 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor | None, shift_labels: 
         shift_labels: labels already shifted, as sequence parallelism passes them, in place of `labels_BT`.
         num_items: labelled tokens in the whole accumulated batch (`num_items_in_batch` of the Trainer), or `None`.
     """
-    return ForCausalLMLoss(logits_BTV, labels_BT, logits_BTV.shape[-1], num_items_in_batch=num_items, shift_labels=shift_labels)
+    return ForCausalLMLoss(
+        logits_BTV, labels_BT, logits_BTV.shape[-1], num_items_in_batch=num_items, shift_labels=shift_labels
+    )
 
 
 def frozen_head_losses(
@@ -47,8 +51,12 @@ def frozen_head_losses(
     Returns:
         One loss for each state.
     """
-    states_ND, targets_N, count = _labelled(states_BTD, head.weight.device, labels_BT, shift_labels, num_items)
-    losses = token_losses(torch.cat(states_ND), targets_N.repeat(len(states_ND)), head.weight, head.bias, softcap)
+    states_ND, targets_N, count = _labelled(
+        states_BTD, head.weight.device, labels_BT, shift_labels, num_items
+    )
+    losses = token_losses(
+        torch.cat(states_ND), targets_N.repeat(len(states_ND)), head.weight, head.bias, softcap
+    )
     return [loss_N.sum() / count for loss_N in losses.view(len(states_ND), len(targets_N))]
 
 
@@ -73,13 +81,19 @@ def frozen_head_divergence(
         num_items: labelled tokens in the whole accumulated batch, or `None`.
     """
     states_BTD = (h_BTD.detach(), s_BTD)
-    (h_ND, s_ND), targets_N, count = _labelled(states_BTD, head.weight.device, labels_BT, shift_labels, num_items)
+    (h_ND, s_ND), targets_N, count = _labelled(
+        states_BTD, head.weight.device, labels_BT, shift_labels, num_items
+    )
     losses_N = divergences(s_ND, h_ND, Head(head.weight, head.bias, softcap))
     return torch.where(targets_N != IGNORED, losses_N, 0).sum() / count
 
 
 def next_token_divergence(
-    logits_BTV: Tensor, shadow_BTV: Tensor, labels_BT: Tensor | None, shift_labels: Tensor | None, num_items: Count
+    logits_BTV: Tensor,
+    shadow_BTV: Tensor,
+    labels_BT: Tensor | None,
+    shift_labels: Tensor | None,
+    num_items: Count,
 ) -> Tensor:
     """KL(p || q) of the next token, p the attached answer and q the shadow's, over the tokens that `next_token_loss` counts, and as there.
 
@@ -91,7 +105,9 @@ def next_token_divergence(
         num_items: labelled tokens in the whole accumulated batch, or `None`.
     """
     both_BTV = (logits_BTV.detach(), shadow_BTV)
-    (logits_NV, shadow_NV), targets_N, count = _labelled(both_BTV, shadow_BTV.device, labels_BT, shift_labels, num_items)
+    (logits_NV, shadow_NV), targets_N, count = _labelled(
+        both_BTV, shadow_BTV.device, labels_BT, shift_labels, num_items
+    )
     return torch.where(targets_N != IGNORED, _divergences(logits_NV, shadow_NV), 0).sum() / count
 
 
@@ -102,7 +118,11 @@ def _divergences(logits_NC: Tensor, shadow_NC: Tensor) -> Tensor:
 
 
 def _labelled(
-    states_BTX: Sequence[Tensor], device: torch.device, labels_BT: Tensor | None, shift_labels: Tensor | None, num_items: Count
+    states_BTX: Sequence[Tensor],
+    device: torch.device,
+    labels_BT: Tensor | None,
+    shift_labels: Tensor | None,
+    num_items: Count,
 ) -> tuple[list[Tensor], Tensor, Tensor | float]:
     """Return states of the tokens that have a label, (N, X) each, their labels (N,), and what a sum over them is divided by."""
     if shift_labels is None:
@@ -121,7 +141,9 @@ def _labelled(
     return states_NX, targets_N, count
 
 
-def classification_loss(logits_BC: Tensor, labels: Tensor, config: PretrainedConfig, num_items: Count) -> Tensor:
+def classification_loss(
+    logits_BC: Tensor, labels: Tensor, config: PretrainedConfig, num_items: Count
+) -> Tensor:
     """Loss of a pooled classification head: squared error, cross-entropy or binary cross-entropy by `config.problem_type`.
 
     The type is worked out as transformers does when the configuration leaves it open (one label: regression; whole-number
@@ -139,7 +161,9 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, config: PretrainedCon
     return _towards(labels.view(logits_BC.shape).float(), logits_BC.float(), problem, num_items)
 
 
-def classification_divergence(logits_BC: Tensor, shadow_BC: Tensor, labels: Tensor, config: PretrainedConfig, num_items: Count) -> Tensor:
+def classification_divergence(
+    logits_BC: Tensor, shadow_BC: Tensor, labels: Tensor, config: PretrainedConfig, num_items: Count
+) -> Tensor:
     """Loss of the shadow's pooled head against the attached answer, counted and normalised as `classification_loss`.
 
     KL(p || q) of the classes; of several labels the binary cross-entropy to the attached probabilities; of regression the squared error
@@ -152,7 +176,10 @@ def classification_divergence(logits_BC: Tensor, shadow_BC: Tensor, labels: Tens
         config: gives `problem_type`.
         num_items: labels in the whole accumulated batch, or `None`.
     """
-    logits_BC, problem = logits_BC.detach().to(shadow_BC.device), _problem(shadow_BC.shape[-1], labels, config)
+    logits_BC, problem = (
+        logits_BC.detach().to(shadow_BC.device),
+        _problem(shadow_BC.shape[-1], labels, config),
+    )
     if problem != "single_label_classification":
         answers_BC = logits_BC.float() if problem == "regression" else logits_BC.float().sigmoid()
         return _towards(answers_BC, shadow_BC.float(), problem, num_items)
@@ -169,7 +196,11 @@ def _problem(width: int, labels: Tensor, config: PretrainedConfig) -> str:
         return config.problem_type
     if width == 1:
         return "regression"
-    return "single_label_classification" if labels.dtype in (torch.int32, torch.int64) else "multi_label_classification"
+    return (
+        "single_label_classification"
+        if labels.dtype in (torch.int32, torch.int64)
+        else "multi_label_classification"
+    )
 
 
 def _towards(targets_BC: Tensor, logits_BC: Tensor, problem: str, num_items: Count) -> Tensor:
@@ -184,7 +215,11 @@ def pool_last(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
     """Take each row's last real token, (B, D), whichever side the padding is on; without a mask, the last position."""
     if attention_mask_BT is None:
         return hidden_BTD[:, -1]
-    attention_mask_BT = attention_mask_BT[:, -hidden_BTD.shape[1] :]  # with a cache the mask covers what is cached, too
+    attention_mask_BT = attention_mask_BT[
+        :, -hidden_BTD.shape[1] :
+    ]  # with a cache the mask covers what is cached, too
     positions_T = torch.arange(attention_mask_BT.shape[-1], device=attention_mask_BT.device)
     last_B = (attention_mask_BT.bool() * positions_T).argmax(dim=-1)
-    return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), last_B.to(hidden_BTD.device)]
+    return hidden_BTD[
+        torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), last_B.to(hidden_BTD.device)
+    ]

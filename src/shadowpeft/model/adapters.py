@@ -43,14 +43,20 @@ class AdapterSet:
         """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
         base, config = self._base(), config or ShadowConfig()
         if not isinstance(config, ShadowConfig):
-            raise ConfigError(f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping")
+            raise ConfigError(
+                f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping"
+            )
         own = {id(p) for part in (base, self.adapters) for p in part.parameters()}
         if isinstance(shadow, nn.Module) and {id(p) for p in shadow.parameters()} & own:
-            raise ConfigError("this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it")
+            raise ConfigError(
+                "this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it"
+            )
         network, config = sources.make(base, config, shadow)
         self._own(name, Adapter(base, config, network), dtype)
 
-    def load_adapter(self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None) -> None:
+    def load_adapter(
+        self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None
+    ) -> None:
         """Read an adapter from its folder and make it the active one.
 
         Raises:
@@ -125,5 +131,11 @@ class AdapterSet:
     def _require_served(self, impl: str, adapter: Adapter) -> None:
         """Refuse an adapter that the named implementation could not run."""
         base, settings = self._base(), adapter.settings
-        norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)] if settings.variant == "normed" else []
-        choice.require_served(impl, arch.token_embedding_of(base).weight.dtype, (settings.r, settings.update_width), norms)
+        norms = (
+            [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)]
+            if settings.variant == "normed"
+            else []
+        )
+        choice.require_served(
+            impl, arch.token_embedding_of(base).weight.dtype, (settings.r, settings.update_width), norms
+        )

@@ -23,7 +23,11 @@ def detached(base: PreTrainedModel, adapter: Adapter, settings: PretrainedConfig
 
 @torch.no_grad()
 def detached_shadow(
-    base: PreTrainedModel, shadow: Shadow, settings: PretrainedConfig, dtype: torch.dtype, score: nn.Linear | None = None
+    base: PreTrainedModel,
+    shadow: Shadow,
+    settings: PretrainedConfig,
+    dtype: torch.dtype,
+    score: nn.Linear | None = None,
 ) -> PreTrainedModel:
     """Build the model `head(P(f_shadow(x)))` as a stock model of the shadow's family, with weights of its own.
 
@@ -49,8 +53,16 @@ def detached_shadow(
     config.tie_word_embeddings = shadow.borrows and shadow.projection is None and head.weight is table
     if shadow.family.softcaps:
         config.final_logit_softcapping = arch.softcap_of(base)  # an explicit shadow's own may be another
-    config.id2label, config.label2id, config.problem_type = settings.id2label, settings.label2id, settings.problem_type
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = settings.pad_token_id, settings.bos_token_id, settings.eos_token_id
+    config.id2label, config.label2id, config.problem_type = (
+        settings.id2label,
+        settings.label2id,
+        settings.problem_type,
+    )
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = (
+        settings.pad_token_id,
+        settings.bos_token_id,
+        settings.eos_token_id,
+    )
     config.name_or_path = ""  # it is not the base
     weight_VD = _weight_of(head, table)
     model = arch.build(config, arch.task_of(base))
@@ -101,7 +113,9 @@ def _unfoldable(head: nn.Linear, why: str) -> UnsupportedModelError:
     )
 
 
-def _fold_head(weight_VD: Tensor, bias_V: Tensor | None, projection: nn.Linear | None, target: nn.Linear) -> None:
+def _fold_head(
+    weight_VD: Tensor, bias_V: Tensor | None, projection: nn.Linear | None, target: nn.Linear
+) -> None:
     """Write W P and the bias into the new head; one whose family has a bias where the base's head has none gets zeros."""
     if projection is None:
         target.weight.copy_(weight_VD)

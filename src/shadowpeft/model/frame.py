@@ -38,7 +38,9 @@ class ShadowFrame:
             # `enable_input_require_grads`, which checkpointing puts on a base, gives frozen embeddings a gradient; cut it, or autograd
             # would keep every block below the first correction.
             h_BTD = h_BTD.detach()
-        enter = partial(self.adapter.enter, index, norm=arch.input_norm_of(block, self.family), boundary=self.boundary)
+        enter = partial(
+            self.adapter.enter, index, norm=arch.input_norm_of(block, self.family), boundary=self.boundary
+        )
         if self.adapter.gradient_checkpointing and self.adapter.training:
             h_BTD, self.state_BTD = checkpoint(enter, h_BTD, self.state_BTD, use_reentrant=False)
         else:
@@ -70,7 +72,9 @@ class ShadowedBlock:
     def __init__(self, blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> None:
         self.blocks, self.index, self.unmasked = blocks, index, UnmaskedBlock(blocks, index, config)
 
-    def __call__(self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any
+    ) -> Any:
         """Run the block on the corrected input; everything else is handed through untouched."""
         frame = shadow_frame if shadow_frame is not None else _travelling.get()
         block = self.blocks[self.index]

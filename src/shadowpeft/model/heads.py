@@ -55,7 +55,9 @@ def language_output(
         ConfigError: `skip_logits` leaves nothing to compute.
     """
     if skip_logits and not targets.given:
-        raise ConfigError("skip_logits=True leaves nothing to compute without labels; pass labels, or skip_logits=False")
+        raise ConfigError(
+            "skip_logits=True leaves nothing to compute without labels; pass labels, or skip_logits=False"
+        )
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     h_BTD, s_BTD = h_BTD[:, keep], s_BTD[:, keep]
     head = arch.head_of(base)
@@ -85,10 +87,16 @@ def _lean_losses(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute both heads' losses and, if wanted, how far the shadow's answer is from the attached one."""
     own, shadow_loss = losses.frozen_head_losses((h_BTD, s_BTD), head, softcap, *targets)
-    return own, shadow_loss, losses.frozen_head_divergence(h_BTD, s_BTD, head, softcap, *targets) if distils else None
+    return (
+        own,
+        shadow_loss,
+        losses.frozen_head_divergence(h_BTD, s_BTD, head, softcap, *targets) if distils else None,
+    )
 
 
-def _joint(settings: ResolvedConfig, own: Tensor, shadow_loss: Tensor, distil_loss: Tensor | None) -> dict[str, Tensor | None]:
+def _joint(
+    settings: ResolvedConfig, own: Tensor, shadow_loss: Tensor, distil_loss: Tensor | None
+) -> dict[str, Tensor | None]:
     """Compute L = own + lambda * [(1 - w) * shadow_loss + w * distil_loss], w the setting `shadow_distil`; all losses of the output.
 
     With w = 0 there is no `distil_loss`; with w = 1 `shadow_loss` is told and not learnt from, so its graph is let go.
@@ -99,10 +107,16 @@ def _joint(settings: ResolvedConfig, own: Tensor, shadow_loss: Tensor, distil_lo
         learnt, shadow_loss = distil_loss, shadow_loss.detach()
     else:
         learnt = (1 - settings.shadow_distil) * shadow_loss + settings.shadow_distil * distil_loss
-    return {"loss": own + settings.shadow_loss_weight * learnt, "shadow_loss": shadow_loss, "distil_loss": distil_loss}
+    return {
+        "loss": own + settings.shadow_loss_weight * learnt,
+        "shadow_loss": shadow_loss,
+        "distil_loss": distil_loss,
+    }
 
 
-def padding_mask(config: PretrainedConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+def padding_mask(
+    config: PretrainedConfig, input_ids: Tensor | None, attention_mask: Tensor | None
+) -> Tensor | None:
     """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do; `None` where there is neither.
 
     Raises:
@@ -113,7 +127,9 @@ def padding_mask(config: PretrainedConfig, input_ids: Tensor | None, attention_m
     if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
         return input_ids != config.pad_token_id
     if attention_mask is None and input_ids is not None and len(input_ids) > 1:
-        raise UserError("a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end")
+        raise UserError(
+            "a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end"
+        )
     return attention_mask
 
 
@@ -141,7 +157,9 @@ def classifier_output(
     assert adapter.shadow_score is not None
     trains = targets.labels is not None
     logits_BC = adapter.score(losses.pool_last(h_BTD, mask_BT))
-    shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if trains or keep_shadow_logits else None
+    shadow_BC = (
+        adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if trains or keep_shadow_logits else None
+    )
     joint: dict[str, Tensor | None] = {}
     if targets.labels is not None and shadow_BC is not None:
         measured = targets.labels, config, targets.num_items

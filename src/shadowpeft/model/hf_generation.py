@@ -54,10 +54,16 @@ class ShadowGeneration:
         if configs is not None and generation_config.to_dict().get("is_assistant"):
             keep_past(model_kwargs["past_key_values"])
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Prepare one step as transformers does; where the rotary factors change at a length (Phi-3), drop what was cached before it."""
         switch = arch.rope_switch_of(self.config)
-        if past_key_values is not None and switch is not None and past_key_values.get_seq_length() <= switch < input_ids.shape[1]:
+        if (
+            past_key_values is not None
+            and switch is not None
+            and past_key_values.get_seq_length() <= switch < input_ids.shape[1]
+        ):
             past_key_values = None
             kwargs.update({"next_sequence_length": None} if "next_sequence_length" in kwargs else {})
         return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)  # type: ignore[misc]

@@ -42,9 +42,15 @@ class StockSurface:
     def enable_input_require_grads(self) -> None:
         """Do nothing: only reentrant checkpointing needs inputs with a gradient, and no hook goes onto the lent base."""
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any) -> None:
-        if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get("use_reentrant"):
-            raise UserError("gradient checkpointing must be set to use_reentrant=False, or the shadow gets no gradient")
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
+    ) -> None:
+        if isinstance(gradient_checkpointing_func, partial) and gradient_checkpointing_func.keywords.get(
+            "use_reentrant"
+        ):
+            raise UserError(
+                "gradient checkpointing must be set to use_reentrant=False, or the shadow gets no gradient"
+            )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)  # type: ignore[misc]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -61,7 +67,9 @@ class StockSurface:
         Raises:
             UserError: always; resize the base before attaching.
         """
-        raise UserError("the embeddings belong to the base: call resize_token_embeddings on the base before attach()")
+        raise UserError(
+            "the embeddings belong to the base: call resize_token_embeddings on the base before attach()"
+        )
 
     def active_adapters(self) -> list[str]:
         """Return the name of the adapter that calls use by default, in a list as transformers has it."""
@@ -80,7 +88,10 @@ class StockSurface:
 
 def unit_classes(base: PreTrainedModel, adapters: nn.ModuleDict) -> set[str]:
     """Name the classes of which every module is a unit, as accelerate's `TRANSFORMER_BASED_WRAP` asks for them."""
-    units = [arch.blocks_of(base)[0], *(module for module in adapters.modules() if isinstance(module, BoundaryWeights))]
+    units = [
+        arch.blocks_of(base)[0],
+        *(module for module in adapters.modules() if isinstance(module, BoundaryWeights)),
+    ]
     for adapter in adapters.values():
         assert isinstance(adapter, Adapter)
         units.append(adapter.shadow.backbone.get_submodule(f"{adapter.shadow.family.blocks}.0"))

@@ -85,7 +85,12 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
     def __init__(self, base: PreTrainedModel) -> None:
         self.task = arch.task_of(base)
         super().__init__(copy.deepcopy(base.config))
-        self.config.keys_to_ignore_at_inference = ["past_key_values", "shadow_loss", "shadow_logits", "distil_loss"]
+        self.config.keys_to_ignore_at_inference = [
+            "past_key_values",
+            "shadow_loss",
+            "shadow_logits",
+            "distil_loss",
+        ]
         if self.task == "causal-lm":
             self.generation_config = copy.deepcopy(base.generation_config)
             # The Trainer counts labels by this name: without it, the never predicted first token of a row counts too.
@@ -162,11 +167,24 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
         base = self._base()
         # Not in the signature, from which the Trainer reads what must be in a batch for it to have labels.
         shift_labels = kwargs.pop("shift_labels", None)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
         if self._is_bare():
             if isinstance(past_key_values, ShadowCache):
-                raise UserError("a cache of model.new_cache() holds base and shadow; inside disabled() give a cache of the base's own")
-            bare = {"past_key_values": past_key_values, "labels": labels, "use_cache": use_cache, "return_dict": return_dict, **kwargs}
+                raise UserError(
+                    "a cache of model.new_cache() holds base and shadow; inside disabled() give a cache of the base's own"
+                )
+            bare = {
+                "past_key_values": past_key_values,
+                "labels": labels,
+                "use_cache": use_cache,
+                "return_dict": return_dict,
+                **kwargs,
+            }
             keep = {"logits_to_keep": logits_to_keep} if self.task == "causal-lm" else {}
             losses = {"num_items_in_batch": num_items_in_batch, "shift_labels": shift_labels}
             return base(**_given(inputs), **bare, **keep, **_given(losses))
@@ -175,34 +193,62 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
             use_cache = self.config.use_cache and not self.training and labels is None
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache(adapter)
-        cache = None if past_key_values is None else require_shadow_cache(past_key_values, chosen.shadow.backbone.config.num_hidden_layers)
+        cache = (
+            None
+            if past_key_values is None
+            else require_shadow_cache(past_key_values, chosen.shadow.backbone.config.num_hidden_layers)
+        )
         out, first_state_BTD = self._run(chosen, inputs, cache, kwargs)
         targets = heads.Targets(labels, shift_labels, num_items_in_batch)
         if skip_logits is None:
-            skip_logits = self.training and targets.given and not output_shadow_logits and return_dict is not False
+            skip_logits = (
+                self.training and targets.given and not output_shadow_logits and return_dict is not False
+            )
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
         if self.task == "causal-lm":
             result = heads.language_output(
-                base, chosen, out.last_hidden_state, first_state_BTD, targets, logits_to_keep, output_shadow_logits, skip_logits
+                base,
+                chosen,
+                out.last_hidden_state,
+                first_state_BTD,
+                targets,
+                logits_to_keep,
+                output_shadow_logits,
+                skip_logits,
             )
         else:
             mask_BT = heads.padding_mask(self.config, input_ids, attention_mask)
             result = heads.classifier_output(
-                self.config, chosen, out.last_hidden_state, first_state_BTD, targets, mask_BT, output_shadow_logits
+                self.config,
+                chosen,
+                out.last_hidden_state,
+                first_state_BTD,
+                targets,
+                mask_BT,
+                output_shadow_logits,
             )
         result.past_key_values = cache if use_cache else None
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
         return result if return_dict is not False else result.to_tuple()
 
     def _run(
-        self, adapter: Adapter, inputs: dict[str, Tensor | None], cache: ShadowCache | None, kwargs: dict[str, Any]
+        self,
+        adapter: Adapter,
+        inputs: dict[str, Tensor | None],
+        cache: ShadowCache | None,
+        kwargs: dict[str, Any],
     ) -> tuple[Any, Tensor]:
         """Run the shadow, then the base's decoder through its view; return the decoder's output and s^(0)."""
         base = self._base()
         family, table = arch.family_of(base), arch.token_embedding_of(base).weight
         adapter.refuse_mixed_types(table)
         state_BTD = adapter.shadow(
-            inputs["input_ids"], inputs["inputs_embeds"], inputs["attention_mask"], inputs["position_ids"], cache and cache.shadow, **kwargs
+            inputs["input_ids"],
+            inputs["inputs_embeds"],
+            inputs["attention_mask"],
+            inputs["position_ids"],
+            cache and cache.shadow,
+            **kwargs,
         )
         frame = ShadowFrame(
             adapter, self._boundary, adapter.start(state_BTD), family, inputs["inputs_embeds"] is not None or table.requires_grad,
@@ -211,14 +257,26 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
         if not family.takes_positions:
             inputs = {**inputs, "position_ids": None}
         if family.mask_fills_cache:
-            inputs = {**inputs, "attention_mask": filling_mask(inputs["attention_mask"], cache and cache.base, state_BTD.shape[1])}
+            inputs = {
+                **inputs,
+                "attention_mask": filling_mask(
+                    inputs["attention_mask"], cache and cache.base, state_BTD.shape[1]
+                ),
+            }
         travel = nullcontext() if family.passes_kwargs else travelling(frame)
         carried = {"shadow_frame": frame} if family.passes_kwargs else {}
         with travel:
             out = self._decoder(
-                **_given(inputs), past_key_values=cache and cache.base, use_cache=cache is not None, return_dict=True, **carried, **kwargs
+                **_given(inputs),
+                past_key_values=cache and cache.base,
+                use_cache=cache is not None,
+                return_dict=True,
+                **carried,
+                **kwargs,
             )
-        assert frame.crossed == len(arch.blocks_of(base)), "the base's decoder ran blocks of its own: the shadow was not applied"
+        assert frame.crossed == len(arch.blocks_of(base)), (
+            "the base's decoder ran blocks of its own: the shadow was not applied"
+        )
         return out, state_BTD
 
     # Generation
@@ -231,7 +289,9 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
 
     def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
         """Return the configurations a cache is made for, or `None` inside `disabled()`."""
-        return None if self._is_bare() else (self._base().config, self._adapter(adapter).shadow.backbone.config)
+        return (
+            None if self._is_bare() else (self._base().config, self._adapter(adapter).shadow.backbone.config)
+        )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter (the active one beside an assistant).
@@ -274,13 +334,17 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
         """
         unapplied = [key for key, value in stock.items() if key not in _WITHOUT_USE and value]
         if unapplied:
-            raise ConfigError(f"save_pretrained writes an adapter and does not take {', '.join(unapplied)}; to publish call push_to_hub()")
+            raise ConfigError(
+                f"save_pretrained writes an adapter and does not take {', '.join(unapplied)}; to publish call push_to_hub()"
+            )
         name = self.active_adapter if adapter is None else adapter
         prefix = f"adapters.{name}."
         if state_dict is None:
             tensors = sharded.whole(self._adapter(name).state_dict())
         else:
-            tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+            tensors = {
+                key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
+            }
         if not is_main_process:
             return
         if not tensors:
@@ -291,7 +355,12 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, base: PreTrainedModel, folder: str | Path, adapter: str = "default", dtype: torch.dtype | None = None, impl: str = "auto"
+        cls,
+        base: PreTrainedModel,
+        folder: str | Path,
+        adapter: str = "default",
+        dtype: torch.dtype | None = None,
+        impl: str = "auto",
     ) -> "ShadowedModel":
         """Put a saved adapter beside the base it was trained on; `impl` as for `attach`.
 

@@ -23,7 +23,9 @@ def holds(source: str | Path) -> bool:
     return shadow_folder.holds(source) or authors_folder.holds(source)
 
 
-def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel | str | Path | None") -> tuple[Shadow, ShadowConfig]:
+def make(
+    base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel | str | Path | None"
+) -> tuple[Shadow, ShadowConfig]:
     """Make the shadow of a fresh adapter, and settle in the adapter's settings what depends on base and shadow.
 
     Args:
@@ -41,7 +43,9 @@ def make(base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel
     if source is not None and config.alpha is None and config.variant == "normed":
         config = replace(config, alpha=PRETRAINED_ALPHA)
     if config.output_gains is None:
-        config = replace(config, output_gains=config.variant == "normed" and bool(arch.family_of(base).output_norms))
+        config = replace(
+            config, output_gains=config.variant == "normed" and bool(arch.family_of(base).output_norms)
+        )
     if isinstance(source, str | Path):
         shadow = read(base, source)
         return shadow, shadow_folder.with_sizes(config, shadow, source)
@@ -58,10 +62,16 @@ def read(base: "PreTrainedModel", folder: str | Path) -> Shadow:
         CheckpointError: the folder is damaged, holds something else, or its shadow was pretrained beside another base.
         UnsupportedModelError: the shadow does not fit the base.
     """
-    return authors_folder.load(base, folder) if authors_folder.holds(folder) else shadow_folder.load(base, folder)
+    return (
+        authors_folder.load(base, folder)
+        if authors_folder.holds(folder)
+        else shadow_folder.load(base, folder)
+    )
 
 
-def open_source(source: str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel | str":
+def open_source(
+    source: str, dtype: "torch.dtype", attn_implementation: str | None = None
+) -> "PreTrainedModel | str":
     """Turn what a user names, a folder or a hub id, into what `attach` takes: a pretrained shadow's folder as it is, a model loaded.
 
     Raises:
@@ -93,4 +103,8 @@ def config_of(source: str, base: "PretrainedConfig") -> "PretrainedConfig":
     """
     if authors_folder.holds(source):
         return authors_folder.backbone_config(source)
-    return shadow_folder.backbone_config(source, base) if shadow_folder.holds(source) else stock_models.load_config(source)
+    return (
+        shadow_folder.backbone_config(source, base)
+        if shadow_folder.holds(source)
+        else stock_models.load_config(source)
+    )

@@ -1,5 +1,27 @@
 """The three operations of the method. `reference` is the spec; every faster implementation is compared with it."""
 
-from shadowpeft.ops.reference import DropoutSite, InjectionWeights, Rule, UpdateWeights, boundary, correct, inject, read, unit, update
+from shadowpeft.ops.reference import (
+    DropoutSite,
+    InjectionWeights,
+    Rule,
+    UpdateWeights,
+    boundary,
+    correct,
+    inject,
+    read,
+    unit,
+    update,
+)
 
-__all__ = ["DropoutSite", "InjectionWeights", "Rule", "UpdateWeights", "boundary", "correct", "inject", "read", "unit", "update"]
+__all__ = [
+    "DropoutSite",
+    "InjectionWeights",
+    "Rule",
+    "UpdateWeights",
+    "boundary",
+    "correct",
+    "inject",
+    "read",
+    "unit",
+    "update",
+]

@@ -66,7 +66,9 @@ def boundary_of(impl: str) -> Boundary:
     return reference.boundary
 
 
-def require_served(impl: str, dtype: torch.dtype, widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]) -> None:
+def require_served(
+    impl: str, dtype: torch.dtype, widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]
+) -> None:
     """Refuse, before any forward pass, a model that the named implementation cannot serve.
 
     Args:
@@ -93,7 +95,11 @@ def no_triton() -> str | None:
         if torch.version.hip is not None:
             return "needs an NVIDIA GPU"
         capability = torch.cuda.get_device_capability()
-        return None if capability >= (8, 0) else f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
+        return (
+            None
+            if capability >= (8, 0)
+            else f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
+        )
     from shadowpeft.ops.triton import op
 
     return None if op.INTERPRETED.value else "needs a GPU that torch can use, found none"
@@ -103,11 +109,19 @@ def _require_compiler() -> None:
     """Refuse `compile` where torch has nothing to compile with."""
     if torch.cuda.is_available():
         if importlib.util.find_spec("triton") is None:
-            raise ConfigError("impl='compile' on a GPU needs the package triton, which is not installed; set impl='reference'")
+            raise ConfigError(
+                "impl='compile' on a GPU needs the package triton, which is not installed; set impl='reference'"
+            )
         return
-    known = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++", sysconfig.get_config_var("CXX") or "g++")
+    known = (
+        ("cl",)
+        if sys.platform == "win32"
+        else ("g++", "clang++", "c++", sysconfig.get_config_var("CXX") or "g++")
+    )
     if not any(shutil.which(name.split()[0]) for name in known):
-        raise ConfigError("impl='compile' on a CPU needs a C++ compiler, found none; install g++ or set impl='reference'")
+        raise ConfigError(
+            "impl='compile' on a CPU needs a C++ compiler, found none; install g++ or set impl='reference'"
+        )
 
 
 def compiled(
@@ -121,7 +135,12 @@ def compiled(
     """Compute `reference.boundary` through `torch.compile`; arguments and results as there."""
     if torch.compiler.is_compiling():  # an outer compilation takes the reference in
         return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
-    needs = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), h_BTD.requires_grad, s_BTD.requires_grad)
+    needs = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        h_BTD.requires_grad,
+        s_BTD.requires_grad,
+    )
     sizes = (_sizes(update_w), _sizes(inject_w))
     run = _compiled(rule, *sizes, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
     return run(h_BTD, s_BTD, update_w, inject_w, rule, norm)
@@ -129,7 +148,11 @@ def compiled(
 
 def _sizes(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...] | None:
     """Tell weights apart as torch does, which compiles anew for parameters of another shape."""
-    return None if weights is None else tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in weights)
+    return (
+        None
+        if weights is None
+        else tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in weights)
+    )
 
 
 @functools.cache

@@ -71,7 +71,9 @@ def unit(x_BTD: Tensor) -> Tensor:
     return (wide_BTD * (wide_BTD.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x_BTD.dtype)
 
 
-def correct(h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0) -> Tensor:
+def correct(
+    h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0
+) -> Tensor:
     """Correct a block's input by its distance to the shadow state, both at unit scale (variant `normed`; in place of eq. 2 to 4).
 
     delta = x - s;  h' = h + alpha * mean|h| * Dropout(silu(delta W_down)) W_up
@@ -92,12 +94,21 @@ def correct(h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, al
         The corrected block input, shaped and typed as `h_BTD`.
     """
     low_BTR = F.dropout(F.silu(F.linear(x_BTD - s_BTD, w.down_RD)), dropout, training=dropout > 0)
-    size_BT1 = h_BTD.abs().mean(-1, keepdim=True, dtype=torch.promote_types(h_BTD.dtype, torch.float32)).to(h_BTD.dtype)
+    size_BT1 = (
+        h_BTD.abs()
+        .mean(-1, keepdim=True, dtype=torch.promote_types(h_BTD.dtype, torch.float32))
+        .to(h_BTD.dtype)
+    )
     return (h_BTD + alpha * size_BT1 * F.linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
 
 
 def inject(
-    h_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0, site: DropoutSite = "bottleneck"
+    h_BTD: Tensor,
+    s_BTD: Tensor,
+    w: InjectionWeights,
+    alpha: float,
+    dropout: float = 0.0,
+    site: DropoutSite = "bottleneck",
 ) -> Tensor:
     """Correct a block's input by the low-rank image of its distance to the shadow state (eq. 2 to 4).
 
@@ -139,7 +150,9 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
     """
     x_BTD = h_BTD if w.norm is None else F.layer_norm(h_BTD, h_BTD.shape[-1:], *w.norm)
     act = F.silu if w.activation == "silu" else F.gelu
-    hidden_BTU = F.dropout(act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U)), dropout, training=dropout > 0)
+    hidden_BTU = F.dropout(
+        act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U)), dropout, training=dropout > 0
+    )
     t_BTD = F.linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
     g_BTD = F.linear(act(F.linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D)
     g_BTD = (g_BTD - w.gate_shift).sigmoid() if w.gate_shift else g_BTD.sigmoid()
@@ -176,9 +189,13 @@ def boundary(
         x_BTD = read(h_BTD, norm)
         if update_w is not None:
             s_BTD = update(x_BTD, s_BTD, update_w)
-        return h_BTD if inject_w is None else correct(h_BTD, x_BTD, s_BTD, inject_w, rule.alpha, rule.dropout), s_BTD
+        return h_BTD if inject_w is None else correct(
+            h_BTD, x_BTD, s_BTD, inject_w, rule.alpha, rule.dropout
+        ), s_BTD
     paper = rule.variant == "paper"
     if update_w is not None:
         s_BTD = update(h_BTD, s_BTD, update_w, rule.dropout if paper else 0.0)
     site: DropoutSite = "bottleneck" if paper else "delta"
-    return h_BTD if inject_w is None else inject(h_BTD, s_BTD, inject_w, rule.alpha, rule.dropout, site), s_BTD
+    return h_BTD if inject_w is None else inject(
+        h_BTD, s_BTD, inject_w, rule.alpha, rule.dropout, site
+    ), s_BTD

@@ -21,7 +21,16 @@ _LEAST: dict[str, float] = {
 }  # fmt: skip
 _ABOVE_0 = ("learning_rate", "temperature", "max_seconds")
 _SIZES = ("layers", "intermediate_size", "attention_heads", "key_value_heads", "head_dim")
-_OPTIONAL = ("blocks", "eval_data", "max_steps", "max_seconds", "top_k", "match_block", "attn_implementation", *_SIZES)
+_OPTIONAL = (
+    "blocks",
+    "eval_data",
+    "max_steps",
+    "max_seconds",
+    "top_k",
+    "match_block",
+    "attn_implementation",
+    *_SIZES,
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,9 @@ class PretrainConfig:
         if (self.max_steps is None) == (self.max_seconds is None):
             raise ConfigError("say how long to train: max_steps or max_seconds, one of the two")
         if not (self.next_token or self.distil or self.match):
-            raise ConfigError("next_token, distil and match are all 0, so there is nothing to learn; give one of them a weight")
+            raise ConfigError(
+                "next_token, distil and match are all 0, so there is nothing to learn; give one of them a weight"
+            )
         self._check_start()
         self._check_unused()
 
@@ -148,29 +159,53 @@ class PretrainConfig:
         if self.start == BLOCKS:
             unapplied = [name for name in sizes if name != "layers"]
             if self.blocks is not None and (not self.blocks or min(self.blocks) < 0):
-                raise ConfigError(f"blocks must name at least one block of the base, counted from 0, got {self.blocks}")
+                raise ConfigError(
+                    f"blocks must name at least one block of the base, counted from 0, got {self.blocks}"
+                )
             if self.blocks is not None and self.layers is not None:
-                raise ConfigError("blocks and layers both say which of the base's blocks to copy; give one of them")
+                raise ConfigError(
+                    "blocks and layers both say which of the base's blocks to copy; give one of them"
+                )
         else:
-            unapplied = (["blocks"] if self.blocks is not None else []) + ([] if self.start == FRESH else sizes)
+            unapplied = (["blocks"] if self.blocks is not None else []) + (
+                [] if self.start == FRESH else sizes
+            )
         if unapplied:
             kind = self.start if self.start in (FRESH, BLOCKS) else "the model " + self.start
-            raise ConfigError(f"{', '.join(unapplied)} cannot be set where the shadow starts from {kind}; leave it out")
+            raise ConfigError(
+                f"{', '.join(unapplied)} cannot be set where the shadow starts from {kind}; leave it out"
+            )
         if self.train_parts == "projection" and self.start in (FRESH, BLOCKS):
-            raise ConfigError(f"a shadow that starts from {self.start} has the base's width and no projection; choose other train_parts")
+            raise ConfigError(
+                f"a shadow that starts from {self.start} has the base's width and no projection; choose other train_parts"
+            )
 
     def _check_unused(self) -> None:
         """Refuse settings that the others leave without effect, as far as no file has to be read for it."""
         if not self.distil:
-            self.refuse_unused(("temperature", "top_k"), "distil, which it is a setting of, has the weight 0", "give distil a weight")
+            self.refuse_unused(
+                ("temperature", "top_k"),
+                "distil, which it is a setting of, has the weight 0",
+                "give distil a weight",
+            )
         if not self.match:
-            self.refuse_unused(("match_block",), "match, which it is a setting of, has the weight 0", "give match a weight")
+            self.refuse_unused(
+                ("match_block",), "match, which it is a setting of, has the weight 0", "give match a weight"
+            )
         if self.eval_data is not None:
-            self.refuse_unused(("eval_documents",), "eval_data is evaluated on instead", "say with eval_rows how much of it to read")
+            self.refuse_unused(
+                ("eval_documents",),
+                "eval_data is evaluated on instead",
+                "say with eval_rows how much of it to read",
+            )
         if self.start in (FRESH, BLOCKS):
             self.refuse_warm_start(f"a shadow that starts from {self.start} has no projection to fit")
         if self.warm_start in ("none", "pinv"):
-            self.refuse_unused(("warm_start_rows",), f"warm_start {self.warm_start} reads no text", "choose weighted or ridge")
+            self.refuse_unused(
+                ("warm_start_rows",),
+                f"warm_start {self.warm_start} reads no text",
+                "choose weighted or ridge",
+            )
 
     def refuse_warm_start(self, why: str) -> None:
         """Refuse a choice of warm start where there is none, for the reason given."""
@@ -188,7 +223,9 @@ class PretrainConfig:
         for name in names:
             value = vars(self)[name]
             if value != defaults[name] and not self.resume:
-                raise ConfigError(f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}")
+                raise ConfigError(
+                    f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}"
+                )
 
     @property
     def runs_base(self) -> bool:
@@ -198,6 +235,7 @@ class PretrainConfig:
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft pretrain --config` reads."""
         values = {**dataclasses.asdict(self), "resume": False}
-        return "# A run of shadowpeft; to continue it: shadowpeft pretrain --config THIS_FILE --resume\n" + yaml.safe_dump(
-            values, sort_keys=False, allow_unicode=True
+        return (
+            "# A run of shadowpeft; to continue it: shadowpeft pretrain --config THIS_FILE --resume\n"
+            + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         )

@@ -96,7 +96,10 @@ class Corpus:
             for number, raw in enumerate(self._format_of[path].rows(path, self.field), start=1):
                 yield number, raw
         except (OSError, EOFError, zlib.error) as error:  # the last two: a cut and a damaged .gz file
-            warnings.warn(f"{path} cannot be read beyond row {number} ({error}); what follows in it is left out", stacklevel=2)
+            warnings.warn(
+                f"{path} cannot be read beyond row {number} ({error}); what follows in it is left out",
+                stacklevel=2,
+            )
 
     def _parse(self, raw: Any, path: Path, number: int) -> Document | Unusable:
         where = f"{path}:{number}"
@@ -109,20 +112,30 @@ class Corpus:
     def _read_hub(self, first: int) -> Iterator[Document | Unusable]:
         for number, row in enumerate(_hub(self.source).skip(first), start=first):
             value, where = row.get(self.field), f"{self.source}[{number}]"
-            yield _checked(Document(value or ""), where) if value is None or isinstance(value, str) else Unusable("undecodable", where)
+            yield (
+                _checked(Document(value or ""), where)
+                if value is None or isinstance(value, str)
+                else Unusable("undecodable", where)
+            )
 
     def _refuse_missing_field(self) -> None:
         """Refuse a source none of whose first rows has the field, which is a wrong name rather than a bad row."""
         if self._paths and _suffix(self._paths[0]) not in (".jsonl", ".jsonl.gz"):
             return
-        rows = _hub(self.source).take(8) if not self._paths else (_object(raw) for _, raw in self._raw(self._paths[0]))
+        rows = (
+            _hub(self.source).take(8)
+            if not self._paths
+            else (_object(raw) for _, raw in self._raw(self._paths[0]))
+        )
         seen: dict[str, None] = {}
         for _, row in zip(range(8), rows, strict=False):
             if row is not None and self.field in row:
                 return
             seen.update(dict.fromkeys(row or {}))
         if seen:
-            raise DataError(f"{self.source}: the first rows have no field {self.field!r}, but {', '.join(seen)}; name it with text_field")
+            raise DataError(
+                f"{self.source}: the first rows have no field {self.field!r}, but {', '.join(seen)}; name it with text_field"
+            )
 
 
 def _paths(source: str) -> list[Path]:
@@ -131,7 +144,9 @@ def _paths(source: str) -> list[Path]:
     if path.is_dir():
         found = sorted(entry for entry in path.rglob("*") if entry.is_file() and _suffix(entry) in _FORMATS)
         if not found:
-            raise DataError(f"{source}: this folder holds no text to train on; expected {', '.join(SUFFIXES)} files")
+            raise DataError(
+                f"{source}: this folder holds no text to train on; expected {', '.join(SUFFIXES)} files"
+            )
         return found
     if path.is_file():
         if _suffix(path) not in _FORMATS:
@@ -203,11 +218,15 @@ def _cells(path: Path, field: str) -> Iterator[Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(f"{path}: reading it needs the pyarrow library; pip install 'shadowpeft[train]'") from error
+        raise DataError(
+            f"{path}: reading it needs the pyarrow library; pip install 'shadowpeft[train]'"
+        ) from error
     try:
         file = parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:
-            raise DataError(f"{path}: there is no column {field!r}, but {', '.join(file.schema_arrow.names)}; name it with text_field")
+            raise DataError(
+                f"{path}: there is no column {field!r}, but {', '.join(file.schema_arrow.names)}; name it with text_field"
+            )
         for batch in file.iter_batches(batch_size=64, columns=[field]):
             yield from batch.column(0)
     except pyarrow.ArrowInvalid as error:
@@ -225,7 +244,9 @@ def _arrays(path: Path, field: str) -> Iterator[np.ndarray]:
     except (KeyError, ValueError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: expected an array 'ids' of token ids in a .npz file ({error})") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids) or ids.min() < 0:
-        raise DataError(f"{path}: 'ids' must be one row of whole numbers from 0 on, got shape {ids.shape} of {ids.dtype}")
+        raise DataError(
+            f"{path}: 'ids' must be one row of whole numbers from 0 on, got shape {ids.shape} of {ids.dtype}"
+        )
     yield ids
 
 
@@ -237,11 +258,15 @@ def _hub(source: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{source}: reading it needs the datasets library; pip install 'shadowpeft[train]'") from error
+        raise DataError(
+            f"{source}: reading it needs the datasets library; pip install 'shadowpeft[train]'"
+        ) from error
     try:
         return datasets.load_dataset(source, split="train", streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source}: the split 'train' of this hub id cannot be loaded: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"{source}: the split 'train' of this hub id cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
 
 
 _FORMATS = {

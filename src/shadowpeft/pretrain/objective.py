@@ -73,14 +73,18 @@ class Lesson(nn.Module):
     def _base_states(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the base's head reads, and what the shadow's state is to match."""
         block = self.weights.match_block if self.weights.match else None
-        out = arch.decoder_of(self.base)(input_ids=input_ids, use_cache=False, return_dict=True, output_hidden_states=block is not None)
+        out = arch.decoder_of(self.base)(
+            input_ids=input_ids, use_cache=False, return_dict=True, output_hidden_states=block is not None
+        )
         # The first of the hidden states is the first block's input.
         return out.last_hidden_state, out.last_hidden_state if block is None else out.hidden_states[block + 1]
 
     def plain_loss(self, input_ids: Tensor) -> Tensor:
         """The next-token loss as any model computes it, logits held: what the speed is compared with."""
         s_BTD = self.shadow(input_ids, None, None, None, None)
-        return F.cross_entropy(arch.logits(self.base, s_BTD)[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten())
+        return F.cross_entropy(
+            arch.logits(self.base, s_BTD)[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
+        )
 
     @torch.no_grad()
     def shadow_losses(self, input_ids: Tensor) -> Tensor:
@@ -90,7 +94,12 @@ class Lesson(nn.Module):
     @torch.no_grad()
     def base_losses(self, input_ids: Tensor) -> Tensor:
         """The next-token losses of the base, (N,)."""
-        return self._losses(arch.decoder_of(self.base)(input_ids=input_ids, use_cache=False, return_dict=True).last_hidden_state, input_ids)
+        return self._losses(
+            arch.decoder_of(self.base)(
+                input_ids=input_ids, use_cache=False, return_dict=True
+            ).last_hidden_state,
+            input_ids,
+        )
 
     def _losses(self, x_BTD: Tensor, input_ids: Tensor) -> Tensor:
         return token_losses(x_BTD[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), *Head.of(self.base))
@@ -101,7 +110,9 @@ def own_loss(model: PreTrainedModel, rows: Sequence[Tensor]) -> float:
     """Return the next-token loss of a stock model through its own head over rows of ids, (T,) each."""
     losses = []
     for row_T in rows:
-        x_BTD = arch.decoder_of(model)(input_ids=row_T[None], use_cache=False, return_dict=True).last_hidden_state
+        x_BTD = arch.decoder_of(model)(
+            input_ids=row_T[None], use_cache=False, return_dict=True
+        ).last_hidden_state
         losses.append(token_losses(x_BTD[0, :-1], row_T[1:], *Head.of(model)).double())
     return torch.cat(losses).mean().item()
 

@@ -56,10 +56,14 @@ class Encoder:
         # A chat model's end-of-sequence token ends a turn; the text it was pretrained on was divided by the other one.
         separator = tokenizer.get_vocab().get(_END_OF_TEXT, tokenizer.eos_token_id)
         if separator is None:
-            raise ConfigError("the tokenizer has no end-of-text token to put between documents; set tokenizer.eos_token")
+            raise ConfigError(
+                "the tokenizer has no end-of-text token to put between documents; set tokenizer.eos_token"
+            )
         self.separator = int(separator)
         bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-        self._before = whole[: len(whole) - len(bare)] if whole[-len(bare) :] == bare else whole[: whole.index(bare[0])]
+        self._before = (
+            whole[: len(whole) - len(bare)] if whole[-len(bare) :] == bare else whole[: whole.index(bare[0])]
+        )
 
     def __call__(self, document: Document) -> np.ndarray:
         """Map a document, or a piece of one, to int64 ids.
@@ -69,12 +73,18 @@ class Encoder:
         """
         if isinstance(document.content, str):
             ids = self._tokenizer(document.content, add_special_tokens=False, verbose=False)["input_ids"]
-            ids = [*(self._before if document.begins else []), *ids, *([self.separator] if document.ends else [])]
+            ids = [
+                *(self._before if document.begins else []),
+                *ids,
+                *([self.separator] if document.ends else []),
+            ]
         else:
             ids = document.content
         ids_N: np.ndarray = np.asarray(ids, dtype=np.int64)
         if len(ids_N) and ids_N.max() >= self._vocabulary:
-            raise DataError(f"the text gives the token id {ids_N.max()}, but the model knows only {self._vocabulary} tokens")
+            raise DataError(
+                f"the text gives the token id {ids_N.max()}, but the model knows only {self._vocabulary} tokens"
+            )
         return ids_N
 
 
@@ -96,7 +106,9 @@ class Rows(IterableDataset):
         first_skipped: the first of each kind.
     """
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, length: int, held_out: int = 0, block: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, corpus: Corpus, encoder: Encoder, length: int, held_out: int = 0, block: int = 1, seed: int = 0
+    ) -> None:
         self._corpus, self._encoder, self.length = corpus, encoder, length
         self._held_out, self._block, self._seed = held_out, block, seed
         self._passed: Counter[str] = Counter()  # of what is held out
@@ -119,7 +131,10 @@ class Rows(IterableDataset):
                 order = list(range(len(block)))
                 random.Random(f"{self._seed} {place.lap} {place.document} {place.offset}").shuffle(order)
                 for number in range(place.row, len(block)):
-                    yield {"input_ids": block[order[number]][0], "place": np.array(place._replace(row=number + 1))}
+                    yield {
+                        "input_ids": block[order[number]][0],
+                        "place": np.array(place._replace(row=number + 1)),
+                    }
                 _, document, offset, empty, undecodable = block[-1]
                 place = Place(place.lap, document, offset, 0, empty, undecodable)
             if not got and place[:3] == (0, self.first, 0):
@@ -167,7 +182,9 @@ class Rows(IterableDataset):
         shift = random.Random(f"{self._seed} {lap}").randrange(self.length)
         return Place(lap, self.first, shift, 0, self.skipped["empty"], self.skipped["undecodable"])
 
-    def _in_order(self, place: Place, keep_short: bool = False) -> Iterator[tuple[np.ndarray, int, int, int, int]]:
+    def _in_order(
+        self, place: Place, keep_short: bool = False
+    ) -> Iterator[tuple[np.ndarray, int, int, int, int]]:
         """Give rows with the document and offset that the next one begins at, and the counts of what was passed over till there."""
         parts: list[np.ndarray] = []
         missing = self.length

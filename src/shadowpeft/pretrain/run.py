@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
 SHADOW = "shadow"
 # What may differ between a run and its continuation; the length is not among it, since the learning rate depends on it.
-_FREE_ON_RESUME = ("resume", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "device")
+_FREE_ON_RESUME = (
+    "resume",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "device",
+)
 _ENDLESS = 10**9  # steps, where the clock ends the run
 
 
@@ -83,7 +91,9 @@ class PretrainResult:
     seconds: float
 
 
-def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pretrain(...)") -> PretrainResult:
+def pretrain(
+    config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pretrain(...)"
+) -> PretrainResult:
     """Pretrain a shadow and write its folder.
 
     Everything that can be checked without the model's weights is checked before they are loaded. On Ctrl-C or SIGTERM the step is
@@ -128,7 +138,9 @@ def pretrain(config: PretrainConfig, command: str = "shadowpeft.pretrain.run.pre
 # Model
 
 
-def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text, start: Path | None) -> "tuple[Lesson, float | None]":
+def _build_lesson(
+    config: PretrainConfig, args: "TrainingArguments", text: Text, start: Path | None
+) -> "tuple[Lesson, float | None]":
     import torch
 
     from shadowpeft import arch
@@ -138,7 +150,9 @@ def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text,
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     base = stock_models.load_model(config.model, dtype, config.attn_implementation).to(args.device)  # type: ignore[arg-type]
     if config.match_block is not None and config.match_block >= len(arch.blocks_of(base)):
-        raise ConfigError(f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}")
+        raise ConfigError(
+            f"match_block must be one of the base's {len(arch.blocks_of(base))} blocks, from 0, got {config.match_block}"
+        )
     shadow, model_loss = _start(config, base, text, fits=start is None)
     shadow.float()
     train_parts(shadow, config.train_parts)
@@ -146,7 +160,9 @@ def _build_lesson(config: PretrainConfig, args: "TrainingArguments", text: Text,
     return Lesson(base, shadow, weights), model_loss
 
 
-def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bool) -> "tuple[Shadow, float | None]":
+def _start(
+    config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bool
+) -> "tuple[Shadow, float | None]":
     """Make the shadow that the run begins with, and measure the smaller model it is made of; a run that goes on fits no projection."""
     import torch
 
@@ -159,7 +175,10 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bo
 
     depth, layers = len(arch.blocks_of(base)), config.layers or 2
     if config.start == FRESH:
-        sizes = {f"shadow_{name}": vars(config)[name] for name in ("intermediate_size", "attention_heads", "key_value_heads", "head_dim")}
+        sizes = {
+            f"shadow_{name}": vars(config)[name]
+            for name in ("intermediate_size", "attention_heads", "key_value_heads", "head_dim")
+        }
         return start.fresh(base, ShadowConfig(shadow_layers=layers, **sizes), torch.float32), None
     if config.start == BLOCKS:
         if layers > depth:
@@ -175,7 +194,9 @@ def _start(config: PretrainConfig, base: "PreTrainedModel", text: Text, fits: bo
     return shadow, own_loss(model, [torch.from_numpy(row).to(base.device) for row in text.held_out])
 
 
-def _warm_start(config: PretrainConfig, base: "PreTrainedModel", model: "PreTrainedModel", shadow: "Shadow", text: Text) -> None:
+def _warm_start(
+    config: PretrainConfig, base: "PreTrainedModel", model: "PreTrainedModel", shadow: "Shadow", text: Text
+) -> None:
     """Fit the projection before any training, and say how well it fits."""
     import itertools
 
@@ -185,13 +206,22 @@ def _warm_start(config: PretrainConfig, base: "PreTrainedModel", model: "PreTrai
     from shadowpeft.pretrain import warm
 
     assert config.warm_start != "none"
-    rows = [row["input_ids"] for row in itertools.islice(text.rows, config.warm_start_rows)] if config.warm_start != "pinv" else []
+    rows = (
+        [row["input_ids"] for row in itertools.islice(text.rows, config.warm_start_rows)]
+        if config.warm_start != "pinv"
+        else []
+    )
     # Held-out rows are of one length, or there is a single one.
     read, held_out = (
-        [torch.from_numpy(np.stack(part)).to(base.device) for part in _parts(of, config.batch_size)] for of in (rows, text.held_out)
+        [torch.from_numpy(np.stack(part)).to(base.device) for part in _parts(of, config.batch_size)]
+        for of in (rows, text.held_out)
     )
     fit = warm.start(shadow, base, model, config.warm_start, read, held_out)
-    aimed = "" if fit.in_states is None else f"{fit.in_states:.4g} of the base's states at strength {fit.strength:g}, and "
+    aimed = (
+        ""
+        if fit.in_states is None
+        else f"{fit.in_states:.4g} of the base's states at strength {fit.strength:g}, and "
+    )
     print(
         f"warm start {config.warm_start}: on held-out text the projection misses {aimed}{fit.in_logits:.4g} of the smaller model's logits "
         f"({fit.in_weights:.4g} of its head's weights); 0 is exact, 1 as bad as none",
@@ -250,7 +280,9 @@ def _summarise(
     over = state.global_step >= state.max_steps or trainer.pace.is_over()
     stopped = stop.requested and not over
     seconds, rate = trainer.pace.seconds(), trainer.session_rate()
-    if not stopped and not any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history):
+    if not stopped and not any(
+        "eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history
+    ):
         trainer.evaluate()
     evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
     last = evaluated[-1] if evaluated and not stopped else {}
@@ -269,7 +301,9 @@ def _summarise(
         undecodable_rows=text.rows.skipped["undecodable"],
         eval_empty_rows=text.evaluated.skipped["empty"],
         eval_undecodable_rows=text.evaluated.skipped["undecodable"],
-        parameters=sum(parameter.numel() for parameter in trainer.lesson.shadow.parameters() if parameter.requires_grad),
+        parameters=sum(
+            parameter.numel() for parameter in trainer.lesson.shadow.parameters() if parameter.requires_grad
+        ),
         start_loss=evaluated[0]["eval_loss"] if evaluated and evaluated[0]["step"] == 0 else None,
         eval_loss=last.get("eval_loss"),
         eval_perplexity=last.get("eval_perplexity"),
@@ -282,10 +316,16 @@ def _summarise(
     )
 
 
-def _facts(config: PretrainConfig, result: PretrainResult, command: str, args: "TrainingArguments") -> dict[str, Any]:
+def _facts(
+    config: PretrainConfig, result: PretrainResult, command: str, args: "TrainingArguments"
+) -> dict[str, Any]:
     """Collect what the shadow folder tells of the run."""
     losses = {name: vars(config)[name] for name in ("next_token", "distil", "match") if vars(config)[name]}
-    told = {name: value for name, value in dataclasses.asdict(result).items() if name not in ("output", "shadow", "checkpoint", "stopped")}
+    told = {
+        name: value
+        for name, value in dataclasses.asdict(result).items()
+        if name not in ("output", "shadow", "checkpoint", "stopped")
+    }
     return {
         "command": command,
         "data": config.data,

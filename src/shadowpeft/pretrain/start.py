@@ -44,7 +44,9 @@ def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype
     return _placed(base, explicit(base, model), dtype)
 
 
-def from_base_blocks(base: PreTrainedModel, blocks: Sequence[int], dtype: torch.dtype | None = None) -> Shadow:
+def from_base_blocks(
+    base: PreTrainedModel, blocks: Sequence[int], dtype: torch.dtype | None = None
+) -> Shadow:
     """Build an implicit shadow whose blocks are copies of some of the base's, with a copy of its final norm behind them.
 
     Args:
@@ -60,7 +62,10 @@ def from_base_blocks(base: PreTrainedModel, blocks: Sequence[int], dtype: torch.
     shadow = _placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
     decoder, wanted = arch.decoder_of(base).state_dict(), shadow.backbone.state_dict()
     place = re.compile(rf"^{re.escape(shadow.family.blocks)}\.(\d+)\.")
-    source = {name: place.sub(lambda found: f"{shadow.family.blocks}.{blocks[int(found[1])]}.", name) for name in wanted}
+    source = {
+        name: place.sub(lambda found: f"{shadow.family.blocks}.{blocks[int(found[1])]}.", name)
+        for name in wanted
+    }
     state: dict[str, Tensor] = {}
     for name, tensor in wanted.items():
         original = decoder.get(source[name])
@@ -70,7 +75,9 @@ def from_base_blocks(base: PreTrainedModel, blocks: Sequence[int], dtype: torch.
                 "gets dense shadow blocks); start from a fresh shadow"
             )
         if original.is_meta or not original.is_floating_point():
-            raise UnsupportedModelError("blocks of a quantised or offloaded base cannot be copied; load the base whole, unquantised")
+            raise UnsupportedModelError(
+                "blocks of a quantised or offloaded base cannot be copied; load the base whole, unquantised"
+            )
         state[name] = original
     shadow.backbone.load_state_dict(state, strict=True)
     return shadow
@@ -79,7 +86,9 @@ def from_base_blocks(base: PreTrainedModel, blocks: Sequence[int], dtype: torch.
 def _check_blocks(base: PreTrainedModel, blocks: Sequence[int]) -> None:
     depth = len(arch.blocks_of(base))
     if not blocks or not all(0 <= block < depth for block in blocks):
-        raise ConfigError(f"blocks must name at least one of the base's {depth} blocks, 0 to {depth - 1}, got {list(blocks)}")
+        raise ConfigError(
+            f"blocks must name at least one of the base's {depth} blocks, 0 to {depth - 1}, got {list(blocks)}"
+        )
     if len(blocks) > depth:
         raise ConfigError(f"a shadow has at most as many blocks as the base, {depth}, got {len(blocks)}")
     kinds = base.config.to_dict().get("layer_types")

@@ -44,9 +44,13 @@ def read_text(config: PretrainConfig) -> Text:
     corpus = Corpus(config.data, config.text_field)
     apart = None if config.eval_data is None else Corpus(config.eval_data, config.text_field)
     if apart is None and corpus.holds_tokens:
-        raise ConfigError(f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too")
+        raise ConfigError(
+            f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too"
+        )
     if not any(source is not None and source.has_fields for source in (corpus, apart)):
-        config.refuse_unused(("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet")
+        config.refuse_unused(
+            ("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet"
+        )
     base = stock_models.load_config(config.model)
     _refuse_no_projection(config, base)
     tokenizer = stock_models.load_tokenizer(config.model)
@@ -63,7 +67,11 @@ class _First:
     """The first documents of a corpus."""
 
     def __init__(self, corpus: Any, documents: int, rows: int) -> None:
-        self.source, self._corpus, self._rows = f"the first {documents} documents of {corpus.source}", corpus, rows
+        self.source, self._corpus, self._rows = (
+            f"the first {documents} documents of {corpus.source}",
+            corpus,
+            rows,
+        )
 
     def read(self, first: int = 0) -> Any:
         import itertools
@@ -82,11 +90,15 @@ def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> N
     if sources.config_of(config.start, base).hidden_size != base.hidden_size:
         return
     if config.train_parts == "projection":
-        raise ConfigError(f"{config.start} has the base's width and so no projection to train; choose other train_parts")
+        raise ConfigError(
+            f"{config.start} has the base's width and so no projection to train; choose other train_parts"
+        )
     config.refuse_warm_start(f"{config.start} has the base's width and so no projection to fit")
 
 
-def _positions(config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def _positions(
+    config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
+) -> int | None:
     """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
     from shadowpeft import arch
     from shadowpeft.model import sources
@@ -103,6 +115,10 @@ def warn_of_skipped(rows: "Rows", what: str) -> None:
     counted = []
     for kind, count in sorted(rows.skipped.items()):
         if count:
-            counted.append(f"{count} {kind} (the first is {rows.first_skipped.get(kind, 'of an earlier session')})")
+            counted.append(
+                f"{count} {kind} (the first is {rows.first_skipped.get(kind, 'of an earlier session')})"
+            )
     if counted:
-        warnings.warn(f"rows of the {what} without a document were passed over: {', '.join(counted)}", stacklevel=2)
+        warnings.warn(
+            f"rows of the {what} without a document were passed over: {', '.join(counted)}", stacklevel=2
+        )

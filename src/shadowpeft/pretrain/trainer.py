@@ -62,7 +62,13 @@ class PretrainTrainer(SafeTrainer):
             callbacks=[_Clock(pace, self._begin), *callbacks],
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
-        self.lesson, self.rows, self.held_out, self.pace, self.schedule = lesson, rows, held_out, pace, schedule
+        self.lesson, self.rows, self.held_out, self.pace, self.schedule = (
+            lesson,
+            rows,
+            held_out,
+            pace,
+            schedule,
+        )
         self._facts = BaseFacts.of(lesson.base)
         self._place: Tensor = torch.tensor(rows.start)
         self.tokens = 0
@@ -76,7 +82,11 @@ class PretrainTrainer(SafeTrainer):
         self._watch.start(self.tokens)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Compute the weighted losses, keep each for the log, and remember where in the text this batch ends."""
         with self.compute_loss_context_manager():
@@ -99,7 +109,9 @@ class PretrainTrainer(SafeTrainer):
             self._sums, self._batches = {}, 0
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Measure the next-token loss of the detached shadow on the held-out rows."""
         with self._watch.paused():
             metrics = perplexity_metrics(metric_key_prefix, self.held_out_loss(self.lesson.shadow_losses))
@@ -128,7 +140,9 @@ class PretrainTrainer(SafeTrainer):
         Returns:
             The best of so many passes; `None` where the logits of a batch do not fit into memory.
         """
-        ids_BT = torch.from_numpy(np.stack([self.rows.head(1)[0]] * self.args.per_device_train_batch_size)).to(self.args.device)
+        ids_BT = torch.from_numpy(
+            np.stack([self.rows.head(1)[0]] * self.args.per_device_train_batch_size)
+        ).to(self.args.device)
         rates = []
         try:
             with parts_trained(self.lesson.shadow, "all-but-embeddings") as chosen:
@@ -165,8 +179,17 @@ class PretrainTrainer(SafeTrainer):
         assert output_dir is not None
         folder = Path(output_dir)
         with self._watch.paused():
-            shadow_folder.save(self.lesson.shadow, self._facts, folder, {"steps": self.state.global_step, "tokens": self.tokens})
-            progress = {"place": self.place()._asdict(), "tokens": self.tokens, "seconds": self.pace.seconds()}
+            shadow_folder.save(
+                self.lesson.shadow,
+                self._facts,
+                folder,
+                {"steps": self.state.global_step, "tokens": self.tokens},
+            )
+            progress = {
+                "place": self.place()._asdict(),
+                "tokens": self.tokens,
+                "seconds": self.pace.seconds(),
+            }
             (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
     def save_shadow(self, folder: str | Path, run: Mapping[str, Any]) -> None:
@@ -192,7 +215,10 @@ class PretrainTrainer(SafeTrainer):
 
 def perplexity_metrics(prefix: str, loss: float) -> dict[str, float]:
     """Return loss and perplexity by name; not by math.exp, which raises where the result is too large for a float."""
-    return {f"{prefix}_loss": loss, f"{prefix}_perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
+    return {
+        f"{prefix}_loss": loss,
+        f"{prefix}_perplexity": torch.tensor(loss, dtype=torch.float64).exp().item(),
+    }
 
 
 class _Watch:
@@ -243,11 +269,15 @@ class _Clock(TrainerCallback):
     def __init__(self, pace: Pace, begin: Callable[[], None]) -> None:
         self._pace, self._begin = pace, begin
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Pass it on."""
         self._begin()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save and stop when the time is up."""
         if self._pace.is_over():
             control.should_save, control.should_log, control.should_training_stop = True, True, True
@@ -259,28 +289,47 @@ class PretrainProgress(TrainerCallback):
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar where training starts from."""
         done = round(100 * self._pace.share(state.global_step))
         self._bar = tqdm(total=100, initial=done, desc="pretrain", unit="%", disable=None, file=sys.stderr)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Move the bar."""
         self._bar.update(round(100 * self._pace.share(state.global_step)) - self._bar.n)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Show losses and speed."""
         names = ("loss", "next_token", "distil", "match", "eval_loss", "tokens", "tokens_per_second")
-        shown = {name: f"{logs[name]:,.0f}" if "tokens" in name else f"{logs[name]:.4g}" for name in names if logs and name in logs}
+        shown = {
+            name: f"{logs[name]:,.0f}" if "tokens" in name else f"{logs[name]:.4g}"
+            for name in names
+            if logs and name in logs
+        }
         if not shown:
             return
         self._bar.set_postfix(shown)
         if self._bar.disable:
             line = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-            print(f"step {state.global_step} ({self._pace.share(state.global_step):.0%})  {line}", file=sys.stderr, flush=True)
+            print(
+                f"step {state.global_step} ({self._pace.share(state.global_step):.0%})  {line}",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Leave the finished bar."""
         self._bar.close()

@@ -70,7 +70,9 @@ class Moments:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel, batches: Iterable[Tensor], base: PreTrainedModel | None = None) -> "Moments":
+    def of(
+        cls, model: PreTrainedModel, batches: Iterable[Tensor], base: PreTrainedModel | None = None
+    ) -> "Moments":
         """Read rows of token ids, each (B, T) and without padding.
 
         Args:
@@ -83,7 +85,11 @@ class Moments:
         """
         device, width = _exact(arch.token_embedding_of(model).weight.device), model.config.hidden_size
         xx_dd = torch.zeros(width, width, dtype=torch.float64, device=device)
-        yx_Dd = None if base is None else torch.zeros(base.config.hidden_size, width, dtype=torch.float64, device=device)
+        yx_Dd = (
+            None
+            if base is None
+            else torch.zeros(base.config.hidden_size, width, dtype=torch.float64, device=device)
+        )
         tokens, yy = 0, 0.0
         for ids_BT in batches:
             x_Nd = _states(model, ids_BT, device)
@@ -99,11 +105,20 @@ class Moments:
     def miss(self, weight_Dd: Tensor) -> float:
         """Sum ||y - P x||^2 over the text, from the sums alone."""
         assert self.yx_Dd is not None
-        return ((weight_Dd @ self.xx_dd) * weight_Dd).sum().item() - 2 * (weight_Dd * self.yx_Dd).sum().item() + self.yy
+        return (
+            ((weight_Dd @ self.xx_dd) * weight_Dd).sum().item()
+            - 2 * (weight_Dd * self.yx_Dd).sum().item()
+            + self.yy
+        )
 
 
 def start(
-    shadow: Shadow, base: PreTrainedModel, model: PreTrainedModel, method: Method, text: Iterable[Tensor], held_out: Iterable[Tensor]
+    shadow: Shadow,
+    base: PreTrainedModel,
+    model: PreTrainedModel,
+    method: Method,
+    text: Iterable[Tensor],
+    held_out: Iterable[Tensor],
 ) -> Fit:
     """Fit a shadow's projection and put it in place.
 
@@ -130,7 +145,13 @@ def start(
     return found
 
 
-def fit(base: PreTrainedModel, model: PreTrainedModel, method: Method, text: Iterable[Tensor], held_out: Iterable[Tensor]) -> Fit:
+def fit(
+    base: PreTrainedModel,
+    model: PreTrainedModel,
+    method: Method,
+    text: Iterable[Tensor],
+    held_out: Iterable[Tensor],
+) -> Fit:
     """Fit a projection; arguments and errors as `start`."""
     base_VD, own_Vd, strength = head_weight(base), head_weight(model), None
     judge = Moments.of(model, held_out, base if method == "ridge" else None)
@@ -143,12 +164,16 @@ def fit(base: PreTrainedModel, model: PreTrainedModel, method: Method, text: Ite
     return judged(base_VD, own_Vd, weight_Dd, judge, strength)
 
 
-def judged(base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, held_out: Moments, strength: float | None = None) -> Fit:
+def judged(
+    base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, held_out: Moments, strength: float | None = None
+) -> Fit:
     """Say how well a projection fits, from sums over held-out text."""
     width, narrow = weight_Dd.shape
     return Fit(
         weight_Dd,
-        in_weights=reconstruction_error(base_VD, own_Vd, weight_Dd, torch.eye(narrow, dtype=torch.float64, device=weight_Dd.device)),
+        in_weights=reconstruction_error(
+            base_VD, own_Vd, weight_Dd, torch.eye(narrow, dtype=torch.float64, device=weight_Dd.device)
+        ),
         in_logits=reconstruction_error(base_VD, own_Vd, weight_Dd, held_out.xx_dd),
         in_states=None if held_out.yx_Dd is None else (held_out.miss(weight_Dd) / held_out.yy) ** 0.5,
         strength=strength,
@@ -225,7 +250,9 @@ def ridge(text: Moments, held_out: Moments) -> tuple[Tensor, float]:
     best, chosen, least = None, 0.0, float("inf")
     for strength in _STRENGTHS:
         eased_d = values_d + strength * size
-        kept_d = eased_d > values_d[-1] * len(values_d) * torch.finfo(torch.float64).eps  # fewer tokens than widths leave zeros
+        kept_d = (
+            eased_d > values_d[-1] * len(values_d) * torch.finfo(torch.float64).eps
+        )  # fewer tokens than widths leave zeros
         weight_Dd = (turned_Dd * torch.where(kept_d, 1 / eased_d, 0)) @ vectors_dd.T
         miss = held_out.miss(weight_Dd)
         if miss < least:
@@ -274,10 +301,17 @@ def _refuse_no_text(tokens: int) -> None:
 def _sums(base_VD: Tensor, own_Vd: Tensor, share_V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum over the vocabulary, each row with its share: (W_b^T W_b, W_b^T W, W_b^T 1, W^T 1)."""
     device, width, narrow = share_V.device, base_VD.shape[1], own_Vd.shape[1]
-    sums = [torch.zeros(*shape, dtype=torch.float64, device=device) for shape in ((width, width), (width, narrow), (width,), (narrow,))]
-    for (base_vD, own_vd), share_v in zip(_blocks(base_VD, own_Vd, device), share_V.split(_ROWS), strict=True):
+    sums = [
+        torch.zeros(*shape, dtype=torch.float64, device=device)
+        for shape in ((width, width), (width, narrow), (width,), (narrow,))
+    ]
+    for (base_vD, own_vd), share_v in zip(
+        _blocks(base_VD, own_Vd, device), share_V.split(_ROWS), strict=True
+    ):
         scaled_Dv = (share_v[:, None] * base_vD).T
-        for total, part in zip(sums, (scaled_Dv @ base_vD, scaled_Dv @ own_vd, scaled_Dv.sum(1), share_v @ own_vd), strict=True):
+        for total, part in zip(
+            sums, (scaled_Dv @ base_vD, scaled_Dv @ own_vd, scaled_Dv.sum(1), share_v @ own_vd), strict=True
+        ):
             total += part
     gram_DD, cross_Dd, mean_D, mean_d = sums
     return gram_DD, cross_Dd, mean_D, mean_d
@@ -296,7 +330,10 @@ def _blocks(base_VD: Tensor, own_Vd: Tensor, device: torch.device) -> Iterator[t
 
 
 def _mean(head_VD: Tensor) -> Tensor:
-    total_D = sum((rows_vD.to(_exact(head_VD.device), torch.float64).sum(0) for rows_vD in head_VD.split(_ROWS)), torch.tensor(0.0))
+    total_D = sum(
+        (rows_vD.to(_exact(head_VD.device), torch.float64).sum(0) for rows_vD in head_VD.split(_ROWS)),
+        torch.tensor(0.0),
+    )
     return total_D / len(head_VD)
 
 

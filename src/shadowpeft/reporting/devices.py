@@ -15,7 +15,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an error says that the memory of a device, or of the machine, ran out."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in _NO_MEMORY
+    )
 
 
 def synchronise(device: torch.device) -> None:

@@ -33,7 +33,9 @@ def commit() -> str | None:
     Where the code runs from a copy without its history, the environment variable SHADOWPEFT_COMMIT may name it; else `None`.
     """
     package = Path(shadowpeft.__file__).parent
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # installed, perhaps inside another project's checkout
+    if (
+        _git(package, "ls-files", "--error-unmatch", "__init__.py") is None
+    ):  # installed, perhaps inside another project's checkout
         return os.environ.get("SHADOWPEFT_COMMIT")
     head = _git(package, "rev-parse", "HEAD")
     return f"{head}+changes" if head and _git(package, "status", "--porcelain", "--", ".") else head
@@ -41,7 +43,9 @@ def commit() -> str | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -114,18 +114,24 @@ def paired(method: Mapping[int, str], reference: Mapping[int, str]) -> np.ndarra
     """
     seeds = sorted(set(method) & set(reference))
     if not seeds:
-        raise DataError(f"expected seeds that both methods have, got {sorted(method)} and {sorted(reference)}; run the missing ones")
+        raise DataError(
+            f"expected seeds that both methods have, got {sorted(method)} and {sorted(reference)}; run the missing ones"
+        )
     lengths = sorted({len(marks[seed]) for marks in (method, reference) for seed in seeds})
     if len(lengths) > 1 or lengths == [0]:
         counts = " and ".join(f"{length:,}" for length in lengths)
-        raise DataError(f"expected answers to the same items of every method and seed, got {counts} items; measure them on the same split")
+        raise DataError(
+            f"expected answers to the same items of every method and seed, got {counts} items; measure them on the same split"
+        )
     return np.stack([_digits(method[seed]) - _digits(reference[seed]) for seed in seeds])
 
 
 def _digits(marks: str) -> np.ndarray:
     if set(marks) - {"0", "1"}:
         wrong = sorted(set(marks) - {"0", "1"})[0]
-        raise DataError(f"expected 0 or 1 for every item in `correct`, got {wrong!r}; the row is damaged, measure the cell again")
+        raise DataError(
+            f"expected 0 or 1 for every item in `correct`, got {wrong!r}; the row is damaged, measure the cell again"
+        )
     return np.frombuffer(marks.encode(), dtype=np.uint8).astype(np.int8) - 48
 
 
@@ -158,13 +164,17 @@ def average(cells: Sequence[tuple[str, np.ndarray]], resamples: int = RESAMPLES,
     for shares, interaction in _strata(cells):
         drawn, centre = _resample(shares, resamples, random), shares.mean()
         draws += drawn
-        shared += centre + (drawn - centre) * math.sqrt(max(0.0, 1 - interaction / shares.var()) if shares.std() else 0.0)
+        shared += centre + (drawn - centre) * math.sqrt(
+            max(0.0, 1 - interaction / shares.var()) if shares.std() else 0.0
+        )
     items, counts = _quantiles(draws), [len(cell) for _, cell in cells]
     both = None
     if min(counts) > 1:
         variances = [float(cell.mean(1).var(ddof=1)) / len(cell) for _, cell in cells]
         freedom = _freedom(variances, counts)
-        shift = random.standard_t(freedom, resamples) * math.sqrt(sum(variances)) / len(cells) if freedom else 0.0
+        shift = (
+            random.standard_t(freedom, resamples) * math.sqrt(sum(variances)) / len(cells) if freedom else 0.0
+        )
         low, high = _quantiles(shared + shift)
         both = min(low, items[0]), max(high, items[1])
     value = float(np.mean([cell.mean() for _, cell in cells]))
@@ -176,7 +186,10 @@ def _strata(cells: Sequence[tuple[str, np.ndarray]]) -> list[tuple[np.ndarray, f
     strata: dict[tuple[str, int], tuple[np.ndarray, float]] = {}
     for task, cell in cells:
         shares, interaction = strata.get((task, cell.shape[1]), (np.zeros(cell.shape[1]), 0.0))
-        strata[task, cell.shape[1]] = shares + cell.mean(0) / len(cells), interaction + _interaction(cell) / len(cells) ** 2
+        strata[task, cell.shape[1]] = (
+            shares + cell.mean(0) / len(cells),
+            interaction + _interaction(cell) / len(cells) ** 2,
+        )
     return list(strata.values())
 
 
@@ -194,7 +207,9 @@ def _resample(shares: np.ndarray, resamples: int, random: np.random.Generator) -
     values, counts = np.unique(shares.round(12), return_counts=True)
     piece = max(1, _DRAWS_AT_ONCE // len(values))
     sizes = [min(piece, resamples - start) for start in range(0, resamples, piece)]
-    return np.concatenate([random.multinomial(len(shares), counts / len(shares), size) @ values for size in sizes]) / len(shares)
+    return np.concatenate(
+        [random.multinomial(len(shares), counts / len(shares), size) @ values for size in sizes]
+    ) / len(shares)
 
 
 def _quantiles(draws: np.ndarray) -> Interval:

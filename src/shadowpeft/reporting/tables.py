@@ -10,14 +10,20 @@ _LEFT = ("method", "mode", "model", "task", "metric", "tested on", "timed", "")
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out a Markdown table; columns of words to the left, of numbers to the right."""
     rules = ["---" if head in _LEFT else "---:" for head in heads]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (heads, rules, *rows))
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (heads, rules, *rows)
+    )
 
 
 def percent(value: Estimate | None) -> str:
     """Write a share as a percentage with its margin."""
     if value is None:
         return "-"
-    return f"{100 * value.mean:.1f}" if value.margin is None else f"{100 * value.mean:.1f} ± {100 * value.margin:.1f}"
+    return (
+        f"{100 * value.mean:.1f}"
+        if value.margin is None
+        else f"{100 * value.mean:.1f} ± {100 * value.margin:.1f}"
+    )
 
 
 def points(value: Difference | None) -> list[str]:

@@ -49,7 +49,9 @@ class Adapter(nn.Module):
         updates = depth - 1 - self.reads_from
         self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and updates else None
         gains = _gains(base) if self.settings.output_gains else [None] * depth
-        self.injections = nn.ModuleList([Injection(width, self.settings, gains_D) for gains_D in gains[self.settings.inject_from :]])
+        self.injections = nn.ModuleList(
+            [Injection(width, self.settings, gains_D) for gains_D in gains[self.settings.inject_from :]]
+        )
         self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
         classifies = self.task == "sequence-classification"
         self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
@@ -83,7 +85,12 @@ class Adapter(nn.Module):
         return reference.unit(s_BTD) if self.settings.unit_state else s_BTD
 
     def enter(
-        self, block: int, h_BTD: Tensor, s_BTD: Tensor, norm: Callable[[Tensor], Tensor], boundary: Boundary = reference.boundary
+        self,
+        block: int,
+        h_BTD: Tensor,
+        s_BTD: Tensor,
+        norm: Callable[[Tensor], Tensor],
+        boundary: Boundary = reference.boundary,
     ) -> tuple[Tensor, Tensor]:
         """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)). Below `inject_from`, h stays as it is.
 
@@ -101,7 +108,9 @@ class Adapter(nn.Module):
         update, injection = self._update(i) if i >= 0 else None, self._injection(j) if j >= 0 else None
         if update is None and injection is None:
             return h_BTD, s_BTD
-        rule = Rule(self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0)
+        rule = Rule(
+            self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0
+        )
 
         def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             update_w = None if update is None else update.weights(self.norm)
@@ -130,5 +139,7 @@ class Adapter(nn.Module):
 def _gains(base: PreTrainedModel) -> list[Tensor]:
     gains = arch.output_gains(base)
     if gains is None:
-        raise ConfigError(f"output_gains needs norms behind a block's layers, and {arch.family_of(base).name} has none; leave it out")
+        raise ConfigError(
+            f"output_gains needs norms behind a block's layers, and {arch.family_of(base).name} has none; leave it out"
+        )
     return gains

@@ -43,7 +43,9 @@ class Shadow(nn.Module):
         blocks = backbone.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList)
         self._run = View(backbone, answers)
-        self._run_whole = View(backbone, {**answers, self.family.blocks: StandIns(UnmaskedBlock, blocks, backbone.config)})
+        self._run_whole = View(
+            backbone, {**answers, self.family.blocks: StandIns(UnmaskedBlock, blocks, backbone.config)}
+        )
 
     def embeddings(self) -> nn.Module:
         """Return the token embeddings of an explicit shadow."""
@@ -66,15 +68,27 @@ class Shadow(nn.Module):
             UnsupportedModelError: embeddings were given to a shadow that has a table of its own.
         """
         if input_ids_BT is None and not self.borrows:
-            raise UnsupportedModelError("an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only")
-        run = self._run_whole if rows_are_whole(attention_mask, position_ids, cache, *kwargs.values()) else self._run
-        inputs = {"input_ids": input_ids_BT} if input_ids_BT is not None else {"inputs_embeds": inputs_embeds_BTD}
-        positions = {"position_ids": position_ids} if position_ids is not None and self.family.takes_positions else {}
+            raise UnsupportedModelError(
+                "an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only"
+            )
+        run = (
+            self._run_whole
+            if rows_are_whole(attention_mask, position_ids, cache, *kwargs.values())
+            else self._run
+        )
+        inputs = (
+            {"input_ids": input_ids_BT} if input_ids_BT is not None else {"inputs_embeds": inputs_embeds_BTD}
+        )
+        positions = (
+            {"position_ids": position_ids} if position_ids is not None and self.family.takes_positions else {}
+        )
         if self.family.mask_fills_cache:
             (given,) = inputs.values()
             assert given is not None
             attention_mask = filling_mask(attention_mask, cache, given.shape[1])
-        documents = {name: value for name, value in kwargs.items() if name in FlashAttentionKwargs.__annotations__}
+        documents = {
+            name: value for name, value in kwargs.items() if name in FlashAttentionKwargs.__annotations__
+        }
         out = run(
             **inputs,
             **positions,
@@ -119,7 +133,9 @@ def explicit(base: PreTrainedModel, model: PreTrainedModel) -> Shadow:
     """
     arch.family_of(model)
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
-        raise UnsupportedModelError("the shadow is trained and so cannot be quantised; load it without quantization_config")
+        raise UnsupportedModelError(
+            "the shadow is trained and so cannot be quantised; load it without quantization_config"
+        )
     refuse_misfit(base, model.config)
     return Shadow(base, arch.decoder_of(model), borrows=False)
 
@@ -136,9 +152,13 @@ def refuse_misfit(base: PreTrainedModel, config: PretrainedConfig) -> None:
             f"{config.vocab_size}; choose a shadow with the base's tokenizer and as many rows (padding rows count)"
         )
     base_family = arch.family_of(base)
-    special_head = base_family.softcaps or (arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None)
+    special_head = base_family.softcaps or (
+        arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None
+    )
     if special_head and arch.family_of_config(config) is not base_family:
-        raise UnsupportedModelError(f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of head")
+        raise UnsupportedModelError(
+            f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of head"
+        )
 
 
 def explicit_from_config(base: PreTrainedModel, config: PretrainedConfig) -> Shadow:

@@ -27,7 +27,13 @@ WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
 FORMAT, READABLE = 3, (2, 3)
 
 
-def save(adapter: Adapter, tensors: Mapping[str, Tensor], facts: BaseFacts, folder: str | Path, run: Mapping[str, Any]) -> None:
+def save(
+    adapter: Adapter,
+    tensors: Mapping[str, Tensor],
+    facts: BaseFacts,
+    folder: str | Path,
+    run: Mapping[str, Any],
+) -> None:
     """Write an adapter: its tensors, its settings with the facts of its base, and a model card that tells of the run.
 
     Args:
@@ -50,7 +56,9 @@ def save(adapter: Adapter, tensors: Mapping[str, Tensor], facts: BaseFacts, fold
         "explicit_shadow": None if adapter.shadow.borrows else backbone,
         "base": vars(facts),
     }
-    card = model_card(facts.name, adapter.config, {name: tensor.numel() for name, tensor in state.items()}, run)
+    card = model_card(
+        facts.name, adapter.config, {name: tensor.numel() for name, tensor in state.items()}, run
+    )
     write_together(
         folder,
         {
@@ -73,35 +81,55 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     meta = _read_config(folder)
     explicit = meta.get("explicit_shadow")
     if not isinstance(meta.get("shadow"), dict) or not (explicit is None or isinstance(explicit, dict)):
-        raise CheckpointError(f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings")
+        raise CheckpointError(
+            f"{folder / CONFIG} is not an adapter's configuration: 'shadow' must hold settings"
+        )
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
     if meta["format"] == 2:
         meta["shadow"]["output_gains"] = False
     config, found = ShadowConfig.from_dict(meta["shadow"]), reading.read_header(folder / WEIGHTS)
-    if None in (config.alpha, config.dropout, config.shadow_loss_weight, config.unit_state, config.output_gains):
+    if None in (
+        config.alpha,
+        config.dropout,
+        config.shadow_loss_weight,
+        config.unit_state,
+        config.output_gains,
+    ):
         raise CheckpointError(
             f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not; save the adapter "
             "again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     build = partial(_build, base, config, explicit)
-    reading.compare(folder / WEIGHTS, reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)), found)
+    reading.compare(
+        folder / WEIGHTS,
+        reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
+        found,
+    )
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in found}
     adapter = build()
-    adapter.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
+    adapter.load_state_dict(
+        state, strict=True, assign=True
+    )  # keep the saved precision; the caller chooses the final one
     return adapter
 
 
 def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:
     if explicit is None:
         return Adapter(base, config, shadow.implicit(base, config.resolved()))
-    return Adapter(base, config, shadow.explicit_from_config(base, reading.stock_config(explicit, "the adapter's shadow")))
+    return Adapter(
+        base,
+        config,
+        shadow.explicit_from_config(base, reading.stock_config(explicit, "the adapter's shadow")),
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"there is no adapter folder {folder} (adapters are read from folders, not from hub ids)")
+        raise CheckpointError(
+            f"there is no adapter folder {folder} (adapters are read from folders, not from hub ids)"
+        )
     path = folder / CONFIG
     if not path.exists():
         hint = "; did you mean its adapter/?" if (folder / "adapter" / CONFIG).is_file() else ""

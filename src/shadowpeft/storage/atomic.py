@@ -22,7 +22,9 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
         folder.mkdir(parents=True, exist_ok=True)
         taken = [name for name in writers if (folder / name).is_dir()]
         if taken:
-            raise CheckpointError(f"could not save to {folder}: {taken[0]} is a folder there; nothing was written")
+            raise CheckpointError(
+                f"could not save to {folder}: {taken[0]} is a folder there; nothing was written"
+            )
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
             for name, write in writers.items():
                 write(Path(aside) / name)
@@ -31,7 +33,9 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
             for name in writers:
                 os.replace(Path(aside) / name, folder / name)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not save to {folder}: {error}; what was saved there before is unchanged") from error
+        raise CheckpointError(
+            f"could not save to {folder}: {error}; what was saved there before is unchanged"
+        ) from error
 
 
 def text(content: str) -> Callable[[Path], object]:

@@ -29,7 +29,11 @@ def holds(folder: str | Path) -> bool:
     """Tell whether a path is the folder of a projected model."""
     try:
         values = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # not a folder, or damaged: whoever reads it as a stock model says so
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ):  # not a folder, or damaged: whoever reads it as a stock model says so
         return False
     return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
@@ -56,19 +60,30 @@ def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
     refuse_misfit(base, config)
     width = base.config.hidden_size
     if config.hidden_size == width:
-        raise CheckpointError(f"the shadow in {folder} is of the base's width, {width}, where no shadow here has a projection")
+        raise CheckpointError(
+            f"the shadow in {folder} is of the base's width, {width}, where no shadow here has a projection"
+        )
     path_of = _files(folder)
-    found = {name: shape for path in sorted(set(path_of.values())) for name, shape in reading.read_header(path).items()}
+    found = {
+        name: shape
+        for path in sorted(set(path_of.values()))
+        for name, shape in reading.read_header(path).items()
+    }
     build = partial(_build, base, described)
     wanted = reading.shapes_of(build, folder / CONFIG, folder, config.num_hidden_layers, len(found))
-    names = {name: _PROJECTION if name == "projection.weight" else _BACKBONE + name.removeprefix("backbone.") for name in wanted}
+    names = {
+        name: _PROJECTION if name == "projection.weight" else _BACKBONE + name.removeprefix("backbone.")
+        for name in wanted
+    }
     # The base's head, which a classifier made of the base no longer has: its width and vocabulary are then all that can be compared.
     head = (base.config.vocab_size, width)
     reading.compare(folder, {**{names[name]: shape for name, shape in wanted.items()}, _HEAD: head}, found)
     _refuse_other_head(base, path_of[_HEAD], folder)
     shadow = build()
     state = {name: _read(path_of[theirs], theirs) for name, theirs in names.items()}
-    shadow.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
+    shadow.load_state_dict(
+        state, strict=True, assign=True
+    )  # keep the saved precision; the caller chooses the final one
     return shadow
 
 
@@ -80,7 +95,9 @@ def _described(path: Path) -> dict[str, Any]:
     values = reading.read_json(path)
     described = values.get("shadow_model_config") if isinstance(values, dict) else None
     if not isinstance(described, dict):
-        raise CheckpointError(f"{path} does not describe a projected model: 'shadow_model_config' must hold a configuration")
+        raise CheckpointError(
+            f"{path} does not describe a projected model: 'shadow_model_config' must hold a configuration"
+        )
     return described
 
 
@@ -90,12 +107,18 @@ def _files(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(reading.read_header(folder / WEIGHTS), folder / WEIGHTS)
     index = reading.read_json(folder / INDEX)
     listed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(listed, dict) or not all(isinstance(file, str) and Path(file).name == file for file in listed.values()):
-        raise CheckpointError(f"{folder / INDEX} does not list the files of the weights: 'weight_map' must name files of its folder")
+    if not isinstance(listed, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in listed.values()
+    ):
+        raise CheckpointError(
+            f"{folder / INDEX} does not list the files of the weights: 'weight_map' must name files of its folder"
+        )
     headers = {file: reading.read_header(folder / file) for file in set(listed.values())}
     lost = [name for name, file in listed.items() if name not in headers[file]]
     if lost:
-        raise CheckpointError(f"{folder / listed[lost[0]]} does not hold {lost[0]}, which {INDEX} says it does; copy the folder again")
+        raise CheckpointError(
+            f"{folder / listed[lost[0]]} does not hold {lost[0]}, which {INDEX} says it does; copy the folder again"
+        )
     return {name: folder / file for name, file in listed.items()}
 
 

@@ -17,7 +17,15 @@ from shadowpeft.errors import CheckpointError
 _SAMPLES = 16
 
 
-_TYPES = {"name": str, "model_type": str, "task": str, "hidden_size": int, "num_hidden_layers": int, "vocab_size": int, "sample": dict}
+_TYPES = {
+    "name": str,
+    "model_type": str,
+    "task": str,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "vocab_size": int,
+    "sample": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,15 @@ class BaseFacts:
             raise CheckpointError(f"{path} is not {whose} configuration: 'base' must hold {', '.join(names)}")
         wrong = [name for name, kind in _TYPES.items() if not isinstance(values[name], kind)]
         parts = values["sample"].values() if "sample" not in wrong else []
-        if not all(isinstance(part, list) and all(isinstance(x, float) and math.isfinite(x) for x in part) for part in parts):
+        if not all(
+            isinstance(part, list) and all(isinstance(x, float) and math.isfinite(x) for x in part)
+            for part in parts
+        ):
             wrong.append("sample")
         if wrong:
-            raise CheckpointError(f"{path} is not {whose} configuration: base.{wrong[0]} has a value of the wrong kind")
+            raise CheckpointError(
+                f"{path} is not {whose} configuration: base.{wrong[0]} has a value of the wrong kind"
+            )
         return cls(**values)
 
     def refuse_other(self, base: "BaseFacts", folder: Path, what: str = "adapter") -> None:
@@ -100,7 +113,12 @@ class BaseFacts:
 def _sample(module: nn.Module) -> list[float]:
     """Read a few values of a module's first matrix, none where it is quantised (so packed or scaled) or not in memory."""
     matrix = next((parameter for parameter in module.parameters() if parameter.ndim == 2), None)
-    if matrix is None or matrix.device.type == "meta" or not matrix.is_floating_point() or matrix.itemsize < 2:
+    if (
+        matrix is None
+        or matrix.device.type == "meta"
+        or not matrix.is_floating_point()
+        or matrix.itemsize < 2
+    ):
         return []
     flat = matrix.detach().flatten()
     picked = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).long()
@@ -110,4 +128,6 @@ def _sample(module: nn.Module) -> list[float]:
 def _close(wanted: list[float], got: list[float]) -> bool:
     """Compare within what rounding to 8 bits of mantissa can change."""
     scale = max(map(abs, wanted))
-    return len(wanted) == len(got) and all(abs(a - b) <= 0.02 * scale for a, b in zip(wanted, got, strict=True))
+    return len(wanted) == len(got) and all(
+        abs(a - b) <= 0.02 * scale for a, b in zip(wanted, got, strict=True)
+    )

@@ -83,7 +83,9 @@ def model_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: M
         base=base or "(a model built in memory)",
         total=sum(sizes.values()),
         shadow=sum(size for name, size in sizes.items() if name.startswith("shadow.")),
-        settings=_table({name: value for name, value in config.resolved().to_dict().items() if value is not None}),
+        settings=_table(
+            {name: value for name, value in config.resolved().to_dict().items() if value is not None}
+        ),
         run=_table(run) if run else "Not recorded: saved outside `shadowpeft train`.",
         version=shadowpeft.__version__,
         torch=torch.__version__,
@@ -91,7 +93,9 @@ def model_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: M
     )
 
 
-def shadow_card(base: str, borrows: bool, sizes: Mapping[str, int | None], total: int, run: Mapping[str, Any]) -> str:
+def shadow_card(
+    base: str, borrows: bool, sizes: Mapping[str, int | None], total: int, run: Mapping[str, Any]
+) -> str:
     """Write the card of a shadow folder as Markdown.
 
     Args:
@@ -104,7 +108,9 @@ def shadow_card(base: str, borrows: bool, sizes: Mapping[str, int | None], total
     return _SHADOW_TEMPLATE.format(
         base_line=base_line(base),
         base=base or "(a model built in memory)",
-        kind="Implicit: it reads the base's embeddings" if borrows else "Explicit: another model's decoder, with embeddings of its own",
+        kind="Implicit: it reads the base's embeddings"
+        if borrows
+        else "Explicit: another model's decoder, with embeddings of its own",
         total=total,
         sizes=_table({name: value for name, value in sizes.items() if value is not None}),
         run=_table(run) if run else "Not recorded.",
@@ -120,5 +126,8 @@ def base_line(base: str) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in values.items()]
+    rows = [
+        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name, value in values.items()
+    ]
     return "\n".join(["| | |", "| --- | --- |", *rows])

@@ -58,11 +58,17 @@ def stock_config(values: Mapping[str, Any], whose: str) -> PretrainedConfig:
     """
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in arch.FAMILIES:
-        raise CheckpointError(f"{whose} is of the family {model_type!r}, which is not supported; supported: {arch.supported()}")
-    return CONFIG_MAPPING[model_type].from_dict({name: value for name, value in values.items() if name != "auto_map"})
+        raise CheckpointError(
+            f"{whose} is of the family {model_type!r}, which is not supported; supported: {arch.supported()}"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(
+        {name: value for name, value in values.items() if name != "auto_map"}
+    )
 
 
-def shapes_of(build: Callable[[], nn.Module], description: Path, weights: Path, layers: Any, tensors: int) -> Shapes:
+def shapes_of(
+    build: Callable[[], nn.Module], description: Path, weights: Path, layers: Any, tensors: int
+) -> Shapes:
     """Work out, without allocating, the names and shapes of the module that a description asks for.
 
     Args:
@@ -76,7 +82,9 @@ def shapes_of(build: Callable[[], nn.Module], description: Path, weights: Path, 
         CheckpointError: no such module can be built.
     """
     if not isinstance(layers, int) or layers > tensors:
-        raise CheckpointError(f"{description} asks for {layers} shadow blocks, {weights} holds {tensors} tensors in all")
+        raise CheckpointError(
+            f"{description} asks for {layers} shadow blocks, {weights} holds {tensors} tensors in all"
+        )
     try:
         with torch.device("meta"):
             return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
@@ -84,7 +92,9 @@ def shapes_of(build: Callable[[], nn.Module], description: Path, weights: Path, 
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
         # Whatever transformers says of sizes and names it cannot build from.
-        raise CheckpointError(f"{description} does not describe a shadow that can be built: {' '.join(str(error).split())}") from error
+        raise CheckpointError(
+            f"{description} does not describe a shadow that can be built: {' '.join(str(error).split())}"
+        ) from error
 
 
 def read_header(path: Path) -> Shapes:
@@ -101,7 +111,9 @@ def read_header(path: Path) -> Shapes:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again or use an earlier checkpoint") from error
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({error}); copy it again or use an earlier checkpoint"
+        ) from error
     if odd:
         raise CheckpointError(f"{path}: {odd[0]} is not of a floating-point type ({', '.join(_FLOATS)})")
     return found
@@ -115,7 +127,11 @@ def compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[st
     """
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"extra {name}" for name in found if name not in wanted]
-    problems += [f"{name} has shape {found[name]}, expected {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape]
+    problems += [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(problems[:3])}{more}")

@@ -46,7 +46,10 @@ def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str,
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
     """
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in sharded.whole(shadow.state_dict()).items()}
+    state = {
+        name: tensor.detach().contiguous().cpu()
+        for name, tensor in sharded.whole(shadow.state_dict()).items()
+    }
     config = shadow.backbone.config
     meta = {
         "format": FORMAT,
@@ -56,7 +59,9 @@ def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str,
         "base": vars(facts),
         "run": dict(run),
     }
-    card = shadow_card(facts.name, shadow.borrows, sizes_of(config), sum(tensor.numel() for tensor in state.values()), run)
+    card = shadow_card(
+        facts.name, shadow.borrows, sizes_of(config), sum(tensor.numel() for tensor in state.values()), run
+    )
     write_together(
         Path(folder),
         {
@@ -83,12 +88,22 @@ def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
     dataclasses.replace(facts, task=now.task, num_labels=now.num_labels).refuse_other(now, folder, "shadow")
     found = reading.read_header(folder / WEIGHTS)
     build = partial(_build, base, meta)
-    layers = meta["shadow"]["shadow_layers"] if meta["explicit_shadow"] is None else meta["explicit_shadow"].get("num_hidden_layers", 1)
-    reading.compare(folder / WEIGHTS, reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)), found)
+    layers = (
+        meta["shadow"]["shadow_layers"]
+        if meta["explicit_shadow"] is None
+        else meta["explicit_shadow"].get("num_hidden_layers", 1)
+    )
+    reading.compare(
+        folder / WEIGHTS,
+        reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
+        found,
+    )
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in found}
     shadow = build()
-    shadow.load_state_dict(state, strict=True, assign=True)  # keep the saved precision; the caller chooses the final one
+    shadow.load_state_dict(
+        state, strict=True, assign=True
+    )  # keep the saved precision; the caller chooses the final one
     return shadow
 
 
@@ -113,7 +128,9 @@ def with_sizes(config: ShadowConfig, shadow: Shadow, folder: str | Path) -> Shad
     for name, size in sizes.items():
         asked = vars(config)[name]
         if asked not in (vars(default)[name], size):
-            raise ConfigError(f"{name} is set to {asked}, and the shadow in {folder} has {size}; leave {name} out")
+            raise ConfigError(
+                f"{name} is set to {asked}, and the shadow in {folder} has {size}; leave {name} out"
+            )
     return ShadowConfig.from_dict({**config.to_dict(), **sizes}) if shadow.borrows else config
 
 
@@ -125,7 +142,9 @@ def _build(base: PreTrainedModel, meta: Mapping[str, Any]) -> Shadow:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"there is no shadow folder {folder}; a model of the hub is loaded first, then given itself")
+        raise CheckpointError(
+            f"there is no shadow folder {folder}; a model of the hub is loaded first, then given itself"
+        )
     path = folder / CONFIG
     if not path.exists():
         hint = "; did you mean its shadow/?" if holds(folder / "shadow") else ""
@@ -135,8 +154,12 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     meta = reading.read_meta(path, (FORMAT,))
     sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
     losses = {"shadow_loss_weight", "shadow_distil"}  # of an adapter; all others of the name are sizes
-    names = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - losses
-    if not (isinstance(sizes, dict) and set(sizes) == names and explicit is None) and not (sizes is None and isinstance(explicit, dict)):
+    names = {
+        field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")
+    } - losses
+    if not (isinstance(sizes, dict) and set(sizes) == names and explicit is None) and not (
+        sizes is None and isinstance(explicit, dict)
+    ):
         raise CheckpointError(
             f"{path} does not describe a shadow: it must hold either 'shadow' with {', '.join(sorted(names))}, or 'explicit_shadow'"
         )

@@ -41,7 +41,10 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
 
 def load_model(
-    source: str, dtype: "torch.dtype | str" = "auto", attn_implementation: str | None = None, load_in_4bit: bool = False
+    source: str,
+    dtype: "torch.dtype | str" = "auto",
+    attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
 ) -> "PreTrainedModel":
     """Read the causal language model of a folder or hub id, whole: transformers alone would make up weights that are missing.
 
@@ -57,17 +60,26 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    chosen: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    chosen: dict[str, Any] = (
+        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    )
     if load_in_4bit:
         chosen["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     with _reading("model", source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **chosen)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **chosen
+        )
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal language model")
+        raise UserError(
+            f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal language model"
+        )
     return model
 
 
@@ -87,7 +99,9 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
     misshapen = {name for name, *_ in info["mismatched_keys"]}
     missing = sorted(name for name in {*info["missing_keys"], *misshapen} if not name.startswith("score."))
     if missing:
-        raise UserError(f"the model {source} lacks {len(missing)} weights of the right shape, such as {missing[0]}; use a complete model")
+        raise UserError(
+            f"the model {source} lacks {len(missing)} weights of the right shape, such as {missing[0]}; use a complete model"
+        )
     return model
 
 
@@ -95,14 +109,18 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
 def _reading(what: str, source: str) -> Iterator[None]:
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
     if is_path and not Path(source).is_dir():
-        raise UserError(f"there is no model folder {source}; {_models_beside(Path(source))}or a hub id such as Qwen/Qwen3-0.6B")
+        raise UserError(
+            f"there is no model folder {source}; {_models_beside(Path(source))}or a hub id such as Qwen/Qwen3-0.6B"
+        )
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         said, where, remedy = " ".join(str(error).split()), "folder", ""
         if not Path(source).is_dir():
             where = "hub id"
-            if isinstance(error, OSError):  # transformers' first line says what is wrong, the others guess at remedies
+            if isinstance(
+                error, OSError
+            ):  # transformers' first line says what is wrong, the others guess at remedies
                 said = str(error).strip().partition("\n")[0].rstrip(". ")
                 remedy = "; check its name, the connection and your access to it, or give a folder with config.json"
         raise UserError(f"the {what} of the {where} {source} cannot be loaded: {said}{remedy}") from error

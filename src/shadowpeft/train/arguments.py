@@ -18,7 +18,9 @@ _SETTINGS = {
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation",
     "warmup_steps": "warmup",
-    **{name: name for name in ("learning_rate", "weight_decay", "max_grad_norm", "bf16", "seed", "report_to")},
+    **{
+        name: name for name in ("learning_rate", "weight_decay", "max_grad_norm", "bf16", "seed", "report_to")
+    },
     **{name: name for name in ("eval_steps", "save_steps", "save_total_limit", "logging_steps")},
 }
 
@@ -71,4 +73,6 @@ def recompute_activations(model: "nn.Module") -> None:
     stock = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     # transformers renamed the switch between 5.17 and 5.23.
     renamed = "activation_checkpointing_enable" in dir(PreTrainedModel)
-    (stock.activation_checkpointing_enable if renamed else stock.gradient_checkpointing_enable)({"use_reentrant": False})
+    (stock.activation_checkpointing_enable if renamed else stock.gradient_checkpointing_enable)(
+        {"use_reentrant": False}
+    )

@@ -47,7 +47,9 @@ class StopOnSignal(TrainerCallback):
         # Not print: the signal may have come in the middle of another write to the same buffer.
         os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Ask the Trainer to save and stop, unless it is at its end anyway; either way the last losses are logged."""
         if self.requested or state.global_step >= state.max_steps:
             control.should_log = True  # a run shorter than logging_steps would show none
@@ -58,20 +60,40 @@ class StopOnSignal(TrainerCallback):
 class Progress(TrainerCallback):
     """A bar on stderr while someone watches, else one line per log entry."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar at the step that training starts from."""
         shown = None if state.is_world_process_zero else True  # None: where stderr is a terminal
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=shown, file=sys.stderr)
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            disable=shown,
+            file=sys.stderr,
+        )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Move the bar."""
         self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Show the losses."""
-        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name.endswith("loss") and name != "train_loss"}
+        losses = {
+            name: f"{value:.4g}"
+            for name, value in (logs or {}).items()
+            if name.endswith("loss") and name != "train_loss"
+        }
         if not losses:
             return
         self._bar.set_postfix(losses)
@@ -79,7 +101,9 @@ class Progress(TrainerCallback):
             shown = "  ".join(f"{name} {value}" for name, value in losses.items())
             print(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Leave the finished bar."""
         self._bar.close()
 
@@ -90,12 +114,16 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the file from the entries of the checkpoint, if any."""
         if state.is_world_process_zero:
             self._path.write_text("".join(_line(entry) for entry in state.log_history), encoding="utf-8")
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Add the newest entry."""
         if state.is_world_process_zero:
             with open(self._path, "a", encoding="utf-8") as file:

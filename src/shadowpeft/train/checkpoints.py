@@ -21,9 +21,14 @@ def is_complete(folder: Path) -> bool:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Find the newest complete checkpoint; warn of a newer one whose saving was cut short."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
+    found = [
+        path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()
+    ]
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if is_complete(path):
             return path
-        warnings.warn(f"{path} is incomplete (its saving was cut short, or a file was lost) and is skipped", stacklevel=2)
+        warnings.warn(
+            f"{path} is incomplete (its saving was cut short, or a file was lost) and is skipped",
+            stacklevel=2,
+        )
     return None

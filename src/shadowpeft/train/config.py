@@ -20,7 +20,14 @@ _LEAST: dict[str, float] = {
 
 # Attention that is given a mask, which tells packed documents apart in any number of rows; the flash kernels look at one row's positions.
 _MASKED = (None, "sdpa", "eager", "flex_attention")
-_OPTIONAL = ("eval_data", "shadow_model", "max_steps", "max_length", "attn_implementation", "backbone_learning_rate")
+_OPTIONAL = (
+    "eval_data",
+    "shadow_model",
+    "max_steps",
+    "max_length",
+    "attn_implementation",
+    "backbone_learning_rate",
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class TrainConfig:
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft train --config` reads."""
         values = {**dataclasses.asdict(self), "resume": False}
-        return "# A run of shadowpeft; to continue it: shadowpeft train --config THIS_FILE --resume\n" + yaml.safe_dump(
-            values, sort_keys=False, allow_unicode=True
+        return (
+            "# A run of shadowpeft; to continue it: shadowpeft train --config THIS_FILE --resume\n"
+            + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         )

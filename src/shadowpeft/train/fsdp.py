@@ -26,18 +26,26 @@ def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
     if not is_accelerate_available("1.13.0"):
         raise UserError("FSDP needs accelerate 1.13 or later; pip install -U accelerate")
     if plugin.fsdp_version != 2:
-        raise ConfigError(f"of FSDP only version 2 is supported, got {plugin.fsdp_version}; set fsdp_version: 2")
+        raise ConfigError(
+            f"of FSDP only version 2 is supported, got {plugin.fsdp_version}; set fsdp_version: 2"
+        )
     if plugin.activation_checkpointing:
         raise ConfigError(
             "FSDP's own activation checkpointing drops other values when it recomputes a dropout; set fsdp_activation_checkpointing: "
             "false and use the training settings' gradient checkpointing (--gradient-checkpointing)"
         )
     if plugin.cpu_ram_efficient_loading:
-        raise ConfigError("attaching needs the base's weights in every process; set fsdp_cpu_ram_efficient_loading: false")
+        raise ConfigError(
+            "attaching needs the base's weights in every process; set fsdp_cpu_ram_efficient_loading: false"
+        )
     if plugin.min_num_params is not None:
-        raise ConfigError("units by size would cut weights that are read together; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP")
+        raise ConfigError(
+            "units by size would cut weights that are read together; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"
+        )
     if plugin.ignored_modules:
-        raise ConfigError("the modules that FSDP leaves whole follow from the model; leave out fsdp_ignored_modules")
+        raise ConfigError(
+            "the modules that FSDP leaves whole follow from the model; leave out fsdp_ignored_modules"
+        )
 
 
 # What accelerate calls the types of autocast.

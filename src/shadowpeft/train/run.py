@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 # What may differ between a run and its continuation; everything else would make it another run.
-_FREE_ON_RESUME = ("resume", "epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "device")
+_FREE_ON_RESUME = (
+    "resume",
+    "epochs",
+    "max_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "device",
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,10 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     result = _summarise(config, trainer, stop, time.perf_counter() - began)
     if result.adapter is not None:
-        facts = {"command": command, **_facts(config, result, len(examples), len(held_out), start, trainer.args)}
+        facts = {
+            "command": command,
+            **_facts(config, result, len(examples), len(held_out), start, trainer.args),
+        }
         run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
         trainer.shadowed.save_pretrained(result.adapter, run=run, is_main_process=trainer.args.should_save)
     return result
@@ -111,7 +124,9 @@ def _check_fsdp(config: TrainConfig) -> None:
     from shadowpeft.train import fsdp
 
     if config.load_in_4bit:
-        raise ConfigError("a 4-bit base is not sharded: leave out load_in_4bit, or start the run with torchrun, without FSDP")
+        raise ConfigError(
+            "a 4-bit base is not sharded: leave out load_in_4bit, or start the run with torchrun, without FSDP"
+        )
     fsdp.refuse(FullyShardedDataParallelPlugin())
 
 
@@ -129,7 +144,9 @@ def _check_4bit(config: TrainConfig) -> None:
     if config.device == "cpu" or not torch.cuda.is_available():
         raise ConfigError("load_in_4bit needs a GPU, and the run is on a CPU; leave load_in_4bit out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("load_in_4bit needs the bitsandbytes library; pip install 'shadowpeft[4bit]', or leave load_in_4bit out")
+        raise UserError(
+            "load_in_4bit needs the bitsandbytes library; pip install 'shadowpeft[4bit]', or leave load_in_4bit out"
+        )
 
 
 def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Example], list[Example]]":
@@ -160,7 +177,9 @@ def _read_data(config: TrainConfig) -> "tuple[PreTrainedTokenizerBase, list[Exam
     eval_examples = encode_all(held_out, tokenizer, limit) if held_out else []
     largest = max(max(example["input_ids"]) for example in [*examples, *eval_examples])
     if largest >= base.vocab_size:
-        raise ConfigError(f"the tokenizer of {config.model} gives the id {largest}, but the model knows only {base.vocab_size} tokens")
+        raise ConfigError(
+            f"the tokenizer of {config.model} gives the id {largest}, but the model knows only {base.vocab_size} tokens"
+        )
     return tokenizer, pack(examples, limit) if config.packing else examples, eval_examples
 
 
@@ -170,7 +189,9 @@ def _check_packs(base: "PretrainedConfig", shadow: "PretrainedConfig") -> None:
 
     for family in (arch.family_of_config(base), arch.family_of_config(shadow)):
         if not family.packs:
-            raise ConfigError(f"{family.name} cannot be trained on packed rows: its documents would see each other; leave out packing")
+            raise ConfigError(
+                f"{family.name} cannot be trained on packed rows: its documents would see each other; leave out packing"
+            )
 
 
 def _training_arguments(config: TrainConfig) -> "TrainingArguments":
@@ -179,7 +200,10 @@ def _training_arguments(config: TrainConfig) -> "TrainingArguments":
     # transformers renamed the setting between 5.17 and 5.23.
     known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    checkpointing: dict[str, Any] = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
+    checkpointing: dict[str, Any] = {
+        name: config.gradient_checkpointing,
+        f"{name}_kwargs": {"use_reentrant": False},
+    }
     return arguments.training_arguments(
         config,
         num_train_epochs=config.epochs,
@@ -224,16 +248,24 @@ def _build_trainer(
     stop = callbacks.StopOnSignal()
     beside = [stop, callbacks.MetricsFile(Path(config.output) / run_folder.METRICS), callbacks.Progress()]
     collator = Collator(padding_id(tokenizer), mask=False)
-    built = trainer.ShadowTrainer(model, args, collator, examples, held_out or None, beside, config.backbone_learning_rate)
+    built = trainer.ShadowTrainer(
+        model, args, collator, examples, held_out or None, beside, config.backbone_learning_rate
+    )
     return built, stop
 
 
-def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSignal", seconds: float) -> TrainResult:
+def _summarise(
+    config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSignal", seconds: float
+) -> TrainResult:
     from shadowpeft.train.checkpoints import latest_checkpoint
 
     state, output = trainer.state, Path(config.output)
     stopped = stop.requested and state.global_step < state.max_steps
-    if trainer.eval_dataset is not None and not stopped and not any("eval_loss" in entry for entry in state.log_history[-3:]):
+    if (
+        trainer.eval_dataset is not None
+        and not stopped
+        and not any("eval_loss" in entry for entry in state.log_history[-3:])
+    ):
         trainer.evaluate()
     last: dict[str, Any] = {}
     for entry in state.log_history:
@@ -255,13 +287,22 @@ def _summarise(config: TrainConfig, trainer: "ShadowTrainer", stop: "StopOnSigna
 
 
 def _facts(
-    config: TrainConfig, result: TrainResult, rows: int, eval_rows: int, start: Path | None, args: "TrainingArguments"
+    config: TrainConfig,
+    result: TrainResult,
+    rows: int,
+    eval_rows: int,
+    start: Path | None,
+    args: "TrainingArguments",
 ) -> dict[str, Any]:
     """Collect what the model card tells of the run."""
     import accelerate
 
     resumed = {} if start is None else {"resumed from": start.name}
-    losses = {"train loss": result.train_loss, "shadow loss": result.shadow_loss, "eval loss": result.eval_loss}
+    losses = {
+        "train loss": result.train_loss,
+        "shadow loss": result.shadow_loss,
+        "eval loss": result.eval_loss,
+    }
     return {
         "data": config.data,
         "rows": rows,
@@ -273,10 +314,18 @@ def _facts(
         "batch size x accumulation": f"{config.batch_size} x {config.gradient_accumulation}",
         **({} if args.world_size == 1 else {"processes": args.world_size}),
         "learning rate": f"{config.learning_rate:g}",
-        **({} if config.backbone_learning_rate is None else {"backbone learning rate": f"{config.backbone_learning_rate:g}"}),
+        **(
+            {}
+            if config.backbone_learning_rate is None
+            else {"backbone learning rate": f"{config.backbone_learning_rate:g}"}
+        ),
         "scheduler": f"{config.scheduler}, warmup {config.warmup:g}",
         "shadow loss weight": config.shadow.resolved().shadow_loss_weight,
-        **({"of it learnt from the attached answer": config.shadow.shadow_distil} if config.shadow.shadow_distil else {}),
+        **(
+            {"of it learnt from the attached answer": config.shadow.shadow_distil}
+            if config.shadow.shadow_distil
+            else {}
+        ),
         "bf16": config.bf16,
         **({"base": "in 4 bits (NF4)"} if config.load_in_4bit else {}),
         "seed": config.seed,

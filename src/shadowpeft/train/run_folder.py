@@ -46,14 +46,20 @@ def prepare(config: RunConfig, result: str, free: Collection[str]) -> Path | Non
         raise ConfigError(f"output must be a folder, {output} is a file; choose another")
     is_run = (output / RUN).is_file()
     if not is_run and output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"the output folder {output} holds something other than a run (it has no {RUN}); choose another or empty it")
+        raise ConfigError(
+            f"the output folder {output} holds something other than a run (it has no {RUN}); choose another or empty it"
+        )
     if is_run and not config.resume and _has_results(output, result):
-        raise ConfigError(f"the output folder {output} holds a run already; continue it with resume, or choose another")
+        raise ConfigError(
+            f"the output folder {output} holds a run already; continue it with resume, or choose another"
+        )
     start = _checkpoint_to_resume(config, output, is_run, free) if config.resume else None
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"the output folder {output} cannot be made ({error.strerror}); choose another") from error
+        raise CheckpointError(
+            f"the output folder {output} cannot be made ({error.strerror}); choose another"
+        ) from error
     return start
 
 
@@ -69,17 +75,24 @@ def begin(config: RunConfig, start: Path | None) -> None:
     """
     atomic.write_together(Path(config.output), {RUN: atomic.text(config.to_yaml())})
     if config.resume:
-        print("no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}", file=sys.stderr)
+        print(
+            "no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}",
+            file=sys.stderr,
+        )
 
 
 def _has_results(output: Path, result: str) -> bool:
     """Tell whether a run has come to something that starting it again would overwrite."""
     from shadowpeft.train import checkpoints
 
-    return (output / result).exists() or any(checkpoints.is_complete(folder) for folder in (output / CHECKPOINTS).glob("*"))
+    return (output / result).exists() or any(
+        checkpoints.is_complete(folder) for folder in (output / CHECKPOINTS).glob("*")
+    )
 
 
-def _checkpoint_to_resume(config: RunConfig, output: Path, is_run: bool, free: Collection[str]) -> Path | None:
+def _checkpoint_to_resume(
+    config: RunConfig, output: Path, is_run: bool, free: Collection[str]
+) -> Path | None:
     from shadowpeft.train import checkpoints
 
     if is_run:
@@ -87,10 +100,14 @@ def _checkpoint_to_resume(config: RunConfig, output: Path, is_run: bool, free: C
     if isinstance(config.resume, str):
         start = Path(config.resume)
         if not checkpoints.is_complete(start):
-            raise CheckpointError(f"{start} is not a complete checkpoint; resume true takes the newest complete one")
+            raise CheckpointError(
+                f"{start} is not a complete checkpoint; resume true takes the newest complete one"
+            )
         return start
     if not is_run:
-        raise ConfigError(f"there is no run to resume in {output.absolute()}; leave out --resume, or start it where the run was started")
+        raise ConfigError(
+            f"there is no run to resume in {output.absolute()}; leave out --resume, or start it where the run was started"
+        )
     return checkpoints.latest_checkpoint(output / CHECKPOINTS)
 
 
@@ -103,7 +120,11 @@ def _check_same_run(config: RunConfig, path: Path, free: Collection[str]) -> Non
     now = yaml.safe_load(config.to_yaml())
     if isinstance(before, dict):
         before = _filled(before, config)
-    changed = [name for name in now if name not in free and (not isinstance(before, dict) or before.get(name) != now[name])]
+    changed = [
+        name
+        for name in now
+        if name not in free and (not isinstance(before, dict) or before.get(name) != now[name])
+    ]
     if changed:
         raise ConfigError(
             f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run"

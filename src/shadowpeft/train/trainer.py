@@ -40,10 +40,18 @@ class SafeTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, CheckpointError) as error:
             # torch reports a full disk as a RuntimeError of its own file writer; any other is not ours to translate.
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            if (
+                isinstance(error, RuntimeError)
+                and "PytorchStreamWriter" not in str(error)
+                and "inline_container" not in str(error)
+            ):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-            cause = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ is not None else error
+            cause = (
+                error.__cause__
+                if isinstance(error, CheckpointError) and error.__cause__ is not None
+                else error
+            )
             raise CheckpointError(
                 f"could not save {folder}: {_first_line(cause)}; earlier checkpoints are unchanged: make room, then continue with resume"
             ) from cause
@@ -58,7 +66,9 @@ class SafeTrainer(Trainer):
             assert self.lr_scheduler is not None
             state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(sharded.divided(state, self.optimizer))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+            self.lr_scheduler.load_state_dict(
+                torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+            )
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             # torch reports a file that was cut short as a RuntimeError of its reader; any other is not ours to translate.
             if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
@@ -148,10 +158,16 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         self._shadow_steps: set[int] = set()
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Compute the loss as the Trainer does, and keep the shadow's part for the log."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
         self._shadow_sum += outputs["shadow_loss"].detach()
         self._shadow_steps.add(self.state.global_step)
         return (loss, outputs) if return_outputs else loss
@@ -165,13 +181,20 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
             self._shadow_steps.clear()
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Measure the losses per token, whatever the batch size (the Trainer's own average is over batches)."""
         examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(self.data_collator, Collator)
-        measured = token_losses(self.shadowed, examples, self.data_collator, self.args.per_device_eval_batch_size)
+        measured = token_losses(
+            self.shadowed, examples, self.data_collator, self.args.per_device_eval_batch_size
+        )
         assert measured.shadow_loss is not None
-        metrics = {f"{metric_key_prefix}_loss": measured.loss, f"{metric_key_prefix}_shadow_loss": measured.shadow_loss}
+        metrics = {
+            f"{metric_key_prefix}_loss": measured.loss,
+            f"{metric_key_prefix}_shadow_loss": measured.shadow_loss,
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -179,7 +202,9 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter; under FSDP too, where the Trainer would gather the base as well."""
         if self.is_fsdp_enabled:
-            self._save(output_dir, state_dict=sharded.whole(self.shadowed.adapters.state_dict(prefix="adapters.")))
+            self._save(
+                output_dir, state_dict=sharded.whole(self.shadowed.adapters.state_dict(prefix="adapters."))
+            )
         else:
             super().save_model(output_dir, _internal_call)
 
@@ -194,7 +219,9 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
         if self.is_fsdp_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -218,7 +245,9 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         saved = adapter_folder.load(self.shadowed.base, resume_from_checkpoint)
         own = self.shadowed.adapters[self.shadowed.active_adapter]
         if saved.settings != own.settings:
-            raise CheckpointError(f"{resume_from_checkpoint} has other settings than this run: {saved.settings}, not {own.settings}")
+            raise CheckpointError(
+                f"{resume_from_checkpoint} has other settings than this run: {saved.settings}, not {own.settings}"
+            )
         own.load_state_dict(saved.state_dict(), strict=True)
 
 

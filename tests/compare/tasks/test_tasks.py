@@ -9,7 +9,19 @@ import datasets
 import pytest
 from helpers.task_rows import SPLITS, SUBJECTS, hub_rows, local_rows, passages
 
-from shadowpeft.compare.tasks import TASKS, Item, Source, clinc, find, gsm8k, held_out_text, mawps, mmlu, squad, stars
+from shadowpeft.compare.tasks import (
+    TASKS,
+    Item,
+    Source,
+    clinc,
+    find,
+    gsm8k,
+    held_out_text,
+    mawps,
+    mmlu,
+    squad,
+    stars,
+)
 from shadowpeft.compare.tasks.scoring import accuracy, until_stop
 from shadowpeft.compare.tasks.splits import cut, squeezed
 from shadowpeft.data.rows import Row
@@ -21,7 +33,9 @@ def write(folder: Path, sets: dict[str, dict[str, list[dict]]], suffix: str = ".
         (folder / name).mkdir(parents=True, exist_ok=True)
         for split, rows in splits.items():
             content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            (folder / name / f"{split}{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+            (folder / name / f"{split}{suffix}").write_bytes(
+                gzip.compress(content) if suffix.endswith("gz") else content
+            )
     return Source(str(folder))
 
 
@@ -37,7 +51,9 @@ def hub(monkeypatch) -> Source:
     def load_dataset(path, name=None, *, split, **options):
         dataset = datasets.Dataset.from_list(stored[path, name, split])
         if path == "clinc/clinc_oos":  # the hub's order of intents is its own
-            dataset = dataset.cast_column("intent", datasets.ClassLabel(names=["translate", "oos", "accept_reservations"]))
+            dataset = dataset.cast_column(
+                "intent", datasets.ClassLabel(names=["translate", "oos", "accept_reservations"])
+            )
         return dataset
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -98,7 +114,10 @@ def test_partners_exist_and_are_answered_the_same_way():
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(ConfigError, match=r"unknown task 'gsm8' \(did you mean 'gsm8k'\?\); the tasks are gsm8k, mawps, squad_v2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown task 'gsm8' \(did you mean 'gsm8k'\?\); the tasks are gsm8k, mawps, squad_v2",
+    ):
         find("gsm8")
 
 
@@ -119,7 +138,10 @@ def test_validation_depends_on_nothing_but_the_rows(tmp_path, name):
 
 
 def rows_of(units: list[str]) -> list[Row]:
-    return [Row({"unit": unit, "label": unit[0], "number": number}, f"row {number}") for number, unit in enumerate(units)]
+    return [
+        Row({"unit": unit, "label": unit[0], "number": number}, f"row {number}")
+        for number, unit in enumerate(units)
+    ]
 
 
 def by_unit(row: Row) -> str:
@@ -150,14 +172,20 @@ def test_a_cut_leaves_every_label_in_train():
 
 
 def test_a_cut_of_too_few_rows_is_refused():
-    with pytest.raises(DataError, match="small: a validation split is cut from the training rows, which needs 2 texts of a kind, got 1"):
+    with pytest.raises(
+        DataError,
+        match="small: a validation split is cut from the training rows, which needs 2 texts of a kind, got 1",
+    ):
         cut("small", rows_of(["a", "a"]), by_unit)
 
 
 def test_repeats_stay_in_the_latest_split(tmp_path):
     """Catches training on a test question that differs in case and spaces alone."""
     rows = local_rows()["mawps"]
-    rows["train"] += [{"question": f" {rows['test'][0]['question'].upper()}  ", "answer": 1}, {**rows["validation"][0]}]
+    rows["train"] += [
+        {"question": f" {rows['test'][0]['question'].upper()}  ", "answer": 1},
+        {**rows["validation"][0]},
+    ]
     rows["validation"].append(rows["test"][1])
     items = everything("mawps", write(tmp_path, {"mawps": rows}))
     assert {split: len(items[split]) for split in SPLITS} == {"train": 25, "validation": 7, "test": 8}
@@ -181,8 +209,16 @@ def test_the_same_question_of_two_subjects_counts_as_one(tmp_path):
             None,
             r"the data folder .* has no set 'gsm8k', only amazon5, arc_challenge, .*; add .*gsm8k.train.jsonl or leave --data-dir out",
         ),
-        ("gsm8k", "test", r"the data folder .*gsm8k has no split 'test' \(test.jsonl or test.jsonl.gz\), only train.jsonl; add it"),
-        ("squad_v2", "validation", r"the data folder .*squad_v2 has no split 'validation' .*, only nothing; add it"),
+        (
+            "gsm8k",
+            "test",
+            r"the data folder .*gsm8k has no split 'test' \(test.jsonl or test.jsonl.gz\), only train.jsonl; add it",
+        ),
+        (
+            "squad_v2",
+            "validation",
+            r"the data folder .*squad_v2 has no split 'validation' .*, only nothing; add it",
+        ),
         ("wiki_en", "validation", r"the data folder .*wiki_en has no split 'validation'"),
     ],
 )
@@ -197,13 +233,21 @@ def test_a_missing_set_or_split_is_named(local, tmp_path, name, split, message):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"there is no data folder .*nowhere; give --data-dir a folder with one folder a data set"):
+    with pytest.raises(
+        DataError,
+        match=r"there is no data folder .*nowhere; give --data-dir a folder with one folder a data set",
+    ):
         everything("sst5", Source(str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(
     "error",
-    [ConnectionError("no way"), ValueError("no config"), RuntimeError("no scripts"), datasets.exceptions.DatasetNotFoundError("none")],
+    [
+        ConnectionError("no way"),
+        ValueError("no config"),
+        RuntimeError("no scripts"),
+        datasets.exceptions.DatasetNotFoundError("none"),
+    ],
 )
 def test_a_missing_hub_is_one_sentence(monkeypatch, error):
     """Catches a trace of the hub's client where a sentence is due."""
@@ -213,23 +257,37 @@ def test_a_missing_hub_is_one_sentence(monkeypatch, error):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
-        DataError, match=r"openai/gsm8k cannot be loaded from the hub \(.*\); .*--data-dir with a folder that holds gsm8k/train"
+        DataError,
+        match=r"openai/gsm8k cannot be loaded from the hub \(.*\); .*--data-dir with a folder that holds gsm8k/train",
     ):
         everything("gsm8k", Source())
 
 
 def test_squad_without_train_or_halves_is_refused(tmp_path):
     source = write(tmp_path, {"squad_v2": {"validation": passages("validation", 10)}})
-    with pytest.raises(DataError, match=r"squad_v2 has no split 'train', and its validation rows no 'cs224n_part'.*; add train.jsonl"):
+    with pytest.raises(
+        DataError,
+        match=r"squad_v2 has no split 'train', and its validation rows no 'cs224n_part'.*; add train.jsonl",
+    ):
         everything("squad_v2", source)
 
 
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
-        ("amazon5", "stars", 6, r"amazon5: the test split holds 1 label unseen in training \(6\); add training rows of them"),
+        (
+            "amazon5",
+            "stars",
+            6,
+            r"amazon5: the test split holds 1 label unseen in training \(6\); add training rows of them",
+        ),
         ("newsgroups20", "group", "alt.unknown", r"unseen in training \(alt.unknown\)"),
-        ("clinc150", "intent", "weather", r"clinc150: the test split holds 1 label unseen in training \(weather\)"),
+        (
+            "clinc150",
+            "intent",
+            "weather",
+            r"clinc150: the test split holds 1 label unseen in training \(weather\)",
+        ),
     ],
 )
 def test_labels_unseen_in_training_are_named(tmp_path, name, field, value, message):
@@ -242,21 +300,41 @@ def test_labels_unseen_in_training_are_named(tmp_path, name, field, value, messa
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("gsm8k", {"question": "How many?"}, r"train.jsonl:41: expected 'answer' to be str, got no such field; the fields are question"),
+        (
+            "gsm8k",
+            {"question": "How many?"},
+            r"train.jsonl:41: expected 'answer' to be str, got no such field; the fields are question",
+        ),
         (
             "gsm8k",
             {"question": "How many?", "answer": "four"},
             r"train.jsonl:41: expected an answer that ends in '#### NUMBER', got 'four'",
         ),
-        ("mawps", {"question": "How many?", "answer": "four"}, r"train.jsonl:26: expected a number for an answer, got 'four'"),
+        (
+            "mawps",
+            {"question": "How many?", "answer": "four"},
+            r"train.jsonl:26: expected a number for an answer, got 'four'",
+        ),
         (
             "arc_easy",
             {"question": "Which?", "choices": ["a", "b"], "answer": 2},
             r"expected 2 to 8 choices and the index of one, got 2 and 2",
         ),
-        ("arc_easy", {"question": "Which?", "choices": ["a", "b"], "answer": True}, "expected 'answer' to be int, got bool True"),
-        ("subjqa", {"question": "Who?", "context": "He.", "answers": {"text": "He"}}, "expected 'answers' to hold a list 'text'"),
-        ("clinc150", {"text": "hello", "intent": "new"}, r"train split holds 1 label not among the 151 of the task \(new\)"),
+        (
+            "arc_easy",
+            {"question": "Which?", "choices": ["a", "b"], "answer": True},
+            "expected 'answer' to be int, got bool True",
+        ),
+        (
+            "subjqa",
+            {"question": "Who?", "context": "He.", "answers": {"text": "He"}},
+            "expected 'answers' to hold a list 'text'",
+        ),
+        (
+            "clinc150",
+            {"text": "hello", "intent": "new"},
+            r"train split holds 1 label not among the 151 of the task \(new\)",
+        ),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, name, row, message):
@@ -350,7 +428,11 @@ def test_squad_scores_as_the_official_script(answer, golds, exact, f1):
 
 
 def test_squad_tells_answerable_and_unanswerable_apart():
-    items = [Item("", ("Rollo",), group="answerable"), Item("", ("the x b",), group="answerable"), Item("", (), group="unanswerable")]
+    items = [
+        Item("", ("Rollo",), group="answerable"),
+        Item("", ("the x b",), group="answerable"),
+        Item("", (), group="unanswerable"),
+    ]
     scores = squad.score(items, [" Rollo\nQuestion: who", "b", "nobody"])
     assert scores.correct == [1, 0, 0]
     assert scores.metrics == pytest.approx(
@@ -394,9 +476,16 @@ def test_mmlu_asks_in_the_standard_form(local):
         "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
         "test text number 2\nA. choice 2 0\nB. choice 2 1\nC. choice 2 2\nD. choice 2 3\nAnswer:"
     )
-    assert (item.answer, item.target, item.choices, item.group) == (" C", 2, (" A", " B", " C", " D"), "abstract_algebra")
+    assert (item.answer, item.target, item.choices, item.group) == (
+        " C",
+        2,
+        (" A", " B", " C", " D"),
+        "abstract_algebra",
+    )
     science = find("arc_easy").load("test", local)[0]
-    assert science.prompt.startswith("The following are multiple choice questions (with answers).\n\ntest text number 0\nA. ")
+    assert science.prompt.startswith(
+        "The following are multiple choice questions (with answers).\n\ntest text number 0\nA. "
+    )
     assert science.choices == (" A", " B", " C")
 
 
@@ -418,7 +507,9 @@ def test_stars_count_from_one_here_and_from_zero_on_the_hub(local, hub):
     """Catches classes off by one between training on the hub and testing on a folder."""
     for source in (local, hub):
         for name in ("amazon5", "sst5"):
-            by_text = {item.prompt.removeprefix("Fine. "): item.target for item in find(name).load("test", source)}
+            by_text = {
+                item.prompt.removeprefix("Fine. "): item.target for item in find(name).load("test", source)
+            }
             assert [by_text[f"test text number {index}"] for index in range(5)] == [0, 1, 2, 3, 4]
     assert stars.AMAZON_TASK.load("test", local)[0].prompt == "Fine. test text number 0"
 
@@ -433,7 +524,11 @@ def test_newsgroups_drops_empty_posts(tmp_path):
 
 
 def test_clinc_tells_scopes_apart():
-    items = [Item("", 3, group="in-scope"), Item("", 4, group="in-scope"), Item("", 150, group="out-of-scope")]
+    items = [
+        Item("", 3, group="in-scope"),
+        Item("", 4, group="in-scope"),
+        Item("", 150, group="out-of-scope"),
+    ]
     metrics = clinc.score(items, [3, 150, 150]).metrics
     assert metrics == pytest.approx({"accuracy": 2 / 3, "accuracy_in_scope": 0.5, "recall_out_of_scope": 1.0})
     assert "accuracy_in_scope" not in clinc.score(items[2:], [0]).metrics

@@ -78,10 +78,19 @@ def test_tensors_that_begin_anywhere_after_some_that_do_not() -> None:
     for stream, floor in ((torch.bfloat16, 1e-4), (torch.float32, 2e-6)):
         for rows in (40, 300, 40):
             drawn = draw(Kind("normed", "rms", (rows,), 264, 10, 16, stream=stream))
-            odd = torch.empty(drawn.h.numel() + 1, dtype=stream, device=drawn.h.device)[1:].view_as(drawn.h).copy_(drawn.h)
+            odd = (
+                torch.empty(drawn.h.numel() + 1, dtype=stream, device=drawn.h.device)[1:]
+                .view_as(drawn.h)
+                .copy_(drawn.h)
+            )
             assert odd.data_ptr() % 16
             for h in (drawn.h, odd, drawn.h):
-                assert_as_exact(fused.boundary, replace(drawn, h=h), times=1.5 if stream == torch.bfloat16 else 3.0, floor=floor)
+                assert_as_exact(
+                    fused.boundary,
+                    replace(drawn, h=h),
+                    times=1.5 if stream == torch.bfloat16 else 3.0,
+                    floor=floor,
+                )
 
 
 @pytest.mark.gpu
@@ -95,7 +104,9 @@ def test_launches_follow_the_current_stream() -> None:
     want, side = cross(), torch.cuda.Stream()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):  # a launch on any other stream is refused, or missing from the graph
+    with torch.cuda.graph(
+        graph, stream=side
+    ):  # a launch on any other stream is refused, or missing from the graph
         got = cross()
     got.zero_()
     graph.replay()

@@ -26,10 +26,13 @@ from shadowpeft.ops import choice, reference
 
 pytestmark = [
     pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"),
+        importlib.util.find_spec("triton") is None
+        or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"),
         reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
     ),
-    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # of the interpreter: a sigmoid of much below zero
+    pytest.mark.filterwarnings(
+        "ignore:overflow encountered in exp:RuntimeWarning"
+    ),  # of the interpreter: a sigmoid of much below zero
 ]
 if importlib.util.find_spec("triton") is not None:
     import triton.language as tl
@@ -67,7 +70,8 @@ def test_results_and_every_gradient(variant: str, norm: str, halves: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("shape", "D", "U", "R"), [((1, 1), 7, 1, 1), ((2, 33), 131, 10, 16), ((2, 1, 3), 64, 17, 33), ((5, 7), 16, 40, 2)]
+    ("shape", "D", "U", "R"),
+    [((1, 1), 7, 1, 1), ((2, 33), 131, 10, 16), ((2, 1, 3), 64, 17, 33), ((5, 7), 16, 40, 2)],
 )
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "layer"), ("peft", "none")])
 def test_any_size(variant: str, norm: str, shape: tuple[int, ...], D: int, U: int, R: int) -> None:
@@ -79,7 +83,9 @@ def test_any_size(variant: str, norm: str, shape: tuple[int, ...], D: int, U: in
 @pytest.mark.parametrize(("variant", "norm"), KINDS)
 def test_bfloat16(variant: str, norm: str) -> None:
     """Catches sums taken in bfloat16, or a value rounded once more than in the reference."""
-    assert_as_exact(fused.boundary, draw(Kind(variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16)), **BFLOAT16)
+    assert_as_exact(
+        fused.boundary, draw(Kind(variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16)), **BFLOAT16
+    )
 
 
 def test_a_gate_of_large_hidden_states_keeps_its_digits() -> None:
@@ -87,7 +93,10 @@ def test_a_gate_of_large_hidden_states_keeps_its_digits() -> None:
     drawn = draw(Kind("peft", "none", (parts.FEW_ROWS + 44,), 140, 10, 16, stream=torch.bfloat16))
     truth = run(reference.boundary, in_float64(drawn))
     mine, theirs = (errors(run(boundary, drawn), truth) for boundary in (fused.boundary, reference.boundary))
-    for name in ("d_gate_in_UD", "d_gate_out_DU"):  # a fifth; with one rounding, as in the reference, 0.7 to 1.0
+    for name in (
+        "d_gate_in_UD",
+        "d_gate_out_DU",
+    ):  # a fifth; with one rounding, as in the reference, 0.7 to 1.0
         assert mine[name] <= 0.5 * theirs[name], (name, mine[name], theirs[name])
 
 
@@ -101,7 +110,9 @@ def test_more_rows_than_decoding_has(halves: str) -> None:
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
 def test_float32_weights_and_state_beside_a_bfloat16_stream(variant: str, norm: str) -> None:
     """Catches a gradient in the stream's type: under autocast the weights and their gradients stay float32."""
-    kind = Kind(variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16, weights=torch.float32, state=torch.float32)
+    kind = Kind(
+        variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16, weights=torch.float32, state=torch.float32
+    )
     assert_as_exact(fused.boundary, draw(kind), **BFLOAT16, autocast=True)
 
 
@@ -146,7 +157,9 @@ def test_only_h_and_s_are_kept(halves: str) -> None:
     drawn = draw(Kind("normed", "rms", shape=(4, 32), D=512, halves=halves))
     h, s = drawn.h.requires_grad_(), drawn.s.requires_grad_()
     saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
     wide = [tensor for tensor in saved if tensor.numel() >= h.numel()]
     assert {tensor.data_ptr() for tensor in wide} <= {h.data_ptr(), s.data_ptr()}
@@ -160,7 +173,9 @@ def test_without_gradients_nothing_is_kept() -> None:
     want = run(fused.boundary, drawn)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            new_h, new_s = fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+            new_h, new_s = fused.boundary(
+                drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm
+            )
         assert torch.equal(new_h, want["new_h"])
         assert torch.equal(new_s, want["new_s"])
         assert new_h.grad_fn is None
@@ -209,7 +224,9 @@ def test_masks_drop_their_share_at_random() -> None:
 
 @pytest.mark.parametrize("halves", ["both", "inject", "update"])
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
-def test_dropout_is_the_reference_s_with_the_same_mask(variant: str, halves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_the_reference_s_with_the_same_mask(
+    variant: str, halves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a mask at another place, another mask on the way back, and one that depends on how the work is tiled."""
     kind = Kind(variant, "rms" if variant == "normed" else "none", (2, 20), 70, 5, 3, halves, dropout=0.4)
     drawn = draw(kind)
@@ -226,7 +243,10 @@ def test_dropout_is_the_reference_s_with_the_same_mask(variant: str, halves: str
     monkeypatch.setattr(reference.F, "dropout", masked)
     truth, plain = run(reference.boundary, in_float64(drawn)), run(reference.boundary, drawn)
     mine, theirs = errors(got, truth), errors(plain, truth)
-    assert all(mine[name] <= FLOAT32["times"] * theirs[name] + FLOAT32["floor"] for name in truth), (mine, theirs)
+    assert all(mine[name] <= FLOAT32["times"] * theirs[name] + FLOAT32["floor"] for name in truth), (
+        mine,
+        theirs,
+    )
 
 
 def test_dropout_follows_torch_s_seed() -> None:
@@ -243,7 +263,11 @@ def test_dropout_follows_torch_s_seed() -> None:
 
 
 def build(model_type: str, impl: str, **settings: Any) -> ShadowedModel:
-    model = perturb(attached(tiny_model(model_type), ShadowConfig(**{"r": 4, "update_width": 5, "alpha": 0.5, **settings})))
+    model = perturb(
+        attached(
+            tiny_model(model_type), ShadowConfig(**{"r": 4, "update_width": 5, "alpha": 0.5, **settings})
+        )
+    )
     model.set_impl(impl)
     return model.to(DEVICE)
 
@@ -304,7 +328,9 @@ def test_a_backward_pass_may_be_compiled_alone() -> None:
     """Catches kernels that a compiler of the backward pass would look into."""
     drawn = draw(Kind(shape=(5,), D=40))
     want = run(fused.boundary, drawn)
-    new_h, new_s = fused.boundary(drawn.h.requires_grad_(), drawn.s.requires_grad_(), drawn.update, drawn.inject, drawn.rule, drawn.norm)
+    new_h, new_s = fused.boundary(
+        drawn.h.requires_grad_(), drawn.s.requires_grad_(), drawn.update, drawn.inject, drawn.rule, drawn.norm
+    )
     with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
         torch.autograd.backward([new_h, new_s], [drawn.dh, drawn.ds])
     for name, tensor in (("d_h", drawn.h), ("d_s", drawn.s)):
@@ -346,7 +372,9 @@ def test_operations_keep_torch_s_contract() -> None:
     for kind in (
         Kind("paper", "none"),
         Kind("normed", "layer", halves="inject", stream=torch.bfloat16),
-        Kind("peft", "none", halves="update", stream=torch.bfloat16, weights=torch.float32, state=torch.float32),
+        Kind(
+            "peft", "none", halves="update", stream=torch.bfloat16, weights=torch.float32, state=torch.float32
+        ),
     ):
         drawn = draw(kind)
         w = drawn.update or fused._NO_UPDATE
@@ -355,7 +383,11 @@ def test_operations_keep_torch_s_contract() -> None:
             drawn.h.requires_grad_(), drawn.s.requires_grad_(), *w[:8], *(drawn.inject or (None, None)), norm.weight, norm.bias, None,
             kind.variant, norm.kind, w.activation, 0.7, 0.0, w.gate_shift, norm.eps, norm.offset,
         )  # fmt: skip
-        torch.library.opcheck(fused.forward_op, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+        torch.library.opcheck(
+            fused.forward_op,
+            args,
+            test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        )
 
 
 # The norms
@@ -366,7 +398,9 @@ def test_operations_keep_torch_s_contract() -> None:
 def test_every_family_s_norm_is_taken_apart_rightly(model_type: str) -> None:
     """Catches a wrong epsilon, a weight that is added to one or not, a LayerNorm taken for an RMSNorm."""
     base = tiny_model(model_type)
-    h = torch.randn(5, base.config.hidden_size, generator=torch.Generator().manual_seed(0)) / 100  # so that epsilon counts
+    h = (
+        torch.randn(5, base.config.hidden_size, generator=torch.Generator().manual_seed(0)) / 100
+    )  # so that epsilon counts
     for block in arch.blocks_of(base):
         norm = arch.input_norm_of(block, arch.family_of(base))
         parts = arch.norm_parts(norm)
@@ -374,7 +408,11 @@ def test_every_family_s_norm_is_taken_apart_rightly(model_type: str) -> None:
         if parts.kind == "rms":
             got = h * (h.square().mean(-1, keepdim=True) + parts.eps).rsqrt() * (parts.weight + parts.offset)
         else:
-            got = h if parts.kind == "none" else nn.functional.layer_norm(h, h.shape[-1:], parts.weight, parts.bias, parts.eps)
+            got = (
+                h
+                if parts.kind == "none"
+                else nn.functional.layer_norm(h, h.shape[-1:], parts.weight, parts.bias, parts.eps)
+            )
         torch.testing.assert_close(got, norm(h), rtol=1e-5, atol=1e-6)
 
 
@@ -390,7 +428,10 @@ def test_a_norm_of_another_class_is_refused_by_name() -> None:
     """Catches a norm taken for the one it derives from."""
     drawn = draw(Kind())
     drawn.norm = Doubled(72, device=DEVICE)
-    with pytest.raises(ConfigError, match=r"impl='triton' does not know how to read through Doubled; set impl='auto' or 'reference'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"impl='triton' does not know how to read through Doubled; set impl='auto' or 'reference'",
+    ):
         run(fused.boundary, drawn)
     got, want = run(fused.boundary_or_reference, drawn), run(reference.boundary, drawn)
     assert all(torch.equal(got[name], want[name]) for name in want)
@@ -437,7 +478,17 @@ def test_a_model_that_cannot_be_served_is_refused_before_its_first_forward() -> 
 
 def test_the_command_line_hands_the_choice_on(tmp_path, capsys) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", text_rows(4))
-    words = ["train", "--model", save_base(tmp_path / "base"), "--data", rows, "--output", tmp_path / "run", "--max-steps", 1]
+    words = [
+        "train",
+        "--model",
+        save_base(tmp_path / "base"),
+        "--data",
+        rows,
+        "--output",
+        tmp_path / "run",
+        "--max-steps",
+        1,
+    ]
     assert main([str(word) for word in [*words, "--impl", "triton", "--shadow.r", 200]]) == 2
     assert "impl='triton' takes r and update_width up to 128, got 200" in capsys.readouterr().err
 
@@ -447,7 +498,10 @@ def test_a_machine_without_triton_or_gpu_says_so(monkeypatch: pytest.MonkeyPatch
     base, ids = tiny_model("qwen3"), token_ids(1, 5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(parts.INTERPRETED, "value", False)
-    with pytest.raises(ConfigError, match="impl='triton' needs a GPU that torch can use, found none; set impl='auto' or 'reference'"):
+    with pytest.raises(
+        ConfigError,
+        match="impl='triton' needs a GPU that torch can use, found none; set impl='auto' or 'reference'",
+    ):
         attach(base, impl="triton")
     drawn = draw(Kind(), device="cpu")
     with pytest.raises(ConfigError, match="needs tensors on a GPU, got them on 'cpu'"):
@@ -493,7 +547,9 @@ def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype:
     slope[torch.arange(rows), y] = exact.gather(1, y[:, None])[:, 0].expm1()
     found = linear_ce_triton.loss_and_slope(z, y)
     torch.testing.assert_close(found.double(), loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=5e-7)  # four roundings of 1
+    torch.testing.assert_close(
+        z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=5e-7
+    )  # four roundings of 1
 
 
 def test_a_nan_among_the_logits_is_a_nan_of_the_loss() -> None:
@@ -513,7 +569,9 @@ def test_the_training_loss_takes_the_kernel_where_it_can(bias: bool, monkeypatch
     y[4] = linear_ce.IGNORED
     calls: list[int] = []
     whole = linear_ce_triton.loss_and_slope
-    monkeypatch.setattr(linear_ce_triton, "loss_and_slope", lambda z, y: (calls.append(len(z)), whole(z, y))[1])
+    monkeypatch.setattr(
+        linear_ce_triton, "loss_and_slope", lambda z, y: (calls.append(len(z)), whole(z, y))[1]
+    )
     monkeypatch.setattr(linear_ce, "LOGITS_AT_A_TIME", 4 * 37)
     results = []
     for kernel in (True, False):

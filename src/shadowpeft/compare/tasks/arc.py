@@ -17,7 +17,9 @@ def _item(row: Row) -> Item:
         return choice_item(row, get(row, "question", str), choices, get(row, "answer", int))
     texts, labels, key = choices["text"], choices["label"], get(row, "answerKey", str)
     if key not in labels:
-        raise DataError(f"{row.where}: expected the answer to be one of {', '.join(labels)}, got {key!r}; fix or drop the row")
+        raise DataError(
+            f"{row.where}: expected the answer to be one of {', '.join(labels)}, got {key!r}; fix or drop the row"
+        )
     return choice_item(row, get(row, "question", str), texts, labels.index(key))
 
 

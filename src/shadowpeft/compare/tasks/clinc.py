@@ -41,11 +41,20 @@ def score(items: Sequence[Item], answers: Sequence[int]) -> Scores:
 
 
 def _read(source: Source) -> Items:
-    rows = official("clinc150", HUB, source, unit=lambda row: squeezed(get(row, "text", str)), stratum=lambda row: get(row, "intent", str))
+    rows = official(
+        "clinc150",
+        HUB,
+        source,
+        unit=lambda row: squeezed(get(row, "text", str)),
+        stratum=lambda row: get(row, "intent", str),
+    )
     texts: dict[Split, list[Labelled]] = {
-        split: [(get(row, "text", str).strip(), get(row, "intent", str)) for row in rows[split]] for split in rows
+        split: [(get(row, "text", str).strip(), get(row, "intent", str)) for row in rows[split]]
+        for split in rows
     }
-    return classified("clinc150", LABELS, texts, lambda label: "out-of-scope" if label == OUT_OF_SCOPE else "in-scope")
+    return classified(
+        "clinc150", LABELS, texts, lambda label: "out-of-scope" if label == OUT_OF_SCOPE else "in-scope"
+    )
 
 
 TASK = Task(

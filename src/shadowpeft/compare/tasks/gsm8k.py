@@ -54,7 +54,9 @@ def _item(row: Row) -> Item:
     solution, mark, final = get(row, "answer", str).rpartition("####")
     number = final_number(final)
     if not mark or number is None:
-        raise DataError(f"{row.where}: expected an answer that ends in '#### NUMBER', got {mark + final!r:.60}; add the number")
+        raise DataError(
+            f"{row.where}: expected an answer that ends in '#### NUMBER', got {mark + final!r:.60}; add the number"
+        )
     worked = CALCULATOR.sub("", solution).strip()
     return Item(word_problem(get(row, "question", str)), number, f" {worked}\n#### {final.strip()}")
 

@@ -16,7 +16,9 @@ def _item(row: Row) -> Item:
     try:
         number = float(given)
     except ValueError:
-        raise DataError(f"{row.where}: expected a number for an answer, got {given!r}; fix or drop the row") from None
+        raise DataError(
+            f"{row.where}: expected a number for an answer, got {given!r}; fix or drop the row"
+        ) from None
     written = f"{number:.4f}".rstrip("0").rstrip(".")
     return Item(word_problem(get(row, "question", str)), number, f" #### {written}")
 

@@ -34,7 +34,14 @@ def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, su
         )
     about = f" about {subject.replace('_', ' ')}" if subject else ""
     lines = [f"{letter}. {str(choice).strip()}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    prompt = "\n".join([f"The following are multiple choice questions (with answers){about}.\n", question.strip(), *lines, "Answer:"])
+    prompt = "\n".join(
+        [
+            f"The following are multiple choice questions (with answers){about}.\n",
+            question.strip(),
+            *lines,
+            "Answer:",
+        ]
+    )
     letters = tuple(f" {letter}" for letter in LETTERS[: len(choices)])
     return Item(prompt, answer, letters[answer], subject, letters)
 
@@ -58,7 +65,9 @@ def _flat(row: Row) -> Row:
 
 def _item(row: Row) -> Item:
     choices = get(row, "choices", list)
-    return choice_item(row, get(row, "question", str), choices, get(row, "answer", int), row.fields.get("subject") or "")
+    return choice_item(
+        row, get(row, "question", str), choices, get(row, "answer", int), row.fields.get("subject") or ""
+    )
 
 
 def _rows(source: Source) -> Rows:

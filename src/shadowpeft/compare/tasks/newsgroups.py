@@ -12,8 +12,21 @@ from shadowpeft.data.rows import Row
 
 HUB = Hub("SetFit/20_newsgroups", {"train": "train", "test": "test"})
 LABELS = (
-    *("alt.atheism", "comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware"),
-    *("comp.windows.x", "misc.forsale", "rec.autos", "rec.motorcycles", "rec.sport.baseball", "rec.sport.hockey"),
+    *(
+        "alt.atheism",
+        "comp.graphics",
+        "comp.os.ms-windows.misc",
+        "comp.sys.ibm.pc.hardware",
+        "comp.sys.mac.hardware",
+    ),
+    *(
+        "comp.windows.x",
+        "misc.forsale",
+        "rec.autos",
+        "rec.motorcycles",
+        "rec.sport.baseball",
+        "rec.sport.hockey",
+    ),
     *("sci.crypt", "sci.electronics", "sci.med", "sci.space", "soc.religion.christian"),
     *("talk.politics.guns", "talk.politics.mideast", "talk.politics.misc", "talk.religion.misc"),
 )
@@ -29,7 +42,9 @@ def _group(row: Row) -> str:
 
 def _read(source: Source) -> Items:
     rows = official("newsgroups20", HUB, source, unit=lambda row: squeezed(_text(row)), stratum=_group)
-    texts: dict[Split, list[Labelled]] = {split: [(_text(row), _group(row)) for row in rows[split] if _text(row)] for split in rows}
+    texts: dict[Split, list[Labelled]] = {
+        split: [(_text(row), _group(row)) for row in rows[split] if _text(row)] for split in rows
+    }
     return classified("newsgroups20", LABELS, texts)
 
 

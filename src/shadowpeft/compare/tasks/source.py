@@ -109,7 +109,9 @@ def get(row: Row, name: str, *kinds: type) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool):
         expected = " or ".join(kind.__name__ for kind in kinds)
         got = "no such field" if name not in row.fields else f"{type(value).__name__} {value!r:.60}"
-        raise DataError(f"{row.where}: expected {name!r} to be {expected}, got {got}; the fields are {', '.join(row.fields)}")
+        raise DataError(
+            f"{row.where}: expected {name!r} to be {expected}, got {got}; the fields are {', '.join(row.fields)}"
+        )
     return value
 
 
@@ -121,16 +123,16 @@ def _missing(data_dir: Path, name: str, split: str) -> str:
         there = ", ".join(sorted(path.name for path in data_dir.iterdir() if path.is_dir())) or "no folder"
         return f"the data folder {data_dir} has no set {name!r}, only {there}; add {folder / f'{split}.jsonl'} or leave --data-dir out"
     there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    return (
-        f"the data folder {folder} has no split {split!r} ({split}.jsonl or {split}.jsonl.gz), only {there}; add it or leave --data-dir out"
-    )
+    return f"the data folder {folder} has no split {split!r} ({split}.jsonl or {split}.jsonl.gz), only {there}; add it or leave --data-dir out"
 
 
 def _read_hub(name: str, split: str, hub: Hub) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError("reading a task from the hub needs the datasets library; pip install 'shadowpeft[train]'") from error
+        raise DataError(
+            "reading a task from the hub needs the datasets library; pip install 'shadowpeft[train]'"
+        ) from error
     configuration = () if hub.config is None else (hub.config,)
     try:
         dataset = datasets.load_dataset(hub.path, *configuration, split=hub.splits[split], **hub.options)
@@ -139,9 +141,16 @@ def _read_hub(name: str, split: str, hub: Hub) -> list[Row]:
             f"the data set {hub.path} cannot be loaded from the hub ({' '.join(str(error).split()):.200}); connect to it, or pass "
             f"--data-dir with a folder that holds {name}/{split}.jsonl"
         ) from error
-    named = {column: feature for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)}
+    named = {
+        column: feature
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
     where = f"{hub.path}[{hub.splits[split]!r}]"
     return [
-        Row({**fields, **{column: feature.int2str(fields[column]) for column, feature in named.items()}}, f"{where}[{index}]")
+        Row(
+            {**fields, **{column: feature.int2str(fields[column]) for column, feature in named.items()}},
+            f"{where}[{index}]",
+        )
         for index, fields in enumerate(dataset)
     ]

@@ -15,7 +15,13 @@ Items = dict[Split, list[Item]]
 Labelled = tuple[str, str]  # text and label
 
 
-def official(name: str, hub: Hub, source: Source, unit: Callable[[Row], str], stratum: Callable[[Row], str] = lambda row: "") -> Rows:
+def official(
+    name: str,
+    hub: Hub,
+    source: Source,
+    unit: Callable[[Row], str],
+    stratum: Callable[[Row], str] = lambda row: "",
+) -> Rows:
     """Read the official splits of a set; where it has no validation split, a tenth of train is cut off for it.
 
     Args:
@@ -53,7 +59,9 @@ def cut(
     home: dict[str, str] = {}
     for row in rows:  # a unit in several strata counts for its first
         home.setdefault(unit(row), stratum(row))
-    ordered = sorted(home, key=lambda key: (home[key], hashlib.sha256(f"validation of {name}: {key}".encode()).digest()))
+    ordered = sorted(
+        home, key=lambda key: (home[key], hashlib.sha256(f"validation of {name}: {key}".encode()).digest())
+    )
     held: set[str] = set()
     passed = 0
     for _, members in groupby(ordered, key=lambda key: home[key]):
@@ -105,7 +113,10 @@ def loader(
 
 
 def classified(
-    name: str, labels: Sequence[str], texts: dict[Split, list[Labelled]], group: Callable[[str], str] = lambda label: ""
+    name: str,
+    labels: Sequence[str],
+    texts: dict[Split, list[Labelled]],
+    group: Callable[[str], str] = lambda label: "",
 ) -> Items:
     """Turn texts with labels into items of a classification task.
 
@@ -114,15 +125,26 @@ def classified(
     """
     trained = {label for _, label in texts["train"]}
     for split, pairs in texts.items():
-        known, of = (set(labels), f"not among the {len(labels)} of the task") if split == "train" else (trained, "unseen in training")
+        known, of = (
+            (set(labels), f"not among the {len(labels)} of the task")
+            if split == "train"
+            else (trained, "unseen in training")
+        )
         strange = sorted({label for _, label in pairs} - known)
         if strange:
             listed = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
             what = "1 label" if len(strange) == 1 else f"{len(strange)} labels"
-            remedy = "rename or drop their rows" if split == "train" else "add training rows of them or drop theirs"
+            remedy = (
+                "rename or drop their rows"
+                if split == "train"
+                else "add training rows of them or drop theirs"
+            )
             raise DataError(f"{name}: the {split} split holds {what} {of} ({listed}); {remedy}")
     index = {label: number for number, label in enumerate(labels)}
-    return {split: [Item(text, index[label], group=group(label)) for text, label in pairs] for split, pairs in texts.items()}
+    return {
+        split: [Item(text, index[label], group=group(label)) for text, label in pairs]
+        for split, pairs in texts.items()
+    }
 
 
 def squeezed(text: str) -> str:

@@ -18,7 +18,10 @@ SUBJQA_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SUBJQA = Hub(
     "megagonlabs/subjqa",
     {split: split for split in SUBJQA_SPLITS},
-    options={"revision": "refs/convert/parquet", "data_files": {split: f"*/{split}/*.parquet" for split in SUBJQA_SPLITS}},
+    options={
+        "revision": "refs/convert/parquet",
+        "data_files": {split: f"*/{split}/*.parquet" for split in SUBJQA_SPLITS},
+    },
 )
 NO_ANSWER = "unanswerable"
 NO_ANSWER_MARK = "ANSWERNOTFOUND"
@@ -49,7 +52,10 @@ def _f1(given: str, gold: str) -> float:
 
 def score(items: Sequence[Item], answers: Sequence[str]) -> Scores:
     """Score answers by exact match and F1, over all questions and over those with and without an answer apart."""
-    results = [exact_and_f1(until_stop(answer, STOP), item.target) for item, answer in zip(items, answers, strict=True)]
+    results = [
+        exact_and_f1(until_stop(answer, STOP), item.target)
+        for item, answer in zip(items, answers, strict=True)
+    ]
     correct, overlap = [exact for exact, _ in results], [f1 for _, f1 in results]
     metrics = {"exact_match": mean(correct), "f1": mean(overlap)}
     metrics |= {f"exact_match_{group}": value for group, value in by_group(items, correct).items()}
@@ -64,13 +70,17 @@ def _context(row: Row) -> str:
 def _item(row: Row, answers: Sequence[str]) -> Item:
     prompt = f"Context: {_context(row)}\nQuestion: {get(row, 'question', str).strip()}\nAnswer:"
     golds = tuple(dict.fromkeys(answers))
-    return Item(prompt, golds, f" {golds[0] if golds else NO_ANSWER}", "answerable" if golds else "unanswerable")
+    return Item(
+        prompt, golds, f" {golds[0] if golds else NO_ANSWER}", "answerable" if golds else "unanswerable"
+    )
 
 
 def _answers(row: Row) -> list[str]:
     texts = get(row, "answers", dict).get("text")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{row.where}: expected 'answers' to hold a list 'text', empty for no answer, got {texts!r:.60}; rewrite the row")
+        raise DataError(
+            f"{row.where}: expected 'answers' to hold a list 'text', empty for no answer, got {texts!r:.60}; rewrite the row"
+        )
     return [text.strip() for text in texts if normalise(text) and text.strip() != NO_ANSWER_MARK]
 
 
@@ -86,7 +96,9 @@ def _squad_rows(source: Source) -> Rows:
     if source.has("squad_v2", "train", SQUAD):
         train, test = source.rows("squad_v2", "train", SQUAD), dev
     else:
-        train, test = ([row for row in dev if row.fields.get("cs224n_part") == part] for part in ("dev", "test"))
+        train, test = (
+            [row for row in dev if row.fields.get("cs224n_part") == part] for part in ("dev", "test")
+        )
         if not train or not test:
             raise DataError(
                 f"the data folder {source.data_dir}/squad_v2 has no split 'train', and its validation rows no 'cs224n_part' of "

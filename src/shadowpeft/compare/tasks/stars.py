@@ -24,13 +24,17 @@ def _stars(row: Row) -> str:
     if "stars" in row.fields:
         return str(get(row, "stars", int))
     label = get(row, "label", int)
-    return str(label + 1 if "label_text" in row.fields else label)  # the hub's rows count from 0, and name each label
+    return str(
+        label + 1 if "label_text" in row.fields else label
+    )  # the hub's rows count from 0, and name each label
 
 
 def _reader(name: str, hub: Hub) -> Callable[[Source], Items]:
     def read(source: Source) -> Items:
         rows = official(name, hub, source, unit=lambda row: squeezed(_text(row)), stratum=_stars)
-        texts: dict[Split, list[Labelled]] = {split: [(_text(row), _stars(row)) for row in rows[split] if _text(row)] for split in rows}
+        texts: dict[Split, list[Labelled]] = {
+            split: [(_text(row), _stars(row)) for row in rows[split] if _text(row)] for split in rows
+        }
         return classified(name, LABELS, texts)
 
     return read

@@ -79,7 +79,9 @@ def settle_low(
         if UNIT:
             dq_BR *= activate_slope(q_BR, False)
         put_columns(dq_NR, rows, r, N, R, R, dq_BR.to(dq_NR.dtype.element_ty))
-        put_columns(low_NR, rows, r, N, R, R, (alpha * strength[:, None] * low_BR).to(low_NR.dtype.element_ty))
+        put_columns(
+            low_NR, rows, r, N, R, R, (alpha * strength[:, None] * low_BR).to(low_NR.dtype.element_ty)
+        )
     if UPDATE:
         hidden_t = activate(columns(kept + 2 * R + 6, rows, u, N, U, width), GELU)
         hidden_g = activate(columns(kept + 2 * R + 6 + U, rows, u, N, U, width), GELU)
@@ -131,7 +133,10 @@ def retreat(
         if NEXT:
             dstate += tl.load(dnext_ND + at, mask=inside, other=0.0).to(tl.float32)
         if UPDATE:
-            hidden_t, hidden_g = columns(act_NU, rows, u, N, U, (2 + FINE) * U), columns(act_NU + U, rows, u, N, U, (2 + FINE) * U)
+            hidden_t, hidden_g = (
+                columns(act_NU, rows, u, N, U, (2 + FINE) * U),
+                columns(act_NU + U, rows, u, N, U, (2 + FINE) * U),
+            )
             target = dot(hidden_t, tout, tl.zeros((BM, BD), tl.float32))
             gate = dot(hidden_g, gout, tl.zeros((BM, BD), tl.float32))
             if FINE:
@@ -151,8 +156,12 @@ def retreat(
             tout_sum = dot(tl.trans(hidden_t), dtarget, tout_sum)
             gout_sum = dot(tl.trans(hidden_g), dgate, gout_sum)
             dhidden = hidden_PNU + strip * N.to(tl.int64) * (2 * U)
-            put_columns(dhidden, rows, u, N, U, 2 * U, dot(dtarget, tl.trans(tout), tl.zeros((BM, UP), tl.float32)))
-            put_columns(dhidden + U, rows, u, N, U, 2 * U, dot(dgate, tl.trans(gout), tl.zeros((BM, UP), tl.float32)))
+            put_columns(
+                dhidden, rows, u, N, U, 2 * U, dot(dtarget, tl.trans(tout), tl.zeros((BM, UP), tl.float32))
+            )
+            put_columns(
+                dhidden + U, rows, u, N, U, 2 * U, dot(dgate, tl.trans(gout), tl.zeros((BM, UP), tl.float32))
+            )
         tl.store(ds_ND + at, dstate.to(ds_ND.dtype.element_ty), mask=inside)
         if INJECT:
             if DROP == 2:
@@ -200,7 +209,10 @@ def settle_read(
                 mask = (rows[:, None] < N) & (u[None, :] < tl.where(first + i < strips, U, 0))
                 dt += tl.load(at, mask=mask, other=0.0)
                 dg += tl.load(at + U, mask=mask, other=0.0)
-        t_BU, g_BU = columns(kept + 2 * R + 6, rows, u, N, U, width), columns(kept + 2 * R + 6 + U, rows, u, N, U, width)
+        t_BU, g_BU = (
+            columns(kept + 2 * R + 6, rows, u, N, U, width),
+            columns(kept + 2 * R + 6 + U, rows, u, N, U, width),
+        )
         if DROP == 1 and not UNIT:
             dt *= kept_share(seed, rows, u, 1, dropout)
         dt = (dt * activate_slope(t_BU, GELU)).to(dz_NU.dtype.element_ty)

@@ -38,4 +38,6 @@ class Call:
 
 def kinds_of(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
     """Tell tensors apart as Triton does: by type, by alignment, and whether there is one. What torch allocates anew is always aligned."""
-    return tuple(None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors)
+    return tuple(
+        None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors
+    )

@@ -76,19 +76,46 @@ _NORMS = {"none": 0, "rms": 1, "layer": 2}
 _DROPS = {"normed": 1, "paper": 1, "peft": 2}
 
 
-def case_of(h: Tensor, w: Weights, variant: str, norm: str, activation: str, dropout: float, offset: float) -> Case:
+def case_of(
+    h: Tensor, w: Weights, variant: str, norm: str, activation: str, dropout: float, offset: float
+) -> Case:
     """Tell which kernels a boundary needs."""
     U, R = 0 if w.tin is None else w.tin.shape[0], 0 if w.down is None else w.down.shape[0]
     UP, RP = max(16, power_of_2(U)), max(16, power_of_2(R))
     drop = _DROPS[variant] if dropout > 0 else 0
-    unit, update, inject, bias = variant == "normed", w.tin is not None, w.down is not None, w.tin_b is not None
-    down = inject and drop != 2  # else the difference h - s is dropped out before W_down, and cannot be multiplied by it in parts
+    unit, update, inject, bias = (
+        variant == "normed",
+        w.tin is not None,
+        w.down is not None,
+        w.tin_b is not None,
+    )
+    down = (
+        inject and drop != 2
+    )  # else the difference h - s is dropped out before W_down, and cannot be multiplied by it in parts
     # Where T and G meet h as it is, a large row's gate opens by a sum of numbers in the hundreds, of which a bfloat16 keeps no digit behind
     # the point, and such rows are most of G's gradient: so there G's hidden values are two bfloat16 each. Weights that are rounded, too,
     # on their way to a product (float32 beside a bfloat16 stream) cost as many digits again; then it would gain nothing.
-    exact = w.gin is not None and w.gout is not None and w.gin.dtype == w.gout.dtype == h.dtype == torch.bfloat16
+    exact = (
+        w.gin is not None and w.gout is not None and w.gin.dtype == w.gout.dtype == h.dtype == torch.bfloat16
+    )
     fine = int(exact and not unit and norm == "none")
-    return Case(h.shape[-1], U, R, UP, RP, _NORMS[norm], offset, unit, update, inject, down, activation == "gelu", bias, drop, fine)
+    return Case(
+        h.shape[-1],
+        U,
+        R,
+        UP,
+        RP,
+        _NORMS[norm],
+        offset,
+        unit,
+        update,
+        inject,
+        down,
+        activation == "gelu",
+        bias,
+        drop,
+        fine,
+    )
 
 
 def kept_widths(tin: Tensor | None, down: Tensor | None) -> tuple[int, int]:

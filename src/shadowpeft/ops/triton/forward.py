@@ -10,7 +10,17 @@ at a row's end, so x A' = ka (h (w A)' - mu sum(w A)) + kb b A'.
 import triton
 import triton.language as tl
 
-from shadowpeft.ops.triton.parts import activate, dot, kept_share, put_columns, remainder, summed, summed_column, summed_vector, weight_tile
+from shadowpeft.ops.triton.parts import (
+    activate,
+    dot,
+    kept_share,
+    put_columns,
+    remainder,
+    summed,
+    summed_column,
+    summed_vector,
+    weight_tile,
+)
 
 # Columns of the partial sums (S, N, R + 6 + 2U): W_down h | sums of |h|, c, c^2, (c w)^2, c w^2, c w b (c = h less a shift) | T h | G h.
 # Columns of what is kept for the backward pass (N, 2R + 6 + 2U): x W_down | its bottleneck q | size, mu, ka, kb, x.w, x.b | z of T | of G.
@@ -29,13 +39,22 @@ def project(
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     u, r = tl.arange(0, UP), tl.arange(0, RP)
     start = rows.to(tl.int64) * D
-    t_BU, g_BU, x_BR = tl.zeros((BM, UP), tl.float32), tl.zeros((BM, UP), tl.float32), tl.zeros((BM, RP), tl.float32)
+    t_BU, g_BU, x_BR = (
+        tl.zeros((BM, UP), tl.float32),
+        tl.zeros((BM, UP), tl.float32),
+        tl.zeros((BM, RP), tl.float32),
+    )
     size, c1, c2 = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     v2, v1, vb = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     if NORM == 2:
         # Sums about a coordinate of the row itself: a variance from sums about zero drowns in a large mean.
         shift = tl.load(h_ND + start, mask=rows < N, other=0.0).to(tl.float32)
-        wt, bt, wg, bg = tl.zeros((UP,), tl.float32), tl.zeros((UP,), tl.float32), tl.zeros((UP,), tl.float32), tl.zeros((UP,), tl.float32)
+        wt, bt, wg, bg = (
+            tl.zeros((UP,), tl.float32),
+            tl.zeros((UP,), tl.float32),
+            tl.zeros((UP,), tl.float32),
+            tl.zeros((UP,), tl.float32),
+        )
         wx, bx = tl.zeros((RP,), tl.float32), tl.zeros((RP,), tl.float32)
         ww, wb, bb = 0.0, 0.0, 0.0
     for d in tl.range(split * span, tl.minimum(split * span + span, D), BD, num_stages=STAGES):
@@ -196,8 +215,12 @@ def advance(
     start = rows.to(tl.int64) * D
     size, mu, ka, kb, xw, xb = scales(h_ND, part, shared, rows, N, eps, D, U, R, NORM, UNIT, S, BM)
     if UPDATE:
-        t_BU = narrow_reading(part, shared, R + 6, 2 * R + 3, rows, u, mu, ka, kb, N, U, UP, U, R, NORM, S, BM)
-        g_BU = narrow_reading(part, shared, R + 6 + U, 2 * R + 3 + 2 * U, rows, u, mu, ka, kb, N, U, UP, U, R, NORM, S, BM)
+        t_BU = narrow_reading(
+            part, shared, R + 6, 2 * R + 3, rows, u, mu, ka, kb, N, U, UP, U, R, NORM, S, BM
+        )
+        g_BU = narrow_reading(
+            part, shared, R + 6 + U, 2 * R + 3 + 2 * U, rows, u, mu, ka, kb, N, U, UP, U, R, NORM, S, BM
+        )
         if BIAS:
             t_BU += tl.load(tin_b + u, mask=u < U, other=0.0).to(tl.float32)[None, :]
             g_BU += tl.load(gin_b + u, mask=u < U, other=0.0).to(tl.float32)[None, :]
@@ -236,7 +259,11 @@ def advance(
         inside = (rows[:, None] < N) & (cols[None, :] < D)
         s = tl.load(s_ND + start[:, None] + cols[None, :], mask=inside, other=0.0).to(tl.float32)
         if UPDATE:
-            target = dot(hidden_t, weight_tile(tout_DU, u, cols, U, D, 1, U).to(hidden_t.dtype), tl.zeros((BM, BD), tl.float32))
+            target = dot(
+                hidden_t,
+                weight_tile(tout_DU, u, cols, U, D, 1, U).to(hidden_t.dtype),
+                tl.zeros((BM, BD), tl.float32),
+            )
             gout = weight_tile(gout_DU, u, cols, U, D, 1, U).to(hidden_g.dtype)
             gate = dot(hidden_g, gout, tl.zeros((BM, BD), tl.float32))
             if FINE:

@@ -73,7 +73,12 @@ class _Planner(NamedTuple):
         tile = self.tile(name)
         blocks, strips = cdiv(self.rows, tile.rows), cdiv(self.case.D, tile.cols)
         splits = splits_for(blocks, strips, self.device)
-        call = Call(kernel, (blocks, splits), {**self.case.pick(fields), **constants, **_shape(tile)}, **_options(tile))
+        call = Call(
+            kernel,
+            (blocks, splits),
+            {**self.case.pick(fields), **constants, **_shape(tile)},
+            **_options(tile),
+        )
         return Step(call, cdiv(strips, splits) * tile.cols, splits)
 
     def by_columns(self, name: str, kernel: Any, fields: str, parts: int, **constants: Any) -> Step:
@@ -85,7 +90,9 @@ class _Planner(NamedTuple):
 
 
 @lru_cache(_PLANS)
-def _forward_plan(case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...]) -> ForwardPlan:
+def _forward_plan(
+    case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...]
+) -> ForwardPlan:
     """Settle the forward pass for boundaries whose tensors are of these `kinds`."""
     plan = _Planner(case, rows, kind, device)
     # The sums over h are in as many parts as `project` splits the columns, whether it is needed or not.
@@ -94,12 +101,23 @@ def _forward_plan(case: Case, rows: int, kind: torch.dtype, device: torch.device
     fields = "D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP FINE"
     advance = plan.by_rows("advance", fore.advance, fields, S=project.splits, SP=wide)
     inject = plan.by_rows("inject", fore.inject, "D U R RP UNIT DROP", S=advance.splits)
-    return ForwardPlan(project if case.UPDATE or case.DOWN else None, project.splits, advance, inject if case.INJECT else None)
+    return ForwardPlan(
+        project if case.UPDATE or case.DOWN else None,
+        project.splits,
+        advance,
+        inject if case.INJECT else None,
+    )
 
 
 @lru_cache(_PLANS)
 def _backward_plan(
-    case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...], follows: bool, wanted: bool
+    case: Case,
+    rows: int,
+    kind: torch.dtype,
+    device: torch.device,
+    kinds: tuple[object, ...],
+    follows: bool,
+    wanted: bool,
 ) -> BackwardPlan:
     """Settle the backward pass: `follows` if s' was read, `wanted` if h gets a gradient."""
     plan = _Planner(case, rows, kind, device)
@@ -107,7 +125,12 @@ def _backward_plan(
     settle = tile_of("settle", kind, rows, 16)
     blocks, options = (cdiv(rows, settle.rows),), {"num_warps": settle.warps}
     fields = "U R UP RP UNIT UPDATE INJECT GELU DROP FINE"
-    settle_low = Call(back.settle_low, blocks, {**case.pick(fields), "S": pull.splits if pull else 1, "BM": settle.rows}, **options)
+    settle_low = Call(
+        back.settle_low,
+        blocks,
+        {**case.pick(fields), "S": pull.splits if pull else 1, "BM": settle.rows},
+        **options,
+    )
     fields = "D U R UP RP NORM UNIT UPDATE INJECT GELU DROP"
     settle_read = Call(back.settle_read, blocks, {**case.pick(fields), "BM": settle.rows}, **options)
 
@@ -115,12 +138,22 @@ def _backward_plan(
     tile = plan.tile(name)
     strips = cdiv(case.D, tile.cols)
     parts = splits_for(strips, cdiv(rows, tile.rows), device)
-    retreat = plan.by_columns(name, back.retreat, "D U R UP RP UPDATE INJECT BIAS DROP FINE", parts, NEXT=follows)
-    finish = plan.by_columns("finish", back.finish, "D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP", parts, WANTED=wanted)
+    retreat = plan.by_columns(
+        name, back.retreat, "D U R UP RP UPDATE INJECT BIAS DROP FINE", parts, NEXT=follows
+    )
+    finish = plan.by_columns(
+        "finish", back.finish, "D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP", parts, WANTED=wanted
+    )
 
     tile, learned = tile_of("gather", kind, rows, 16), case.NORM == 2 and not case.UNIT
     weights = 7 if learned or case.BIAS else 6 if case.UPDATE else 2
-    constants = {**case.pick("D U R UPDATE INJECT BIAS"), "LEARNED": learned, "PARTS": parts, "BK": tile.rows, "BD": tile.cols}
+    constants = {
+        **case.pick("D U R UPDATE INJECT BIAS"),
+        "LEARNED": learned,
+        "PARTS": parts,
+        "BK": tile.rows,
+        "BD": tile.cols,
+    }
     gather = Call(back.gather, (cdiv(case.D, tile.cols), weights), constants, num_warps=tile.warps)
     return BackwardPlan(pull, settle_low, retreat, settle_read, finish, gather, strips, parts)
 
@@ -138,7 +171,9 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device)
 
 
-def run_forward(case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | None, n: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_forward(
+    case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | None, n: Numbers
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return h' (empty without an injection), s' (empty without an update), and what is kept for each row and for all rows."""
     h, s, w = h.contiguous(), s.contiguous(), w.contiguous()
     rows = h.numel() // case.D
@@ -154,7 +189,9 @@ def run_forward(case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | Non
         part = h.new_empty(plan.parts, rows, case.R + STATS + 2 * case.U, dtype=torch.float32)
         part_shared = h.new_empty(plan.parts, shared.numel(), dtype=torch.float32)
         if plan.project is not None:
-            plan.project.call(h, w.norm_w, w.norm_b, w.tin, w.gin, w.down, part, part_shared, rows, plan.project.span)
+            plan.project.call(
+                h, w.norm_w, w.norm_b, w.tin, w.gin, w.down, part, part_shared, rows, plan.project.span
+            )
         state = h.new_empty(plan.advance.splits, rows, case.R, dtype=torch.float32)
         plan.advance.call(
             h, s, w.tin_b, w.tout, w.tout_b, w.gin_b, w.gout, w.gout_b, w.down, part, part_shared, seed,
@@ -200,7 +237,19 @@ def run_backward(
             dout, h, w.norm_w, w.norm_b, dq, low, dz, dsize, kept, coef, w.tin, w.gin, w.down, seed,
             dh, grads, rows, plan.finish.span, n.dropout,
         )  # fmt: skip
-        plan.gather(grads, dw.down, dw.up, dw.norm_w, dw.norm_b, dw.tin, dw.tout, dw.tout_b, dw.gin, dw.gout, dw.gout_b)
+        plan.gather(
+            grads,
+            dw.down,
+            dw.up,
+            dw.norm_w,
+            dw.norm_b,
+            dw.tin,
+            dw.tout,
+            dw.tout_b,
+            dw.gin,
+            dw.gout,
+            dw.gout_b,
+        )
     if dw.tin_b is not None and dw.gin_b is not None:
         sums = dz.sum(0, dtype=torch.float32)
         dw.tin_b.copy_(sums[: case.U])

@@ -77,10 +77,26 @@ def _fused(
     # Drawn by torch, so that its seeds repeat it and checkpointing restores it; kept on the device, so that nothing waits.
     drops = rule.dropout > 0 and (inject_w is not None or rule.variant == "paper")
     seed = torch.randint(2**62, (1,), device=h_BTD.device) if drops else None
-    numbers = (float(rule.alpha), float(rule.dropout) if drops else 0.0, float(w.gate_shift), float(parts.eps), float(parts.offset))
+    numbers = (
+        float(rule.alpha),
+        float(rule.dropout) if drops else 0.0,
+        float(w.gate_shift),
+        float(parts.eps),
+        float(parts.offset),
+    )
     cross = forward_op if _is_watched(h_BTD) else _Boundary.apply
     out_BTD, next_BTD, *_ = cross(
-        h_BTD, s_BTD, *w[:8], *(inject_w or (None, None)), parts.weight, parts.bias, seed, rule.variant, parts.kind, w.activation, *numbers
+        h_BTD,
+        s_BTD,
+        *w[:8],
+        *(inject_w or (None, None)),
+        parts.weight,
+        parts.bias,
+        seed,
+        rule.variant,
+        parts.kind,
+        w.activation,
+        *numbers,
     )
     return h_BTD if inject_w is None else out_BTD, s_BTD if update_w is None else next_BTD
 
@@ -145,10 +161,30 @@ def _forward(inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _backward(inputs: tuple[Any, ...]) -> list[Tensor]:
     """Run the backward kernels on the arguments of `backward_op`."""
-    dout, dnext, h, s, kept, shared, *tensors, seed, variant, norm, activation, alpha, dropout, gate_shift, eps, offset, wanted = inputs
+    (
+        dout,
+        dnext,
+        h,
+        s,
+        kept,
+        shared,
+        *tensors,
+        seed,
+        variant,
+        norm,
+        activation,
+        alpha,
+        dropout,
+        gate_shift,
+        eps,
+        offset,
+        wanted,
+    ) = inputs
     weights = Weights(*tensors)
     case = case_of(h, weights, variant, norm, activation, dropout, offset)
-    return run_backward(case, dout, dnext, h, s, kept, shared, weights, seed, Numbers(alpha, dropout, gate_shift, eps), wanted)
+    return run_backward(
+        case, dout, dnext, h, s, kept, shared, weights, seed, Numbers(alpha, dropout, gate_shift, eps), wanted
+    )
 
 
 @torch.library.custom_op("shadowpeft::boundary", mutates_args=())
@@ -164,11 +200,36 @@ def forward_op(
 
 
 @forward_op.register_fake
-def _(h, s, tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b, seed, variant, norm, activation, *numbers):  # type: ignore[no-untyped-def]
+def _(
+    h,
+    s,
+    tin,
+    tin_b,
+    tout,
+    tout_b,
+    gin,
+    gin_b,
+    gout,
+    gout_b,
+    down,
+    up,
+    norm_w,
+    norm_b,
+    seed,
+    variant,
+    norm,
+    activation,
+    *numbers,
+):  # type: ignore[no-untyped-def]
     rows, width, shared = h.numel() // h.shape[-1], *kept_widths(tin, down)
     out = h.new_empty(0) if down is None else torch.empty_like(h, memory_format=torch.contiguous_format)
     moved = s.new_empty(0) if tin is None else torch.empty_like(s, memory_format=torch.contiguous_format)
-    return out, moved, h.new_empty(rows, width, dtype=torch.float32), h.new_empty(shared if norm == "layer" else 0, dtype=torch.float32)
+    return (
+        out,
+        moved,
+        h.new_empty(rows, width, dtype=torch.float32),
+        h.new_empty(shared if norm == "layer" else 0, dtype=torch.float32),
+    )
 
 
 @torch.library.custom_op("shadowpeft::boundary_backward", mutates_args=())
@@ -197,7 +258,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
     ctx.settings = inputs[15:]
 
 
-def _gradients(ctx: Any, dout: Tensor | None, dnext: Tensor | None, run: Callable[[tuple[Any, ...]], list[Tensor]]) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, dout: Tensor | None, dnext: Tensor | None, run: Callable[[tuple[Any, ...]], list[Tensor]]
+) -> tuple[Any, ...]:
     """Give each argument of `forward_op` its gradient, `None` where it has none."""
     h, s, *weights, seed, kept, shared = ctx.saved_tensors
     if dout is None and weights[8] is not None:
@@ -206,7 +269,9 @@ def _gradients(ctx: Any, dout: Tensor | None, dnext: Tensor | None, run: Callabl
     dh, ds, *found = run((dout, dnext, h, s, kept, shared, *weights, seed, *ctx.settings, wanted))
     trained = iter(found)
     learned = 12 if ctx.settings[0] == "paper" else 10
-    slots = [next(trained) if i < learned and weight is not None else None for i, weight in enumerate(weights)]
+    slots = [
+        next(trained) if i < learned and weight is not None else None for i, weight in enumerate(weights)
+    ]
     return dh if wanted else None, ds, *slots, None, *(None,) * len(ctx.settings)
 
 

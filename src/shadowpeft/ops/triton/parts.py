@@ -36,7 +36,11 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "settle": (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     "retreat": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
-    "retreat_only": (Tile(64, 64, 4, 2), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),  # without an injection Triton lays 32 rows out twice
+    "retreat_only": (
+        Tile(64, 64, 4, 2),
+        Tile(16, 64, 4, 2),
+        Tile(16, 64, 4, 1),
+    ),  # without an injection Triton lays 32 rows out twice
     "finish": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
     "gather": (Tile(16, 128, 4, 1), Tile(16, 128, 4, 1), Tile(16, 128, 4, 1)),
 }
@@ -68,7 +72,11 @@ def _multiprocessors(device: torch.device) -> int:
 @triton.jit
 def weight_tile(w, k, cols, K, D, along_k, along_d):
     """A tile [k, cols] of a matrix whose elements lie `along_k` and `along_d` apart; zero outside K x D."""
-    return tl.load(w + k[:, None] * along_k + cols[None, :] * along_d, mask=(k[:, None] < K) & (cols[None, :] < D), other=0.0)
+    return tl.load(
+        w + k[:, None] * along_k + cols[None, :] * along_d,
+        mask=(k[:, None] < K) & (cols[None, :] < D),
+        other=0.0,
+    )
 
 
 @triton.jit
@@ -118,13 +126,21 @@ def summed_vector(part, k, K, width, S: tl.constexpr, KP: tl.constexpr):
 @triton.jit
 def columns(kept, rows, k, N, K, width):
     """Columns k of a narrow matrix, (N, width), for some rows; zero outside."""
-    return tl.load(kept + rows.to(tl.int64)[:, None] * width + k[None, :], mask=(rows[:, None] < N) & (k[None, :] < K), other=0.0)
+    return tl.load(
+        kept + rows.to(tl.int64)[:, None] * width + k[None, :],
+        mask=(rows[:, None] < N) & (k[None, :] < K),
+        other=0.0,
+    )
 
 
 @triton.jit
 def put_columns(kept, rows, k, N, K, width, value):
     """Store what `columns` loads."""
-    tl.store(kept + rows.to(tl.int64)[:, None] * width + k[None, :], value, mask=(rows[:, None] < N) & (k[None, :] < K))
+    tl.store(
+        kept + rows.to(tl.int64)[:, None] * width + k[None, :],
+        value,
+        mask=(rows[:, None] < N) & (k[None, :] < K),
+    )
 
 
 @triton.jit
@@ -152,7 +168,9 @@ def activate_slope(z, GELU: tl.constexpr):
 def kept_share(seed, rows, k, site, p):
     """The dropout mask [rows, k] of one site: 1 / (1 - p) where a value is kept, else 0. Philox of (row, column), so any tile agrees."""
     zero = rows[:, None] * 0 + k[None, :] * 0
-    bits, _, _, _ = tl.philox(tl.load(seed), zero + k[None, :], zero + rows[:, None], zero + site, zero, n_rounds=7)
+    bits, _, _, _ = tl.philox(
+        tl.load(seed), zero + k[None, :], zero + rows[:, None], zero + site, zero, n_rounds=7
+    )
     return tl.where(tl.random.uint_to_uniform_float(bits) >= p, 1.0 / (1.0 - p), 0.0)
 
 
