@@ -1,21 +1,29 @@
-"""What a user can do wrong, one type each, so that a program can tell them apart and the command line can print one sentence."""
+"""What a user can do wrong, one type each.
+
+A program can catch one of them; the command line prints its message as one sentence.
+"""
 
 
 class UserError(ValueError):
-    """Something the caller asked for cannot be done; the message says what was expected, what was got and what to do."""
+    """A request that cannot be met; the message says what was expected, what was got and what to do."""
 
 
 class ConfigError(UserError):
-    """A setting is unknown, out of range or contradicts another."""
+    """A setting that is unknown, out of range or in contradiction to another."""
 
 
 class UnsupportedModelError(UserError):
-    """The base or shadow model is of a family, class or shape that `arch` does not list."""
+    """A base or shadow model of a family, class or shape that `arch` does not list."""
 
 
 class CheckpointError(UserError):
-    """A saved adapter or checkpoint is missing, damaged, written for another base, or cannot be written."""
+    """A saved adapter or checkpoint that is missing, damaged, of another base, or cannot be written."""
 
 
 class DataError(UserError):
-    """A data file, row or label cannot be used; the message names the file and line."""
+    """A data file, row or label that cannot be used; the message names the file and line."""
+
+
+def is_torch_write_failure(error: BaseException) -> bool:
+    """Return whether torch's file writer failed, which reports a full disk as a plain `RuntimeError`."""
+    return "PytorchStreamWriter" in str(error) or "inline_container" in str(error)

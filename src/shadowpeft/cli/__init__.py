@@ -1,7 +1,10 @@
-"""The command line: `shadowpeft VERB`. Nothing heavy is imported here; each verb imports what it needs when it runs.
+"""The command line, `shadowpeft VERB`: one module for each verb; what they share begins with `_`.
 
-A verb is a module of its name with one typed function `run`: its parameters and docstring become flags and help, and every
-flag may also come from `--config FILE`. `run` returns the exit code, or `None` for success. A verb in `PARTS` has one such function a part.
+A verb is a module of its name with one typed function `run`: its parameters and docstring become flags and
+help, and every flag may also come from `--config FILE`. `run` returns the exit code, or `None` for success. A
+verb of several parts has one such function for each part, in its dictionary `PARTS`. The verbs may import
+every other folder, and nothing imports them. Nothing heavy is imported before a verb runs, so that `--help`
+comes at once.
 """
 
 import contextlib
@@ -12,11 +15,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import shadowpeft
-from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.errors import ConfigError, UserError, is_torch_write_failure
 from shadowpeft.settings import nearest
 
 VERBS = {
@@ -30,7 +33,7 @@ VERBS = {
     "export": "write the shadow alone as a stock model folder",
     "doctor": "show versions, devices, extras and supported models",
 }
-# Verbs of several parts: `shadowpeft bench train`. Each part is a function of its name in the verb's module.
+# Verbs of several parts, such as `shadowpeft bench train`. The verb's module has a `PARTS` of the same names.
 PARTS = {
     "bench": {
         "train": "time training steps",
@@ -45,10 +48,13 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors words the numbe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted, 141 when the
-    reader of its output has gone."""
+    """Run one command line and return its exit code.
+
+    The codes are 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted, and 141 when nobody reads
+    the output any more.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if _asks_for_help(words):
         print(_overview())
         return 0 if words else _MISTAKE
     if words[0] == "--version":
@@ -57,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"shadowpeft {words[0]}" if words[0] in VERBS else "shadowpeft"
     try:
         code = _run(words[0], words[1:])
-        sys.stdout.flush()  # here, where a reader that has gone can be told apart
+        # At exit Python would flush too, but there a closed pipe could not be handled.
+        sys.stdout.flush()
         return code
     except UserError as error:
         return _say(name, error, FAILURE if _is_outside(error) else _MISTAKE)
     except BrokenPipeError:
-        # Python flushes once more when it exits, and would complain then.
+        # Python flushes again when it exits, and would print an error then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOBODY_READS
     except OSError as error:
@@ -74,17 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_outside(error: BaseException | None) -> bool:
-    """Tell whether the machine refused (disk, rights): as the system says it, safetensors, or torch's file writer."""
-    if error is None or isinstance(error, UserError):
-        return error is not None and _is_outside(error.__cause__)
+    """Return whether the machine refused (disk, rights), as the system, safetensors or torch reports it."""
+    if error is None:
+        return False
+    if isinstance(error, UserError):
+        return _is_outside(error.__cause__)
     if isinstance(error, OSError) and error.errno in _OUTSIDE:
         return True
     found = _OS_ERROR.search(str(error))
-    return (
-        (found is not None and int(found[1]) in _OUTSIDE)
-        or "PytorchStreamWriter" in str(error)
-        or "inline_container" in str(error)
-    )
+    return (found is not None and int(found[1]) in _OUTSIDE) or is_torch_write_failure(error)
+
+
+def _asks_for_help(words: Sequence[str]) -> bool:
+    return not words or words[0] in ("-h", "--help")
 
 
 def _run(verb: str, words: list[str]) -> int:
@@ -92,36 +101,42 @@ def _run(verb: str, words: list[str]) -> int:
         raise ConfigError(
             f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}"
         )
+    if verb in PARTS and _asks_for_help(words):
+        print(_parts(verb))
+        return 0 if words else _MISTAKE
     try:
         from shadowpeft.cli import _parser
     except ModuleNotFoundError as error:
         raise UserError(f"the command line needs {error.name}; pip install 'shadowpeft[cli]'") from error
-    name = "run"
-    if verb in PARTS:
-        if not words or words[0] in ("-h", "--help"):
-            print(_parts(verb))
-            return 0 if words else _MISTAKE
-        name, words = words[0], words[1:]
-        if name not in PARTS[verb]:
-            raise ConfigError(
-                f"there is no {verb} {name!r}{nearest(name, PARTS[verb])}; there are: {', '.join(PARTS[verb])}"
-            )
-    run = vars(importlib.import_module(f"shadowpeft.cli.{verb}"))[name]
-    values = _parser.parse(verb if name == "run" else f"{verb} {name}", run, words)
+    name, run, words = _function_of(verb, words)
+    values = _parser.parse(name, run, words)
     if values is None:
         return 0
     with _quiet():
         return run(**values) or 0
 
 
+def _function_of(verb: str, words: list[str]) -> tuple[str, Callable[..., int | None], list[str]]:
+    """Return the full name of a command, its function, and the words that are left for it."""
+    module = importlib.import_module(f"shadowpeft.cli.{verb}")
+    if verb not in PARTS:
+        return verb, module.run, words
+    part, *rest = words
+    if part not in PARTS[verb]:
+        raise ConfigError(
+            f"there is no {verb} {part!r}{nearest(part, PARTS[verb])}; there are: {', '.join(PARTS[verb])}"
+        )
+    return f"{verb} {part}", module.PARTS[part], rest
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Show this package's own warnings as one line each; other libraries' only where Python was asked for them (`-W`)."""
+    """Show each of this package's warnings in one line, and those of other libraries only under `-W`."""
     for library in ("TRANSFORMERS", "DATASETS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Says on every start that a kernel it could do without was not downloaded; PEFT imports it, whatever the verb.
+    # PEFT imports bitsandbytes, which says on every start that an optional kernel was not downloaded.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -164,6 +179,6 @@ def _overview() -> str:
         [
             *lines,
             "",
-            "shadowpeft VERB --help tells of a verb's flags; each may also come from --config FILE.yaml.",
+            "shadowpeft VERB --help lists a verb's flags; each may also come from --config FILE.yaml.",
         ]
     )

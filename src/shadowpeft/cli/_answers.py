@@ -1,11 +1,12 @@
-"""Answer prompts one by one, streaming to the terminal."""
+"""The answers of `generate`: one prompt after the other, streamed to the terminal or as JSON."""
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
@@ -16,7 +17,7 @@ from shadowpeft.evaluation.answers import encode_prompts
 
 
 class Sampling(NamedTuple):
-    """How to choose tokens; see the flags of `generate`."""
+    """How the tokens of an answer are chosen; the flags of `generate` explain each field."""
 
     max_new_tokens: int
     temperature: float
@@ -35,44 +36,70 @@ def answer(
 ) -> None:
     """Print the answer to each prompt, token by token, or all as JSON at the end.
 
+    Args:
+        model: what answers, in evaluation mode.
+        tokenizer: its tokenizer.
+        prompts: the texts to answer.
+        raw: leave out the tokenizer's chat template.
+        sampling: how the tokens are chosen.
+        as_json: print all answers as JSON.
+
     Raises:
         DataError: a prompt leaves no room for its answer.
     """
-    chat = tokenizer.chat_template is not None and not raw
-    rows = [
-        Row(
-            {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text},
-            f"prompt {number}",
-        )
-        for number, text in enumerate(prompts, start=1)
-    ]
     limit = context_length(arch.context_of(model.config), tokenizer, None)
-    streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    choice = (
-        {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        if sampling.temperature
-        else {}
-    )
+    rows = _rows(prompts, chat=tokenizer.chat_template is not None and not raw)
+    encoded = encode_prompts(rows, tokenizer, limit, sampling.max_new_tokens)
+    streamer = None
+    if not as_json:
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     transformers.set_seed(sampling.seed)
     results = []
-    for text, ids in zip(
-        prompts, encode_prompts(rows, tokenizer, limit, sampling.max_new_tokens), strict=True
-    ):
-        ids_1T = torch.tensor([ids], device=model.device)
-        with torch.inference_mode():
-            out_1T = model.generate(  # type: ignore[operator]
-                ids_1T,
-                attention_mask=torch.ones_like(ids_1T),
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=bool(choice),
-                pad_token_id=padding_id(tokenizer),
-                eos_token_id=stop_ids(model, tokenizer),
-                streamer=streamer,
-                **choice,
-            )
-        new = out_1T[0, len(ids) :]
-        results.append(
-            {"prompt": text, "answer": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
-        )
+    for text, ids in zip(prompts, encoded, strict=True):
+        new_T = _generate(model, tokenizer, ids, sampling, streamer)
+        reply = tokenizer.decode(new_T, skip_special_tokens=True)
+        results.append({"prompt": text, "answer": reply, "tokens": len(new_T)})
     if as_json:
         print(json.dumps({"answers": results}, indent=2, ensure_ascii=False))
+
+
+def _rows(prompts: Sequence[str], chat: bool) -> list[Row]:
+    """Make a row of each prompt: the turn of a user, or a text to be continued."""
+    rows = []
+    for number, text in enumerate(prompts, start=1):
+        fields: dict[str, Any] = {"prompt": text}
+        if chat:
+            fields = {"messages": [{"role": "user", "content": text}]}
+        rows.append(Row(fields, f"prompt {number}"))
+    return rows
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    sampling: Sampling,
+    streamer: TextStreamer | None,
+) -> Tensor:
+    """Return the ids that answer a prompt, (T,)."""
+    ids_1T = torch.tensor([ids], device=model.device)
+    # Without sampling, transformers warns of every setting that only sampling reads.
+    settings: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature:
+        settings = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    out_1T = model.generate(  # type: ignore[operator]
+        ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=padding_id(tokenizer),
+        eos_token_id=stop_ids(model, tokenizer),
+        streamer=streamer,
+        **settings,
+    )
+    return out_1T[0, len(ids) :]

@@ -1,11 +1,12 @@
-"""What `generate` and `eval` share: loading a model the way the flags say, and printing results."""
+"""What the verbs share once they need torch: loading the model that the flags name, and printing results."""
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shadowpeft.cli._choice import ModelChoice
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.model import ShadowedModel
 from shadowpeft.reporting.devices import pick_device
@@ -13,72 +14,81 @@ from shadowpeft.storage import stock_models
 from shadowpeft.storage.adapter_folder import CONFIG
 from shadowpeft.storage.jsonable import finite
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+def load(choice: ModelChoice) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what the flags name: the attached model, the shadow alone, or the base alone.
 
-def load(
-    model: str, adapter: str | None, detached: bool, base: bool, dtype: str, device: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load base and adapter: attached, the shadow alone (`detached`), or the base alone (`base`, or no adapter).
+    Args:
+        choice: the flags; without an adapter the base alone is loaded.
+
+    Returns:
+        the model in evaluation mode, on the device chosen, and its tokenizer.
 
     Raises:
         UserError: the flags contradict each other, or something cannot be loaded.
     """
-    if detached and base:
+    if choice.detached and choice.base:
         raise ConfigError("--detached and --base exclude each other: the shadow alone, or the base alone")
-    if detached and adapter is None:
+    if choice.detached and choice.adapter is None:
         raise ConfigError("--detached needs --adapter; to run an exported model, give its folder as --model")
-    if adapter is not None and not Path(adapter).is_dir():
-        raise CheckpointError(f"no adapter folder at {adapter}")
-    refuse_swapped(model, adapter)
-    target = pick_device(device)
-    stock_models.load_config(model)  # a model that cannot be reached is found out with one request
-    tokenizer = stock_models.load_tokenizer(model)
-    loaded = stock_models.load_model(model, dtype).to(target).eval()  # type: ignore[arg-type]
-    if adapter is None or base:
-        return loaded, tokenizer
-    shadowed = ShadowedModel.from_pretrained(loaded, adapter)
-    return (shadowed.detached() if detached else shadowed), tokenizer
+    if choice.adapter is not None and not Path(choice.adapter).is_dir():
+        raise CheckpointError(f"no adapter folder at {choice.adapter}")
+    refuse_swapped(choice.model, choice.adapter)
+    device = pick_device(choice.device)
+    # The configuration first: one request finds out that a model cannot be reached.
+    stock_models.load_config(choice.model)
+    tokenizer = stock_models.load_tokenizer(choice.model)
+    base = stock_models.load_model(choice.model, choice.dtype).to(device).eval()  # type: ignore[arg-type]
+    if choice.adapter is None or choice.base:
+        return base, tokenizer
+    shadowed = ShadowedModel.from_pretrained(base, choice.adapter)
+    return (shadowed.detached() if choice.detached else shadowed), tokenizer
 
 
 def refuse_swapped(model: str, adapter: str | None) -> None:
-    """Refuse an adapter's folder given as the model, and a model's given as the adapter, before anything is loaded.
+    """Refuse an adapter's folder given as the model, or a model's as the adapter, before anything is loaded.
 
     Raises:
-        ConfigError: they are swapped; the message says how to give them.
+        ConfigError: the two are swapped; the message says how to give them.
     """
-    if (Path(model) / CONFIG).is_file():
+    if _is_adapter(Path(model)):
         raise ConfigError(
-            f"{model} is an adapter folder; give it as --adapter and its base{_base_name(Path(model) / CONFIG)} as --model"
+            f"{model} is an adapter folder; "
+            f"give it as --adapter and its base{_base_name(Path(model) / CONFIG)} as --model"
         )
-    if (
-        adapter is not None
-        and (Path(adapter) / "config.json").is_file()
-        and not (Path(adapter) / CONFIG).is_file()
-    ):
+    if adapter is not None and (Path(adapter) / "config.json").is_file() and not _is_adapter(Path(adapter)):
         raise ConfigError(
             f"{adapter} is a model; give it as --model, and as --adapter the folder of an adapter"
         )
 
 
+def _is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
 def _base_name(path: Path) -> str:
+    """Return the base that an adapter's settings name, in brackets; empty if the file is damaged."""
     try:
-        return f" ({json.loads(path.read_text(encoding='utf-8'))['base']['name'] or 'the model it was trained on'})"
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # damaged; what matters here is that it is an adapter's
+        name = json.loads(path.read_text(encoding="utf-8"))["base"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # That the folder is an adapter's is all that matters here.
         return ""
+    return f" ({name or 'the model it was trained on'})"
 
 
 def print_result(values: dict[str, Any], as_json: bool) -> None:
-    """Print a result to stdout, as JSON or as aligned lines."""
+    """Print a result to standard output, as JSON or as aligned lines."""
     if as_json:
         print(json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False))
         return
     width = max(map(len, values))
     for name, value in values.items():
-        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-        print(f"{name.replace('_', ' '):<{width}}  {shown}")
+        print(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,21 +1,22 @@
 """`shadowpeft bench train`, `shadowpeft bench forward` and `shadowpeft bench table`."""
 
-import importlib.util
 import json as jsonlib
-import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shadowpeft.bench.settings import Bench, TrainBench
-from shadowpeft.cli import FAILURE
+from shadowpeft.cli import FAILURE, _runs
+from shadowpeft.cli._libraries import require
 from shadowpeft.errors import UserError
 
 NEEDS = ("peft", "matplotlib", "rich", "accelerate", "datasets")
 
 
 def train(settings: TrainBench, json: bool = False) -> int:
-    """Time training steps of a frozen base, LoRA, DoRA and the shadows side by side, and read the memory they take.
+    """Time training steps of a frozen base, LoRA, DoRA and the shadows side by side, and read the memory
+    they take.
 
     Args:
         settings: the measurement.
@@ -35,14 +36,14 @@ def forward(settings: Bench, json: bool = False) -> int:
 
 
 def table(rows: str, run: str | None = None, json: bool = False) -> None:
-    """Print the table of a run again, and make its files beside the rows anew.
+    """Print the table of a run again, and write its files beside the rows again.
 
     Args:
         rows: the file of rows.
         run: which run; by default the last one in the file.
         json: print rows and ratios as JSON in place of the table.
     """
-    _require()
+    require("a measurement", NEEDS, extra="compare")
     from shadowpeft.bench.record import last_run, read
 
     if not Path(rows).is_file():
@@ -51,20 +52,14 @@ def table(rows: str, run: str | None = None, json: bool = False) -> None:
 
 
 def _bench(settings: Bench, json: bool) -> int:
-    _require()
+    require("a measurement", NEEDS, extra="compare")
     from shadowpeft.bench.run import bench
     from shadowpeft.reporting.devices import pick_device
 
-    record = bench(settings, pick_device(settings.device), shlex.join(["shadowpeft", *sys.argv[1:]]))
+    record = bench(settings, pick_device(settings.device), _runs.command())
     rows = list(record.rows.values())
     _report(rows, record.path, json)
     return 0 if any(row["ms"] is not None for row in rows) else FAILURE
-
-
-def _require() -> None:
-    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"a measurement needs {', '.join(missing)}; pip install 'shadowpeft[compare]'")
 
 
 def _report(rows: list[dict[str, Any]], path: Path, json: bool) -> None:
@@ -74,8 +69,14 @@ def _report(rows: list[dict[str, Any]], path: Path, json: bool) -> None:
     text = report.markdown(rows)
     atomic.write_together(path.absolute().parent, {path.with_suffix(".md").name: atomic.text(text + "\n")})
     plot.draw(rows, path.with_suffix(".png"))
-    print(jsonlib.dumps({"rows": rows, "ratios": report.ratios(rows)}, indent=2) if json else text)
+    if json:
+        text = jsonlib.dumps({"rows": rows, "ratios": report.ratios(rows)}, indent=2)
+    print(text)
     print(
         f"rows: {path}; table: {path.with_suffix('.md')}; picture: {path.with_suffix('.png')}",
         file=sys.stderr,
     )
+
+
+# The functions of `bench` by the name of their part, as `shadowpeft.cli.PARTS` lists them.
+PARTS: dict[str, Callable[..., int | None]] = {"train": train, "forward": forward, "table": table}

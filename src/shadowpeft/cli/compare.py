@@ -1,13 +1,15 @@
 """`shadowpeft compare`."""
 
-import importlib.util
-import shlex
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from shadowpeft.cli import FAILURE, INTERRUPTED
+from shadowpeft.cli import FAILURE, INTERRUPTED, _runs
+from shadowpeft.cli._libraries import require
 from shadowpeft.compare.study import Study
-from shadowpeft.errors import UserError
+
+if TYPE_CHECKING:
+    from shadowpeft.compare.run import StudyResult
 
 NEEDS = ("peft", "matplotlib", "rich", "accelerate", "datasets")
 
@@ -18,43 +20,47 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
     Args:
         settings: the study.
         json: print the summary as JSON in place of the table.
-        retry: run the cells again that failed in an earlier session, except where that could read the test split twice.
-        report_only: only rewrite table and plots from the rows there are.
+        retry: run the cells again that failed in an earlier session, except where that could read the test
+            split twice.
+        report_only: only write table and plots again from the rows there are.
     """
-    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"a study needs {', '.join(missing)}; pip install 'shadowpeft[compare]'")
+    require("a study", NEEDS, extra="compare")
     from shadowpeft.compare.run import compare, report_again
 
     try:
         result = report_again(settings) if report_only else compare(settings, retry)
     except KeyboardInterrupt:
-        words = shlex.join(sys.argv[1:])
-        print(
-            f"shadowpeft compare: stopped; what was measured is kept; go on with the same command: shadowpeft {words}",
-            file=sys.stderr,
-        )
+        _say(f"stopped; what was measured is kept; go on with the same command: {_runs.command()}")
         return INTERRUPTED
+    _print(result, json)
+    _say_what_is_missing(result)
+    return 0 if result.done else FAILURE
+
+
+def _print(result: "StudyResult", as_json: bool) -> None:
     from shadowpeft.cli._models import print_result
     from shadowpeft.compare.report import terminal
 
-    if json:
+    if as_json:
         print_result(asdict(result), as_json=True)
-    else:
-        print(terminal(result.results))
-        print(f"in full: {result.table}; every run: {result.rows}", file=sys.stderr)
+        return
+    print(terminal(result.results))
+    print(f"in full: {result.table}; every run: {result.rows}", file=sys.stderr)
+
+
+def _say_what_is_missing(result: "StudyResult") -> None:
+    """Say which cells failed, could not be run, or have yet to run."""
     for what, keys in (("failed", list(result.failed)), ("could not be run", result.missing)):
         if keys:
-            print(
-                f"shadowpeft compare: {len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}",
-                file=sys.stderr,
-            )
+            _say(f"{len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}")
     if result.waiting:
         waiting = sum(result.waiting.values())
         stages = ", ".join(f"{count} of the stage {stage}" for stage, count in result.waiting.items())
-        print(
-            f"shadowpeft compare: the study is not over: {waiting} of {result.cells} cells have yet to run ({stages}); "
-            "the same command without --report-only goes on with them",
-            file=sys.stderr,
+        _say(
+            f"the study is not over: {waiting} of {result.cells} cells have yet to run ({stages}); "
+            "the same command without --report-only goes on with them"
         )
-    return 0 if result.done else FAILURE
+
+
+def _say(message: str) -> None:
+    print(f"shadowpeft compare: {message}", file=sys.stderr)

@@ -1,9 +1,9 @@
 """`shadowpeft demo`."""
 
-import importlib.util
 import os
 from pathlib import Path
 
+from shadowpeft.cli._libraries import require
 from shadowpeft.errors import UserError
 
 NEEDS = ("peft", "matplotlib", "rich", "accelerate")
@@ -17,19 +17,23 @@ def run(report: str = "report.html", json: bool = False, seed: int = 0) -> int:
         json: print the results as JSON instead of a table.
         seed: seed of the random weights and of the order of the rows.
     """
-    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"the demo needs {', '.join(missing)}; pip install 'shadowpeft[demo]'")
+    require("the demo", NEEDS, extra="demo")
     path = Path(report)
+    _refuse_unwritable(path)
+    from shadowpeft.demo.screen import show
+
+    show(path, seed, json)
+    return 0
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Refuse a report that could not be written, before minutes of work."""
     if not path.parent.is_dir():
         raise UserError(f"--report must be in a folder that exists, {path.parent} does not")
     if path.is_dir():
         raise UserError(
             f"--report must be a file, {path} is a folder; give a name in it, such as {path / 'report.html'}"
         )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    written = path if path.exists() else path.parent
+    if not os.access(written, os.W_OK):
         raise UserError(f"--report must be a file that can be written, {path} cannot; choose another")
-    from shadowpeft.demo.screen import show
-
-    show(path, seed, json)
-    return 0

@@ -1,6 +1,7 @@
 """`shadowpeft doctor`."""
 
 import json as jsonlib
+from typing import Any
 
 
 def run(json: bool = False) -> None:
@@ -15,7 +16,10 @@ def run(json: bool = False) -> None:
     if json:
         print(jsonlib.dumps(facts, indent=2))
         return
+    _show(facts)
 
+
+def _show(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -25,12 +29,15 @@ def run(json: bool = False) -> None:
     for name, version in facts["versions"].items():
         table.add_row(name, version or "[dim]not installed[/dim]")
     for device in facts["devices"]:
-        memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
-        table.add_row(device["device"], f"{device['name']}{memory}")
+        shown = device["name"]
+        if "memory_gib" in device:
+            shown += f", {device['memory_gib']} GiB"
+        table.add_row(device["device"], shown)
     for extra, missing in facts["extras"].items():
-        table.add_row(
-            f"\\[{extra}]",
-            f"[yellow]lacks {', '.join(missing)}[/yellow]" if missing else "[green]complete[/green]",
-        )
+        state = "[green]complete[/green]"
+        if missing:
+            state = f"[yellow]lacks {', '.join(missing)}[/yellow]"
+        # The backslash keeps rich from reading the name as markup.
+        table.add_row(f"\\[{extra}]", state)
     table.add_row("families", ", ".join(facts["families"]))
     Console().print(table)

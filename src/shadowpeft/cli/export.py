@@ -3,6 +3,10 @@
 from dataclasses import asdict
 from typing import Literal
 
+from shadowpeft.cli._choice import Dtype
+
+ExportDtype = Literal[Dtype, "q8_0"]
+
 
 def run(
     model: str,
@@ -10,12 +14,13 @@ def run(
     adapter: str | None = None,
     shadow_model: str | None = None,
     to: Literal["hf", "gguf"] = "hf",
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto",
+    dtype: ExportDtype = "auto",
     max_shard_size: str | None = None,
     push: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write the shadow alone as a complete model that stock transformers or llama.cpp loads, with the base's tokenizer.
+    """Write the shadow alone as a complete model that stock transformers or llama.cpp loads, with the
+    base's tokenizer.
 
     Args:
         model: folder or hub id of the base that the shadow was trained beside.
@@ -32,6 +37,14 @@ def run(
     from shadowpeft.export import export
 
     _models.refuse_swapped(model, adapter)
-    _models.print_result(
-        asdict(export(model, adapter, output, dtype, to, shadow_model, max_shard_size, push)), json
+    result = export(
+        model,
+        adapter,
+        output,
+        dtype=dtype,
+        to=to,
+        shadow=shadow_model,
+        max_shard_size=max_shard_size,
+        push=push,
     )
+    _models.print_result(asdict(result), json)

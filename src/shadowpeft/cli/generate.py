@@ -1,8 +1,8 @@
 """`shadowpeft generate`."""
 
 import sys
-from typing import Literal
 
+from shadowpeft.cli._choice import Dtype, ModelChoice
 from shadowpeft.errors import ConfigError
 
 
@@ -17,40 +17,49 @@ def run(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Answer prompts with a base and its adapter, with the shadow alone, or (without an adapter) with the base.
+    """Answer prompts with a base and its adapter, with the shadow alone, or (without an adapter) with the
+    base.
 
     Args:
         model: folder or hub id of the base, or of an exported model.
         adapter: folder of the adapter.
-        prompt: a prompt; may be given several times; by default one is read from standard input. A chat template, where the tokenizer
-            has one, is put around it.
+        prompt: a prompt; may be given several times; by default one is read from standard input. Where the
+            tokenizer has a chat template, it is put around the prompt.
         detached: answer with the shadow alone.
-        raw: continue the prompt as it is, without the tokenizer's chat template; right for an adapter trained on prompt and
-            completion rows, which are learned without the template.
+        raw: continue the prompt as it is, without the tokenizer's chat template; right for an adapter trained
+            on prompt and completion rows, which are learned without the template.
         max_new_tokens: the most tokens of an answer.
-        temperature: 0 for the likeliest token at every step, above it to sample.
-        top_p: sample among the likeliest tokens of this total probability.
-        top_k: sample among so many of the likeliest tokens; 0 for all.
+        temperature: 0 to take the likeliest token at every step, above 0 to sample.
+        top_p: sample from the likeliest tokens that together have this probability.
+        top_k: sample from this many of the likeliest tokens; 0 for all.
         seed: decides what is sampled.
         dtype: type of the weights; auto for the one they are stored in.
         device: auto, cpu, cuda, cuda:1, mps.
         json: print the answers as JSON.
     """
-    prompts = [prompt] if isinstance(prompt, str) else prompt or [_read_stdin()]
+    prompts = _prompts(prompt)
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
         raise ConfigError(
-            "max_new_tokens must be 1 or more, temperature and top_k 0 or more, and top_p above 0 and at most 1"
+            "max_new_tokens must be 1 or more, temperature and top_k 0 or more, "
+            "and top_p above 0 and at most 1"
         )
 
     from shadowpeft.cli import _answers, _models
 
-    loaded, tokenizer = _models.load(model, adapter, detached, False, dtype, device)
-    sampling = _answers.Sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    _answers.answer(loaded, tokenizer, prompts, raw, sampling, json)
+    choice = ModelChoice(model, adapter, detached, dtype=dtype, device=device)
+    loaded, tokenizer = _models.load(choice)
+    sampling = _answers.Sampling(max_new_tokens, temperature, top_p, top_k=top_k, seed=seed)
+    _answers.answer(loaded, tokenizer, prompts, raw=raw, sampling=sampling, as_json=json)
+
+
+def _prompts(given: list[str] | str | None) -> list[str]:
+    if isinstance(given, str):
+        return [given]
+    return given or [_read_stdin()]
 
 
 def _read_stdin() -> str:

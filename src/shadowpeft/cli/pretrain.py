@@ -1,14 +1,8 @@
 """`shadowpeft pretrain`."""
 
-import math
-import shlex
-import sys
-from dataclasses import asdict
-
-from shadowpeft.cli import FAILURE, INTERRUPTED
+from shadowpeft.cli import _runs
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.run import pretrain
-from shadowpeft.train.run_folder import RUN
 
 
 def run(settings: PretrainConfig, json: bool = False) -> int:
@@ -18,21 +12,5 @@ def run(settings: PretrainConfig, json: bool = False) -> int:
         settings: the run.
         json: print the summary as JSON.
     """
-    result = pretrain(settings, command=shlex.join(["shadowpeft", *sys.argv[1:]]))
-    from shadowpeft.cli._models import print_result
-
-    print_result(asdict(result), json)
-    if result.stopped:
-        again = f"shadowpeft pretrain --config {shlex.quote(f'{result.output}/{RUN}')} --resume"
-        print(
-            f"shadowpeft pretrain: stopped after step {result.steps} and saved; continue with: {again}",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    if result.eval_loss is not None and not math.isfinite(result.eval_loss):
-        print(
-            "shadowpeft pretrain: the loss is not a finite number, the shadow is of no use; try a lower learning rate",
-            file=sys.stderr,
-        )
-        return FAILURE
-    return 0
+    result = pretrain(settings, command=_runs.command())
+    return _runs.finish("pretrain", result, [result.eval_loss], as_json=json)
