@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from shadowpeft.config import ShadowConfig
     from shadowpeft.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError, UserError
     from shadowpeft.model import ShadowedModel, attach
+    from shadowpeft.trainer import ShadowTrainer
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ShadowConfig",
+    "ShadowTrainer",
     "ShadowedModel",
     "UnsupportedModelError",
     "UserError",
@@ -22,7 +24,12 @@ __all__ = [
 ]
 
 # Where each public name lives. Resolved on first use, so that `shadowpeft --help` does not wait for torch.
-_HOMES = {"ShadowConfig": "config", "ShadowedModel": "model", "attach": "model"}
+_HOMES = {
+    "ShadowConfig": "config",
+    "ShadowTrainer": "trainer",
+    "ShadowedModel": "model",
+    "attach": "model",
+}
 
 
 def __getattr__(name: str) -> object:
