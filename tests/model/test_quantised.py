@@ -30,8 +30,7 @@ from transformers import (
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.storage import stock_models
-from shadowpeft.train import run as training
-from shadowpeft.train import train
+from shadowpeft.train import checks, train
 from shadowpeft.train.config import TrainConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -216,7 +215,7 @@ def test_4_bits_without_a_gpu_are_refused(tmp_path):
 def test_4_bits_without_the_library_is_refused_before_anything_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
-        training.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else object()
+        checks.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else object()
     )
     with pytest.raises(UserError, match=r"pip install 'shadowpeft\[4bit\]'"):
         train(TrainConfig("no model", "no data", str(tmp_path / "run"), load_in_4bit=True))

@@ -195,7 +195,7 @@ def test_fsdp_settings_are_refused_before_any_work(
     variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("shadowpeft.train.run._check_4bit", lambda config: None)
+    monkeypatch.setattr("shadowpeft.train.checks.check_4bit", lambda config: None)
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
     arguments = [
         "train",

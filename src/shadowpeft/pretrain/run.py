@@ -4,18 +4,17 @@ torch and transformers are imported inside functions, so that a mistake is told 
 """
 
 import dataclasses
-import importlib.util
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.errors import ConfigError
 from shadowpeft.pretrain.config import BLOCKS, FRESH, PretrainConfig
 from shadowpeft.pretrain.text import Text, read_text, warn_of_skipped
 from shadowpeft.reporting import provenance
-from shadowpeft.train import arguments, run_folder
+from shadowpeft.train import arguments, checks, run_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +27,7 @@ if TYPE_CHECKING:
 
 SHADOW = "shadow"
 # What may differ between a run and its continuation; the length is not among it, since the learning rate depends on it.
-_FREE_ON_RESUME = (
-    "resume",
-    "eval_steps",
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "report_to",
-    "device",
-)
+_FREE_ON_RESUME = run_folder.FREE_ON_RESUME
 _ENDLESS = 10**9  # steps, where the clock ends the run
 
 
@@ -106,8 +97,7 @@ def pretrain(
     Raises:
         UserError: settings, text, model or output folder cannot be used; its type and message say which.
     """
-    if importlib.util.find_spec("accelerate") is None:
-        raise UserError("pretraining needs the accelerate library; pip install 'shadowpeft[train]'")
+    checks.require_accelerate("pretraining")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("pretraining runs in one process; start it without torchrun or accelerate launch")
     start = run_folder.prepare(config, SHADOW, _FREE_ON_RESUME)

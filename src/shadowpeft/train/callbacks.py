@@ -1,4 +1,4 @@
-"""What a run does beside its steps: stop on a signal, show a bar, append its metrics to a file."""
+"""What a run does beside its steps: it stops on a signal, shows a bar, and writes its metrics to a file."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from shadowpeft.storage.jsonable import finite
 
 
 class StopOnSignal(TrainerCallback):
-    """On the first Ctrl-C or SIGTERM finish the step, save and stop; the second one acts at once.
+    """The end of a run by a signal: the first finishes the step, saves and stops; the second acts at once.
 
     Attributes:
-        requested: whether a signal came.
+        requested: True once Ctrl-C or SIGTERM came.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the context lasts; outside the main thread Python does not allow it, so nothing changes."""
+        """Take the signals while the context lasts; outside the main thread Python forbids that."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -44,33 +44,36 @@ class StopOnSignal(TrainerCallback):
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # Not print: the signal may have come in the middle of another write to the same buffer.
+        # Not `print`: the signal may have come in the middle of another write to the same buffer.
         os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask the Trainer to save and stop, unless it is at its end anyway; either way the last losses are logged."""
+        """Ask the Trainer to save and stop, unless this was its last step; log the losses either way."""
         if self.requested or state.global_step >= state.max_steps:
-            control.should_log = True  # a run shorter than logging_steps would show none
+            # A run shorter than `logging_steps` would log no loss at all.
+            control.should_log = True
         if self.requested and state.global_step < state.max_steps:
-            control.should_save, control.should_training_stop, control.should_evaluate = True, True, False
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
 
 class Progress(TrainerCallback):
-    """A bar on stderr while someone watches, else one line per log entry."""
+    """A bar on standard error where that is a terminal, else one line per log entry."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar at the step that training starts from."""
-        shown = None if state.is_world_process_zero else True  # None: where stderr is a terminal
+        # With `None`, tqdm shows the bar where standard error is a terminal.
+        disable = None if state.is_world_process_zero else True
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
             desc="train",
             unit="step",
-            disable=shown,
+            disable=disable,
             file=sys.stderr,
         )
 
@@ -104,12 +107,18 @@ class Progress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the finished bar."""
+        """Close the bar, which stays on the screen."""
         self._bar.close()
 
 
 class MetricsFile(TrainerCallback):
-    """Write every log entry as one line of JSON; a resumed run drops what came after the checkpoint it resumes from."""
+    """The log as a file, one line of JSON per entry.
+
+    A resumed run drops the entries that came after the checkpoint it resumes from.
+
+    Args:
+        path: the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are complete, and which is the newest."""
+"""The checkpoints of a run: which are complete, and which is the newest."""
 
 import json
 import warnings
@@ -9,7 +9,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether a checkpoint was written to its end (the Trainer writes its state last) and has lost no file since."""
+    """Return whether a checkpoint was written to its end and has lost no file since.
+
+    The Trainer writes its own state last, so a state that can be read marks a checkpoint as complete.
+    """
     if not (folder / OPTIMIZER_NAME).is_file() or not (folder / SCHEDULER_NAME).is_file():
         return False
     try:
@@ -20,11 +23,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest complete checkpoint; warn of a newer one whose saving was cut short."""
-    found = [
-        path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()
-    ]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    """Return the newest complete checkpoint in a folder; warn of newer ones that are not complete."""
+    steps = {path: path.name.rpartition("-")[2] for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    found = [path for path, step in steps.items() if step.isdecimal()]
+    for path in sorted(found, key=lambda path: int(steps[path]), reverse=True):
         if is_complete(path):
             return path
         warnings.warn(

@@ -1,4 +1,4 @@
-"""What accelerate's FSDP2 must be told of a shadowed model, and what is refused of its settings."""
+"""Training under accelerate's FSDP2: what it must know of a shadowed model, and what does not work."""
 
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
 
+# The types of autocast by accelerate's names.
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
     """Raise if accelerate's FSDP settings ask for what does not work here.
 
@@ -31,8 +35,9 @@ def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
         )
     if plugin.activation_checkpointing:
         raise ConfigError(
-            "FSDP's own activation checkpointing drops other values when it recomputes a dropout; set fsdp_activation_checkpointing: "
-            "false and use the training settings' gradient checkpointing (--gradient-checkpointing)"
+            "FSDP's own activation checkpointing drops other values when it recomputes a dropout; "
+            "set fsdp_activation_checkpointing: false and use the training settings' gradient checkpointing "
+            "(--gradient-checkpointing)"
         )
     if plugin.cpu_ram_efficient_loading:
         raise ConfigError(
@@ -40,7 +45,8 @@ def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
         )
     if plugin.min_num_params is not None:
         raise ConfigError(
-            "units by size would cut weights that are read together; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"
+            "units by size would cut weights that are read together; "
+            "set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"
         )
     if plugin.ignored_modules:
         raise ConfigError(
@@ -48,16 +54,13 @@ def refuse(plugin: "FullyShardedDataParallelPlugin") -> None:
         )
 
 
-# What accelerate calls the types of autocast.
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def prepare(accelerator: "Accelerator", model: PreTrainedModel) -> None:
-    """Tell accelerate what its FSDP2 cannot know of a shadowed model; without FSDP this does nothing.
+    """Set up accelerate's FSDP2 for a shadowed model; without FSDP do nothing.
 
-    The input norms of the base's blocks stay whole on every device: the variant `normed` reads through a block's norm before the block is
-    called. Weights keep their types and the forward pass runs under autocast, as in one process; accelerate would cast the trained weights,
-    their gradients and the loss to the lower precision.
+    The input norms of the base's blocks stay whole on every device: the variant `normed` reads through a
+    block's norm before the block is called. Weights keep their types and the forward pass runs under
+    autocast, as in one process; accelerate would cast the trained weights, their gradients and the loss to
+    the lower precision.
 
     Args:
         accelerator: the one whose `prepare(model, optimizer)` is called next.
@@ -76,11 +79,16 @@ def prepare(accelerator: "Accelerator", model: PreTrainedModel) -> None:
     plugin.ignored_modules = [norm.to(accelerator.device) for norm in norms if isinstance(norm, nn.Module)]
     precision = _PRECISIONS.get(accelerator.mixed_precision)
     if precision is not None:
-        plugin.mixed_precision_policy, forward = None, model.forward
+        plugin.mixed_precision_policy = None
+        _run_under_autocast(model, accelerator.device.type, precision)
 
-        @wraps(forward)
-        def under_autocast(*args: Any, **kwargs: Any) -> Any:
-            with torch.autocast(accelerator.device.type, precision):
-                return forward(*args, **kwargs)
 
-        model.forward = under_autocast
+def _run_under_autocast(model: PreTrainedModel, device: str, precision: torch.dtype) -> None:
+    forward = model.forward
+
+    @wraps(forward)
+    def under_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, precision):
+            return forward(*args, **kwargs)
+
+    model.forward = under_autocast

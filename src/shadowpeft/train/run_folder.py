@@ -1,10 +1,13 @@
-"""The output folder of a run that can be interrupted: what may be written to it, and where the run goes on."""
+"""The output folder of a run that can be interrupted: what may be written to it, and where the run continues.
+
+A run of training and one of pretraining differ in what they make and in what may change when they continue.
+"""
 
 import dataclasses
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
@@ -12,10 +15,23 @@ from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.storage import atomic
 
 RUN, CHECKPOINTS, METRICS = "run.yaml", "checkpoints", "metrics.jsonl"
+# What may differ between any run and its continuation; most other settings would make it another run.
+FREE_ON_RESUME = (
+    "resume",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "device",
+)
 
 
 class RunConfig(Protocol):
-    """What the settings of a run must have."""
+    """What the settings of a run have: a dataclass with these fields and more."""
+
+    # As the standard library's own stubs mark a dataclass.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def output(self) -> str:
@@ -23,7 +39,7 @@ class RunConfig(Protocol):
 
     @property
     def resume(self) -> bool | str:
-        """Whether to continue, or the checkpoint to continue from."""
+        """True to continue from the newest checkpoint, or the checkpoint to continue from."""
 
     def to_yaml(self) -> str:
         """Write the settings."""
@@ -35,7 +51,8 @@ def prepare(config: RunConfig, result: str, free: Collection[str]) -> Path | Non
     Args:
         config: the run's settings.
         result: name in the folder of what the run makes.
-        free: settings that may differ between a run and its continuation; any other would make it another run.
+        free: settings that may differ between a run and its continuation; any other would make it another
+            run.
 
     Raises:
         ConfigError: the folder holds something else or another run, or there is nothing to resume.
@@ -47,7 +64,8 @@ def prepare(config: RunConfig, result: str, free: Collection[str]) -> Path | Non
     is_run = (output / RUN).is_file()
     if not is_run and output.is_dir() and any(output.iterdir()):
         raise ConfigError(
-            f"the output folder {output} holds something other than a run (it has no {RUN}); choose another or empty it"
+            f"the output folder {output} holds something other than a run (it has no {RUN}); "
+            "choose another or empty it"
         )
     if is_run and not config.resume and _has_results(output, result):
         raise ConfigError(
@@ -64,7 +82,7 @@ def prepare(config: RunConfig, result: str, free: Collection[str]) -> Path | Non
 
 
 def begin(config: RunConfig, start: Path | None) -> None:
-    """Write the settings into the folder; of a run that is continued say where it goes on.
+    """Write the settings into the folder; if the run is continued, say from where.
 
     Args:
         config: the run's settings.
@@ -74,15 +92,16 @@ def begin(config: RunConfig, start: Path | None) -> None:
         CheckpointError: they could not be written.
     """
     atomic.write_together(Path(config.output), {RUN: atomic.text(config.to_yaml())})
-    if config.resume:
-        print(
-            "no checkpoint yet: starting at step 0" if start is None else f"resuming from {start.name}",
-            file=sys.stderr,
-        )
+    if not config.resume:
+        return
+    said = "no checkpoint yet: starting at step 0"
+    if start is not None:
+        said = f"resuming from {start.name}"
+    print(said, file=sys.stderr)
 
 
 def _has_results(output: Path, result: str) -> bool:
-    """Tell whether a run has come to something that starting it again would overwrite."""
+    """Return whether the folder holds what starting the run again would overwrite."""
     from shadowpeft.train import checkpoints
 
     return (output / result).exists() or any(
@@ -106,39 +125,69 @@ def _checkpoint_to_resume(
         return start
     if not is_run:
         raise ConfigError(
-            f"there is no run to resume in {output.absolute()}; leave out --resume, or start it where the run was started"
+            f"there is no run to resume in {output.absolute()}; "
+            "leave out --resume, or start it where the run was started"
         )
     return checkpoints.latest_checkpoint(output / CHECKPOINTS)
 
 
 def _check_same_run(config: RunConfig, path: Path, free: Collection[str]) -> None:
     """Refuse to continue a run under settings that would have made it another run."""
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML, so the run cannot be continued: {error}") from error
-    now = yaml.safe_load(config.to_yaml())
-    if isinstance(before, dict):
-        before = _filled(before, config)
-    changed = [
-        name
-        for name in now
-        if name not in free and (not isinstance(before, dict) or before.get(name) != now[name])
-    ]
+    before, now = read_settings(path, "run"), yaml.safe_load(config.to_yaml())
+    changed = changed_settings(_filled(before, _defaults(config)), now, free)
     if changed:
         raise ConfigError(
-            f"to resume, {', '.join(changed)} must be as in {path}; pass it with --config, or choose another output for a new run"
+            f"to resume, {', '.join(changed)} must be as in {path}; "
+            "pass it with --config, or choose another output for a new run"
         )
 
 
-def _filled(before: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-    """Fill a file's settings up by defaults, in groups of settings as well: a run of before there was a setting did what is its default."""
-    filled = dict(before)
-    for entry in dataclasses.fields(settings):
-        group = vars(settings)[entry.name]
-        if dataclasses.is_dataclass(group):
-            found = before.get(entry.name, {})
-            filled[entry.name] = _filled(found, group) if isinstance(found, Mapping) else found
-        elif entry.default is not dataclasses.MISSING:
-            filled.setdefault(entry.name, entry.default)
+def read_settings(path: Path, what: str) -> dict[str, Any]:
+    """Read the settings that a run or a study was begun with.
+
+    Args:
+        path: the file, YAML.
+        what: what it is of, as the message says it: `run`.
+
+    Returns:
+        the settings by name; none where the file holds no mapping.
+
+    Raises:
+        ConfigError: the file is not valid YAML.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML, so the {what} cannot be resumed: {error}") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """Name the settings of `now` that differ from those of `before`, except for those that are free to."""
+    return [name for name in now if name not in free and before.get(name) != now[name]]
+
+
+def _filled(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the defaults of settings that a file lacks, also within its groups.
+
+    A run that began before a setting existed did what is its default now.
+    """
+    filled = {**defaults, **before}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(filled[name], Mapping):
+            filled[name] = _filled(filled[name], default)
     return filled
+
+
+def _defaults(config: RunConfig) -> dict[str, Any]:
+    """Return the default of every setting that has one; a group of settings is a dictionary of its own."""
+    defaults: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        default = entry.default
+        if entry.default_factory is not dataclasses.MISSING:
+            default = entry.default_factory()
+        if dataclasses.is_dataclass(default):
+            default = dataclasses.asdict(default)  # type: ignore[arg-type]
+        if default is not dataclasses.MISSING:
+            defaults[entry.name] = default
+    return defaults

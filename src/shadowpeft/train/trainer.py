@@ -1,4 +1,8 @@
-"""transformers' Trainer, taught what an adapter's checkpoint is: strict loading, complete or not at all, stopped without loss."""
+"""transformers' Trainer for shadows: checkpoints of the adapter alone, whole or not at all, loaded strictly.
+
+`SafeTrainer` saves and resumes, `BackboneRateTrainer` gives the shadow network a learning rate of its own,
+and `ShadowTrainer` is both of them for a shadowed language model.
+"""
 
 import pickle
 import shutil
@@ -14,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shadowpeft.data.encode import Collator, Example
 from shadowpeft.decoder import sharded
-from shadowpeft.errors import CheckpointError
+from shadowpeft.errors import CheckpointError, is_torch_write_failure
 from shadowpeft.evaluation.evaluate import token_losses
 from shadowpeft.model import ShadowedModel
 from shadowpeft.shadow.adapter import Adapter
@@ -23,10 +27,10 @@ from shadowpeft.train import fsdp
 
 
 class SafeTrainer(Trainer):
-    """The Trainer with checkpoints that are complete or do not count, and that never cost an earlier one."""
+    """The Trainer with checkpoints that are complete or do not count, and that never harm an earlier one."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed at its end, the Trainer would go one step too far before it looks.
+        # A run resumed at its end would make one more step before the Trainer compares the steps.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -34,43 +38,31 @@ class SafeTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # What marks a checkpoint as complete goes first, so that one being overwritten never looks complete.
+        # This file marks a checkpoint as complete, so one that is being overwritten loses it first.
         (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, CheckpointError) as error:
-            # torch reports a full disk as a RuntimeError of its own file writer; any other is not ours to translate.
-            if (
-                isinstance(error, RuntimeError)
-                and "PytorchStreamWriter" not in str(error)
-                and "inline_container" not in str(error)
-            ):
+            # torch reports a full disk as a RuntimeError; any other one is a fault of the program.
+            if isinstance(error, RuntimeError) and not is_torch_write_failure(error):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-            cause = (
-                error.__cause__
-                if isinstance(error, CheckpointError) and error.__cause__ is not None
-                else error
-            )
+            cause: BaseException = error
+            if isinstance(error, CheckpointError):
+                cause = error.__cause__ or error
             raise CheckpointError(
-                f"could not save {folder}: {_first_line(cause)}; earlier checkpoints are unchanged: make room, then continue with resume"
+                f"could not save {folder}: {_first_line(cause)}; "
+                "earlier checkpoints are unchanged: make room, then continue with resume"
             ) from cause
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
             if checkpoint is None or self.args.world_size == 1:
                 super()._load_optimizer_and_scheduler(checkpoint)
-                return
-            # Of several processes, transformers 5.17 cannot read a state back on a CPU, and no version the one saved here under FSDP.
-            assert self.optimizer is not None
-            assert self.lr_scheduler is not None
-            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(sharded.divided(state, self.optimizer))
-            self.lr_scheduler.load_state_dict(
-                torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-            )
+            else:
+                self._load_in_processes(Path(checkpoint))
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            # torch reports a file that was cut short as a RuntimeError of its reader; any other is not ours to translate.
+            # torch reports a truncated file as a RuntimeError; any other one is a fault of the program.
             if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
                 raise
             raise CheckpointError(
@@ -78,9 +70,23 @@ class SafeTrainer(Trainer):
                 "delete it to resume from the checkpoint before it"
             ) from error
 
+    def _load_in_processes(self, checkpoint: Path) -> None:
+        """Load optimizer and scheduler in each of several processes.
+
+        transformers 5.17 cannot read a state back in several processes on a CPU, and no version can read the
+        state that is saved here under FSDP.
+        """
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(sharded.divided(state, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))
+
 
 class BackboneRateTrainer(Trainer):
-    """The Trainer with a learning rate of its own for the shadow network of a shadowed model's active adapter: backbone and projection.
+    """The Trainer with a learning rate of its own for the shadow network (backbone and projection).
+
+    It is that of the active adapter of a shadowed model.
 
     Attributes:
         backbone_learning_rate: its peak; `None` for the Trainer's own optimizer, unchanged.
@@ -89,8 +95,9 @@ class BackboneRateTrainer(Trainer):
     backbone_learning_rate: float | None = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer as the Trainer does, then set the backbone apart."""
-        is_new = self.optimizer is None  # the Trainer keeps one that is there
+        """Create the optimizer as the Trainer does, then put the backbone into groups of its own."""
+        # The Trainer keeps an optimizer that it has already; its groups have been made.
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.backbone_learning_rate is not None:
             assert isinstance(self.model, ShadowedModel), "only a shadowed model has a backbone to set apart"
@@ -99,10 +106,10 @@ class BackboneRateTrainer(Trainer):
 
 
 def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, learning_rate: float) -> None:
-    """Move the weights of backbone and projection to groups of their own, which differ in the learning rate from those they were in.
+    """Move the weights of backbone and projection to groups of their own, with another learning rate.
 
-    The projection of a pretrained shadow goes with its backbone, for which it was made. The new groups come last: the Trainer logs the rate
-    of the first, which stays that of the rest.
+    The projection of a pretrained shadow goes with the backbone, for which it was made. The new groups come
+    last: the Trainer logs the learning rate of the first group, which stays that of all other weights.
     """
     adapter = model.adapters[model.active_adapter]
     assert isinstance(adapter, Adapter)
@@ -115,19 +122,21 @@ def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, 
 
 
 class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
-    """The Trainer for a shadowed language model: adapter-only checkpoints, token-weighted evaluation, the shadow's loss logged.
+    """The Trainer for a shadowed language model.
 
-    The logged `loss` is L of eq. 9, `shadow_loss` the unweighted loss of the shadow's head; `eval_loss` is the cross-entropy
-    of the attached model alone, to be compared with that of other models.
+    Its checkpoints hold the adapter alone, its evaluation counts every token alike, and it logs the shadow's
+    loss. The logged `loss` is L of eq. 9 and `shadow_loss` the unweighted loss of the shadow's head;
+    `eval_loss` is the cross-entropy of the attached model alone, to be compared with that of other models.
 
     Args:
         model: the shadowed model; its active adapter is trained.
-        args: the Trainer's own settings; of several GPUs one is used unless the process is one of a distributed run.
+        args: the Trainer's own settings; of several GPUs one is used, unless the run is distributed.
         collator: turns examples into batches.
         train_examples: what to train on.
         eval_examples: what to evaluate on, `None` for no evaluation.
         callbacks: called beside the Trainer's own.
-        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for that of `args`.
+        backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for that of
+            `args`.
     """
 
     def __init__(
@@ -140,7 +149,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         callbacks: list[TrainerCallback],
         backbone_learning_rate: float | None = None,
     ) -> None:
-        # With several GPUs in one process the Trainer would copy the model to each, which the lent base does not allow.
+        # Given several GPUs, the Trainer would copy the model to each of them, which a lent base forbids.
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(
             model=model,
@@ -150,7 +159,8 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
             eval_dataset=eval_examples,
             callbacks=callbacks,
         )
-        self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
+        # It prints to standard output, which is for results.
+        self.remove_callback(PrinterCallback)
         fsdp.prepare(self.accelerator, model)
         self.shadowed = model
         self.backbone_learning_rate = backbone_learning_rate
@@ -184,7 +194,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure the losses per token, whatever the batch size (the Trainer's own average is over batches)."""
+        """Measure the losses per token, whatever the batch size; the Trainer itself averages over batches."""
         examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(self.data_collator, Collator)
         measured = token_losses(
@@ -200,13 +210,12 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter; under FSDP too, where the Trainer would gather the base as well."""
-        if self.is_fsdp_enabled:
-            self._save(
-                output_dir, state_dict=sharded.whole(self.shadowed.adapters.state_dict(prefix="adapters."))
-            )
-        else:
+        """Save the adapter, under FSDP too, where the Trainer would gather the base as well."""
+        if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
+            return
+        state = self.shadowed.adapters.state_dict(prefix="adapters.")
+        self._save(output_dir, state_dict=sharded.whole(state))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -222,6 +231,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
+        # FSDP is about to cut the weights up: they must be loaded while they are whole.
         if self.is_fsdp_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -230,23 +240,25 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
-            # A checkpoint of another run may be named; torch counts its groups of weights.
+            # The user may name a checkpoint of another run; torch compares the number of groups of weights.
             if "parameter group" not in str(error):
                 raise
             raise CheckpointError(
-                f"{checkpoint} does not fit this run's optimizer ({_first_line(error)}); backbone_learning_rate must be set where the "
-                "checkpoint's run had it set, and nowhere else"
+                f"{checkpoint} does not fit this run's optimizer ({_first_line(error)}); "
+                "backbone_learning_rate must be set where the checkpoint's run had it set, and nowhere else"
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Under FSDP the Trainer asks once more, when the weights are cut up; they have been loaded.
         if model is not None:
-            return  # FSDP: the Trainer asks for it once more, when the weights are cut up
+            return
         assert self.shadowed.base is not None
         saved = adapter_folder.load(self.shadowed.base, resume_from_checkpoint)
         own = self.shadowed.adapters[self.shadowed.active_adapter]
         if saved.settings != own.settings:
             raise CheckpointError(
-                f"{resume_from_checkpoint} has other settings than this run: {saved.settings}, not {own.settings}"
+                f"{resume_from_checkpoint} has other settings than this run: "
+                f"{saved.settings}, not {own.settings}"
             )
         own.load_state_dict(saved.state_dict(), strict=True)
 

@@ -1,0 +1,92 @@
+"""The examples of a run: its rows are read, checked and encoded before the model's weights are loaded."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from shadowpeft.config import refuse_depth
+from shadowpeft.errors import ConfigError
+from shadowpeft.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from shadowpeft.data.encode import Example
+    from shadowpeft.data.rows import Row
+
+
+class Examples(NamedTuple):
+    """What a run trains and evaluates on.
+
+    Attributes:
+        tokenizer: the base's tokenizer.
+        train: the examples to train on, packed where the settings say so.
+        held_out: the examples to evaluate on, never packed; empty for no evaluation.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    train: "list[Example]"
+    held_out: "list[Example]"
+
+
+def read(config: TrainConfig) -> Examples:
+    """Read and encode all rows, so that a bad one is found before the model is loaded.
+
+    Raises:
+        UserError: a row, the tokenizer, or the configuration of base or shadow cannot be used.
+    """
+    from shadowpeft import arch
+    from shadowpeft.data.encode import context_length, encode_all, pack
+    from shadowpeft.model import sources
+    from shadowpeft.storage import stock_models
+
+    rows, held_out = _rows(config)
+    base = stock_models.load_config(config.model)
+    refuse_depth(config.shadow.resolved().inject_from, arch.depth_of(base))
+    shadow = base
+    if config.shadow_model is not None:
+        shadow = sources.config_of(config.shadow_model, base)
+    if config.packing:
+        _check_packs(base, shadow)
+    tokenizer = stock_models.load_tokenizer(config.model)
+    if config.shadow_model is not None:
+        sources.refuse_other_tokens(config.shadow_model, tokenizer)
+    limit = context_length(arch.context_of(base), tokenizer, config.max_length)
+    examples = encode_all(rows, tokenizer, limit)
+    eval_examples = encode_all(held_out, tokenizer, limit) if held_out else []
+    _check_ids([*examples, *eval_examples], config.model, base.vocab_size)
+    if config.packing:
+        examples = pack(examples, limit)
+    return Examples(tokenizer, examples, eval_examples)
+
+
+def _rows(config: TrainConfig) -> "tuple[Sequence[Row], Sequence[Row]]":
+    """Return the rows to train on and the rows to evaluate on."""
+    from shadowpeft.data.rows import read_rows, split_rows
+
+    rows = read_rows(config.data)
+    if config.eval_data is not None:
+        return rows, read_rows(config.eval_data, split="test")
+    if config.eval_fraction:
+        return split_rows(rows, config.eval_fraction, config.seed)
+    return rows, []
+
+
+def _check_packs(base: "PretrainedConfig", shadow: "PretrainedConfig") -> None:
+    """Refuse to pack for a model whose documents would see each other."""
+    from shadowpeft import arch
+
+    for family in (arch.family_of_config(base), arch.family_of_config(shadow)):
+        if not family.packs:
+            raise ConfigError(
+                f"{family.name} cannot be trained on packed rows: "
+                "its documents would see each other; leave out packing"
+            )
+
+
+def _check_ids(examples: "Sequence[Example]", model: str, vocab_size: int) -> None:
+    """Refuse a tokenizer that gives ids which the model has no embedding for."""
+    largest = max(max(example["input_ids"]) for example in examples)
+    if largest >= vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {model} gives the id {largest}, but the model knows only {vocab_size} tokens"
+        )
