@@ -47,10 +47,12 @@ def read(config: TrainConfig) -> Examples:
         shadow = sources.config_of(config.shadow_model, base)
     if config.packing:
         _check_packs(base, shadow)
+    # Before the tokenizer, which may be missing: a model of an unknown family is the graver mistake.
+    positions = arch.context_of(base)
     tokenizer = stock_models.load_tokenizer(config.model)
     if config.shadow_model is not None:
         sources.refuse_other_tokens(config.shadow_model, tokenizer)
-    limit = context_length(arch.context_of(base), tokenizer, config.max_length)
+    limit = context_length(positions, tokenizer, config.max_length)
     examples = encode_all(rows, tokenizer, limit)
     eval_examples = encode_all(held_out, tokenizer, limit) if held_out else []
     _check_ids([*examples, *eval_examples], config.model, base.vocab_size)
