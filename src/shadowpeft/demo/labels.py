@@ -1,6 +1,7 @@
-"""Choose the best of a fixed set of answers by likelihood, so that a model that was never taught the format is scored fairly.
+"""The likelihood of each of a fixed set of answers, fair to a model that was never taught their format.
 
-Shape legend: B prompts, P tokens of a padded prompt, L labels, N tokens of a label with its end token, V vocabulary.
+Letters of shapes: B prompts, P tokens of a padded prompt, L labels, N tokens of a label with its end token,
+V vocabulary.
 """
 
 import copy
@@ -23,7 +24,7 @@ def label_scores(
     batch: int = 50,
     progress: Progress = lambda done: None,
 ) -> Tensor:
-    """Return log p(label, end | prompt) for every prompt and label, (prompts, labels).
+    """Return log p(label, end | prompt) for every prompt and label, (B, L).
 
     Each prompt runs once; its cached keys and values are then repeated for the labels.
 
@@ -51,10 +52,11 @@ def calibrated_scores(
     labels: Sequence[str],
     empty: str,
 ) -> Tensor:
-    """Take out what a label is worth whatever the request: log p(label | prompt) - log p(label | empty).
+    """Return log p(label | prompt) - log p(label | empty): without what a label is worth by itself.
 
-    A model that was never taught the format prefers short and common labels. Of the sum, the mean per token and their
-    calibrated forms, this one suits the embedded base best on the validation split (Zhao et al. 2021, "Calibrate Before Use").
+    A model that was never taught the format prefers short and common labels. Of the sum, the mean per token
+    and their calibrated forms, this one suits the embedded base best on the validation split (Zhao et al.
+    2021, "Calibrate Before Use").
 
     Args:
         model: the model that made the scores.
@@ -69,6 +71,7 @@ def calibrated_scores(
 def _score_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], label_ids: list[list[int]]
 ) -> Tensor:
+    # Padded on the left, every prompt ends in the last column; its logits are of a label's first token.
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     mask_BP = encoded["attention_mask"]
     positions_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)
@@ -81,6 +84,7 @@ def _score_batch(
         ids_LN = torch.tensor([label_ids[i] for i in members], device=model.device)
         scores_BL[:, members] = first_BV[:, ids_LN[:, 0]]
         if length > 1:
+            # A copy: the model writes the labels' keys and values into the cache that it is given.
             cache = copy.deepcopy(out.past_key_values)
             cache.batch_repeat_interleave(len(members))
             scores_BL[:, members] += _continue(model, cache, mask_BP, ids_LN)

@@ -1,4 +1,4 @@
-"""The two ways of adapting that the demo compares, trained by one Trainer on the same rows in the same order."""
+"""The two ways of adapting that the demo compares: one Trainer, the same rows in the same order."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from shadowpeft.model import attach
 
 
 @dataclass
-class Fit:
-    """One training run: its losses by step, and how long it took."""
+class Curve:
+    """The course of one training run: its losses by step, and how long it took."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -26,17 +26,17 @@ class Fit:
 
 
 class _Watch(TrainerCallback):
-    """Note the losses and move a progress bar."""
+    """A callback that notes the losses and moves a progress bar."""
 
-    def __init__(self, fit: Fit, progress: Any) -> None:
-        self.fit, self.progress = fit, progress
+    def __init__(self, curve: Curve, progress: Any) -> None:
+        self.curve, self.progress = curve, progress
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
-            self.fit.steps.append(state.global_step)
-            self.fit.losses.append(float(logs["loss"]))
+            self.curve.steps.append(state.global_step)
+            self.curve.losses.append(float(logs["loss"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress(state.global_step, state.max_steps)
@@ -51,7 +51,13 @@ def with_lora(base: PreTrainedModel, lora: Lora = LORA) -> Any:
 
 
 def with_shadow(base: PreTrainedModel, shadow: Shadow = SHADOW, pretrained: Path | None = None) -> Any:
-    """Put a shadow beside a base, of the variant that the settings were searched for: a random one, or one from its folder."""
+    """Put a shadow beside a base, of the variant that the settings were searched for.
+
+    Args:
+        base: the model to adapt.
+        shadow: the settings.
+        pretrained: folder of the shadow to start from; by default a random one is built.
+    """
     config = ShadowConfig(
         variant="paper",
         r=shadow.rank,
@@ -70,8 +76,18 @@ def fit(
     learning_rate: float,
     folder: str,
     progress: Any,
-) -> Fit:
-    """Train with transformers' Trainer; a shadowed model needs nothing special."""
+) -> Curve:
+    """Train with transformers' Trainer; a shadowed model needs nothing special.
+
+    Args:
+        model: what to train, in place.
+        rows: the examples.
+        pad_token_id: id that fills up a batch.
+        settings: epochs, batch size and seed.
+        learning_rate: its peak.
+        folder: where the Trainer may write.
+        progress: called with (done, total) after each step.
+    """
     arguments = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=settings.batch,
@@ -87,8 +103,9 @@ def fit(
         seed=settings.seed,
         train_sampling_strategy="group_by_length",
     )
-    result = Fit()
-    dataset: Any = rows  # a list is all the data loader needs
+    result = Curve()
+    # transformers asks for a data set; a list is all that its data loader needs.
+    dataset: Any = rows
     trainer = Trainer(
         model,
         arguments,

@@ -18,7 +18,7 @@ from shadowpeft.storage.jsonable import finite
 
 
 class Screen:
-    """One progress bar after another, on standard error, which leaves standard output to the results."""
+    """One progress bar after another on standard error; standard output is for the results."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -39,37 +39,30 @@ class Screen:
 
 def show(report: Path, seed: int, as_json: bool) -> None:
     """Run the demo, print the table (or JSON) and write the report."""
-    transformers_logging.disable_progress_bar()  # one bar at a time
+    # transformers would show bars of its own between those of the demo.
+    transformers_logging.disable_progress_bar()
     screen = Screen()
     result = run(Settings(seed=seed), screen)
     if as_json:
-        print(
-            json.dumps(
-                finite({**dataclasses.asdict(result), "report": str(report)}), indent=2, allow_nan=False
-            )
-        )
+        facts = {**dataclasses.asdict(result), "report": str(report)}
+        print(json.dumps(finite(facts), indent=2, allow_nan=False))
     else:
         Console().print(table(result))
-    write_report(result, report)  # after the table, which shall not be lost where the disk is full
+    # After the table, which would be lost where the disk is full.
+    write_report(result, report)
     screen.console.print(f"{result.seconds:.0f} s in all; the curves and bars are in {report}")
 
 
 def table(result: DemoResult) -> Table:
     """Lay out the results."""
-    made = Table(
-        title=f"{result.labels} answers, {result.test_rows} held-out requests, scored by the most likely answer"
-    )
-    widths = (
-        17,
-        None,
-        10,
-        8,
-        None,
-    )  # so that at 80 columns a long name takes a second line and no number loses its end
-    for number, (heading, width) in enumerate(zip(HEADINGS, widths, strict=True)):
-        made.add_column(
-            heading, justify="left" if number == 0 else "right", no_wrap=number in (1, 4), width=width
-        )
+    title = f"{result.labels} answers, {result.test_rows} held-out requests, scored by the most likely answer"
+    made = Table(title=title)
+    # At 80 columns a long name takes a second line, and no number loses its end.
+    made.add_column(HEADINGS[0], width=17)
+    made.add_column(HEADINGS[1], justify="right", no_wrap=True)
+    made.add_column(HEADINGS[2], justify="right", width=10)
+    made.add_column(HEADINGS[3], justify="right", width=8)
+    made.add_column(HEADINGS[4], justify="right", no_wrap=True)
     for method in result.methods:
         made.add_row(*cells(method))
     return made

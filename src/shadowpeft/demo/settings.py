@@ -1,4 +1,4 @@
-"""The demo's settings, chosen on the validation split alone; `recipes/demo_settings` is the search that chose them."""
+"""The demo's settings, chosen on the validation split alone by the search in `recipes/demo_settings`."""
 
 from dataclasses import dataclass
 
