@@ -1,4 +1,7 @@
-"""DDP and FSDP2 over NCCL on two GPUs: what `test_distributed.py` shows on a CPU, with the fused kernels, too. Skipped with fewer GPUs."""
+"""DDP and FSDP2 over NCCL on two GPUs: what `tests/train/test_fsdp.py` shows on a CPU, and the fused kernels.
+
+Skipped with fewer GPUs.
+"""
 
 import json
 from functools import cache
@@ -39,7 +42,8 @@ def alone(name: str) -> Trained:
 def test_two_gpus_compute_what_one_does(
     together: dict[tuple[str, str], dict[str, Any]], way: str, name: str
 ) -> None:
-    """Catches what a CPU cannot show: weights freed while a kernel still reads them, and streams that do not wait for a gathering."""
+    """Catches what a CPU cannot show: weights freed while a kernel still reads them, and streams that do not
+    wait until weights are gathered."""
     wanted, found = alone(name), together[way, name]
     exact = 1e-2 if CASES[name].bf16 else 1e-4
     assert found["losses"] == pytest.approx(wanted.losses, rel=exact)
@@ -58,7 +62,7 @@ def test_two_gpus_compute_what_one_does(
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_a_bf16_run_on_two_gpus_learns_as_on_one(way: str, tmp_path: Path) -> None:
-    """Catches the documented commands failing, a wrong resume, and adapters that another precision trained otherwise."""
+    """Catches documented commands that fail, a wrong resume, and adapters that another precision trained."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
     settings = tmp_path / "fsdp2.yaml"

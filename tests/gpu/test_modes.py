@@ -1,4 +1,7 @@
-"""Checkpointing, whole-step compilation, packing and a 4-bit base on a GPU, each with the plain boundary and with the fused one."""
+"""Checkpointing, whole-step compilation, packing and a 4-bit base on a GPU.
+
+Each is tested with the plain boundary and with the fused one.
+"""
 
 import copy
 import importlib.util
@@ -79,7 +82,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], bound: f
 
 
 def assert_as_exact(found: dict[str, Tensor], usual: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    """Judge the error of each gradient by that of the usual way: at most three times as large, but for 1e-4."""
+    """Judge the error of each gradient by that of the usual way: at most three times it, but for 1e-4."""
     assert found.keys() == usual.keys() == truth.keys()
     errors = {
         name: tuple(
@@ -95,7 +98,10 @@ def assert_as_exact(found: dict[str, Tensor], usual: dict[str, Tensor], truth: d
 
 
 def test_checkpointed_gradients_are_the_same_bits(impl, variant):
-    """Catches dropout drawn anew in the second pass, by torch or by a kernel. Eager attention, whose backward pass is deterministic."""
+    """Catches dropout drawn anew in the second pass, by torch or by a kernel.
+
+    Eager attention is used, because its backward pass is deterministic.
+    """
     model = build(impl, variant=variant, dropout=0.2)
     model.base.set_attn_implementation("eager")
     ids = rows()
@@ -116,7 +122,8 @@ def kept(model: ShadowedModel, ids: Tensor) -> int:
 
 
 def test_checkpointing_keeps_three_tensors_a_block(impl, variant):
-    """Catches boundaries that keep their insides: one block more may cost its input, what the block before put out, and the state."""
+    """Catches boundaries that keep their insides: one block more may cost its input, what the block before
+    returned, and the state."""
     ids, sizes = rows(8, 256), []
     for layers in (4, 6):
         model = build(impl, layers=layers, variant=variant)
@@ -126,7 +133,8 @@ def test_checkpointing_keeps_three_tensors_a_block(impl, variant):
 
 
 def test_blocks_below_the_injections_keep_what_the_state_reads(variant):
-    """Catches a graph below: with the fused boundary, a block there may cost what it put out, the state, and what is of the width of r."""
+    """Catches a graph below the injections: with the fused boundary, a block there may cost what it returned,
+    the state, and what is of the width of r."""
     ids, sizes = rows(8, 256), []
     for layers in (4, 6):
         sizes.append(kept(build("triton", layers=layers, variant=variant, inject_from=layers - 2), ids))
@@ -139,7 +147,8 @@ def test_blocks_below_the_injections_keep_what_the_state_reads(variant):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
 def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, impl, variant, checkpointing):
-    # Weights moved half as far as elsewhere: further off, `peft` on Llama magnifies float32's rounding to 3e-2 of a gradient, eager, too.
+    # The weights are moved half as far as elsewhere: with larger ones, `peft` on Llama magnifies the rounding
+    # of float32 to 3e-2 of a gradient, in eager mode too.
     model, ids = build(impl, model_type, variant=variant, dropout=0.0, std=0.15), rows()
     mask = torch.ones_like(ids)
     mask[1, 30:] = 0
@@ -168,7 +177,8 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(model_type, impl, 
 
 
 def test_a_packed_step_is_the_step_of_its_documents(impl, variant):
-    """Catches documents that see each other in base or shadow: loss and gradients are those of the documents in a padded batch."""
+    """Catches documents that see each other in base or shadow: loss and gradients are those of the documents
+    in a padded batch."""
     model, ids = build(impl, variant=variant, dropout=0.0), rows()
     lengths = (45, 13, 30)
     mask = (torch.arange(45, device="cuda") < torch.tensor(lengths, device="cuda")[:, None]).long()
@@ -201,7 +211,8 @@ def quantised(folder: Any, dtype: torch.dtype) -> PreTrainedModel:
 
 @needs_bitsandbytes
 def test_a_4bit_base_changes_the_weights_and_nothing_else(impl, variant, tmp_path):
-    """Catches a gradient lost in a packed layer: loss and gradients are those of a plain base of the weights that the packed ones mean."""
+    """Catches a gradient lost in a packed layer: loss and gradients are those of a plain base with the
+    weights that the packed ones stand for."""
     ids, results = rows(), []
     for base in (quantised(tmp_path, torch.float32), quantised(tmp_path, torch.float32).dequantize()):
         results.append(step(shadowed(base, impl, variant=variant, dropout=0.0), input_ids=ids, labels=ids))
@@ -211,7 +222,7 @@ def test_a_4bit_base_changes_the_weights_and_nothing_else(impl, variant, tmp_pat
 
 @needs_bitsandbytes
 def test_a_bf16_shadow_trains_beside_a_4bit_base(impl, variant, tmp_path):
-    """Catches a step of its life that trips over packed weights: checkpointed training, evaluation, saving, detaching, unloading."""
+    """Catches packed weights that stop checkpointed training, evaluation, saving, detaching or unloading."""
     base, ids = quantised(tmp_path / "base", torch.bfloat16), rows()
     before = {name: p.clone() for name, p in base.named_parameters()}
     model = shadowed(base, impl, variant=variant, dropout=0.0)
@@ -236,7 +247,7 @@ def test_a_bf16_shadow_trains_beside_a_4bit_base(impl, variant, tmp_path):
 
 @needs_bitsandbytes
 def test_train_takes_a_base_in_4_bits_and_packed_rows(tmp_path, capsys):
-    """Catches a Trainer that moves, casts or refuses packed weights; evaluation comes before more training."""
+    """Catches a Trainer that moves, casts or refuses packed weights; it evaluates before it trains on."""
     base = save_base(tmp_path / "base", **SIZES)
     data = write_rows(tmp_path / "rows.jsonl", text_rows(40))
     flags = [

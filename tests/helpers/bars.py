@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 @pytest.fixture(scope="module", autouse=True)
 def nobody_watches() -> Iterator[None]:
-    """In a process of its own the command line hides transformers' bars before they are imported; here they are already."""
+    """Hide transformers' bars, which a process of the command line's own hides before their import."""
     logging.disable_progress_bar()
     yield
     logging.enable_progress_bar()

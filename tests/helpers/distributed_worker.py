@@ -89,7 +89,8 @@ class Trained:
         gradients: of the first step.
         weights: after the last.
         kept: share of all weights that this process holds between the steps.
-        gathered: under FSDP2, for each block and boundary of the first step, those whose weights were whole when it began.
+        gathered: under FSDP2, for each block and boundary of the first step, those whose weights were whole
+            when it began.
         swept: how often the loss was computed without logits.
     """
 
@@ -121,7 +122,10 @@ def build(case: Case) -> ShadowedModel:
 
 
 def batch(case: Case, step: int) -> tuple[dict[str, Tensor], int]:
-    """Four rows of different lengths, and how many labels count: so a mean of the processes' means would be another loss."""
+    """Make four rows of different lengths, and count the labels that matter.
+
+    With other lengths, a mean of the processes' means is another loss than the mean over all labels.
+    """
     ids = token_ids(4, 12, seed=step)
     mask = (torch.arange(12) < torch.tensor([[12], [7], [9], [5]])).long()
     if case.task == "sequence-classification":
@@ -132,7 +136,7 @@ def batch(case: Case, step: int) -> tuple[dict[str, Tensor], int]:
 
 
 def train(case: Case, device: torch.device, accelerator: Accelerator | None = None) -> Trained:
-    """Train a case for a few steps, in this process alone or in all of them together, as the Trainer would."""
+    """Train a case for a few steps as the Trainer would, in this process alone or in all of them together."""
     shadowed = build(case)
     model: nn.Module = shadowed
     optimizer = torch.optim.AdamW(
@@ -215,7 +219,7 @@ def watch(model: ShadowedModel) -> dict[str, set[str]]:
 
 
 def pass_for_gpus() -> None:
-    """Let CPU processes have accelerate's FSDP, which it offers on accelerators only, though torch's works on both."""
+    """Let CPU processes have accelerate's FSDP, which it offers on accelerators only, unlike torch's own."""
     initialise = PartialState.__init__
 
     def patched(self: PartialState, *args: Any, **kwargs: Any) -> None:

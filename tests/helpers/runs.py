@@ -1,4 +1,4 @@
-"""A tiny base with a tokenizer in a folder, and rows to train it on."""
+"""A tiny base with a tokenizer in a folder, rows to train it on, and what a run on them left behind."""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers.tiny import qwen3_config
@@ -42,7 +43,24 @@ def text_rows(count: int) -> list[dict]:
     ]
 
 
-@pytest.fixture(scope="module", autouse=True)
+def adapter_of(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter" / "shadow.safetensors")
+
+
+def logged(output: Path, name: str = "loss") -> list[float]:
+    """The values of one name in the log of a run, in order."""
+    entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [entry[name] for entry in entries if name in entry]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Hold two runs to the same adapter, bit for bit."""
+    left, right = adapter_of(one), adapter_of(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny models lose more by sharing work between threads than they gain."""
     before = torch.get_num_threads()

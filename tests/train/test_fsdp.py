@@ -1,4 +1,4 @@
-"""Training in several processes equals training in one: DDP and FSDP2, two gloo processes on a CPU (`test_gpu_distributed.py` has NCCL)."""
+"""Training in several processes equals training in one, by DDP and FSDP2 on a CPU; `tests/gpu` has NCCL."""
 
 import json
 import shutil
@@ -18,8 +18,6 @@ from shadowpeft.cli import main
 from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.train import fsdp
-
-# In code
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def alone(name: str) -> Trained:
 def test_two_processes_compute_what_one_does(
     together: dict[tuple[str, str], dict[str, Any]], way: str, name: str
 ) -> None:
-    """Catches weights used while they are sharded, gradients that are not reduced, and a loss normalised per process."""
+    """Catches weights used while they are sharded, gradients not reduced, and a loss averaged per process."""
     wanted, found = alone(name), together[way, name]
     exact = 5e-3 if CASES[name].bf16 else 2e-6
     assert found["losses"] == pytest.approx(wanted.losses, rel=exact)
@@ -55,9 +53,8 @@ def test_two_processes_compute_what_one_does(
             for key, tensor in tensors.items()
         }
         assert max(errors.values()) < exact, (kind, max(errors, key=lambda key: errors[key]))
-    assert (
-        found["swept"] == wanted.swept == (0 if CASES[name].task == "sequence-classification" else STEPS)
-    ), "logits were held"
+    sweeps = 0 if CASES[name].task == "sequence-classification" else STEPS
+    assert found["swept"] == wanted.swept == sweeps, "logits were held"
 
 
 @pytest.mark.slow
@@ -65,7 +62,8 @@ def test_two_processes_compute_what_one_does(
 def test_a_block_and_its_boundary_are_whole_only_while_they_run(
     together: dict[tuple[str, str], dict[str, Any]], name: str
 ) -> None:
-    """Catches weights that are not shared out, or stay on every GPU for the whole step, and blocks gathered while a boundary is crossed."""
+    """Catches weights that are not shared out, or stay on every GPU for the whole step, and blocks gathered
+    while a boundary is crossed."""
     assert together["ddp", name]["gathered"] == {}
     assert together["ddp", name]["kept"] == 1
     assert 0.5 <= together["fsdp", name]["kept"] < 0.55
@@ -84,39 +82,14 @@ def test_a_block_and_its_boundary_are_whole_only_while_they_run(
     )
 
 
-# From the shell
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A short training run without dropout, which no two ways of sharing out the rows would draw alike."""
     rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
-    steps = [
-        "--max-steps",
-        "4",
-        "--logging-steps",
-        "1",
-        "--save-steps",
-        "2",
-        "--eval-fraction",
-        "0.2",
-        "--eval-steps",
-        "2",
-    ]
-    return [
-        "train",
-        "--model",
-        str(MODEL),
-        "--data",
-        str(rows),
-        "--device",
-        "cpu",
-        "--shadow.dropout",
-        "0",
-        "--json",
-        *steps,
-    ]
+    words = f"train --model {MODEL} --data {rows} --device cpu --shadow.dropout 0 --json"
+    steps = "--max-steps 4 --logging-steps 1 --save-steps 2 --eval-fraction 0.2 --eval-steps 2"
+    return [*words.split(), *steps.split()]
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +109,10 @@ def accelerate(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def train_in_two(way: str, accelerate: list[str], *arguments: str) -> dict[str, Any]:
-    done = (
-        launch(TORCHRUN, "-m", "shadowpeft", *arguments)
-        if way == "ddp"
-        else launch(accelerate, WORKER, "fsdp-cli", *arguments)
-    )
+    if way == "ddp":
+        done = launch(TORCHRUN, "-m", "shadowpeft", *arguments)
+    else:
+        done = launch(accelerate, WORKER, "fsdp-cli", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 
@@ -150,7 +122,8 @@ def train_in_two(way: str, accelerate: list[str], *arguments: str) -> dict[str, 
 def test_a_run_in_two_processes_is_the_run_in_one(
     way: str, settings: list[str], in_one: Path, accelerate: list[str], tmp_path: Path
 ) -> None:
-    """Catches two processes writing one file, a base in the checkpoint, an optimizer's state that only fits shards, and a wrong resume."""
+    """Catches two processes writing one file, a base in the checkpoint, an optimizer's state that only fits
+    shards, and a wrong resume."""
     arguments = [*settings, "--output", str(tmp_path / "two"), "--batch-size", "2"]
     result = train_in_two(way, accelerate, *arguments)
     assert last_losses(tmp_path / "two") == pytest.approx(last_losses(in_one), rel=1e-4)
@@ -184,43 +157,14 @@ def test_a_run_in_two_processes_is_the_run_in_one(
     assert same_weights(tmp_path / "uninterrupted", tmp_path / "two" / "adapter", 0)
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [("", "fsdp_cpu_ram_efficient_loading: false"), ("--load-in-4bit", "4-bit base is not sharded")],
-)
-def test_fsdp_settings_are_refused_before_any_work(
-    setting: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
-) -> None:
-    """Catches a base loaded in one process only, as accelerate does by default, and a folder that is in the way of the next try."""
-    variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("shadowpeft.train.checks.check_4bit", lambda config: None)
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
-    arguments = [
-        "train",
-        "--model",
-        str(MODEL),
-        "--data",
-        str(tmp_path / "rows.jsonl"),
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    assert main([*arguments, *setting.split()]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-# What DDP and FSDP need to know
-
-
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 @pytest.mark.parametrize("inject_from", [0, 1, 3])
 def test_every_trained_weight_has_a_gradient_from_the_first_step(
     variant: Any, task: arch.Task, inject_from: int
 ) -> None:
-    """Catches a weight for which DDP would need find_unused_parameters: dead in a variant, a task or below `inject_from`."""
+    """Catches a weight for which DDP would need find_unused_parameters: dead in a variant, in a task, or
+    below `inject_from`."""
     config = ShadowConfig(variant=variant, shadow_loss_weight=0.5, inject_from=inject_from)
     model = attached(tiny_model("llama", task), config).train()
     ids = token_ids(2, 9)
@@ -261,7 +205,8 @@ def accelerator(mixed_precision: str = "no", **settings: Any) -> Any:
 def test_fsdp_settings_that_do_not_work_are_refused(
     settings: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches wrong gradients under recomputed dropout, weights that exist in one process only, and obscure errors in the first step."""
+    """Catches wrong gradients under recomputed dropout, weights that exist in one process only, and obscure
+    errors in the first step."""
     monkeypatch.setenv(
         "FSDP_CPU_RAM_EFFICIENT_LOADING", str("cpu_ram_efficient_loading" in settings)
     )  # the plugin would write it
@@ -271,22 +216,24 @@ def test_fsdp_settings_that_do_not_work_are_refused(
 
 def test_fsdp_with_an_old_accelerate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches accelerate 1.12, which makes a bfloat16 base float32 under FSDP, in twice the memory."""
-    monkeypatch.setattr("shadowpeft.decoder.sharded.is_accelerate_available", lambda minimum: False)
+    monkeypatch.setattr("shadowpeft.train.fsdp.is_accelerate_available", lambda minimum: False)
     with pytest.raises(UserError, match=r"accelerate 1\.13 or later"):
         fsdp.prepare(accelerator(), attached(tiny_model("llama")))
 
 
 def test_fsdp_leaves_the_norms_whole_and_the_types_alone() -> None:
-    """Catches a norm that is a shard when the boundary reads through it, and trained weights, gradients or losses in bfloat16."""
+    """Catches a norm that is a shard when the boundary reads through it, and trained weights, gradients or
+    losses in bfloat16."""
     model = attached(tiny_model("llama", dtype=torch.bfloat16))
     model.adapters.float()
-    fsdp = accelerator("bf16")
-    assert fsdp.state.fsdp_plugin.mixed_precision_policy.param_dtype == torch.bfloat16
-    fsdp.prepare(fsdp, model)
-    assert fsdp.state.fsdp_plugin.mixed_precision_policy is None
+    prepared = accelerator("bf16")
+    plugin = prepared.state.fsdp_plugin
+    assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+    fsdp.prepare(prepared, model)
+    assert plugin.mixed_precision_policy is None
     norms = [block.input_layernorm for block in arch.blocks_of(model.base)]
-    assert len(fsdp.state.fsdp_plugin.ignored_modules) == len(norms)
-    assert all(one is two for one, two in zip(fsdp.state.fsdp_plugin.ignored_modules, norms, strict=True))
+    assert len(plugin.ignored_modules) == len(norms)
+    assert all(one is two for one, two in zip(plugin.ignored_modules, norms, strict=True))
     assert model(token_ids(2, 9), labels=token_ids(2, 9)).loss.dtype == torch.float32, (
         "the forward pass runs under autocast"
     )

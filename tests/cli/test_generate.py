@@ -1,0 +1,50 @@
+"""`shadowpeft generate`: prompts from flags, from a file and from standard input."""
+
+import io
+import sys
+
+import torch
+from helpers.command_line import mistake, result
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shadowpeft import ShadowedModel
+from shadowpeft.cli import main
+
+
+def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
+    (tmp_path / "ask.yaml").write_text("prompt: hello\nmax_new_tokens: 2\n")
+    answers = result(["generate", "--config", tmp_path / "ask.yaml", "--model", base_folder], capsys)[
+        "answers"
+    ]
+    assert [answer["prompt"] for answer in answers] == ["hello"]
+
+
+def test_generate(base_folder, adapter_folder, monkeypatch, capsys):
+    """Catches a chat template left out or put in, the wrong model, and a prompt lost on standard input."""
+    words = ["generate", "--model", base_folder, "--adapter", adapter_folder, "--max-new-tokens", 6]
+    answers = result([*words, "--prompt", "what", "--prompt", "hello"], capsys)["answers"]
+    assert [answer["prompt"] for answer in answers] == ["what", "hello"]
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model = ShadowedModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), adapter_folder)
+    for more, text, runs in (
+        ([], "<|im_start|>user\nwhat<|im_end|>\n<|im_start|>assistant\n", model),
+        (["--raw"], "what", model),
+        (["--raw", "--detached"], "what", model.detached()),
+    ):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        out = runs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=2
+        )
+        expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        assert result([*words, *more, "--prompt", "what"], capsys)["answers"][0]["answer"] == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what\n"))
+    assert main([str(word) for word in words]) == 0
+    assert capsys.readouterr().out.strip() == answers[0]["answer"].strip()
+    sampled = ["--temperature", "2.0", "--top-k", "50", "--prompt", "what"]
+    one, same, other = (
+        result([*words, *sampled, "--seed", seed], capsys)["answers"][0]["answer"] for seed in (1, 1, 2)
+    )
+    assert one == same != other
+    assert "leaves no room for 128 new ones" in mistake([*words[:-1], 128, "--prompt", "what"], capsys)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "standard input is empty" in mistake(words, capsys)
