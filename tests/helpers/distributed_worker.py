@@ -5,7 +5,8 @@ distributed_worker.py fsdp-cli ARGUMENTS: run the command line; on a CPU, too, w
 """
 
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,18 +105,20 @@ class Trained:
 
 def build(case: Case) -> ShadowedModel:
     """Build the model of a case, the same in every process."""
-    base = tiny_model(case.model_type, case.task, dtype=torch.bfloat16 if case.bf16 else torch.float32)
-    shadow = (
-        tiny_model(case.model_type, seed=7, config=tiny_config(case.model_type, num_hidden_layers=2))
-        if case.explicit
-        else None
-    )
-    sizes = {} if case.inject_from is None else {"inject_from": case.inject_from}
-    config = ShadowConfig(
-        variant=case.variant, dropout=0.0, shadow_loss_weight=0.5, shadow_distil=case.distil, **sizes
+    dtype = torch.bfloat16 if case.bf16 else torch.float32
+    base, shadow = tiny_model(case.model_type, case.task, dtype=dtype), None
+    if case.explicit:
+        config = tiny_config(case.model_type, num_hidden_layers=2)
+        shadow = tiny_model(case.model_type, seed=7, config=config)
+    settings = ShadowConfig(
+        variant=case.variant,
+        dropout=0.0,
+        shadow_loss_weight=0.5,
+        shadow_distil=case.distil,
+        inject_from=case.inject_from,
     )
     torch.manual_seed(0)
-    model = perturb(attach(base, config, shadow, dtype=torch.float32, impl=case.impl)).train()
+    model = perturb(attach(base, settings, shadow, dtype=torch.float32, impl=case.impl)).train()
     if case.checkpointing:
         recompute_activations(model)
     return model
@@ -130,62 +133,92 @@ def batch(case: Case, step: int) -> tuple[dict[str, Tensor], int]:
     mask = (torch.arange(12) < torch.tensor([[12], [7], [9], [5]])).long()
     if case.task == "sequence-classification":
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 2, 1, 1])}, 4
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}, int(
-        mask[:, 1:].sum()
-    )
+    labels = ids.masked_fill(mask == 0, -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}, int(mask[:, 1:].sum())
+
+
+class Alone:
+    """Training in this process alone, with the few calls that an Accelerator makes otherwise."""
+
+    num_processes, process_index = 1, 0
+
+    def __init__(self, device: torch.device, bf16: bool) -> None:
+        self.device, self.bf16 = device, bf16
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        return model.to(self.device), optimizer
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, weights: Iterable[Tensor], limit: float) -> None:
+        torch.nn.utils.clip_grad_norm_(weights, limit)
+
+    def reduce(self, tensor: Tensor, _: str) -> Tensor:
+        return tensor
 
 
 def train(case: Case, device: torch.device, accelerator: Accelerator | None = None) -> Trained:
     """Train a case for a few steps as the Trainer would, in this process alone or in all of them together."""
     shadowed = build(case)
-    model: nn.Module = shadowed
-    optimizer = torch.optim.AdamW(
-        [weight for weight in shadowed.parameters() if weight.requires_grad], lr=1e-2
-    )
-    if accelerator is None:
-        world, rank = 1, 0
-        model.to(device)
-    else:
-        world, rank = accelerator.num_processes, accelerator.process_index
+    trained_weights = [weight for weight in shadowed.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained_weights, lr=1e-2)
+    if accelerator is not None:
         fsdp.prepare(accelerator, shadowed)
-        model, optimizer = accelerator.prepare(model, optimizer)
-    trained, sweep, gathered = Trained([], {}, {}, 1.0, {}, 0), losses.frozen_head_losses, watch(shadowed)
+    way: Any = accelerator or Alone(device, case.bf16)
+    # An Accelerator's model runs under its own autocast.
+    autocast = nullcontext if accelerator is not None else way.autocast
+    model, optimizer = way.prepare(shadowed, optimizer)
+    trained, gathered = Trained([], {}, {}, 1.0, gathered={}, swept=0), watch(shadowed)
+    with counting_sweeps(trained):
+        for step in range(STEPS):
+            inputs, count = batch(case, step)
+            mine = {name: part[way.process_index :: way.num_processes] for name, part in inputs.items()}
+            mine = {name: part.to(device) for name, part in mine.items()}
+            with autocast():
+                loss = model(**mine, num_items_in_batch=torch.tensor(count, device=device)).loss
+            assert loss.dtype == torch.float32
+            # DDP and FSDP take the mean of the processes' gradients; wanted is their sum.
+            way.backward(loss * way.num_processes)
+            weights = {name: weight for name, weight in shadowed.named_parameters() if weight.requires_grad}
+            assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in weights.values())
+            if step == 0:
+                trained.gradients = on_cpu({name: weight.grad for name, weight in weights.items()})
+                trained.gathered = {**gathered}
+            way.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            trained.losses.append(way.reduce(loss.detach(), "sum").item())
+    trained.weights, trained.kept = on_cpu(weights), share_kept(shadowed)
+    return trained
+
+
+@contextmanager
+def counting_sweeps(trained: Trained) -> Iterator[None]:
+    """Count how often the loss is computed without logits, while the context lasts."""
+    sweep = losses.frozen_head_losses
 
     def counted(*args: Any) -> list[Tensor]:
         trained.swept += 1
         return sweep(*args)
 
     losses.frozen_head_losses = counted
-    for step in range(STEPS):
-        inputs, count = batch(case, step)
-        mine = {name: tensor[rank::world].to(device) for name, tensor in inputs.items()}
-        autocast = (
-            torch.autocast(device.type, torch.bfloat16)
-            if accelerator is None and case.bf16
-            else nullcontext()
-        )
-        with autocast:
-            loss = model(**mine, num_items_in_batch=torch.tensor(count, device=device)).loss
-        assert loss.dtype == torch.float32
-        (loss * world).backward() if accelerator is None else accelerator.backward(loss * world)
-        weights = {name: weight for name, weight in shadowed.named_parameters() if weight.requires_grad}
-        assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in weights.values())
-        if step == 0:
-            trained.gradients = on_cpu({name: weight.grad for name, weight in weights.items()})
-            trained.gathered = {**gathered}
-        clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
-        clip(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        summed = loss.detach() if accelerator is None else accelerator.reduce(loss.detach(), "sum")
-        trained.losses.append(summed.item())
-    losses.frozen_head_losses = sweep
-    trained.weights = on_cpu(weights)
-    mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in shadowed.parameters()]
-    trained.kept = sum(weight.numel() for weight in mine) / sum(
-        weight.numel() for weight in shadowed.parameters()
-    )
-    return trained
+    try:
+        yield
+    finally:
+        losses.frozen_head_losses = sweep
+
+
+def share_kept(model: nn.Module) -> float:
+    """The share of all weights that this process holds between the steps."""
+    whole = held = 0
+    for weight in model.parameters():
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        whole, held = whole + weight.numel(), held + local.numel()
+    return held / whole
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Scripts and modules run in two processes, and what their runs wrote."""
+"""Scripts and modules run in several processes, the run they do, and what it wrote."""
 
 import json
 import os
@@ -7,14 +7,43 @@ import sys
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
+
+from shadowpeft.embedded import CLINC150, MODEL
 
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
-
-
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+_PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
+def accelerate_launch(folder: Path) -> list[str]:
+    """`accelerate launch` with the settings that the documentation has for FSDP2, written into a folder."""
+    settings = folder / "fsdp2.yaml"
+    settings.write_text(_PAGE.read_text().split("```yaml\n")[1].split("```")[0])
+    return ["accelerate.commands.launch", "--config_file", str(settings), "--main_process_port", "0"]
+
+
+def short_run(folder: Path) -> list[str]:
+    """The words of a training run of four steps, whose rows are written into a folder.
+
+    It has no dropout, which no two ways of sharing out the rows would draw alike.
+    """
+    rows = folder / "rows.jsonl"
+    rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
+    words = f"train --model {MODEL} --data {rows} --shadow.dropout 0 --json"
+    steps = "--max-steps 4 --logging-steps 1 --save-steps 2 --eval-fraction 0.2 --eval-steps 2"
+    return [*words.split(), *steps.split()]
+
+
+def relative_errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+    """How far each tensor is from the one wanted, as a share of it.
+
+    Some gradients are zero but for rounding, which counts little: no bias of a key changes an attention.
+    """
+    return {
+        name: ((found[name] - tensor).norm() / (1e-3 + tensor.norm())).item()
+        for name, tensor in wanted.items()
+    }
 
 
 def launch(launcher: list[str], *command: str) -> subprocess.CompletedProcess[str]:

@@ -11,11 +11,19 @@ import pytest
 import torch
 from helpers.distributed_worker import CASES, STEPS, Trained, train
 from helpers.families import attached, tiny_config, tiny_model, token_ids
-from helpers.processes import PAGE, TORCHRUN, WORKER, last_losses, launch, same_weights
+from helpers.processes import (
+    TORCHRUN,
+    WORKER,
+    accelerate_launch,
+    last_losses,
+    launch,
+    relative_errors,
+    same_weights,
+    short_run,
+)
 
 from shadowpeft import ShadowConfig, arch
 from shadowpeft.cli import main
-from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.train import fsdp
 
@@ -45,13 +53,9 @@ def test_two_processes_compute_what_one_does(
     exact = 5e-3 if CASES[name].bf16 else 2e-6
     assert found["losses"] == pytest.approx(wanted.losses, rel=exact)
     for kind in ("gradients", "weights"):
-        tensors = vars(wanted)[kind]
+        tensors = {"gradients": wanted.gradients, "weights": wanted.weights}[kind]
         assert found[kind].keys() == tensors.keys()
-        # Some gradients are zero but for rounding: no bias of a key changes an attention.
-        errors = {
-            key: ((found[kind][key] - tensor).norm() / (1e-3 + tensor.norm())).item()
-            for key, tensor in tensors.items()
-        }
+        errors = relative_errors(found[kind], tensors)
         assert max(errors.values()) < exact, (kind, max(errors, key=lambda key: errors[key]))
     sweeps = 0 if CASES[name].task == "sequence-classification" else STEPS
     assert found["swept"] == wanted.swept == sweeps, "logits were held"
@@ -84,12 +88,7 @@ def test_a_block_and_its_boundary_are_whole_only_while_they_run(
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A short training run without dropout, which no two ways of sharing out the rows would draw alike."""
-    rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
-    words = f"train --model {MODEL} --data {rows} --device cpu --shadow.dropout 0 --json"
-    steps = "--max-steps 4 --logging-steps 1 --save-steps 2 --eval-fraction 0.2 --eval-steps 2"
-    return [*words.split(), *steps.split()]
+    return [*short_run(tmp_path_factory.mktemp("data")), "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +101,7 @@ def in_one(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def accelerate(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """`accelerate launch` with the settings that the documentation has for FSDP2."""
-    file = tmp_path_factory.mktemp("settings") / "fsdp2.yaml"
-    file.write_text(PAGE.read_text().split("```yaml\n")[1].split("```")[0])
-    return ["accelerate.commands.launch", "--config_file", str(file), "--main_process_port", "0"]
+    return accelerate_launch(tmp_path_factory.mktemp("settings"))
 
 
 def train_in_two(way: str, accelerate: list[str], *arguments: str) -> dict[str, Any]:
