@@ -535,7 +535,7 @@ def test_start_from_a_shadow_folder(straight, base_folder, text_file, tmp_path):
         ({"intermediate_size": 8}, "intermediate_size cannot be set where the shadow starts from blocks"),
         ({"train_parts": "projection"}, "no projection"),
         ({"match_block": 4}, "one of the base's 4 blocks"),
-        ({"match_block": -1}, "match_block must be 0 or more, got -1"),
+        ({"match_block": -1}, "match_block must be a whole number, 0 or more, got -1"),
         ({"max_length": 4096}, "at most the model's 128 tokens"),
         ({"eval_documents": 42}, "behind the 42 documents held out"),
         ({"data": "missing.jsonl"}, "no such file"),
