@@ -20,9 +20,9 @@ from transformers import trainer_utils
 
 from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.cli import main
-from shadowpeft.pretrain import run as pretraining
 from shadowpeft.pretrain import text
 from shadowpeft.pretrain.config import PretrainConfig
+from shadowpeft.pretrain.initial import initial_shadow
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.run import pretrain
 from shadowpeft.pretrain.trainer import PROGRESS, PretrainProgress
@@ -441,7 +441,7 @@ def test_start_from_blocks_copies_them(base_folder, text_file, tmp_path):
     base = stock_models.load_model(str(base_folder), torch.float32)
     for settings, blocks in (({"blocks": [2, 1]}, [2, 1]), ({"layers": 3}, [0, 2, 3]), ({}, [0, 3])):
         config = _settings(base_folder, text_file, tmp_path / "run", **settings)
-        shadow, _ = pretraining._start(config, base, None, fits=True)  # type: ignore[arg-type] - no text is read
+        shadow, _ = initial_shadow(config, base, None, resumes=False)  # type: ignore[arg-type] - no text is read
         for place, block in enumerate(blocks):
             ours, theirs = shadow.backbone.layers[place].state_dict(), base.model.layers[block].state_dict()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
