@@ -37,8 +37,8 @@ class Bench:
         device: auto, cpu, cuda or cuda:1.
         seed: of random weights and tokens.
         limit_seconds: begin no further method after so many seconds; what was measured counts.
-        output: file of the rows, a JSON line each; rows of earlier runs stay in it. By default results/bench-train.jsonl or
-            results/bench-forward.jsonl. The table and the picture are made beside it.
+        output: file of the rows, a JSON line each; rows of earlier runs stay in it. By default
+            results/speed/bench/train.jsonl or forward.jsonl. The table and the picture are made beside it.
 
     Raises:
         ConfigError: a value is unknown or out of range.
@@ -92,7 +92,7 @@ class Bench:
     @property
     def rows(self) -> Path:
         """The file of the rows."""
-        return Path(self.output or f"results/bench-{self.kind}.jsonl")
+        return Path(self.output or f"results/speed/bench/{self.kind}.jsonl")
 
     def specs(self) -> list[Spec]:
         """Read what is measured."""
