@@ -32,8 +32,8 @@ BLOCKS, NEURONS = (0, 1, 2, 7), 384
 MOST_BYTES = 4_000_000
 _CARD = """# The embedded model's pretrained shadow
 
-{parameters:,} parameters in bfloat16: {blocks} blocks of the embedded model's kind, each with {neurons} neurons
-in its MLP. It reads the base's embeddings and answers through its head. Start an adapter from it with
+{parameters:,} parameters in bfloat16: {blocks} blocks of the embedded model's kind, each with {neurons}
+neurons in its MLP. It reads the base's embeddings and answers through its head. Start an adapter from it with
 `attach(base, shadow=<this folder>)`, where `base` is the model in `shadowpeft.embedded.MODEL`. The texts that
 it learned from are those of the base, whose README.md names them and their licences.
 

@@ -2,8 +2,8 @@
 
     python recipes/scales/measure.py MODEL... [--text FILE] [--tokens 512] [--plot scales.png]
 
-Prints JSON: for each block's input h the rms, mean |h| and max |h| over all tokens and coordinates, and the rms
-of what the block's attention reads, which is the input norm of h. It runs in float32 on the CPU.
+Prints JSON: for each block's input h the rms, mean |h| and max |h| over all tokens and coordinates, and the
+rms of what the block's attention reads, which is the input norm of h. It runs in float32 on the CPU.
 """
 
 import argparse
