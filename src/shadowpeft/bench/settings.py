@@ -53,8 +53,8 @@ class Bench:
     limit_seconds: float | None = within(None, above=0)
     """Seconds after which no further method begins. What was measured before counts."""
     output: str | None = None
-    """File of the rows, a JSON line each; rows of earlier runs stay in it. By default results/bench-
-    train.jsonl or results/bench-forward.jsonl. The table and the picture are made beside it."""
+    """File of the rows, a JSON line each. Rows of earlier runs stay in it. By default
+    results/speed/bench/train.jsonl or forward.jsonl. The table and the picture are made beside it."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -81,7 +81,7 @@ class Bench:
     @property
     def rows(self) -> Path:
         """The file of the rows."""
-        return Path(self.output or f"results/bench-{self.kind}.jsonl")
+        return Path(self.output or f"results/speed/bench/{self.kind}.jsonl")
 
     def specs(self) -> list[Spec]:
         """Read what is measured."""

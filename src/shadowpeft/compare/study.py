@@ -31,7 +31,7 @@ _PUBLISHED = tuple(
         (3e-4, 0.3),
     )
 )
-# What did best in results/method_search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
+# What did best in results/method/search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
 _RANDOM = tuple(
     Setting(rate, alpha)
     for rate, alpha in (
