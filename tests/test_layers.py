@@ -39,7 +39,6 @@ MIRRORED_ELSEWHERE = {
 }
 # Folders that other work in progress still splits: take each out when its tests stand in their places.
 UNSPLIT = (
-    "settings.py",
     "arch/",
     "bench/",
     "compare/",
@@ -56,18 +55,14 @@ UNSPLIT = (
     "storage/",
 )
 # Folders whose `__init__` has yet to say who lives there and what it may import.
-UNDESCRIBED = {"bench", "compare", "compare/tasks", "embedded", "export", "pretrain"}
+UNDESCRIBED = {"bench", "compare", "compare/tasks", "embedded", "export"}
 # Where a field is read by its name, and why that cannot be avoided.
 READ_BY_NAME = {
     "settings.py": "checks every field of any class of settings",
-    "config.py": "names the settings that one variant alone reads",
     "bench/bare.py": "takes attributes off a model that a library put there",
-    "bench/settings.py": "checks fields by name",
     "compare/study.py": "checks fields by name",
     "decoder/loan.py": "lends and gives back the attributes of a module, which has no other way to them",
     "pretrain/config.py": "checks fields by name",
-    "pretrain/objective.py": "weights of losses by the losses' names",
-    "pretrain/run.py": "settings of another class by their common names",
     "storage/base_facts.py": "compares two records field by field",
     "storage/shadow_folder.py": "compares two configurations field by field",
 }

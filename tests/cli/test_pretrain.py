@@ -6,7 +6,7 @@ import pytest
 
 from shadowpeft.cli import pretrain as verb
 from shadowpeft.pretrain.config import PretrainConfig
-from shadowpeft.pretrain.run import PretrainResult
+from shadowpeft.pretrain.result import PretrainResult
 
 CONFIG = PretrainConfig(model="m", data="d", output="o", max_steps=1)
 NOTHING = dict.fromkeys((entry.name for entry in dataclasses.fields(PretrainResult)), None)

@@ -11,7 +11,7 @@ from shadowpeft.cli import FAILURE, INTERRUPTED
 from shadowpeft.train.run_folder import RUN
 
 if TYPE_CHECKING:
-    from shadowpeft.pretrain.run import PretrainResult
+    from shadowpeft.pretrain.result import PretrainResult
     from shadowpeft.train import TrainResult
 
 
