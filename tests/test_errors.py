@@ -15,8 +15,8 @@ def test_every_mistake_of_a_user_is_a_user_error(name):
 
 
 def test_torch_says_of_a_full_disk_what_is_looked_for():
-    """Catches a torch that words it otherwise: a full disk would show a trace."""
+    """Catches a torch that words it otherwise: a full disk would show a trace. `/dev/full` is always full."""
     with pytest.raises(RuntimeError) as caught:
-        torch.save(torch.zeros(3), "/dev/full")
+        torch.save(torch.zeros(10_000), "/dev/full")
     assert errors.is_torch_write_failure(caught.value)
     assert not errors.is_torch_write_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
