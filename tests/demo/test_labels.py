@@ -27,7 +27,7 @@ def test_label_scores_are_the_likelihoods_of_whole_answers(tokenizer, shadowed):
     """Catches wrong padding, positions or repeated cache: each score is checked alone and uncached."""
     model = perturb(attach(load_base(), ShadowConfig(alpha=1.0))) if shadowed else load_base()
     labels = [" cancel", " cancel reservation", " [REMOTE]", " fun fact"]
-    scores = label_scores(model, tokenizer, PROMPTS, labels, batch=2)
+    scores = label_scores(model, tokenizer, PROMPTS, labels=labels, batch=2)
     for i, prompt in enumerate(PROMPTS):
         start = tokenizer(prompt)["input_ids"]
         for j, label in enumerate(labels):
@@ -41,4 +41,4 @@ def test_calibration_takes_out_the_empty_request(tokenizer):
     model, labels = load_base(), [" cancel", " fun fact"]
     empty = "Request: \nIntent:"
     scores = label_scores(model, tokenizer, [empty], labels)
-    assert calibrated_scores(model, tokenizer, scores, labels, empty).abs().max() < 1e-5
+    assert calibrated_scores(model, tokenizer, scores, labels=labels, empty=empty).abs().max() < 1e-5

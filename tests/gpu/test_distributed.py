@@ -34,7 +34,7 @@ pytestmark = [
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
     """What came of every case on two GPUs, by way and name."""
     output = tmp_path_factory.mktemp("together") / "results.pt"
-    done = launch(TORCHRUN, WORKER, "cases", str(output))
+    done = launch(TORCHRUN, *WORKER, "cases", str(output))
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(output, weights_only=True)
 

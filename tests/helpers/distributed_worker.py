@@ -1,7 +1,9 @@
-"""What each process of a distributed run does. The tests of several processes start it with torchrun.
+"""What each process of a distributed run does; the tests of several processes start it with torchrun.
 
-distributed_worker.py cases OUTPUT: train every case under DDP and under FSDP2 and write what came of it.
-distributed_worker.py fsdp-cli ARGUMENTS: run the command line; on a CPU, too, where accelerate has no FSDP.
+Started as `python -m helpers.distributed_worker`, with one of these arguments:
+
+- `cases OUTPUT`: train every case under DDP and under FSDP2 and write what came of it;
+- `fsdp-cli ARGUMENTS`: run the command line, on a CPU too, where accelerate has no FSDP.
 """
 
 import sys

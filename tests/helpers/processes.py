@@ -11,7 +11,8 @@ from torch import Tensor
 
 from shadowpeft.embedded import CLINC150, MODEL
 
-WORKER = str(Path(__file__).parent / "distributed_worker.py")
+# A module, because a script's folder would come first on the path, where `tokenizers.py` hides a library.
+WORKER = ["-m", "helpers.distributed_worker"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 _PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 

@@ -32,7 +32,7 @@ from shadowpeft.train import fsdp
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
     """What came of every case in two processes, by way and name."""
     output = tmp_path_factory.mktemp("together") / "results.pt"
-    done = launch(TORCHRUN, WORKER, "cases", str(output))
+    done = launch(TORCHRUN, *WORKER, "cases", str(output))
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(output, weights_only=True)
 
@@ -108,7 +108,7 @@ def train_in_two(way: str, accelerate: list[str], *arguments: str) -> dict[str, 
     if way == "ddp":
         done = launch(TORCHRUN, "-m", "shadowpeft", *arguments)
     else:
-        done = launch(accelerate, WORKER, "fsdp-cli", *arguments)
+        done = launch(accelerate, *WORKER, "fsdp-cli", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 

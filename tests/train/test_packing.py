@@ -123,7 +123,7 @@ def test_examples_are_packed_where_they_fit_best():
     learned from its neighbour."""
     given = [
         example(1, 2),
-        example(3, 4, 5, 6, 7, prompt=2),
+        example(*range(3, 8), prompt=2),
         example(8),
         example(9, 10, 11),
         example(12, 13, 14, 15),

@@ -53,14 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     The codes are 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted, and 141 when nobody reads
     the output any more.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:]
+    words = list(argv)
     if _asks_for_help(words):
         print(_overview())
         return 0 if words else _MISTAKE
     if words[0] == "--version":
         print(f"shadowpeft {shadowpeft.__version__}")
         return 0
-    name = f"shadowpeft {words[0]}" if words[0] in VERBS else "shadowpeft"
+    name = "shadowpeft"
+    if words[0] in VERBS:
+        name = f"shadowpeft {words[0]}"
     try:
         code = _run(words[0], words[1:])
         # At exit Python would flush too, but there a closed pipe could not be handled.

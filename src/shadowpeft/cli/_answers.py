@@ -56,7 +56,7 @@ def answer(
     transformers.set_seed(sampling.seed)
     results = []
     for text, ids in zip(prompts, encoded, strict=True):
-        new_T = _generate(model, tokenizer, ids, sampling, streamer)
+        new_T = _generate(model, tokenizer, ids, sampling=sampling, streamer=streamer)
         reply = tokenizer.decode(new_T, skip_special_tokens=True)
         results.append({"prompt": text, "answer": reply, "tokens": len(new_T)})
     if as_json:
