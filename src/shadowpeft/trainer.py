@@ -1,4 +1,4 @@
-"""The public home of `ShadowTrainer`: `from shadowpeft.trainer import ShadowTrainer`."""
+"""The public home of `ShadowTrainer`; `from shadowpeft import ShadowTrainer` finds it here on first use."""
 
 from shadowpeft.train.trainer import ShadowTrainer
 

@@ -12,6 +12,7 @@ from shadowpeft.demo.settings import Settings
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
+@pytest.mark.slow
 def test_the_demo_runs_small(monkeypatch, tmp_path, capsys):
     """Catches a demo that only its author could run: through the command line, table, JSON and report."""
     small = Settings(epochs=0.002, batch=4, test_rows=12, timed_answers=2)
