@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -87,7 +86,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
     if meta["format"] == 2:
         meta["shadow"]["output_gains"] = False
-    config, found = ShadowConfig.from_dict(meta["shadow"]), reading.read_header(folder / WEIGHTS)
+    config = ShadowConfig.from_dict(meta["shadow"])
     if None in (
         config.alpha,
         config.dropout,
@@ -101,18 +100,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     build = partial(_build, base, config, explicit)
-    reading.compare(
-        folder / WEIGHTS,
-        reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
-        found,
-    )
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in found}
-    adapter = build()
-    adapter.load_state_dict(
-        state, strict=True, assign=True
-    )  # keep the saved precision; the caller chooses the final one
-    return adapter
+    return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
 
 
 def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:

@@ -79,12 +79,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
     head = (base.config.vocab_size, width)
     reading.compare(folder, {**{names[name]: shape for name, shape in wanted.items()}, _HEAD: head}, found)
     _refuse_other_head(base, path_of[_HEAD], folder)
-    shadow = build()
-    state = {name: _read(path_of[theirs], theirs) for name, theirs in names.items()}
-    shadow.load_state_dict(
-        state, strict=True, assign=True
-    )  # keep the saved precision; the caller chooses the final one
-    return shadow
+    return reading.fill(build, {name: _read(path_of[theirs], theirs) for name, theirs in names.items()})
 
 
 def _build(base: PreTrainedModel, described: dict[str, Any]) -> Shadow:

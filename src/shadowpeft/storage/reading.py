@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from shadowpeft import arch
@@ -16,6 +16,7 @@ from shadowpeft.errors import CheckpointError, UserError
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 Shapes = dict[str, tuple[int, ...]]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def read_json(path: Path) -> Any:
@@ -135,3 +136,34 @@ def compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[st
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(problems[:3])}{more}")
+
+
+def load_module(build: Callable[[], Module], description: Path, weights: Path, layers: Any) -> Module:
+    """Build the module that a description asks for, with the tensors of one weights file: these and no others.
+
+    Names and shapes are compared before any memory is allocated.
+
+    Args:
+        build: makes the module.
+        description: the file that asks for it.
+        weights: the file that holds its tensors, under the module's own names.
+        layers: how many blocks the description asks for.
+
+    Raises:
+        CheckpointError: the weights file is missing or damaged, no such module can be built, or the tensors of the
+            file are not exactly those of the module.
+    """
+    found = read_header(weights)
+    compare(weights, shapes_of(build, description, weights, layers=layers, tensors=len(found)), found)
+    with safe_open(weights, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in found}
+    return fill(build, state)
+
+
+def fill(build: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
+    """Build a module and give it exactly the tensors of `state`, which were compared with it before."""
+    module = build()
+    # Assigning keeps the precision of the file, where copying would round to that of the new module. The caller
+    # chooses the final one.
+    module.load_state_dict(state, strict=True, assign=True)
+    return module

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -86,25 +85,13 @@ def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
     facts = BaseFacts.read(meta.get("base"), folder / CONFIG, "a shadow folder's")
     # A shadow reads and says hidden states, whatever head stands behind them.
     dataclasses.replace(facts, task=now.task, num_labels=now.num_labels).refuse_other(now, folder, "shadow")
-    found = reading.read_header(folder / WEIGHTS)
     build = partial(_build, base, meta)
     layers = (
         meta["shadow"]["shadow_layers"]
         if meta["explicit_shadow"] is None
         else meta["explicit_shadow"].get("num_hidden_layers", 1)
     )
-    reading.compare(
-        folder / WEIGHTS,
-        reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
-        found,
-    )
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in found}
-    shadow = build()
-    shadow.load_state_dict(
-        state, strict=True, assign=True
-    )  # keep the saved precision; the caller chooses the final one
-    return shadow
+    return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
 
 
 def backbone_config(folder: str | Path, base: PretrainedConfig) -> PretrainedConfig:
