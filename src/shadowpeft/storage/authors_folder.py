@@ -94,8 +94,7 @@ def _their_name(name: str) -> str:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    values = reading.read_json(path)
-    described = values.get("shadow_model_config") if isinstance(values, dict) else None
+    described = reading.read_object(path).get("shadow_model_config")
     if not isinstance(described, dict):
         raise CheckpointError(
             f"{path} does not describe a projected model: 'shadow_model_config' must hold a configuration"
@@ -112,8 +111,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """
     if not (folder / INDEX).is_file():
         return dict.fromkeys(reading.read_header(folder / WEIGHTS), folder / WEIGHTS)
-    index = reading.read_json(folder / INDEX)
-    listed = index.get("weight_map") if isinstance(index, dict) else None
+    listed = reading.read_object(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(map(_is_plain_name, listed.values())):
         raise CheckpointError(
             f"{folder / INDEX} does not list the files of the weights: 'weight_map' must name files of its "

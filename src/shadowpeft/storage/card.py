@@ -89,7 +89,7 @@ def adapter_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run:
         total=sum(sizes.values()),
         shadow=sum(size for name, size in sizes.items() if name.startswith("shadow.")),
         settings=_table(settings),
-        run=_table(run) if run else "Not recorded: saved outside `shadowpeft train`.",
+        run=_table(run, empty="Not recorded: saved outside `shadowpeft train`."),
         **_common(base),
     )
 
@@ -110,7 +110,7 @@ def shadow_card(
         kind=_KINDS[borrows],
         total=total,
         sizes=_table({name: value for name, value in sizes.items() if value is not None}),
-        run=_table(run) if run else "Not recorded.",
+        run=_table(run, empty="Not recorded."),
         **_common(base),
     )
 
@@ -135,7 +135,9 @@ def _common(base: str) -> dict[str, str]:
     return {"base_line": base_line(base), "base": base or "(a model built in memory)", **versions()}
 
 
-def _table(values: Mapping[str, Any]) -> str:
+def _table(values: Mapping[str, Any], empty: str = "") -> str:
+    if not values:
+        return empty
     lines = ["| | |", "| --- | --- |"]
     for name, value in values.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value

@@ -21,33 +21,35 @@ Shapes = dict[str, tuple[int, ...]]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+def read_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that should hold an object; any other value reads as an object without keys.
 
     Raises:
         CheckpointError: it is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        return {}
+    return content
 
 
 def read_meta(path: Path, formats: Collection[int]) -> dict[str, Any]:
     """Read a description that is of one of the formats given.
 
     Raises:
-        CheckpointError: it cannot be read, as in `read_json`, or it is of another format.
+        CheckpointError: it cannot be read, as in `read_object`, or it is of another format.
     """
-    meta = read_json(path)
-    if not isinstance(meta, dict) or meta.get("format") not in formats:
-        found = meta.get("format") if isinstance(meta, dict) else None
+    meta = read_object(path)
+    if meta.get("format") not in formats:
         raise CheckpointError(
-            f"{path} has format {found!r}, this version of shadowpeft reads format "
+            f"{path} has format {meta.get('format')!r}, this version of shadowpeft reads format "
             f"{' or '.join(map(str, formats))}; make it again, or read it with the version that wrote it"
         )
     return meta
