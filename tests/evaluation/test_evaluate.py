@@ -178,7 +178,9 @@ def test_one_long_answer_does_not_fail_the_run(shadowed, tokenizer):
 
 def test_prompts_are_checked_before_the_losses(shadowed, tokenizer, monkeypatch):
     monkeypatch.setattr(
-        evaluation, "token_losses", lambda *_: pytest.fail("the losses were computed before the check")
+        evaluation,
+        "measure_losses",
+        lambda *_, **__: pytest.fail("the losses were computed before the check"),
     )
     with pytest.raises(DataError, match="leaves no room"):
         evaluate(shadowed, tokenizer, rows_with([" is"] * 4), max_new_tokens=128, progress=False)

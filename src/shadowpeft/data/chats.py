@@ -93,7 +93,7 @@ def answers_in(
 def _span_of_last(
     messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, int] | None:
-    """Find the last of `messages` in `text`; `None` if it, or what precedes it, is rendered differently there."""
+    """Find the last of `messages` in `text`; `None` if it or those before it are rendered otherwise there."""
     try:
         before = _render(messages[:-1], tokenizer, generation_prompt=True)
         through = _render(messages, tokenizer, generation_prompt=False)

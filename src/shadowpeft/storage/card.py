@@ -122,17 +122,14 @@ def base_line(base: str) -> str:
     return f"base_model: {base}\n"
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a card names, by the names that its template has for them."""
+def _common(base: str) -> dict[str, str]:
     return {
+        "base_line": base_line(base),
+        "base": base or "(a model built in memory)",
         "version": shadowpeft.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _common(base: str) -> dict[str, str]:
-    return {"base_line": base_line(base), "base": base or "(a model built in memory)", **versions()}
 
 
 def _table(values: Mapping[str, Any], empty: str = "") -> str:
