@@ -290,7 +290,7 @@ def _as_measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 @contextlib.contextmanager
 def _as_given(tasks: Sequence[Any]) -> Iterator[None]:
-    """Restore what the harness writes into the settings of tasks: it must not hold for the next run."""
+    """Undo the harness's changes to the settings of tasks, which would hold for the next run."""
     given = [
         (task.config, task.config.num_fewshot, copy.deepcopy(task.config.generation_kwargs)) for task in tasks
     ]
@@ -317,7 +317,7 @@ class _CutInputs(logging.Handler):
 
 @contextlib.contextmanager
 def _hushed(progress: bool) -> Iterator[list[str]]:
-    """Hide the harness's log, and its progress bars if nobody wants them; yield its messages on cut inputs."""
+    """Hide the harness's log and, unless wanted, its progress bars; yield its messages on cut inputs."""
     logger, heard = logging.getLogger("lm_eval"), _CutInputs()
     propagated = logger.propagate
     logger.addHandler(heard)
