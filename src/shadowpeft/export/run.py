@@ -170,7 +170,7 @@ def _shown(size: int) -> str:
 
 @contextmanager
 def _aside(output: Path) -> Iterator[Path]:
-    """Yield a path beside the output to write to; it is renamed into place once the block ends without an error.
+    """Yield a path beside the output to write to; renamed into place if the block ends without an error.
 
     Raises:
         CheckpointError: it could not be written; nothing is left of it.
