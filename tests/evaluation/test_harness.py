@@ -1,4 +1,5 @@
-"""Standard tasks through lm-evaluation-harness: what it computes on each kind of model, and one sentence for each mistake."""
+"""Standard tasks through lm-evaluation-harness: what it computes on each kind of model, and one sentence for
+each mistake."""
 
 import contextlib
 import copy
@@ -122,8 +123,11 @@ def test_attached_detached_and_bare_differ(shadowed, detached, tokenizer):
 @pytest.mark.parametrize("chosen", KINDS, indirect=True)
 @pytest.mark.parametrize("ending", [False, True], ids=["", "early end token"])
 def test_answers_are_those_of_one_at_a_time(chosen, ending, tokenizer, tmp_path):
-    """Catches padding on the wrong side, a length of the model's own settings in place of the task's, and an end token that only the
-    tokenizer knows: what follows it would count where a longer row stands beside it."""
+    """Catches padding on the wrong side, the model's length in place of the task's, and answers that do not end.
+
+    The end token is one that only the tokenizer knows: what follows it would count where a longer row stands
+    beside it.
+    """
     prompts = [tokenizer(question).input_ids for question, _, _ in ROWS]
     if ending:
         free = greedy_answers(chosen, tokenizer, prompts[:1], TOKENS, 1, progress=False)
@@ -166,7 +170,7 @@ def test_limit_and_examples_reach_the_harness(shadowed, tokenizer, folder):
 
 def test_inputs_that_are_cut_are_told_of(shadowed, tokenizer, folder):
     """Catches the harness's log hidden with all that is in it."""
-    with pytest.warns(UserWarning, match="longer than 6 tokens"):
+    with pytest.warns(UserWarning, match=r"longer than 6 tokens"):
         run_harness(shadowed, tokenizer, load_tasks(["choose"], str(folder)), max_length=6)
 
 
