@@ -33,6 +33,12 @@ TOKENS = 8
 KINDS = ["attached", "detached", "bare", "disabled"]
 
 
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    """The harness asks pip and the system what there is, which takes longer than all that is tested here."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL)
