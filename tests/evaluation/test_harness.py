@@ -129,10 +129,9 @@ def test_attached_detached_and_bare_differ(shadowed, detached, tokenizer):
 @pytest.mark.parametrize("chosen", KINDS, indirect=True)
 @pytest.mark.parametrize("ending", [False, True], ids=["", "early end token"])
 def test_answers_are_those_of_one_at_a_time(chosen, ending, tokenizer, tmp_path):
-    """Catches padding on the wrong side, the model's length in place of the task's, and answers that do not end.
+    """Catches padding on the wrong side, the model's length in place of the task's, and answers without an end.
 
-    The end token is one that only the tokenizer knows: what follows it would count where a longer row stands
-    beside it.
+    Only the tokenizer knows the end token: what follows it would count if a longer row stood beside it.
     """
     prompts = [tokenizer(question).input_ids for question, _, _ in ROWS]
     if ending:
