@@ -129,7 +129,7 @@ def test_attached_detached_and_bare_differ(shadowed, detached, tokenizer):
 @pytest.mark.parametrize("chosen", KINDS, indirect=True)
 @pytest.mark.parametrize("ending", [False, True], ids=["", "early end token"])
 def test_answers_are_those_of_one_at_a_time(chosen, ending, tokenizer, tmp_path):
-    """Catches padding on the wrong side, the model's length in place of the task's, and answers without an end.
+    """Catches padding on the wrong side, the model's length in place of the task's, and answers that go on.
 
     Only the tokenizer knows the end token: what follows it would count if a longer row stood beside it.
     """
