@@ -61,10 +61,9 @@ def test_llama_3_slows_its_frequencies(tmp_path: Path) -> None:
     gguf_file.write(model, tokenizer, tmp_path / "small.gguf")
     factors = File(tmp_path / "small.gguf").tensors["rope_freqs.weight"]
     for index, factor in enumerate(factors.tolist()):
-        turns = 32 * 10000.0 ** (-2 * index / 32) / (2 * torch.pi)  # in the original context
-        between = (turns - 1) / (4 - 1)
-        wanted = 1.0 if turns > 4 else 8.0 if turns < 1 else 1 / ((1 - between) / 8 + between)
-        assert factor == pytest.approx(wanted, rel=1e-5)
+        cycles = 32 * 10000.0 ** (-2 * index / 32) / (2 * torch.pi)  # in the original context
+        between = min(max((cycles - 1) / (4 - 1), 0), 1)
+        assert factor == pytest.approx(1 / ((1 - between) / 8 + between), rel=1e-5)
 
 
 def test_the_shadow_of_a_mixture_of_experts_is_written_as_the_dense_blocks_it_has(tmp_path: Path) -> None:

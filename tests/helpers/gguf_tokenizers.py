@@ -1,4 +1,4 @@
-"""Tokenizers of every kind that is written as GGUF, trained on few words, and texts that are hard to split."""
+"""Tokenizers of every kind that is written as GGUF, trained on few words, and texts that are hard to cut."""
 
 from collections.abc import Callable
 
