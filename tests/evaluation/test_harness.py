@@ -173,7 +173,7 @@ def test_limit_and_examples_reach_the_harness(shadowed, tokenizer, folder):
     ]
 
 
-def test_inputs_that_are_cut_are_told_of(shadowed, tokenizer, folder):
+def test_inputs_that_are_cut_are_reported(shadowed, tokenizer, folder):
     """Catches the harness's log hidden with all that is in it."""
     with pytest.warns(UserWarning, match=r"longer than 6 tokens"):
         run_harness(shadowed, tokenizer, load_tasks(["choose"], str(folder)), max_length=6)

@@ -9,7 +9,7 @@ from shadowpeft.storage.jsonable import finite
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_what_json_has_no_word_for_becomes_none(number):
+def test_what_json_cannot_hold_becomes_none(number):
     """Catches a level of nesting that is not looked at."""
     value = {"loss": number, "curve": [1.5, number], "pairs": ({"deep": number}, 2)}
     assert finite(value) == {"loss": None, "curve": [1.5, None], "pairs": [{"deep": None}, 2]}

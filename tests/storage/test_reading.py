@@ -44,7 +44,7 @@ def test_what_is_not_json_is_refused(tmp_path, content):
         read_object(tmp_path / "config.json")
 
 
-def test_a_missing_file_and_a_folder_in_its_place_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_folder_in_its_place_are_different_errors(tmp_path):
     with pytest.raises(CheckpointError, match=r"config.json is missing"):
         read_object(tmp_path / "config.json")
     (tmp_path / "config.json").mkdir()
