@@ -1,4 +1,5 @@
-"""Rows to token examples: every form of row, every bad input, and that training sees the tokens generation starts from."""
+"""Rows to token examples: strings and texts, bad input, lengths and batches; chats have a file of their
+own."""
 
 import json
 import warnings
@@ -6,61 +7,18 @@ import warnings
 import pytest
 import torch
 from helpers.rows import ANSWER, BAD_ROWS, USER, row
-from helpers.tokenizers import CHATML, build_tokenizer, with_specials, words_tokenizer
-from tokenizers import processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from helpers.tokenizers import build_tokenizer, ids_of, learned, with_specials, words_tokenizer
+from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from shadowpeft.data.encode import Collator, Example, context_length, encode, encode_all, encode_prompt
 from shadowpeft.data.rows import read_rows, reference_answer
 from shadowpeft.errors import ConfigError, DataError
 
-# As Qwen3's: the last answer gets an empty thinking block, earlier answers lose theirs.
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# No special tokens: the space before the answer melts into its first token, a blank line ends a turn.
-PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-TURNS = [
-    {"role": "system", "content": "hello"},
-    USER,
-    {"role": "assistant", "content": "what?"},
-    USER,
-    ANSWER,
-]
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
-
-
-def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def template_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool
-) -> list[int]:
-    return tokenizer.apply_chat_template(messages, tokenize=True, **options)["input_ids"]
-
-
-def learned(example: Example) -> list[list[int]]:
-    """The runs of learned ids."""
-    runs: list[list[int]] = [[]]
-    for token, label in zip(example["input_ids"], example["labels"], strict=True):
-        assert label in (token, -100)
-        if label == -100:
-            runs.append([])
-        else:
-            runs[-1].append(token)
-    return [run for run in runs if run]
-
-
-def learned_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[str]:
-    return [tokenizer.decode(run) for run in learned(example)]
 
 
 # Prompt and completion strings
@@ -167,171 +125,13 @@ def test_an_empty_answer_is_refused(tokenizer, fields):
         encode(row(**fields), tokenizer, 100)
 
 
-def test_a_chat_answer_with_an_unknown_token_is_refused():
-    tokenizer = words_tokenizer()
-    tokenizer.chat_template = PLAIN
-    with pytest.raises(
-        DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'two is four'"
-    ):
-        encode(row(messages=[USER, ANSWER]), tokenizer, 100)
-
-
-# Chats
-
-
-@pytest.mark.parametrize("template", [CHATML, THINKING, PLAIN])
-@pytest.mark.parametrize("messages", [[USER, ANSWER], TURNS])
-def test_a_chat_has_the_ids_of_the_template_and_of_generation(template, messages):
-    tokenizer = build_tokenizer(
-        template, processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    )
-    chat = row(messages=messages)
-    assert encode(chat, tokenizer, 500)["input_ids"] == template_ids(tokenizer, messages)
-    assert encode_prompt(chat, tokenizer) == template_ids(
-        tokenizer, messages[:-1], add_generation_prompt=True
-    )
-    assert reference_answer(chat) == "two is four"
-
-
-def test_each_assistant_turn_and_its_end_is_learned(tokenizer):
-    example = encode(row(messages=TURNS), tokenizer, 500)
-    assert learned_text(tokenizer, example) == ["what?<|im_end|>", "two is four<|im_end|>"]
-    prompt = encode_prompt(row(messages=TURNS), tokenizer)
-    assert example["input_ids"][: len(prompt)] == prompt
-    assert example["labels"][len(prompt) - 1] == -100
-    assert example["labels"][len(prompt)] != -100
-
-
-def test_a_template_without_generation_prompt_teaches_the_header_of_answers_but_no_user_turn():
-    tokenizer = build_tokenizer(CHATML.partition("{% if")[0])
-    example = encode(row(messages=TURNS), tokenizer, 500)
-    header = "<|im_start|>assistant\n"
-    assert learned_text(tokenizer, example) == [header + "what?<|im_end|>", header + "two is four<|im_end|>"]
-
-
-def test_where_the_template_rewrites_earlier_turns_only_the_last_is_learned():
-    tokenizer = build_tokenizer(THINKING)
-    example = encode(row(messages=TURNS), tokenizer, 500)
-    assert learned_text(tokenizer, example) == ["<think>\n\n</think>\n\ntwo is four<|im_end|>"]
-
-
-def test_a_token_across_the_start_of_the_answer_is_learned():
-    tokenizer = build_tokenizer(PLAIN)
-    example = encode(row(messages=TURNS), tokenizer, 500)
-    # " two" is one token here. The blank line, all that ends a turn, is learned.
-    assert learned_text(tokenizer, example) == [" what?\n\n", " two is four\n\n"]
-
-
-@pytest.mark.parametrize("trim", [False, True])
-@pytest.mark.parametrize("template", [CHATML, PLAIN])
-def test_white_space_and_split_characters_are_learned(template, trim):
-    # With trim_offsets (Llama 3) the offsets of spaces are empty; an emoji is several tokens with the same offsets.
-    tokenizer = build_tokenizer(template, processors.ByteLevel(trim_offsets=trim))
-    content = "🙂\n\ntwo   \n four 🙂"
-    messages = [
-        USER,
-        {"role": "assistant", "content": content},
-        USER,
-        {"role": "assistant", "content": content},
-    ]
-    example = encode(row(messages=messages), tokenizer, 500)
-    assert example["input_ids"] == template_ids(tokenizer, messages)
-    expected = content + "<|im_end|>" if template == CHATML else content + "\n\n"
-    assert learned_text(tokenizer, example) == [expected, expected]
-
-
-def test_a_first_message_by_the_assistant_is_context(tokenizer):
-    example = encode(row(messages=[{"role": "assistant", "content": "hello"}, USER, ANSWER]), tokenizer, 500)
-    assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]
-
-
-def test_conversational_prompt_and_completion(tokenizer):
-    pair = row(prompt=TURNS[:-1], completion=[ANSWER])
-    example = encode(pair, tokenizer, 500)
-    assert example["input_ids"] == template_ids(tokenizer, TURNS)
-    assert learned_text(tokenizer, example) == [
-        "two is four<|im_end|>"
-    ]  # not the assistant's turn in the prompt
-    assert encode_prompt(pair, tokenizer) == template_ids(tokenizer, TURNS[:-1], add_generation_prompt=True)
-    assert reference_answer(pair) == "two is four"
-    both = encode(row(prompt=TURNS[:2], completion=TURNS[2:]), tokenizer, 500)
-    assert learned_text(tokenizer, both) == ["what?<|im_end|>", "two is four<|im_end|>"]
-
-
-@pytest.mark.parametrize("fields", [{"messages": TURNS[:-1]}, {"prompt": TURNS[:-1]}, {"prompt": TURNS}])
-def test_a_chat_without_an_answer_can_be_generated_from_but_not_learned(tokenizer, fields):
-    (messages,) = fields.values()
-    assert encode_prompt(row(**fields), tokenizer) == template_ids(
-        tokenizer, messages, add_generation_prompt=True
-    )
-    assert reference_answer(row(**fields)) is None
-    with pytest.raises(
-        DataError, match=r"data.jsonl:17: training needs an assistant's answer as the last message"
-    ):
-        encode(row(**fields), tokenizer, 500)
-
-
-def test_a_chat_of_the_assistant_alone_is_refused(tokenizer):
-    with pytest.raises(DataError, match=r"data.jsonl:17: expected a message before the assistant's"):
-        encode(row(messages=[ANSWER]), tokenizer, 500)
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused():
-    tokenizer = build_tokenizer(template=None)
-    for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
-        with pytest.raises(
-            DataError, match=r"data.jsonl:17: the row is a chat but the tokenizer has no chat template"
-        ):
-            refused(row(messages=[USER, ANSWER]), tokenizer)
-
-
-def test_a_slow_tokenizer_is_refused_for_chats(monkeypatch):
-    tokenizer = build_tokenizer()
-    monkeypatch.setattr(type(tokenizer), "is_fast", False)
-    with pytest.raises(DataError, match=r"data.jsonl:17: chats need a fast tokenizer"):
-        encode(row(messages=[USER, ANSWER]), tokenizer, 100)
-
-
-def test_messages_that_the_template_refuses_are_named():
-    tokenizer = build_tokenizer("{{ raise_exception('roles must alternate') }}")
-    for refused in (encode_prompt, lambda r, t: encode(r, t, 100)):
-        with pytest.raises(
-            DataError,
-            match=r"data.jsonl:17: the chat template refuses these messages \(roles must alternate\)",
-        ):
-            refused(row(messages=[USER, ANSWER]), tokenizer)
-
-
-def test_an_early_end_that_the_template_refuses_leaves_the_other_turns():
-    refuses_system_alone = (
-        "{% if messages | length == 1 %}{{ raise_exception('no user') }}{% endif %}" + CHATML
-    )
-    tokenizer = build_tokenizer(refuses_system_alone)
-    example = encode(row(messages=[TURNS[0], ANSWER, USER, ANSWER]), tokenizer, 500)
-    assert learned_text(tokenizer, example) == ["two is four<|im_end|>"]
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"),  # as DeepSeek-R1's
-        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",  # drops the answer
-    ],
-)
-def test_a_template_whose_prompt_does_not_lead_to_the_answer_is_refused(template):
-    with pytest.raises(
-        DataError, match=r"data.jsonl:17: the chat template renders the messages before the last answer"
-    ):
-        encode(row(messages=[USER, ANSWER]), build_tokenizer(template), 500)
-
-
 # Bad rows
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD_ROWS)
 def test_bad_rows_are_refused(tokenizer, fields, message):
     for refused in (lambda r: encode(r, tokenizer, 100), lambda r: encode_prompt(r, tokenizer)):
-        with pytest.raises(DataError, match="^data.jsonl:17: .*" + message):
+        with pytest.raises(DataError, match=r"^data.jsonl:17: .*" + message):
             refused(row(**fields))
 
 
@@ -345,7 +145,7 @@ def test_a_long_answer_is_cut_and_counted_once(tokenizer):
     )
     whole = encode(long, tokenizer, 100)
     length = len(whole["input_ids"])
-    with pytest.warns(UserWarning, match="longer than max_length") as caught:
+    with pytest.warns(UserWarning, match=r"longer than max_length") as caught:
         examples = encode_all([short, long, long], tokenizer, length - 1)
     (warning,) = caught
     assert f"2 of 3 rows are longer than max_length={length - 1} tokens" in str(warning.message)
@@ -366,7 +166,10 @@ def test_a_long_answer_is_cut_and_counted_once(tokenizer):
 )
 def test_a_prompt_that_fills_the_length_is_refused(tokenizer, fields):
     length = len(encode_prompt(row(**fields), tokenizer))
-    message = f"data.jsonl:17: the prompt has {length} tokens, which leaves no room for an answer within max_length={length}; raise"
+    message = (
+        f"data.jsonl:17: the prompt has {length} tokens, which leaves no room for an answer within "
+        f"max_length={length}; raise"
+    )
     for refused in (encode, lambda r, t, n: encode_all([r], t, n)):
         with pytest.raises(DataError, match=message):
             refused(row(**fields), tokenizer, length)
@@ -387,7 +190,7 @@ def test_texts_beyond_the_tokenizers_own_limit_do_not_warn(caplog):
 
 
 def test_encoding_no_rows_is_refused(tokenizer):
-    with pytest.raises(DataError, match="expected at least one row to encode, got none"):
+    with pytest.raises(DataError, match=r"expected at least one row to encode, got none"):
         encode_all([], tokenizer, 100)
 
 

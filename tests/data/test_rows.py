@@ -102,7 +102,7 @@ def test_a_hub_data_set_that_cannot_be_loaded_is_refused(monkeypatch, error):
 def test_a_hub_data_set_without_rows_is_refused(monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", lambda source, split: [])
-    with pytest.raises(DataError, match="some/name: expected at least one row"):
+    with pytest.raises(DataError, match=r"some/name: expected at least one row"):
         read_rows("some/name")
 
 
@@ -152,7 +152,7 @@ def test_impossible_splits_are_refused(count, fraction):
 
 @pytest.mark.parametrize(("fields", "message"), BAD_ROWS)
 def test_bad_rows_are_named(fields, message):
-    with pytest.raises(DataError, match="^data.jsonl:17: .*" + message):
+    with pytest.raises(DataError, match=r"^data.jsonl:17: .*" + message):
         reference_answer(row(**fields))
 
 

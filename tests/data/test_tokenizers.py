@@ -1,6 +1,7 @@
-"""Tokenizers that differ are told apart before a shadow is made of the wrong model."""
+"""Tokenizers: those that differ are refused for a shadow, and the ids that pad a batch and end an answer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from helpers.tokenizers import build_tokenizer
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from shadowpeft import ConfigError
-from shadowpeft.data.tokenizers import refuse_other_tokenizer
+from shadowpeft.data.tokenizers import padding_id, refuse_other_tokenizer, stop_ids
 
 
 def changed(change) -> PreTrainedTokenizerFast:
@@ -34,7 +35,8 @@ def test_the_same_tokenizer_passes():
 def test_tokens_that_differ_are_named():
     with pytest.raises(
         ConfigError,
-        match=r"id \d+ is 'A' to the base and 'B' to the shadow; id \d+ is 'B' to the base and 'A' to the shadow; ",
+        match=r"id \d+ is 'A' to the base and 'B' to the shadow; "
+        r"id \d+ is 'B' to the base and 'A' to the shadow; ",
     ):
         refuse_other_tokenizer(build_tokenizer(), changed(lambda content: swap(content, "A", "B")))
 
@@ -66,3 +68,30 @@ def test_one_vocabulary_with_other_merges_is_refused():
         match=r"cut the text .The quick.* differently: from token \d+ on the base reads '.*', the shadow '",
     ):
         refuse_other_tokenizer(build_tokenizer(), changed(lambda content: content["model"].update(merges=[])))
+
+
+def test_padding_is_the_padding_token_or_the_end_or_anything():
+    """Catches an id of 0 that counts as missing."""
+    assert padding_id(build_tokenizer()) == build_tokenizer().convert_tokens_to_ids("<pad>") == 2
+    assert padding_id(build_tokenizer(pad_token=None)) == 1
+    assert padding_id(build_tokenizer(pad_token="<s>")) == 0
+    assert padding_id(build_tokenizer(pad_token=None, eos_token=None)) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "eos", "expected"),
+    [
+        (7, "<|im_end|>", [1, 7]),
+        ([9, 1, 7], "<|im_end|>", [1, 7, 9]),
+        (None, "<|im_end|>", [1]),
+        (7, None, [7]),
+        (0, "<s>", [0]),
+        (None, None, None),
+    ],
+)
+def test_an_answer_ends_at_the_ids_of_model_and_tokenizer(given, eos, expected):
+    """Catches ids of one side alone, and an id of 0 that counts as missing."""
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=given))
+    assert stop_ids(model, build_tokenizer(eos_token=eos)) == expected
+    if given is None:
+        assert stop_ids(SimpleNamespace(generation_config=None), build_tokenizer(eos_token=eos)) == expected

@@ -6,38 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.families import perturb
 from helpers.runs import one_thread  # noqa: F401 - a fixture
-from helpers.tiny import qwen3_config
-from helpers.tokenizers import build_tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
+from shadowpeft import arch
 from shadowpeft.data.encode import encode
 from shadowpeft.data.rows import Row
-from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluation import evaluate as evaluation
-from shadowpeft.evaluation.answers import greedy_answers
 from shadowpeft.evaluation.evaluate import evaluate
 
 PROMPTS = ["what", "what is two plus", "hello think", "the city you are system what is"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def shadowed(tokenizer) -> ShadowedModel:
-    torch.manual_seed(
-        2
-    )  # of the first ones, a model whose answers all differ, say something and do not end at once
-    base = AutoModelForCausalLM.from_config(
-        qwen3_config(vocab_size=len(tokenizer), pad_token_id=2, eos_token_id=1, tie_word_embeddings=False)
-    )
-    return perturb(attach(base.eval(), ShadowConfig(alpha=1.0)))
 
 
 def rows_with(answers) -> list[Row]:
@@ -66,7 +44,7 @@ def slow_loss(model, tokenizer, rows) -> float:
 def test_losses_equal_the_slow_way(kind, shadowed, tokenizer):
     """Catches averages over batches, padding that counts, labels off by one, and the wrong model measured."""
     rows = rows_with([" is", " four", " two plus two is four", " hello"])
-    model = shadowed.detached() if kind == "detached" else shadowed.base if kind == "bare" else shadowed
+    model = {"attached": shadowed, "bare": shadowed.base, "detached": shadowed.detached()}[kind]
     result = evaluate(model, tokenizer, rows, batch_size=3, exact_match=False, progress=False)
     assert result.loss == pytest.approx(slow_loss(model, tokenizer, rows), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
@@ -94,7 +72,8 @@ def test_what_the_shadow_learns_from_changes_no_measure(distil, shadowed, tokeni
 
 
 def test_the_losses_of_a_shadowed_model_hold_no_logits(shadowed, tokenizer, monkeypatch):
-    """Catches an evaluation that needs more memory than the training: logits of 8 rows of 2,048 tokens and 262,144 classes are 17 GB."""
+    """Catches an evaluation that needs more memory than the training: logits of 8 rows of 2,048 tokens and
+    262,144 classes are 17 GB."""
 
     def refuse(*_):
         raise AssertionError("logits were computed")
@@ -109,7 +88,8 @@ def test_the_losses_of_a_shadowed_model_hold_no_logits(shadowed, tokenizer, monk
 
 
 def test_exact_match_counts_what_is_right(shadowed, tokenizer):
-    """Catches answers in the order of length instead of the rows', white space that counts, and padding that changes answers."""
+    """Catches answers in the order of length instead of the rows', white space that counts, and padding that
+    changes answers."""
     width = 4
     said = []
     for text in PROMPTS:  # one at a time, so no padding
@@ -140,15 +120,6 @@ def test_exact_match_counts_what_is_right(shadowed, tokenizer):
     )
 
 
-def test_answers_do_not_depend_on_the_batch_and_modes_are_restored(shadowed, tokenizer):
-    prompts = [tokenizer(text).input_ids for text in PROMPTS]
-    shadowed.train()
-    one = greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=1, progress=False)
-    assert one == greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=4, progress=False)
-    assert shadowed.training
-    shadowed.eval()
-
-
 def test_rows_without_answers_have_losses_only(shadowed, tokenizer):
     result = evaluate(shadowed, tokenizer, [Row({"text": "hello what is"}, "rows:1")], progress=False)
     assert result.exact_match is None
@@ -158,29 +129,20 @@ def test_rows_without_answers_have_losses_only(shadowed, tokenizer):
 
 def test_one_long_answer_does_not_fail_the_run(shadowed, tokenizer):
     """Catches the longest answer's length asked of every prompt, and an answer that goes beyond the model."""
-    prompt = "what is two plus " * 20
     rows = [
-        Row({"prompt": prompt, "completion": " four"}, "rows:0"),
+        Row({"prompt": "what is two plus " * 20, "completion": " four"}, "rows:0"),
         Row({"prompt": "hello", "completion": " four" * 100}, "rows:1"),
     ]
-    result = evaluate(shadowed, tokenizer, rows, batch_size=2, progress=False)
-    assert result.exact_match == 0
-    prompts = [tokenizer(text).input_ids for text in (prompt, "hello")]
-    long, short = greedy_answers(shadowed, tokenizer, prompts, 100, batch_size=2, progress=False, limit=128)
-    assert short == greedy_answers(shadowed, tokenizer, prompts[1:], 100, batch_size=1, progress=False)[0]
-    assert (
-        long
-        == greedy_answers(
-            shadowed, tokenizer, prompts[:1], 128 - len(prompts[0]), batch_size=1, progress=False
-        )[0]
-    )
+    assert evaluate(shadowed, tokenizer, rows, batch_size=2, progress=False).exact_match == 0
 
 
 def test_prompts_are_checked_before_the_losses(shadowed, tokenizer, monkeypatch):
     monkeypatch.setattr(
-        evaluation, "token_losses", lambda *_: pytest.fail("the losses were computed before the check")
+        evaluation,
+        "measure_losses",
+        lambda *_, **__: pytest.fail("the losses were computed before the check"),
     )
-    with pytest.raises(DataError, match="leaves no room"):
+    with pytest.raises(DataError, match=r"leaves no room"):
         evaluate(shadowed, tokenizer, rows_with([" is"] * 4), max_new_tokens=128, progress=False)
 
 
@@ -190,23 +152,7 @@ def test_what_cannot_be_measured(shadowed, tokenizer):
         DataError, match="rows:0: the prompt has 1 tokens, which leaves no room for 128 new ones within 128"
     ):
         evaluate(shadowed, tokenizer, rows, max_new_tokens=128, progress=False)
-    with pytest.raises(ConfigError, match="at most the model's 128"):
+    with pytest.raises(ConfigError, match=r"at most the model's 128"):
         evaluate(shadowed, tokenizer, rows, max_length=129, progress=False)
-    with pytest.raises(DataError, match="no row has a token to predict"):
+    with pytest.raises(DataError, match=r"no row has a token to predict"):
         evaluate(shadowed, tokenizer, [Row({"text": "<|im_end|>"}, "rows:1")], progress=False)
-
-
-def test_an_answer_ends_where_training_taught_it_to(shadowed, tokenizer):
-    """Catches a tokenizer whose end token the model's own generation settings do not know: answers would never stop."""
-    prompt = encode(Row({"prompt": "what is", "completion": " two"}, "row"), tokenizer, 64)["input_ids"][:-2]
-    free = shadowed.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=None)[
-        0, len(prompt) :
-    ].tolist()
-    later = next(number for number, token in enumerate(free) if number and token != free[0])
-    ending = build_tokenizer()
-    ending.eos_token = ending.convert_ids_to_tokens(free[later])
-    assert free[later] not in (stop_ids(shadowed, tokenizer) or [])
-    assert stop_ids(shadowed, ending) == sorted({shadowed.generation_config.eos_token_id, free[later]})
-    (answer,) = greedy_answers(shadowed, ending, [prompt], 6, batch_size=1, progress=False)
-    assert answer == ending.decode(free[: later + 1], skip_special_tokens=True)
-    assert answer != ending.decode(free, skip_special_tokens=True)

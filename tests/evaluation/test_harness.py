@@ -1,4 +1,5 @@
-"""Standard tasks through lm-evaluation-harness: what it computes on each kind of model, and one sentence for each mistake."""
+"""Standard tasks through lm-evaluation-harness: what it computes on each kind of model, and one sentence for
+each mistake."""
 
 import contextlib
 import copy
@@ -30,6 +31,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 TOKENS = 8
 KINDS = ["attached", "detached", "bare", "disabled"]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    """The harness asks pip and the system what there is, which takes longer than all that is tested here."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +129,10 @@ def test_attached_detached_and_bare_differ(shadowed, detached, tokenizer):
 @pytest.mark.parametrize("chosen", KINDS, indirect=True)
 @pytest.mark.parametrize("ending", [False, True], ids=["", "early end token"])
 def test_answers_are_those_of_one_at_a_time(chosen, ending, tokenizer, tmp_path):
-    """Catches padding on the wrong side, a length of the model's own settings in place of the task's, and an end token that only the
-    tokenizer knows: what follows it would count where a longer row stands beside it."""
+    """Catches padding on the wrong side, the model's length in place of the task's, and answers that go on.
+
+    Only the tokenizer knows the end token: what follows it would count if a longer row stood beside it.
+    """
     prompts = [tokenizer(question).input_ids for question, _, _ in ROWS]
     if ending:
         free = greedy_answers(chosen, tokenizer, prompts[:1], TOKENS, 1, progress=False)
@@ -164,9 +173,9 @@ def test_limit_and_examples_reach_the_harness(shadowed, tokenizer, folder):
     ]
 
 
-def test_inputs_that_are_cut_are_told_of(shadowed, tokenizer, folder):
+def test_inputs_that_are_cut_are_reported(shadowed, tokenizer, folder):
     """Catches the harness's log hidden with all that is in it."""
-    with pytest.warns(UserWarning, match="longer than 6 tokens"):
+    with pytest.warns(UserWarning, match=r"longer than 6 tokens"):
         run_harness(shadowed, tokenizer, load_tasks(["choose"], str(folder)), max_length=6)
 
 

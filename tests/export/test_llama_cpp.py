@@ -1,6 +1,7 @@
-"""Exported GGUF files in a real llama.cpp, against transformers: the same tokens of a text, and the same greedy answers.
+"""Exported GGUF files in a real llama.cpp, against transformers: the same tokens and the same greedy answers.
 
-xllamacpp (https://pypi.org/project/xllamacpp), of the extra `dev`, brings a llama.cpp; without it all of this is skipped.
+xllamacpp (https://pypi.org/project/xllamacpp), of the extra `dev`, brings a llama.cpp; without it all of this
+is skipped.
 """
 
 import gc
@@ -23,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from shadowpeft import ShadowConfig
 from shadowpeft.export import export
@@ -42,7 +42,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
-# A tiny random model of each family that we write, with what llama.cpp computes otherwise than transformers: (family, tokenizer, changes).
+# A tiny random model of each family that we write, with what llama.cpp computes otherwise than transformers:
+# (family, tokenizer, changes).
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "sentencepiece with a space", {}),
     "llama 3": ("llama", "llama 3", {"rope_parameters": {**THETA, **LLAMA3}, "tie_word_embeddings": True}),
@@ -53,32 +54,31 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("qwen2", "qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
     "qwen3": ("qwen3", "qwen2", {"head_dim": 16}),
     "qwen3-moe": ("qwen3_moe", "qwen2", {}),
-    "gemma 2": ("gemma2", "sentencepiece", {"query_pre_attn_scalar": 32, "tie_word_embeddings": True, "attn_logit_softcapping": 2.0}),
+    "gemma 2": (
+        "gemma2", "sentencepiece",
+        {"query_pre_attn_scalar": 32, "tie_word_embeddings": True, "attn_logit_softcapping": 2.0},
+    ),
     "gemma 2, no caps": (
-        "gemma2", "sentencepiece", {"tie_word_embeddings": True, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "gemma2", "sentencepiece",
+        {"tie_word_embeddings": True, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
     "gemma 3": ("gemma3_text", "sentencepiece", {"query_pre_attn_scalar": 32}),
     "gemma 3, tied, its own windows": (
         "gemma3_text",
         "sentencepiece",
-        {"tie_word_embeddings": True, "num_hidden_layers": 7, "layer_types": [*[SLIDING] * 5, "full_attention", SLIDING]},
+        {
+            "tie_word_embeddings": True, "num_hidden_layers": 7,
+            "layer_types": [*[SLIDING] * 5, "full_attention", SLIDING],
+        },
     ),
     "llama, explicit": ("llama", "llama 3", {"tie_word_embeddings": True}),
-    "qwen2, explicit": ("qwen2", "qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
+    "qwen2, explicit": (
+        "qwen2", "qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 4},
+    ),
 }  # fmt: skip
-# Of explicit shadows, what is otherwise than in the base: another width, so that there is a P to fold into the head.
+# Of explicit shadows, what is otherwise than in the base: another width, so that there is a P to fold into
+# the head.
 EXPLICIT = {"llama, explicit": {"hidden_size": 16}, "qwen2, explicit": {"hidden_size": 64}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """One thread is faster for models this small, and transformers' bars tell nothing here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
-    torch.set_num_threads(before)
 
 
 class LlamaCpp:
@@ -104,7 +104,8 @@ class LlamaCpp:
         return self.ask("/completion", prompt=ids, n_predict=length, **settings)["tokens"]
 
     def log_probabilities(self, ids: list[int], count: int) -> dict[int, float]:
-        """Return the likeliest next tokens and their log-probabilities; nothing where the likeliest is the end."""
+        """Return the likeliest next tokens and their log-probabilities; nothing where the likeliest is the
+        end."""
         answer = self.ask(
             "/completion", prompt=ids, n_predict=1, temperature=0, n_probs=count, cache_prompt=False
         )
@@ -117,7 +118,8 @@ class LlamaCpp:
 
 @contextmanager
 def llama_cpp(path: Path) -> Iterator[LlamaCpp]:
-    """Run llama.cpp on a file, with nothing rounded on the way: by default keys, values and sums of the attention are float16."""
+    """Run llama.cpp on a file, with nothing rounded on the way: by default keys, values and sums of the
+    attention are float16."""
     settings = xllamacpp.CommonParams()
     settings.model.path = str(path)
     settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 512, 1, 1
@@ -172,7 +174,8 @@ def exported(
     shadow: PreTrainedModel | None = None,
     **arguments: Any,
 ) -> tuple[Path, PreTrainedModel]:
-    """Attach a shadow, save it as a user has it, export it in both formats; return the GGUF file and the folder's model."""
+    """Attach a shadow, save it as a user has it, export it in both formats; return the GGUF file and the
+    folder's model."""
     settings = (
         ShadowConfig()
         if shadow is not None
@@ -190,7 +193,8 @@ def exported(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_answers_as_in_transformers(name: str, tmp_path: Path) -> None:
-    """Catches a permutation, norm, scale, window, cap or rotary setting that llama.cpp understands otherwise."""
+    """Catches a permutation, norm, scale, window, cap or rotary setting that llama.cpp understands
+    otherwise."""
     model, tokenizer, shadow = tiny(name)
     path, small = exported(model, tokenizer, tmp_path, shadow, dtype="float32")
     assert (name in EXPLICIT) == (small.config.hidden_size != model.config.hidden_size)
@@ -238,8 +242,10 @@ def embedded_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(embedded_files: Path) -> None:
-    """Catches whatever shows only in text of many tokens, with a vocabulary of 6,144; explicit, a folded head that is lost or misread."""
+    """Catches whatever shows only in text of many tokens, with a vocabulary of 6,144; explicit, a folded head
+    that is lost or misread."""
     model, tokenizer = (
         auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer)
     )
@@ -249,7 +255,8 @@ def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(embed
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 0.01), ("bfloat16", 0.05), ("q8_0", 0.5)])
 def test_fewer_bits_say_nearly_the_same(dtype: str, bound: float, embedded_files: Path) -> None:
-    """Catches a type that llama.cpp unpacks otherwise than we packed it: `bound` is on the likeliest ten tokens' log-probabilities."""
+    """Catches a type that llama.cpp unpacks otherwise than we packed it: `bound` is on the likeliest ten
+    tokens' log-probabilities."""
     model, tokenizer = (
         auto.from_pretrained(embedded_files / "float32") for auto in (AutoModelForCausalLM, AutoTokenizer)
     )

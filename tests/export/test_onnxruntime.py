@@ -1,4 +1,5 @@
-"""An exported folder in ONNX Runtime, through the exporter that comes with it: the same greedy answers as in transformers."""
+"""An exported folder in ONNX Runtime, through the exporter that comes with it: the same greedy answers as in
+transformers."""
 
 import subprocess
 import sys

@@ -27,7 +27,8 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM"),
 ]
 
-# Heads of a width that vLLM's kernels know; base and, for an explicit shadow with P, the changes of its shadow.
+# Heads of a width that vLLM's kernels know; base and, for an explicit shadow with P, the changes of its
+# shadow.
 TINY: dict[str, tuple[str, dict[str, Any] | None]] = {
     "llama": ("llama", None),
     "llama, explicit": ("llama", {"hidden_size": 16}),

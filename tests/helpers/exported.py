@@ -1,4 +1,4 @@
-"""What the tests of exported files in other programs share: shadows that write words, prompts, and transformers' greedy answers."""
+"""Exports for other programs: shadows that write words, prompts, and the greedy answers of transformers."""
 
 import copy
 from pathlib import Path
@@ -13,15 +13,33 @@ ANSWER = 64
 SHADOWS = ("implicit", "explicit")  # without a projection and with one, which the export folds into the head
 WIDER = 32
 PROMPTS = [
-    "The history of the city", "In 1984, the first", "She opened the door and", "What is the capital of France?", "The river flows",
-    "A list of colours:", "He was born in", "The film was released", "Once upon a time", "Water boils at", "My favourite food is",
-    "The population of the town", "It was a dark night", "The company was founded", "To make bread, you", "The war began",
-    "Scientists have found", "The song reached number 1", "“Come in,” he said,", "Réunion is an island",
-]  # fmt: skip
+    "The history of the city",
+    "In 1984, the first",
+    "She opened the door and",
+    "What is the capital of France?",
+    "The river flows",
+    "A list of colours:",
+    "He was born in",
+    "The film was released",
+    "Once upon a time",
+    "Water boils at",
+    "My favourite food is",
+    "The population of the town",
+    "It was a dark night",
+    "The company was founded",
+    "To make bread, you",
+    "The war began",
+    "Scientists have found",
+    "The song reached number 1",
+    "“Come in,” he said,",
+    "Réunion is an island",
+]
 
 
 def save_adapter(folder: Path, kind: str) -> str:
-    """Save an adapter of the embedded model whose shadow is a copy of all its blocks, so that it has something to say; return the base.
+    """Save an adapter of the embedded model, and return the folder of that base.
+
+    The shadow is a copy of all blocks of the base, so that its answers are words.
 
     Args:
         folder: where to.
@@ -48,9 +66,11 @@ def _copied(base: PreTrainedModel) -> ShadowedModel:
 
 
 def _widened(base: PreTrainedModel) -> ShadowedModel:
-    """A shadow that computes what the base does in some channels of a wider stream, the rest zero; P puts them back in their order.
+    """A shadow that computes what the base does in some channels of a wider stream, with zeros in the others.
 
-    The last norm stretches channels and P shrinks them again, so that the folded head is another table than the embeddings.
+    The projection P puts the channels back in their order.
+    The last norm stretches channels and P shrinks them again, so that the folded head is another table than
+    the embeddings.
     """
     config, state, narrow = copy.deepcopy(base.config), base.model.state_dict(), base.config.hidden_size
     config.hidden_size = wide = narrow + WIDER
@@ -96,6 +116,6 @@ def greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
 
 
 def until_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Cut an answer where llama.cpp does: at the model's end token, and at some others that it knows by name."""
+    """Cut an answer where llama.cpp does: at the model's end token, and at others that it knows by name."""
     ends = set(tokenizer.convert_tokens_to_ids([tokenizer.eos_token, "<|endoftext|>", "<|im_end|>"]))
     return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind that we write as GGUF, trained on a few words, and texts that are awkward to cut."""
+"""Tokenizers of every kind that is written as GGUF, trained on few words, and texts that are hard to cut."""
 
 from collections.abc import Callable
 
@@ -23,10 +23,14 @@ _CORPUS = [
     "we say what they say: three lines of the comment",
 ] * 3
 _CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_MODERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_MODERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -54,7 +58,7 @@ def _bytes(
 
 
 def _pieces(space_first: bool) -> PreTrainedTokenizerFast:
-    """Pieces with ▁ for a space and bytes for the rest, as SentencePiece's come out of transformers' conversion."""
+    """Pieces with ▁ for a space and bytes for the rest, as transformers converts them from SentencePiece."""
     trained = Tokenizer(models.BPE())
     steps = [normalizers.Replace(" ", "▁")]
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *steps] if space_first else steps)
@@ -89,7 +93,10 @@ def _pieces(space_first: bool) -> PreTrainedTokenizerFast:
 
 
 def _merges(trained: Tokenizer) -> list[tuple[str, str]]:
-    """Return merges as transformers' conversion makes them: every way to put a piece together, in the order of the pieces."""
+    """Return merges as transformers' conversion makes them.
+
+    They are all ways to put a piece together from two, in the order of the pieces.
+    """
     pieces = [name for name, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
     known = set(pieces)
     cuts = ((piece, place) for piece in pieces for place in range(1, len(piece)))

@@ -46,7 +46,10 @@ def write_tasks(folder: Path, said: list[str], *more: str) -> Path:
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"data_files": {"test": str(folder / "rows.jsonl")}, "cache_dir": str(folder / "cache")}
-    data = f"dataset_path: json\ndataset_kwargs: {json.dumps(files)}\ntest_split: test\nmetadata: {{version: 3}}\n"
+    data = (
+        f"dataset_path: json\ndataset_kwargs: {json.dumps(files)}\ntest_split: test\n"
+        "metadata: {version: 3}\n"
+    )
     for content in (CHOOSE, ROLL, SAY, *more):
         (folder / f"{content.split()[1]}.yaml").write_text(content + data)
     return folder

@@ -5,7 +5,13 @@ from typing import Any
 from shadowpeft.data.rows import Row
 
 USER, ANSWER = {"role": "user", "content": "what is two?"}, {"role": "assistant", "content": "two is four"}
-
+TURNS = [
+    {"role": "system", "content": "hello"},
+    USER,
+    {"role": "assistant", "content": "what?"},
+    USER,
+    ANSWER,
+]
 
 BAD_ROWS = [
     ({}, "got the fields: none"),

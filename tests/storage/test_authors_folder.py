@@ -53,7 +53,8 @@ def kept(request, tmp_path):
 
 
 def test_it_says_what_their_model_says(kept):
-    """Catches a projection transposed, embeddings or a norm left out: shadow logits, attached and detached, against theirs."""
+    """Catches a projection transposed, embeddings or a norm left out: shadow logits, attached and detached,
+    against theirs."""
     base, theirs, folder = kept
     ids = token_ids(2, 9)
     with torch.no_grad():
@@ -66,7 +67,8 @@ def test_it_says_what_their_model_says(kept):
 
 
 def test_their_package_attaches_the_same(kept):
-    """Their own reader of such a model, attached: with W_up at zero both compute the base, and the shadows are the same tensors."""
+    """Their own reader of such a model, attached: with W_up at zero both compute the base, and the shadows
+    are the same tensors."""
     _, theirs, folder = kept
     adapted = get_shadow_model(tiny_model("qwen3"), TheirConfig(), shadow_model=theirs)
     state = {name: tensor for name, tensor in adapted.state_dict().items() if "shadow" in name}
@@ -104,7 +106,8 @@ def test_an_adapter_that_started_from_it_is_kept_as_any_other(kept, tmp_path):
 
 
 def test_their_start_is_our_pinv():
-    """The published warm start against ours, which never holds more than a few rows in float64; theirs is in float32."""
+    """The published warm start against ours, which never holds more than a few rows in float64; theirs is in
+    float32."""
     base, model = tiny_model("qwen3"), narrow()
     theirs = wrapped(base, model).shadow_hidden_projection.weight
     ours = warm.pinv(base.lm_head.weight.detach(), model.lm_head.weight.detach())
@@ -132,7 +135,7 @@ def test_another_base_is_refused(kept):
         CheckpointError, match="was pretrained beside another base: the head saved with it is not this base's"
     ):
         attach(tiny_model("qwen3", seed=9), shadow=folder)
-    with pytest.raises(UnsupportedModelError, match="must share one vocabulary"):
+    with pytest.raises(UnsupportedModelError, match=r"must share one vocabulary"):
         attach(tiny_model("qwen3", config=tiny_config("qwen3", vocab_size=101)), shadow=folder)
     with pytest.raises(
         CheckpointError, match=r"shadow_hidden_projection\.weight has shape \(32, 16\), expected \(24, 16\)"
@@ -172,7 +175,8 @@ def change(path, edit) -> None:
 
 
 def test_nothing_named_by_the_files_is_imported_or_followed(kept, tmp_path, monkeypatch):
-    """Catches a reader that imports the class paths of a downloaded file, as theirs does, or opens files elsewhere."""
+    """Catches a reader that imports the class paths of a downloaded file, as theirs does, or opens files
+    elsewhere."""
     base, _, folder = kept
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -188,13 +192,13 @@ def test_nothing_named_by_the_files_is_imported_or_followed(kept, tmp_path, monk
             folder / authors_folder.INDEX,
             lambda content: content["weight_map"].update({"lm_head.weight": "../elsewhere.safetensors"}),
         )
-        with pytest.raises(CheckpointError, match="'weight_map' must name files of its folder"):
+        with pytest.raises(CheckpointError, match=r"'weight_map' must name files of its folder"):
             authors_folder.load(base, folder)
     change(folder / "config.json", lambda content: content["shadow_model_config"].update(model_type="evil"))
-    with pytest.raises(CheckpointError, match="'evil', which is not supported"):
+    with pytest.raises(CheckpointError, match=r"'evil', which is not supported"):
         authors_folder.load(base, folder)
     change(folder / "config.json", lambda content: content.update(shadow_model_config=None))
-    with pytest.raises(CheckpointError, match="'shadow_model_config' must hold a configuration"):
+    with pytest.raises(CheckpointError, match=r"'shadow_model_config' must hold a configuration"):
         authors_folder.load(base, folder)
 
 

@@ -1,4 +1,5 @@
-"""From a file of rows to token examples: reading rows, encoding them, and what tokenizers must agree on.
+"""From a file of rows to token examples: reading and splitting rows, encoding them, and checks on tokenizers.
 
-Imports `errors` and nothing else of this package.
+Everything that trains or measures a model on text starts here. May import `errors`, and nothing else of this
+package.
 """

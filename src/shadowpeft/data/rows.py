@@ -1,4 +1,4 @@
-"""Rows of text as they are read, split and recognised: a chat, a prompt and its completion, or plain text."""
+"""Rows of text: reading, splitting, and their three forms (a chat, a prompt with its completion, a text)."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ class Chat:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the last message is an answer."""
+        """True if the last message is an answer."""
         return len(self.messages) > self.learn_from and self.messages[-1]["role"] == "assistant"
 
 
@@ -70,16 +70,19 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
 
     Args:
         source: A `.jsonl` or `.jsonl.gz` file, a data set folder or the id of a data set on the hub.
-        split: The split of a folder or hub data set, such as "test" or "train[:100]". A file is one split and ignores it.
+        split: The split of a folder or hub data set, such as "test" or "train[:100]"; ignored for a file.
 
     Raises:
-        DataError: The source is missing, damaged or empty, or a line is not a JSON object (the message names file and line).
+        DataError: The source is missing, damaged or empty, or a line is not a JSON object. The message names
+            file and line.
     """
     if source.endswith((".jsonl", ".jsonl.gz")):
         rows = _read_jsonl(source)
     elif Path(source).is_file():
         raise DataError(
-            f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON object per line"
+            f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON "
+            "object "
+            "per line"
         )
     else:
         rows = _read_dataset(source, split)
@@ -90,8 +93,9 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
 
 def _read_jsonl(path: str) -> list[Row]:
     rows, number = [], 0
+    read = gzip.open if path.endswith(".gz") else open
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+        with read(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     where = f"{path}:{number}"
@@ -100,7 +104,8 @@ def _read_jsonl(path: str) -> list[Row]:
         raise DataError(
             f"{path}: no such file; give a .jsonl or .jsonl.gz file, a data set folder or a hub id"
         ) from None
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a cut and a damaged .gz file
+    # The last two come from a .gz file that was cut short or is damaged.
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: cannot be read beyond line {number} ({error}); check or rewrite the file"
         ) from error
@@ -136,24 +141,28 @@ def _read_dataset(source: str, split: str) -> list[Row]:
 
 
 def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Part rows into (train, evaluation), the same way for the same rows, fraction and seed; both keep the order of `rows`.
+    """Split rows into those for training and those for evaluation; both keep the order of `rows`.
+
+    The same rows, fraction and seed always give the same split.
 
     Args:
         rows: At least two rows.
         fraction: The share for evaluation, between 0 and 1; each side gets at least one row.
-        seed: Decides which rows go where.
+        seed: Seed of the choice.
 
     Raises:
         DataError: There are fewer than two rows, or `fraction` is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise DataError(
-            f"the evaluation fraction must lie between 0 and 1, got {fraction}; 0.1 holds out a tenth of the rows"
+            f"the evaluation fraction must lie between 0 and 1, got {fraction}; 0.1 holds out a tenth of the "
+            "rows"
         )
     if len(rows) < 2:
         raise DataError(
-            f"a split into train and evaluation rows needs at least 2 rows, got {len(rows)}; add rows, or set the evaluation fraction "
-            "to 0 to train on everything"
+            f"a split into train and evaluation rows needs at least 2 rows, got {len(rows)}; add rows, or "
+            "set the "
+            "evaluation fraction to 0 to train on everything"
         )
     count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
     held_out = set(random.Random(seed).sample(range(len(rows)), count))
@@ -185,7 +194,7 @@ def parse_form(row: Row) -> Chat | Pair | Text:
 
 
 def reference_answer(row: Row) -> str | None:
-    """Map a row to the answer expected of generation: the completion or last assistant content, None where there is none.
+    """Return the answer expected of generation, `None` if there is none: the completion or the last message.
 
     Raises:
         DataError: The row has none of the three forms.
@@ -205,12 +214,13 @@ def _parse_prompt(prompt: Any, completion: Any, where: str) -> Chat | Pair:
             f"got {_kind(prompt)} and {_kind(completion)}"
         )
     if not isinstance(prompt, list):
-        return Pair(
-            _check_string(prompt, "prompt", where),
-            None if completion is None else _check_string(completion, "completion", where),
-        )
-    messages = _check_messages(prompt, "prompt", where)
-    answers = [] if completion is None else _check_messages(completion, "completion", where)
+        _check_string(prompt, "prompt", where)
+        if completion is not None:
+            _check_string(completion, "completion", where)
+        return Pair(prompt, completion)
+    messages, answers = _check_messages(prompt, "prompt", where), []
+    if completion is not None:
+        answers = _check_messages(completion, "completion", where)
     return _chat(messages + answers, len(messages), where)
 
 
@@ -243,7 +253,8 @@ def _check_string(value: Any, name: str, where: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: '{name}' holds half a character ({error}), which no tokenizer can encode; repair the text"
+            f"{where}: '{name}' holds half a character ({error}), which no tokenizer can encode; repair the "
+            "text"
         ) from error
     return value
 

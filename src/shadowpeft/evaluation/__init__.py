@@ -1,4 +1,5 @@
-"""How good a model is: losses and answers on rows, and the standard tasks of lm-evaluation-harness.
+"""Measures of a model: losses and exact answers on rows, and the standard tasks of lm-evaluation-harness.
 
-Imports `model`, `data` and all below them.
+They take any causal language model: a shadowed one, a bare base or a detached one. May import `model`, `data`
+and everything below them.
 """

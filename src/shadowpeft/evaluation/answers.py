@@ -1,9 +1,13 @@
-"""Prompts to answers: greedy generation on rows, the longest prompts first."""
+"""Answers to the prompts of rows, by greedy generation in batches.
+
+Shapes in names: B is the batch, T the tokens of its longest prompt, with those of the answer in `out_BT`.
+"""
 
 import itertools
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +25,7 @@ def encode_prompts(
     Args:
         rows: the rows; their answers are left out.
         tokenizer: the model's tokenizer.
-        limit: tokens the model takes.
+        limit: tokens that prompt and answer may have together.
         max_new_tokens: tokens of the answer.
 
     Raises:
@@ -31,8 +35,9 @@ def encode_prompts(
     for row, prompt in zip(rows, prompts, strict=True):
         if len(prompt) + max_new_tokens > limit:
             raise DataError(
-                f"{row.where}: the prompt has {len(prompt)} tokens, which leaves no room for {max_new_tokens} new ones within {limit}; "
-                "shorten the prompt or lower max_new_tokens"
+                f"{row.where}: the prompt has {len(prompt)} tokens, which leaves no room for "
+                f"{max_new_tokens} new "
+                f"ones within {limit}; shorten the prompt or lower max_new_tokens"
             )
     return prompts
 
@@ -47,7 +52,7 @@ def greedy_answers(
     progress: bool = True,
     limit: int | None = None,
 ) -> list[str]:
-    """Answer each prompt with the likeliest token at every step; batches hold prompts of like length, padded on the left.
+    """Answer each prompt with the likeliest token at every step; batches hold prompts of similar length.
 
     Args:
         model: any causal language model; left in the mode (training or not) it was in.
@@ -55,45 +60,56 @@ def greedy_answers(
         prompts: token ids.
         max_new_tokens: tokens an answer may have.
         batch_size: prompts at a time.
-        progress: show a bar on stderr where someone watches.
+        progress: show a progress bar, if standard error is a terminal.
         limit: tokens that a prompt and its answer may have together; an answer ends there.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    room = [
-        max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts
-    ]
-    # One batch, one length of answer: else a row's answer would depend on the rows beside it.
-    groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: room[index])]
-    batches = [
-        group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
-    ]
+    lengths = [max_new_tokens] * len(prompts)
+    if limit is not None:
+        lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
     answers = [""] * len(prompts)
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
-    for indices in bar(batches, "generate", progress):
-        width = max(len(prompts[index]) for index in indices)
-        padding = [width - len(prompts[index]) for index in indices]
-        ids_BT = torch.tensor(
-            [[pad] * gap + list(prompts[index]) for gap, index in zip(padding, indices, strict=True)]
-        )
-        mask_BT = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
+    for indices in bar(_batches(prompts, lengths, batch_size), "generate", progress):
+        ids_BT, mask_BT = _pad_left([prompts[index] for index in indices], pad)
         out_BT = model.generate(  # type: ignore[operator]
             ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
             do_sample=False,
             num_beams=1,
-            max_new_tokens=room[indices[0]],
+            max_new_tokens=lengths[indices[0]],
             pad_token_id=pad,
             eos_token_id=stop_ids(model, tokenizer),
         )
-        for index, text in zip(
-            indices, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True
-        ):
+        texts = tokenizer.batch_decode(out_BT[:, ids_BT.shape[1] :], skip_special_tokens=True)
+        for index, text in zip(indices, texts, strict=True):
             answers[index] = text
     model.train(was_training)
     return answers
 
 
+def _batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Put the indices of prompts into batches, by length, with one length of answers in each."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    batches = []
+    # One batch, one length of answer: else a row's answer would depend on the rows beside it.
+    for _, group in itertools.groupby(order, key=lambda index: lengths[index]):
+        indices = list(group)
+        batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return batches
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask of B prompts, [B, T], padded on the left, where no answer begins."""
+    width = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), width), pad)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[row, width - len(prompt) :] = 1
+    return ids_BT, mask_BT
+
+
 def bar(batches: Sequence, title: str, progress: bool) -> tqdm:
-    """Show progress over batches, where it is wanted and standard error is a terminal."""
+    """Return the batches with a progress bar, shown if it is wanted and standard error is a terminal."""
+    # To tqdm, None means: hidden unless a terminal is there.
     return tqdm(batches, desc=title, unit="batch", leave=False, disable=None if progress else True)

@@ -1,4 +1,4 @@
-"""How good a model is on rows of text: loss, perplexity, and the share of answers it gives exactly. For any causal language model."""
+"""Measures on rows of text, for any causal language model: loss, perplexity and exact match."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
@@ -22,12 +21,12 @@ from shadowpeft.model.outputs import ShadowedCausalLMOutput
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross-entropy per predicted token.
+    """Mean cross-entropies per predicted token.
 
     Attributes:
         tokens: how many tokens were predicted.
         loss: of the model's own head.
-        shadow_loss: of the shadow's head; `None` where no shadow ran.
+        shadow_loss: of the shadow's head; `None` if no shadow ran.
     """
 
     tokens: int
@@ -37,15 +36,16 @@ class Losses:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured.
+    """Measures of one model on one set of rows.
 
     Attributes:
         rows: how many rows there were.
         tokens: how many tokens were predicted for the loss.
-        loss: cross-entropy per token.
+        loss: mean cross-entropy per predicted token.
         perplexity: its exponential.
-        shadow_loss: cross-entropy per token of the shadow's head; `None` where no shadow ran.
-        exact_match: share of the rows with an answer that greedy generation reproduces, white space at both ends aside.
+        shadow_loss: the same of the shadow's head; `None` if no shadow ran.
+        exact_match: share of the answered rows whose answer greedy generation reproduces, but for white space
+            at both ends; `None` if it was not measured.
         answered_rows: how many rows have an answer to compare with.
     """
 
@@ -75,10 +75,11 @@ def evaluate(
         tokenizer: its tokenizer.
         rows: what to measure on.
         batch_size: rows at a time.
-        max_length: tokens a row may have before it is cut; by default what the model takes.
-        max_new_tokens: tokens an answer may have; by default one more than the longest reference answer, or what the prompt leaves.
+        max_length: tokens a row may have before it is cut; by default the model's limit.
+        max_new_tokens: tokens an answer may have; by default one more than the longest reference answer, or
+            what the prompt leaves.
         exact_match: generate answers and compare them; without it only the losses are measured.
-        progress: show bars on stderr where someone watches.
+        progress: show progress bars, if standard error is a terminal.
 
     Raises:
         DataError: a row cannot be encoded, or its prompt leaves no room for an answer.
@@ -89,36 +90,61 @@ def evaluate(
     examples = encode_all(rows, tokenizer, limit)
     referenced = [(row, answer) for row in rows if (answer := reference_answer(row)) is not None]
     matches, prompts = None, []
-    if exact_match:  # a prompt that is too long is found before the work on the losses
-        prompts = encode_prompts([row for row, _ in referenced], tokenizer, limit, max_new_tokens or 1)
-    losses = token_losses(model, examples, Collator(pad), batch_size, progress)
+    # A prompt that is too long is found before the work on the losses.
+    if exact_match:
+        asked = [row for row, _ in referenced]
+        prompts = encode_prompts(asked, tokenizer, limit, max_new_tokens=max_new_tokens or 1)
+    losses = measure_losses(model, examples, Collator(pad), batch_size=batch_size, progress=progress)
     if prompts:
-        longest = max(
-            len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for _, answer in referenced
-        )
+        references = [answer for _, answer in referenced]
         answers = greedy_answers(
-            model, tokenizer, prompts, max_new_tokens or 1 + longest, batch_size, progress, limit
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens or 1 + _longest(references, tokenizer),
+            batch_size=batch_size,
+            progress=progress,
+            limit=limit,
         )
-        right = sum(
-            given.strip() == wanted.strip() for given, (_, wanted) in zip(answers, referenced, strict=True)
-        )
-        matches = right / len(referenced)
-    # Not math.exp, which raises where the result is too large for a float.
-    perplexity = torch.tensor(losses.loss, dtype=torch.float64).exp().item()
+        matches = _exact_match(answers, references)
     return Evaluation(
-        len(rows), losses.tokens, losses.loss, perplexity, losses.shadow_loss, matches, len(referenced)
+        rows=len(rows),
+        tokens=losses.tokens,
+        loss=losses.loss,
+        # Not math.exp, which raises if the result is too large for a float.
+        perplexity=torch.tensor(losses.loss, dtype=torch.float64).exp().item(),
+        shadow_loss=losses.shadow_loss,
+        exact_match=matches,
+        answered_rows=len(referenced),
     )
 
 
+def _longest(answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of tokens of the longest answer."""
+    return max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+
+
+def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
+    pairs = zip(answers, references, strict=True)
+    return sum(answer.strip() == reference.strip() for answer, reference in pairs) / len(references)
+
+
 @torch.inference_mode()
-def token_losses(
+def measure_losses(
     model: PreTrainedModel,
     examples: Sequence[Example],
     collator: Collator,
     batch_size: int,
     progress: bool = True,
 ) -> Losses:
-    """Measure the cross-entropy per token over all examples, whatever the batches.
+    """Measure the mean cross-entropy per predicted token over all examples, whatever the batches.
+
+    Args:
+        model: any causal language model; left in the mode (training or not) it was in.
+        examples: what to measure on, in any order.
+        collator: makes a batch of examples.
+        batch_size: examples at a time.
+        progress: show a progress bar, if standard error is a terminal.
 
     Raises:
         DataError: no example has a token to predict.
@@ -126,9 +152,10 @@ def token_losses(
     own, shadow, tokens = 0.0, 0.0, 0
     shadowed, was_training = False, model.training
     model.eval()
-    for batch in _batches(
-        sorted(examples, key=lambda example: len(example["input_ids"])), batch_size, "loss", progress
-    ):
+    # Batches of examples of like length have little padding.
+    by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
+    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    for batch in bar(batches, "loss", progress):
         inputs = {name: tensor.to(model.device) for name, tensor in collator(batch).items()}
         tokens += int((inputs["labels"][:, 1:] != NO_LOSS).sum())
         own_of_batch, shadow_of_batch = _summed_losses(model, inputs)
@@ -165,7 +192,3 @@ def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[f
         out.logits[:, :-1][predicted_BT].float(), targets_BT[predicted_BT], reduction="sum"
     )
     return loss.item(), None
-
-
-def _batches(items: Sequence, size: int, title: str, progress: bool) -> tqdm:
-    return bar([items[start : start + size] for start in range(0, len(items), size)], title, progress)

@@ -1,4 +1,4 @@
-"""Standard tasks through EleutherAI's lm-evaluation-harness on any model of ours. It alone asks and scores; here it is only called."""
+"""Standard tasks of EleutherAI's lm-evaluation-harness, which asks our models and scores their answers."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,19 +21,20 @@ from shadowpeft.data.encode import context_length
 from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import ConfigError, DataError, UserError
 
+# Names of tasks that a message suggests.
 _SUGGESTIONS = 3
 
 
 def load_tasks(names: Sequence[str], include_path: str | None = None, progress: bool = True) -> list[Any]:
-    """Find tasks and groups of the harness by name or pattern (`mmlu_*`) and read their data.
+    """Find tasks and groups of the harness by name or pattern (`mmlu_*`), and read their data.
 
     Args:
         names: the tasks.
-        include_path: folder with further task files (YAML); they go before the harness's own of the same name.
-        progress: show bars on stderr where someone watches.
+        include_path: folder with further task files (YAML), which take precedence over the harness's own.
+        progress: show progress bars, if standard error is a terminal.
 
     Returns:
-        the harness's own task and group objects, for `run_harness`.
+        The harness's own task and group objects, for `run_harness`.
 
     Raises:
         UserError: the harness is not installed.
@@ -44,7 +45,8 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, progress: 
         raise UserError("standard tasks need lm-evaluation-harness; pip install 'shadowpeft[lm-eval]'")
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(
-            f"there is no folder {include_path}; include_path must be a folder with task files (YAML) of the harness"
+            f"there is no folder {include_path}; include_path must be a folder with task files (YAML) of the "
+            "harness"
         )
     import yaml
     from datasets.exceptions import DatasetsError
@@ -57,6 +59,7 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, progress: 
             raise DataError(
                 f"the data or the definition of the tasks {', '.join(names)} cannot be loaded: {error}"
             ) from error
+    # A task or group that belongs to a loaded group is reached through it.
     within = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     within |= {inner.name for group in loaded["groups"].values() for inner in group.get_all_groups()}
     return [
@@ -75,22 +78,26 @@ def run_harness(
     max_new_tokens: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure a shadowed model, a bare base or a detached model on tasks of the harness, which seeds the random generators for it.
+    """Measure a shadowed model, a bare base or a detached model on tasks of the harness.
+
+    The harness sets the seeds of the random generators.
 
     Args:
         model: any causal language model; left in the mode (training or not) it was in.
         tokenizer: its tokenizer.
         tasks: what `load_tasks` returned.
         limit: rows of each task; all by default.
-        num_fewshot: examples in each prompt; by default what the task says. Tasks that say 0 keep it.
+        num_fewshot: examples in each prompt; by default the task's own number. Tasks whose number is 0 keep
+            it.
         batch_size: rows at a time.
-        max_length: tokens the model is given at most; by default what it takes. What is longer loses its beginning, with a warning.
-        max_new_tokens: tokens of a generated answer; by default what the task says.
-        progress: show bars on stderr where someone watches.
+        max_length: tokens of an input; by default the model's limit. A longer input loses its beginning, with
+            a warning.
+        max_new_tokens: tokens of a generated answer; by default the task's own number.
+        progress: show progress bars, if standard error is a terminal.
 
     Returns:
-        `tasks`: by name of a task or group its `metrics`, their `stderr` (`None` where the harness has none), `rows`, `version` and
-        `num_fewshot`; and the `versions` of the libraries.
+        `tasks`: by name of a task or group its `metrics`, their `stderr` (`None` if the harness has none),
+        `rows`, `version` and `num_fewshot`; and the `versions` of the libraries.
 
     Raises:
         ConfigError: a setting is out of range, or a task does not fit the model.
@@ -101,7 +108,8 @@ def run_harness(
 
     if batch_size < 1 or (limit is not None and limit < 1) or (num_fewshot is not None and num_fewshot < 0):
         raise ConfigError(
-            f"batch_size and limit must be 1 or more, num_fewshot 0 or more; got {batch_size}, {limit}, {num_fewshot}"
+            f"batch_size and limit must be 1 or more, num_fewshot 0 or more; got {batch_size}, {limit}, "
+            f"{num_fewshot}"
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -110,7 +118,8 @@ def run_harness(
     room = context_length(arch.context_of(model.config), tokenizer, max_length)
     leaves = _leaves(tasks)
     with _as_measured(model, tokenizer), _as_given(leaves), _hushed(progress) as cut:
-        # A tokenizer of its own, as the harness gives it a padding token. Rounded to bfloat16, log-likelihoods would often tie.
+        # The harness gives the tokenizer a padding token, so it gets a copy. Its log-likelihoods are in
+        # float32, as many would tie once rounded to bfloat16.
         wrapped = HFLM(
             model,
             backend="causal",
@@ -128,9 +137,8 @@ def run_harness(
             limit=limit,
             gen_kwargs=generation,
             log_samples=False,
-            task_manager=TaskManager(
-                include_defaults=False
-            ),  # else it reads thousands of task files, though the tasks are here
+            # Else it reads thousands of task files, though the tasks are already here.
+            task_manager=TaskManager(include_defaults=False),
         )
     if cut:
         warnings.warn(
@@ -142,31 +150,30 @@ def run_harness(
 
 
 def table(result: dict[str, Any]) -> str:
-    """Lay the result of `run_harness` out in aligned lines, one a metric."""
-    rows = [("task", "rows", "examples", "metric", "value", "standard error")]
+    """Return the result of `run_harness` as a table of aligned lines, one for each metric."""
+    lines = [["task", "rows", "examples", "metric", "value", "standard error"]]
     for name, task in result["tasks"].items():
+        counts = [str(task["rows"]), _shown(task["num_fewshot"])]
         for metric, value in task["metrics"].items():
-            shown = ["-" if number is None else f"{number:.4f}" for number in (value, task["stderr"][metric])]
-            rows.append(
-                (
-                    name,
-                    str(task["rows"]),
-                    "-" if task["num_fewshot"] is None else str(task["num_fewshot"]),
-                    metric,
-                    *shown,
-                )
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            numbers = [_shown(value, ".4f"), _shown(task["stderr"][metric], ".4f")]
+            lines.append([name, *counts, metric, *numbers])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in lines
     )
+
+
+def _shown(number: float | None, form: str = "") -> str:
+    return "-" if number is None else format(number, form)
 
 
 def _find(names: Sequence[str], include_path: str | None) -> tuple[Any, list[str]]:
     """Return the harness's task manager and the names that the given ones stand for."""
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None:  # reading the harness's own thousands of task files takes seconds
+    # First without the harness's own thousands of task files, which take seconds to read.
+    if include_path is not None:
         manager = TaskManager(include_path=include_path, include_defaults=False)
         if set(names) <= set(manager.all_subtasks):
             return manager, list(dict.fromkeys(names))
@@ -175,51 +182,72 @@ def _find(names: Sequence[str], include_path: str | None) -> tuple[Any, list[str
     for name in names:
         matching = manager.match_tasks([name])
         if not matching:
+            message = f"the harness has no task {name!r}"
+            if include_path is not None:
+                message += f", and none in a readable task file of {include_path}"
             near = difflib.get_close_matches(name, manager.all_tasks, _SUGGESTIONS)
-            hint = f"; near it are: {', '.join(near)}" if near else ""
-            skipped = (
-                f", and none in a readable task file of {include_path}" if include_path is not None else ""
-            )
-            raise ConfigError(f"the harness has no task {name!r}{skipped}{hint}")
+            if near:
+                message += f"; near it are: {', '.join(near)}"
+            raise ConfigError(message)
         found += matching
     return manager, list(dict.fromkeys(found))
 
 
 def _leaves(tasks: Sequence[Any]) -> list[Any]:
-    """Open groups: return the single tasks."""
+    """Return the single tasks, those of groups included."""
     from lm_eval.api.group import Group
 
-    return [
-        leaf for entry in tasks for leaf in (entry.get_all_tasks() if isinstance(entry, Group) else [entry])
-    ]
+    leaves = []
+    for entry in tasks:
+        if isinstance(entry, Group):
+            leaves += entry.get_all_tasks()
+        else:
+            leaves.append(entry)
+    return leaves
 
 
 def _refuse_unfit(tasks: Sequence[Any], room: int, asked: int | None, default: int) -> None:
-    """Refuse tasks that run generated code, need more than text, or leave no room for a prompt."""
+    """Raise for a task that runs generated code, needs more than text, or leaves no room for a prompt.
+
+    Args:
+        tasks: single tasks.
+        room: tokens of prompt and answer together.
+        asked: tokens of an answer that the user asked for.
+        default: tokens of an answer if neither the user nor the task says.
+
+    Raises:
+        ConfigError: the message names the task.
+    """
     from lm_eval.models.utils import normalize_gen_kwargs
 
     for task in tasks:
         if task.config.unsafe_code:
             raise ConfigError(
-                f"task {task.task_name} runs the code that a model writes, which is not done here; leave it out"
+                f"task {task.task_name} runs the code that a model writes, which is not done here; leave it "
+                "out"
             )
         if task.config.doc_to_image is not None or task.config.doc_to_audio is not None:
             raise ConfigError(
-                f"task {task.task_name} shows pictures or plays sounds, which a language model does not take; leave it out"
+                f"task {task.task_name} shows pictures or plays sounds, which a language model does not "
+                "take; "
+                "leave it out"
             )
         if task.OUTPUT_TYPE == "generate_until":
-            tokens = (
-                asked or normalize_gen_kwargs(task.config.generation_kwargs or {}, default)["max_gen_toks"]
-            )
+            settings = task.config.generation_kwargs or {}
+            tokens = asked or normalize_gen_kwargs(settings, default)["max_gen_toks"]
             if tokens >= room:
                 raise ConfigError(
-                    f"task {task.task_name} generates up to {tokens} tokens, which leaves no room for a prompt within {room}; "
-                    "set a smaller max_new_tokens"
+                    f"task {task.task_name} generates up to {tokens} tokens, which leaves no room for a "
+                    "prompt within "
+                    f"{room}; set a smaller max_new_tokens"
                 )
 
 
 def _plain(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reduce the harness's results to numbers: `acc,none` is `acc`, and a metric behind a filter keeps the filter's name."""
+    """Reduce the harness's results to numbers.
+
+    The harness names a metric with its filter: `acc,none` becomes `acc`; any other filter stays in the name.
+    """
     tasks = {}
     for name, entry in found["results"].items():
         values = {key.replace(",none", ""): value for key, value in entry.items() if "," in key}
@@ -238,12 +266,18 @@ def _plain(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, numbers.Real) else None
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return None
 
 
 @contextlib.contextmanager
 def _as_measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Let answers end where training taught them to, and their length be the task's: the model's own would win over it."""
+    """Set the model's generation as the measurement needs it, and restore it and the mode afterwards.
+
+    Answers end where training taught them to. Their length is the task's, over which the model's own would
+    win.
+    """
     training, generation = model.training, model.generation_config
     model.generation_config = copy.deepcopy(generation)
     model.generation_config.update(eos_token_id=stop_ids(model, tokenizer), max_new_tokens=None)
@@ -256,7 +290,7 @@ def _as_measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 @contextlib.contextmanager
 def _as_given(tasks: Sequence[Any]) -> Iterator[None]:
-    """Put the settings back that the harness writes into tasks, or one run's would hold for the next."""
+    """Undo the harness's changes to the settings of tasks, which would hold for the next run."""
     given = [
         (task.config, task.config.num_fewshot, copy.deepcopy(task.config.generation_kwargs)) for task in tasks
     ]
@@ -268,7 +302,7 @@ def _as_given(tasks: Sequence[Any]) -> Iterator[None]:
 
 
 class _CutInputs(logging.Handler):
-    """Keeps what the harness says of inputs that it cuts."""
+    """A handler that keeps the harness's messages on inputs that it cuts."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -276,21 +310,24 @@ class _CutInputs(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
+        # "Left truncation applied", "Truncating ... tokens" and the like.
         if "runcat" in message:
             self.said.append(message)
 
 
 @contextlib.contextmanager
 def _hushed(progress: bool) -> Iterator[list[str]]:
-    """Keep the harness's bars from where nobody watches, its log lines from the screen; give what it says of inputs it cuts."""
+    """Hide the harness's log and, unless wanted, its progress bars; yield its messages on cut inputs."""
     logger, heard = logging.getLogger("lm_eval"), _CutInputs()
     propagated = logger.propagate
     logger.addHandler(heard)
     logger.propagate = False
-    watched = progress and sys.stderr.isatty()
-    out, err = (sys.stderr, sys.stderr) if watched else (io.StringIO(), io.StringIO())
+    # Standard output is kept for results, whatever the harness prints there.
+    screen: TextIO = io.StringIO()
+    if progress and sys.stderr.isatty():
+        screen = sys.stderr
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
             yield heard.said
     finally:
         logger.removeHandler(heard)

@@ -1,4 +1,4 @@
-"""The model card of an export."""
+"""The model card of an export: of a detached model, which no longer needs this library."""
 
 from pathlib import Path
 
@@ -18,13 +18,26 @@ pipeline_tag: {pipeline}
 # The shadow of {base}, detached
 
 A stock `{kind}` of {parameters:,} parameters in {dtype}: {what}
-frozen base {base}, with the base's {copied} folded in. It needs neither the base nor shadowpeft, and answers worse than
-base and shadow together; the licence of the base holds for its copied weights.
+frozen base {base}, with the base's {copied} folded in. It needs neither the base nor shadowpeft, and answers
+worse than base and shadow together; the licence of the base holds for its copied weights.
 
 {use}
 {run}
 Written by shadowpeft {version} (torch {torch}, transformers {transformers}).
 """
+_LIBRARY = {"hf": "transformers", "gguf": "gguf"}
+_OF_TASK = {
+    "causal-lm": {
+        "pipeline": "text-generation",
+        "auto": "AutoModelForCausalLM",
+        "copied": "embeddings and head",
+    },
+    "sequence-classification": {
+        "pipeline": "text-classification",
+        "auto": "AutoModelForSequenceClassification",
+        "copied": "embeddings",
+    },
+}
 _USE = {
     "hf": """```python
 from transformers import {auto}, AutoTokenizer
@@ -38,29 +51,27 @@ llama-cli -m <this file>
 
 
 def model_card(source: Source, model: PreTrainedModel, to: str, dtype: str) -> str:
-    """Write the card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        source: where the shadow comes from.
+        source: the shadow and its base.
         model: the detached model.
         to: the format it is written in.
-        dtype: the type of its weights, as a user would say it.
+        dtype: the type of its weights, by the name that a user gives it.
     """
-    generates = source.task == "causal-lm"
+    of_task = _OF_TASK[source.task]
     trained = "the pretrained shadow" if source.pretrained else "the shadow network of the adapter"
     return _CARD.format(
-        library="transformers" if to == "hf" else "gguf",
-        pipeline="text-generation" if generates else "text-classification",
+        library=_LIBRARY[to],
+        pipeline=of_task["pipeline"],
         base=source.base,
         base_line=base_line(source.base),
         kind=type(model).__name__,
         parameters=model.num_parameters(),
         dtype=dtype,
         what=f"{trained} `{source.folder.name}`, which was trained beside the",
-        copied="embeddings and head" if generates else "embeddings",
-        use=_USE[to].format(
-            auto="AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"
-        ),
+        copied=of_task["copied"],
+        use=_USE[to].format(auto=of_task["auto"]),
         run=_run(source.folder / "README.md"),
         version=shadowpeft.__version__,
         torch=torch.__version__,
@@ -69,9 +80,10 @@ def model_card(source: Source, model: PreTrainedModel, to: str, dtype: str) -> s
 
 
 def _run(card: Path) -> str:
-    """Take over what the shadow's card tells of its training, if there is such a card."""
+    """Return what the shadow's card says of its training, empty if there is no such card."""
     try:
         _, heading, rest = card.read_text(encoding="utf-8").partition("\n## The run\n")
     except (OSError, UnicodeDecodeError):
         return ""
-    return f"{heading}{rest.partition(chr(10) + 'Written by shadowpeft')[0]}"
+    run, _, _ = rest.partition("\nWritten by shadowpeft")
+    return heading + run

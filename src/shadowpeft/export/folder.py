@@ -1,4 +1,4 @@
-"""A stock model folder, as transformers, vLLM and text-generation servers read it."""
+"""A stock model folder, as transformers, vLLM and servers for text generation read it."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.errors import ConfigError
 
-_SHARD = "50GB"  # transformers' own
+# The default of transformers.
+_SHARD = "50GB"
 
 
 def refuse_shard_size(size: str | None) -> None:
-    """Raise unless transformers can read the size.
+    """Raise unless transformers can read the size of a shard.
 
     Raises:
         ConfigError: it cannot.
@@ -21,7 +22,7 @@ def refuse_shard_size(size: str | None) -> None:
 
 
 def bytes_of(model: PreTrainedModel) -> int:
-    """Count what the weights take in a file; tied ones are there once."""
+    """Return the bytes of the weights in a file, where tied ones are stored once."""
     return sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
 
 
@@ -32,7 +33,15 @@ def write(
     folder: Path,
     max_shard_size: str | None,
 ) -> None:
-    """Write weights, configurations, tokenizer with its chat template, and card."""
+    """Write a new folder: weights, configurations, the tokenizer with its chat template, and the card.
+
+    Args:
+        model: the detached model.
+        tokenizer: its tokenizer.
+        card: content of its `README.md`.
+        folder: must not exist.
+        max_shard_size: largest file of weights, such as `2GB`; `None` for transformers' default.
+    """
     folder.mkdir()
     model.save_pretrained(folder, max_shard_size=max_shard_size or _SHARD)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""One GGUF file of a detached model, as llama.cpp and what is built on it run it."""
+"""A GGUF file of a detached model: what llama.cpp runs, and programs that are built on it."""
 
 import sys
 from pathlib import Path
@@ -24,10 +24,15 @@ _FILE_TYPES = {
 
 
 def refuse_unknown(config: PretrainedConfig, task: arch.Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise unless llama.cpp computes what the shadow computes, and reads text as the tokenizer does.
+    """Raise unless llama.cpp computes what the shadow computes, and splits text as the tokenizer does.
+
+    Args:
+        config: of the shadow.
+        task: what it was trained for.
+        tokenizer: its tokenizer.
 
     Raises:
-        UnsupportedModelError: it does not; the message says in what.
+        UnsupportedModelError: it does not; the message says why.
     """
     if task != "causal-lm":
         raise UnsupportedModelError(
@@ -40,16 +45,16 @@ def refuse_unknown(config: PretrainedConfig, task: arch.Task, tokenizer: PreTrai
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, quantise: bool = False
 ) -> None:
-    """Write model and tokenizer as one file.
+    """Write model and tokenizer as one file, which holds one tensor in memory at a time.
 
     Args:
         model: the detached model.
         tokenizer: its tokenizer.
         path: the file.
-        quantise: write matrices in 8 bits (q8_0), else in the model's type. Vectors are float32 either way.
+        quantise: write matrices in 8 bits (q8_0) rather than in the model's type. Vectors are always float32.
 
     Raises:
-        UnsupportedModelError: as `refuse_unknown`.
+        UnsupportedModelError: as in `refuse_unknown`.
     """
     wanted = _Q8 if quantise else _TYPES[model.dtype]
     writer = gguf.GGUFWriter(path, gguf_layout.layout_of(model.config).name)
@@ -60,10 +65,11 @@ def write(
         gguf_layout.write_sizes(writer, model.config)
         assert model.generation_config is not None
         gguf_vocab.write(writer, tokenizer, model.config.vocab_size, model.generation_config)
+        # The header lists every tensor before the data begin, so the tensors are made twice, one at a time.
         for name, tensor in gguf_layout.tensors(model):
             kind = _type_of(tensor, wanted)
             shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
-            # A byte shape counts bytes, whatever numpy's type says.
+            # The shape counts bytes, so the type that is given to numpy must be that of bytes.
             writer.add_tensor_info(name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -83,7 +89,11 @@ def write(
 
 
 def _type_of(tensor: torch.Tensor, wanted: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
-    """Return what a tensor is stored in: llama.cpp wants vectors in float32, and q8_0 packs 32 numbers of a row at a time."""
+    """Return the type that a tensor is stored in."""
+    # llama.cpp reads vectors in float32 alone.
     if tensor.ndim == 1:
         return _F32
-    return _F16 if wanted == _Q8 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[_Q8][0] else wanted
+    # q8_0 packs blocks of 32 numbers of a row.
+    if wanted == _Q8 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[_Q8][0]:
+        return _F16
+    return wanted

@@ -1,7 +1,7 @@
-"""How llama.cpp lays out the families that it shares with us: their hyperparameters, and each tensor's name and form there.
+"""llama.cpp's layout of a model: its names for the hyperparameters, and the name and the form of each tensor.
 
-The names come from the package `gguf`; the forms follow from llama.cpp computing some things otherwise than transformers does, which the
-methods of `Layout` say.
+The names come from the package `gguf`. The forms differ where llama.cpp computes something otherwise than
+transformers does; `Layout` says where, for each family.
 """
 
 from collections.abc import Iterator
@@ -18,23 +18,26 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from shadowpeft import arch
 from shadowpeft.errors import UnsupportedModelError
 
-# Stands for no soft cap where llama.cpp always applies one: cap * tanh(x / cap) is x to float32's last digit.
+# Stands for no soft cap if llama.cpp always applies one: cap * tanh(x / cap) is then x to the last digit of
+# float32.
 _NO_CAP = 1e9
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where llama.cpp differs from transformers for one family.
+    """Differences between llama.cpp and transformers in one family.
 
-    Args:
+    Attributes:
         name: llama.cpp's name of the architecture.
-        activation: the only one that it computes there.
-        pairs_neighbours: its rotary embedding turns neighbouring numbers (2i, 2i+1) together, transformers' i and i + half.
-        norm_offset: transformers multiplies by the norm's weight plus this, llama.cpp by the weight.
-        window_every: it knows sliding windows, and every so many blocks one without; `None` where it knows none.
-        caps: its attention logits and its output are soft-capped, always.
-        always_tied: it reads no head but the embeddings.
-        biases: it takes biases on the attention if the model has them.
+        activation: the only activation that llama.cpp computes there.
+        pairs_neighbours: its rotary embedding rotates the pairs (2i, 2i + 1), that of transformers (i, i +
+            half).
+        norm_offset: transformers multiplies by the weight of a norm plus this, llama.cpp by the weight.
+        window_every: llama.cpp has sliding windows, and without other words every so many blocks one without;
+            `None` if it has none.
+        caps: llama.cpp always soft-caps the attention logits and the output.
+        always_tied: llama.cpp reads no head but the embeddings.
+        biases: llama.cpp reads biases of the attention if the model has them.
     """
 
     name: str
@@ -60,10 +63,11 @@ LAYOUTS = {
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
-    """Find the layout of a model, by its configuration alone.
+    """Return the layout of a model, by its configuration alone.
 
     Raises:
-        UnsupportedModelError: llama.cpp does not compute it, or we do not write it; the message says what and which families we do.
+        UnsupportedModelError: llama.cpp does not compute it, or it cannot be written here; the message says
+            why, or which families can.
     """
     family = arch.family_of_config(config)
     if family.model_type == "qwen3_moe" and len(config.mlp_only_layers) == config.num_hidden_layers:
@@ -74,32 +78,32 @@ def layout_of(config: PretrainedConfig) -> Layout:
             f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf"
         )
     layout = LAYOUTS[family.model_type]
-    activation = config.hidden_activation if family.softcaps else config.hidden_act
-    problems = {
-        f"its activation is {activation}, llama.cpp's {layout.activation}": activation != layout.activation,
-        "llama.cpp ties its head to its embeddings, and here they differ": layout.always_tied
-        and not config.tie_word_embeddings,
-        "its attention has biases": not layout.biases
-        and "attention_bias" in vars(config)
-        and config.attention_bias,
-        "its logits are soft-capped": family.softcaps
-        and not layout.caps
-        and config.final_logit_softcapping is not None,
-    }
-    problems |= {
-        f"its rotary embedding is of the type {kind}": True
-        for kind in _rope_types(config) - _known_ropes(layout)
-    }
-    found = [problem for problem, there in problems.items() if there]
-    if found:
+    problem = next(_problems(config, family, layout), None)
+    if problem is not None:
         raise UnsupportedModelError(
-            f"this {family.name} shadow cannot be written as GGUF: {found[0]}; give --to hf"
+            f"this {family.name} shadow cannot be written as GGUF: {problem}; give --to hf"
         )
     return layout
 
 
+def _problems(config: PretrainedConfig, family: arch.Family, layout: Layout) -> Iterator[str]:
+    """Yield what the model computes and llama.cpp does not."""
+    activation = config.hidden_activation if family.softcaps else config.hidden_act
+    if activation != layout.activation:
+        yield f"its activation is {activation}, llama.cpp's {layout.activation}"
+    if layout.always_tied and not config.tie_word_embeddings:
+        yield "llama.cpp ties its head to its embeddings, and here they differ"
+    # Not every configuration has the attribute.
+    if not layout.biases and vars(config).get("attention_bias"):
+        yield "its attention has biases"
+    if family.softcaps and not layout.caps and config.final_logit_softcapping is not None:
+        yield "its logits are soft-capped"
+    for kind in _rope_types(config) - _known_ropes(layout):
+        yield f"its rotary embedding is of the type {kind}"
+
+
 def _as_qwen3(config: PretrainedConfig) -> PretrainedConfig:
-    """Describe the shadow of a Qwen3-MoE base, which has no experts, as what its blocks are."""
+    """Return the configuration of a Qwen3-MoE base's shadow, which has no experts, as that of a Qwen3."""
     values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
     return CONFIG_MAPPING["qwen3"].from_dict(values)
 
@@ -112,13 +116,19 @@ def _rope_types(config: PretrainedConfig) -> set[str]:
 
 
 def _known_ropes(layout: Layout) -> set[str]:
-    return {"default", "linear"} | ({"llama3"} if layout.name == "llama" else set())
+    known = {"default", "linear"}
+    if layout.name == "llama":
+        known.add("llama3")
+    return known
 
 
 def _ropes(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
-    """Return the rotary parameters of blocks with full attention and of those with a window."""
+    """Return the rotary parameters of blocks with full attention and of blocks with a window."""
     given = config.rope_parameters
-    return given if "full_attention" in given else {"full_attention": given, "sliding_attention": given}
+    # Most families have one set for all blocks.
+    if "full_attention" not in given:
+        return {"full_attention": given, "sliding_attention": given}
+    return given
 
 
 def head_dim_of(config: PretrainedConfig) -> int:
@@ -140,6 +150,13 @@ def write_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _write_ropes_and_windows(writer, config, layout)
+    if layout.caps:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _NO_CAP)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping or _NO_CAP)
+
+
+def _write_ropes_and_windows(writer: gguf.GGUFWriter, config: PretrainedConfig, layout: Layout) -> None:
     full, sliding = _ropes(config)["full_attention"], _ropes(config)["sliding_attention"]
     writer.add_rope_freq_base(full["rope_theta"])
     if full.get("rope_type") == "linear":
@@ -148,25 +165,25 @@ def write_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
     if layout.window_every is not None:
         windowed = [kind == "sliding_attention" for kind in config.layer_types]
         writer.add_sliding_window(config.sliding_window)
+        # llama.cpp's own pattern for the family need not be written.
         if windowed != [(block + 1) % layout.window_every != 0 for block in range(len(windowed))]:
             writer.add_sliding_window_pattern(windowed)
         if sliding["rope_theta"] != full["rope_theta"]:
             writer.add_float32(gguf.Keys.Rope.FREQ_BASE_SWA.format(arch=layout.name), sliding["rope_theta"])
-    if layout.caps:
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _NO_CAP)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping or _NO_CAP)
 
 
 def _context(config: PretrainedConfig, layout: Layout) -> int:
-    """Return the most tokens. Where llama.cpp knows no window, it must not see beyond one."""
+    """Return the most tokens of a text, which must fit in the window if llama.cpp has none for the family."""
     kinds = vars(config).get("layer_types") or []
     windowed = config.model_type == "mistral" or "sliding_attention" in kinds
-    window = vars(config).get("sliding_window") if windowed and layout.window_every is None else None
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+    most, window = config.max_position_embeddings, vars(config).get("sliding_window")
+    if windowed and layout.window_every is None and window:
+        return min(most, window)
+    return most
 
 
 def tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Give each tensor by llama.cpp's name and in its form, one after another."""
+    """Yield each tensor by llama.cpp's name and in its form, one after another."""
     config = model.config
     layout = layout_of(config)
     names = gguf.get_tensor_name_map(_architecture(layout), config.num_hidden_layers)
@@ -185,13 +202,16 @@ def _architecture(layout: Layout) -> gguf.MODEL_ARCH:
 
 
 def _formed(name: str, tensor: Tensor, config: PretrainedConfig, layout: Layout) -> Tensor:
-    """Change a tensor so that what llama.cpp computes with it is what transformers computes with the original."""
+    """Return what llama.cpp needs so that it computes what transformers computes with the tensor."""
     if layout.pairs_neighbours and ".q_proj." in name:
         return _neighbours(tensor, config.num_attention_heads)
     if layout.pairs_neighbours and ".k_proj." in name:
         return _neighbours(tensor, config.num_key_value_heads)
-    formed = tensor.float() + layout.norm_offset if name.endswith("norm.weight") else tensor
-    # llama.cpp divides by the square root of the head's width; Gemma's own divisor goes into what makes the queries.
+    formed = tensor
+    if name.endswith("norm.weight"):
+        formed = tensor.float() + layout.norm_offset
+    # llama.cpp divides attention logits by the square root of the head's width. Gemma divides by a number of
+    # its own: the quotient goes into what scales the queries.
     queries = {"gemma2": ".q_proj.weight", "gemma3_text": ".q_norm.weight"}.get(config.model_type)
     if queries is not None and name.endswith(queries):
         return formed.float() * (head_dim_of(config) / config.query_pre_attn_scalar) ** 0.5
@@ -199,13 +219,16 @@ def _formed(name: str, tensor: Tensor, config: PretrainedConfig, layout: Layout)
 
 
 def _neighbours(tensor: Tensor, heads: int) -> Tensor:
-    """Reorder the rows of each head from two halves to neighbours: the new row 2i is the old i, 2i + 1 is the old i + half."""
+    """Reorder the rows of each head: the new row 2i is the old row i, and 2i + 1 is the old i + half."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def _frequency_factors(config: PretrainedConfig) -> Tensor:
-    """Return by how much Llama 3 slows each rotary frequency down: llama.cpp divides by it."""
+    """Return the factors by which Llama 3 lowers the rotary frequencies, [head width / 2].
+
+    llama.cpp divides by them.
+    """
     width, theta = head_dim_of(config), _ropes(config)["full_attention"]["rope_theta"]
     slowed, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -213,5 +236,5 @@ def _frequency_factors(config: PretrainedConfig) -> Tensor:
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:
-    """Give a tensor to numpy, which knows no bfloat16."""
+    """Return a tensor as a float32 array of numpy, which has no bfloat16."""
     return tensor.detach().float().cpu().contiguous().numpy()

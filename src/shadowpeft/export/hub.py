@@ -1,4 +1,4 @@
-"""Uploading an export to the Hugging Face hub."""
+"""Uploads of an export to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from shadowpeft.errors import CheckpointError, ConfigError
 
 
 def logged_in(repository: str) -> HfApi:
-    """Return a client that may upload, before any work is done for it.
+    """Return a client that may upload; called before any work is done for an upload.
 
     Raises:
-        ConfigError: the repository's name cannot be one, nobody is logged in, or the hub does not answer.
+        ConfigError: the repository has an impossible name, nobody is logged in, or the hub refuses or does
+            not answer.
     """
     client = HfApi()
     try:
@@ -29,16 +30,22 @@ def logged_in(repository: str) -> HfApi:
         ) from error
     except (HTTPError, OSError) as error:
         raise ConfigError(
-            f"--push: the Hugging Face hub does not let in ({' '.join(str(error).split())})"
+            f"--push: the Hugging Face hub refuses the connection ({' '.join(str(error).split())})"
         ) from error
     return client
 
 
 def upload(client: HfApi, repository: str, output: Path, card: str) -> str:
-    """Upload a folder, or a file with its card, and return its address.
+    """Upload a folder, or a file with its card, and return the address of the repository.
+
+    Args:
+        client: as `logged_in` returns it.
+        repository: name on the hub; made if need be.
+        output: the folder, which holds its card, or the file.
+        card: content of the file's `README.md`.
 
     Raises:
-        CheckpointError: it could not be uploaded; what was written here stays.
+        CheckpointError: it could not be uploaded; the local files stay.
     """
     try:
         address = client.create_repo(repository, exist_ok=True)
@@ -50,6 +57,7 @@ def upload(client: HfApi, repository: str, output: Path, card: str) -> str:
     except (HTTPError, OSError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(
-            f"{output} is written and could not be uploaded ({why}); try again with hf upload {repository} {output}"
+            f"{output} is written and could not be uploaded ({why}); try again with hf upload {repository} "
+            f"{output}"
         ) from error
     return str(address)

@@ -1,4 +1,4 @@
-"""What is exported: the shadow of an adapter, or a pretrained one, and the tokenizer that goes with it."""
+"""The source of an export: the shadow of an adapter, or a pretrained one, with the base's tokenizer."""
 
 import copy
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from shadowpeft.storage.base_facts import BaseFacts
 
 @dataclass(frozen=True)
 class Source:
-    """A shadow to export, looked at and not loaded yet.
+    """A shadow to export, whose weights are not loaded yet.
 
     Attributes:
         base: folder or hub id of the base.
         folder: the adapter's folder, or that of a pretrained shadow.
         pretrained: whether it is the latter.
         tokenizer: the base's.
-        backbone: configuration that tells what kind of model the detached one will be, sizes left aside.
+        backbone: configuration with the kind of model that the detached one will be; its sizes may be others.
         task: what it was trained for.
-        labels: how many classes a classifier tells.
+        labels: number of classes of a classifier, `None` otherwise.
     """
 
     base: str
@@ -39,8 +39,13 @@ class Source:
     labels: int | None
 
     @classmethod
-    def look(cls, base: str, adapter: str | Path | None, shadow: str | Path | None) -> "Source":
-        """Find out what is to be exported from the small files, before any weights are read.
+    def inspect(cls, base: str, adapter: str | Path | None, shadow: str | Path | None) -> "Source":
+        """Find out what will be exported, from the small files and without reading weights.
+
+        Args:
+            base: folder or hub id of the base.
+            adapter: the adapter's folder.
+            shadow: folder of a pretrained shadow, in place of `adapter`.
 
         Raises:
             ConfigError: not exactly one of adapter and shadow is given.
@@ -53,22 +58,35 @@ class Source:
             )
         if adapter is not None and not Path(adapter).is_dir():
             raise CheckpointError(f"no adapter folder at {adapter}")
-        config = stock_models.load_config(base)  # a base that cannot be reached is found out with one request
+        # First the configuration: one request shows that a base cannot be reached.
+        config = stock_models.load_config(base)
         tokenizer = stock_models.load_tokenizer(base)
+        task: arch.Task = "causal-lm"
         if adapter is None:
             assert shadow is not None
+            folder, labels = Path(shadow), None
             backbone = shadow_folder.backbone_config(shadow, config)
-            return cls(
-                base, Path(shadow), True, tokenizer, _detached_kind(backbone, config), "causal-lm", None
-            )
-        backbone, facts = _described(Path(adapter), config)
-        task: arch.Task = "causal-lm" if facts.task == "causal-lm" else "sequence-classification"
+        else:
+            folder = Path(adapter)
+            backbone, facts = _described(folder, config)
+            labels = facts.num_labels
+            if facts.task != "causal-lm":
+                task = "sequence-classification"
         return cls(
-            base, Path(adapter), False, tokenizer, _detached_kind(backbone, config), task, facts.num_labels
+            base=base,
+            folder=folder,
+            pretrained=adapter is None,
+            tokenizer=tokenizer,
+            backbone=_detached_kind(backbone, config),
+            task=task,
+            labels=labels,
         )
 
     def detach(self, dtype: torch.dtype | str) -> PreTrainedModel:
-        """Load the base, build the detached model in its type, and let it stop where the base's answers end.
+        """Load the base, and build the detached model, which ends its answers where the base does.
+
+        Args:
+            dtype: type of the weights, `auto` for the base's.
 
         Raises:
             CheckpointError: the shadow's folder is damaged or was written for another base.
@@ -90,8 +108,9 @@ class Source:
 
 
 def _detached_kind(backbone: PretrainedConfig, base: PretrainedConfig) -> PretrainedConfig:
-    """Describe the detached model by kind, its sizes left aside: an explicit shadow's head is the base's and so never tied to its own
-    embeddings; an implicit one has dense blocks, whatever the base's are, and one stands for all."""
+    """Return a configuration with the kind of the detached model; its sizes may be others."""
+    # An explicit shadow gets the base's head, so its own embeddings are never tied to it. An implicit one has
+    # dense blocks, whatever the base has, and one block is enough to show what they are.
     if backbone is base:
         backbone = copy.deepcopy(base)
         arch.set_depth(backbone, 1)
@@ -101,11 +120,16 @@ def _detached_kind(backbone: PretrainedConfig, base: PretrainedConfig) -> Pretra
 
 
 def _described(adapter: Path, base: PretrainedConfig) -> tuple[PretrainedConfig, BaseFacts]:
-    """Read the configuration of an adapter's shadow, and the facts of its base."""
+    """Read the configuration of an adapter's shadow, and the facts of its base.
+
+    Raises:
+        CheckpointError: the description is missing, damaged or of another format.
+    """
     path = adapter / adapter_folder.CONFIG
     if not path.exists():
         raise CheckpointError(f"{adapter} holds no {adapter_folder.CONFIG}: it is not an adapter folder")
     meta = reading.read_meta(path, adapter_folder.READABLE)
-    explicit = meta.get("explicit_shadow")
-    backbone = reading.stock_config(explicit, "the adapter's shadow") if isinstance(explicit, dict) else base
+    backbone, explicit = base, meta.get("explicit_shadow")
+    if isinstance(explicit, dict):
+        backbone = reading.stock_config(explicit, "the adapter's shadow")
     return backbone, BaseFacts.read(meta.get("base"), path)

@@ -1,5 +1,5 @@
-"""Where a folder comes from and how it is written: adapters, pretrained shadows, the authors' checkpoints, stock models.
+"""Folders on disk: adapters, pretrained shadows, checkpoints of the authors' package, and stock models.
 
-Everything read is checked before anything is built from it, and everything written is complete or not there.
-Imports `shadow` and all below it.
+All that is read is checked before a module is built from it; all that is written is complete or absent.
+May import `shadow` and everything below it.
 """

@@ -1,12 +1,15 @@
-"""The adapter folder: safetensors, JSON and a model card. Loading is strict both ways and never runs what a file names."""
+"""The adapter folder: weights, settings and a model card.
 
+Loading refuses a tensor too many as well as a tensor too few, and never runs code that a file names.
+"""
+
+import dataclasses
 import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,11 +22,11 @@ from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import reading
 from shadowpeft.storage.atomic import text, write_together
 from shadowpeft.storage.base_facts import BaseFacts
-from shadowpeft.storage.card import model_card
+from shadowpeft.storage.card import adapter_card
 
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
-# 1 was written while the variant `normed` was another function (both heads of a classifier answered, gates began at 0.05), 2 before there
-# were `output_gains`.
+# Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
+# and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
 
 
@@ -34,14 +37,14 @@ def save(
     folder: str | Path,
     run: Mapping[str, Any],
 ) -> None:
-    """Write an adapter: its tensors, its settings with the facts of its base, and a model card that tells of the run.
+    """Write an adapter: its tensors, its settings with the facts of its base, and a model card.
 
     Args:
         adapter: what to save.
-        tensors: its tensors by name, whole; its own may be sharded.
-        facts: of the base it was trained on.
+        tensors: its tensors by name, whole; those of `adapter` itself may be sharded.
+        facts: of the base that it was trained on.
         folder: made if need be; its other files are left alone.
-        run: what to tell of the training in the card, by name.
+        run: facts of the training for the card, by name.
 
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
@@ -54,11 +57,10 @@ def save(
         "shadowpeft_version": shadowpeft.__version__,
         "shadow": adapter.settings.to_dict(),
         "explicit_shadow": None if adapter.shadow.borrows else backbone,
-        "base": vars(facts),
+        "base": dataclasses.asdict(facts),
     }
-    card = model_card(
-        facts.name, adapter.config, {name: tensor.numel() for name, tensor in state.items()}, run
-    )
+    sizes = {name: tensor.numel() for name, tensor in state.items()}
+    card = adapter_card(facts.name, adapter.config, sizes, run=run)
     write_together(
         folder,
         {
@@ -70,11 +72,11 @@ def save(
 
 
 def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
-    """Read an adapter for a base; every name and shape is checked before anything is allocated.
+    """Read an adapter for a base; every name and shape is checked before memory is allocated.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another format, a tensor is missing, extra or misshapen, or the
-            adapter was trained on another base.
+        CheckpointError: a file is missing, damaged or of another format, a tensor is missing, extra or of
+            another shape, or the adapter was trained on another base.
         ConfigError: a setting in the JSON is unknown or out of range.
     """
     folder = Path(folder)
@@ -87,7 +89,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     BaseFacts.read(meta.get("base"), folder / CONFIG).refuse_other(BaseFacts.of(base), folder)
     if meta["format"] == 2:
         meta["shadow"]["output_gains"] = False
-    config, found = ShadowConfig.from_dict(meta["shadow"]), reading.read_header(folder / WEIGHTS)
+    config = ShadowConfig.from_dict(meta["shadow"])
     if None in (
         config.alpha,
         config.dropout,
@@ -101,28 +103,14 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     build = partial(_build, base, config, explicit)
-    reading.compare(
-        folder / WEIGHTS,
-        reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
-        found,
-    )
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in found}
-    adapter = build()
-    adapter.load_state_dict(
-        state, strict=True, assign=True
-    )  # keep the saved precision; the caller chooses the final one
-    return adapter
+    return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
 
 
 def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:
     if explicit is None:
         return Adapter(base, config, shadow.implicit(base, config.resolved()))
-    return Adapter(
-        base,
-        config,
-        shadow.explicit_from_config(base, reading.stock_config(explicit, "the adapter's shadow")),
-    )
+    backbone = reading.stock_config(explicit, "the adapter's shadow")
+    return Adapter(base, config, shadow.explicit_from_config(base, backbone))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing files so that nothing already saved is lost."""
+"""Atomic writes: several files of a folder become new together, or stay as they were."""
 
 import os
 import tempfile
@@ -13,10 +13,13 @@ from shadowpeft.errors import CheckpointError
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
     """Write several files of one folder so that either all are new or all are as they were.
 
-    Each writer gets a path beside its final name. Only when every one is written in full are they renamed into place.
+    Args:
+        folder: made if need be; its other files are left alone.
+        writers: for each file, by its name, a function that writes it to the path it is given.
 
     Raises:
-        CheckpointError: the disk is full, the folder cannot be written, or a file stands where the folder should be.
+        CheckpointError: the disk is full, the folder cannot be written, or one path is a file where a folder
+            must be, or a folder where a file must be.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,9 +28,12 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
             raise CheckpointError(
                 f"could not save to {folder}: {taken[0]} is a folder there; nothing was written"
             )
+        # Beside the final names, so on the same disk: only there is a rename one step that cannot fail
+        # halfway.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
             for name, write in writers.items():
                 write(Path(aside) / name)
+                # Errors of the disk show here at the latest, while the old files still stand.
                 with open(Path(aside) / name, "rb") as file:
                     os.fsync(file.fileno())
             for name in writers:

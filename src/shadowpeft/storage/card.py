@@ -1,4 +1,4 @@
-"""The model cards of an adapter and of a pretrained shadow, written from the run that made them."""
+"""Model cards of the folders that are written here: of an adapter, and of a pretrained shadow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ import transformers
 import shadowpeft
 from shadowpeft.config import ShadowConfig
 
-_TEMPLATE = """---
+_ADAPTER = """---
 library_name: shadowpeft
 {base_line}tags: [shadowpeft, adapter]
 ---
@@ -38,7 +38,7 @@ small = model.detached()  # the shadow alone, a stock transformers model
 Written by shadowpeft {version} (torch {torch}, transformers {transformers}).
 """
 
-_SHADOW_TEMPLATE = """---
+_SHADOW = """---
 library_name: shadowpeft
 {base_line}tags: [shadowpeft, shadow]
 ---
@@ -69,65 +69,74 @@ Written by shadowpeft {version} (torch {torch}, transformers {transformers}).
 """
 
 
-def model_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: Mapping[str, Any]) -> str:
-    """Write the card as Markdown.
+_KINDS = {
+    True: "Implicit: it reads the base's embeddings",
+    False: "Explicit: another model's decoder, with embeddings of its own",
+}
+
+
+def adapter_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: Mapping[str, Any]) -> str:
+    """Return the card of an adapter's folder, as Markdown.
 
     Args:
         base: name or path of the base.
         config: the adapter's settings.
         sizes: number of values of each saved tensor, by name.
-        run: what to tell of the training, by name; nothing is told that is not in it.
+        run: facts of the training, by name; the card says nothing of the training beyond these.
     """
-    return _TEMPLATE.format(
-        base_line=base_line(base),
-        base=base or "(a model built in memory)",
+    settings = {name: value for name, value in config.resolved().to_dict().items() if value is not None}
+    return _ADAPTER.format(
         total=sum(sizes.values()),
         shadow=sum(size for name, size in sizes.items() if name.startswith("shadow.")),
-        settings=_table(
-            {name: value for name, value in config.resolved().to_dict().items() if value is not None}
-        ),
-        run=_table(run) if run else "Not recorded: saved outside `shadowpeft train`.",
-        version=shadowpeft.__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        settings=_table(settings),
+        run=_table(run, empty="Not recorded: saved outside `shadowpeft train`."),
+        **_common(base),
     )
 
 
 def shadow_card(
     base: str, borrows: bool, sizes: Mapping[str, int | None], total: int, run: Mapping[str, Any]
 ) -> str:
-    """Write the card of a shadow folder as Markdown.
+    """Return the card of a shadow folder, as Markdown.
 
     Args:
         base: name or path of the base.
-        borrows: whether the shadow is implicit, so reads the base's embeddings.
-        sizes: its sizes by name; those that its family does not have are left out.
+        borrows: whether the shadow is implicit, so that it reads the base's embeddings.
+        sizes: its sizes by name; those that its family does not have are `None` and left out.
         total: number of saved values.
-        run: what to tell of the pretraining, by name; nothing is told that is not in it.
+        run: facts of the pretraining, by name; the card says nothing of the pretraining beyond these.
     """
-    return _SHADOW_TEMPLATE.format(
-        base_line=base_line(base),
-        base=base or "(a model built in memory)",
-        kind="Implicit: it reads the base's embeddings"
-        if borrows
-        else "Explicit: another model's decoder, with embeddings of its own",
+    return _SHADOW.format(
+        kind=_KINDS[borrows],
         total=total,
         sizes=_table({name: value for name, value in sizes.items() if value is not None}),
-        run=_table(run) if run else "Not recorded.",
-        version=shadowpeft.__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        run=_table(run, empty="Not recorded."),
+        **_common(base),
     )
 
 
 def base_line(base: str) -> str:
-    """Return the header's line on the base, empty if it is not of the hub: there, the path of a folder means nothing."""
-    return "" if not base or Path(base).is_absolute() or Path(base).is_dir() else f"base_model: {base}\n"
+    """Return the header's line that names the base; empty for a folder, which the hub does not know."""
+    if not base or Path(base).is_absolute() or Path(base).is_dir():
+        return ""
+    return f"base_model: {base}\n"
 
 
-def _table(values: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
-        for name, value in values.items()
-    ]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
+def _common(base: str) -> dict[str, str]:
+    return {
+        "base_line": base_line(base),
+        "base": base or "(a model built in memory)",
+        "version": shadowpeft.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _table(values: Mapping[str, Any], empty: str = "") -> str:
+    if not values:
+        return empty
+    lines = ["| | |", "| --- | --- |"]
+    for name, value in values.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        lines.append(f"| {name} | {shown} |")
+    return "\n".join(lines)

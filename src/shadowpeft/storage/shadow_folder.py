@@ -1,6 +1,8 @@
-"""The shadow folder: a pretrained shadow without boundary weights, which `attach(base, config, shadow=folder)` starts from.
+"""The shadow folder: a pretrained shadow without boundary weights.
 
-Loading is as strict as an adapter's: every name and shape is compared before anything is allocated, and another base is refused.
+`attach(base, shadow=folder)` starts an adapter from it.
+Loading is as strict as an adapter's: names and shapes are compared before memory is allocated, and another
+base is refused.
 """
 
 import dataclasses
@@ -10,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -27,21 +28,27 @@ from shadowpeft.storage.card import shadow_card
 
 WEIGHTS, CONFIG, CARD = "pretrained_shadow.safetensors", "pretrained_shadow.json", "README.md"
 FORMAT = 1
+# All settings whose names begin so are sizes of the shadow, but for these two, which belong to the adapter's
+# objective.
+_SIZES = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - {
+    "shadow_loss_weight",
+    "shadow_distil",
+}
 
 
 def holds(folder: str | Path) -> bool:
-    """Tell whether a path is a shadow folder, by the file that describes one."""
+    """Return whether a path is a shadow folder, by the file that describes one."""
     return (Path(folder) / CONFIG).is_file()
 
 
 def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str, Any]) -> None:
-    """Write a shadow: its tensors, its sizes with the facts of its base, and a model card that tells of the run.
+    """Write a shadow: its tensors, its sizes with the facts of its base, and a model card.
 
     Args:
         shadow: what to save.
         facts: of the base that it was pretrained beside.
         folder: made if need be; its other files are left alone.
-        run: what to tell of the pretraining, by name: plain values that JSON knows.
+        run: facts of the pretraining for the card, by name: plain values that JSON has.
 
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
@@ -51,17 +58,18 @@ def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str,
         for name, tensor in sharded.whole(shadow.state_dict()).items()
     }
     config = shadow.backbone.config
+    described: dict[str, Any] = {"shadow": None, "explicit_shadow": config.to_dict()}
+    if shadow.borrows:
+        described = {"shadow": sizes_of(config), "explicit_shadow": None}
     meta = {
         "format": FORMAT,
         "shadowpeft_version": shadowpeft.__version__,
-        "shadow": sizes_of(config) if shadow.borrows else None,
-        "explicit_shadow": None if shadow.borrows else config.to_dict(),
-        "base": vars(facts),
+        **described,
+        "base": dataclasses.asdict(facts),
         "run": dict(run),
     }
-    card = shadow_card(
-        facts.name, shadow.borrows, sizes_of(config), sum(tensor.numel() for tensor in state.values()), run
-    )
+    total = sum(tensor.numel() for tensor in state.values())
+    card = shadow_card(facts.name, shadow.borrows, sizes_of(config), total=total, run=run)
     write_together(
         Path(folder),
         {
@@ -76,39 +84,30 @@ def load(base: PreTrainedModel, folder: str | Path) -> Shadow:
     """Read a shadow for the base that it was pretrained beside, or for a classifier made of that base.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another format, a tensor is missing, extra or misshapen, or the shadow was
-            pretrained beside another base.
+        CheckpointError: a file is missing, damaged or of another format, a tensor is missing, extra or of
+            another shape, or the shadow was pretrained beside another base.
         ConfigError: a size in the JSON is unknown or out of range.
     """
     folder = Path(folder)
     meta = _read_meta(folder)
     now = BaseFacts.of(base)
     facts = BaseFacts.read(meta.get("base"), folder / CONFIG, "a shadow folder's")
-    # A shadow reads and says hidden states, whatever head stands behind them.
+    # A shadow maps tokens to hidden states, whatever head reads these, so the task need not be the same.
     dataclasses.replace(facts, task=now.task, num_labels=now.num_labels).refuse_other(now, folder, "shadow")
-    found = reading.read_header(folder / WEIGHTS)
+    if meta["explicit_shadow"] is None:
+        layers = meta["shadow"]["shadow_layers"]
+    else:
+        layers = meta["explicit_shadow"].get("num_hidden_layers", 1)
     build = partial(_build, base, meta)
-    layers = (
-        meta["shadow"]["shadow_layers"]
-        if meta["explicit_shadow"] is None
-        else meta["explicit_shadow"].get("num_hidden_layers", 1)
-    )
-    reading.compare(
-        folder / WEIGHTS,
-        reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
-        found,
-    )
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in found}
-    shadow = build()
-    shadow.load_state_dict(
-        state, strict=True, assign=True
-    )  # keep the saved precision; the caller chooses the final one
-    return shadow
+    return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
 
 
 def backbone_config(folder: str | Path, base: PretrainedConfig) -> PretrainedConfig:
-    """Read the configuration of a folder's shadow and none of its weights; that of an implicit one is its base's.
+    """Read the configuration of a folder's shadow, and none of its weights.
+
+    Args:
+        folder: the shadow folder.
+        base: configuration of the base, which is returned for an implicit shadow.
 
     Raises:
         CheckpointError: the description is missing, damaged or of another format.
@@ -118,7 +117,7 @@ def backbone_config(folder: str | Path, base: PretrainedConfig) -> PretrainedCon
 
 
 def with_sizes(config: ShadowConfig, shadow: Shadow, folder: str | Path) -> ShadowConfig:
-    """Take a pretrained shadow's sizes into the settings of the adapter that will hold it.
+    """Return an adapter's settings with the sizes of the pretrained shadow that it will hold.
 
     Raises:
         ConfigError: the settings ask for another size. One block, the default, counts as not asked for.
@@ -149,18 +148,19 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not path.exists():
         hint = "; did you mean its shadow/?" if holds(folder / "shadow") else ""
         if (folder / "config.json").is_file():
-            hint = "; it seems to be a model: load it with AutoModelForCausalLM.from_pretrained(...) and give that"
+            hint = (
+                "; it seems to be a model: load it with AutoModelForCausalLM.from_pretrained(...) and give "
+                "that"
+            )
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not a shadow folder{hint}")
     meta = reading.read_meta(path, (FORMAT,))
     sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
-    losses = {"shadow_loss_weight", "shadow_distil"}  # of an adapter; all others of the name are sizes
-    names = {
-        field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")
-    } - losses
-    if not (isinstance(sizes, dict) and set(sizes) == names and explicit is None) and not (
-        sizes is None and isinstance(explicit, dict)
-    ):
+    is_implicit = isinstance(sizes, dict) and set(sizes) == _SIZES and explicit is None
+    is_explicit = sizes is None and isinstance(explicit, dict)
+    if not is_implicit and not is_explicit:
         raise CheckpointError(
-            f"{path} does not describe a shadow: it must hold either 'shadow' with {', '.join(sorted(names))}, or 'explicit_shadow'"
+            f"{path} does not describe a shadow: it must hold either 'shadow' with "
+            f"{', '.join(sorted(_SIZES))}, or "
+            "'explicit_shadow'"
         )
     return meta

@@ -1,4 +1,4 @@
-"""Reading stock models with one sentence for what is wrong, and writing files so that nothing already saved is lost."""
+"""Stock models, tokenizers and configurations of transformers, read so that each mistake is one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# Models that a message lists.
 _MOST_BESIDE = 8
+_HUB_REMEDY = "; check its name, the connection and your access to it, or give a folder with config.json"
 
 
 def load_config(source: str) -> "PretrainedConfig":
@@ -46,23 +48,24 @@ def load_model(
     attn_implementation: str | None = None,
     load_in_4bit: bool = False,
 ) -> "PreTrainedModel":
-    """Read the causal language model of a folder or hub id, whole: transformers alone would make up weights that are missing.
+    """Read the causal language model of a folder or hub id, all of whose weights must be there.
 
     Args:
         source: the folder or hub id.
-        dtype: type of the weights, and with `load_in_4bit` of what is left unquantised and of the products.
-        attn_implementation: attention code of transformers; by default its own choice.
-        load_in_4bit: store the linear layers, but not the head, in 4 bits (NF4, twice quantised).
+        dtype: type of the weights; with `load_in_4bit`, of those left unquantised and of the products.
+        attn_implementation: transformers' name of an implementation of the attention; by default its own
+            choice.
+        load_in_4bit: store the linear layers, but not the head, in 4 bits (NF4, with double quantisation).
 
     Raises:
-        UserError: there is no such model, it cannot be read or reached, a weight is missing, or it is quantised and the library for that
-            is not installed.
+        UserError: there is no such model, it cannot be read or reached, a weight is missing, or it is
+            quantised and the library for that is not installed.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    chosen: dict[str, Any] = (
-        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    )
+    chosen: dict[str, Any] = {}
+    if attn_implementation is not None:
+        chosen["attn_implementation"] = attn_implementation
     if load_in_4bit:
         chosen["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -75,19 +78,27 @@ def load_model(
             source, dtype=dtype, output_loading_info=True, **chosen
         )
     model, info = loaded
+    # transformers draws missing weights at random, and only warns.
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal language model"
+            f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal "
+            "language model"
         )
     return model
 
 
 def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
-    """Read a model as a sequence classifier of so many classes, whole but for the head: an adapter brings its own.
+    """Read a model as a sequence classifier, all of whose weights but the head's must be there.
+
+    Args:
+        source: the folder or hub id.
+        labels: number of classes.
+        dtype: type of the weights.
 
     Raises:
-        UserError: there is no such model, it cannot be read or reached, or a weight other than the head's is missing.
+        UserError: there is no such model, it cannot be read or reached, or a weight other than the head's is
+            missing.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -96,21 +107,29 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
             source, num_labels=labels, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
         )
     model, info = loaded
+    # The head may be missing or of another shape: an adapter brings its own.
     misshapen = {name for name, *_ in info["mismatched_keys"]}
     missing = sorted(name for name in {*info["missing_keys"], *misshapen} if not name.startswith("score."))
     if missing:
         raise UserError(
-            f"the model {source} lacks {len(missing)} weights of the right shape, such as {missing[0]}; use a complete model"
+            f"the model {source} lacks {len(missing)} weights of the right shape, such as {missing[0]}; use "
+            "a complete model"
         )
     return model
 
 
 @contextmanager
 def _reading(what: str, source: str) -> Iterator[None]:
+    """Turn what transformers raises while it reads `source` into one sentence.
+
+    Raises:
+        UserError: there is no such folder, or the reading failed.
+    """
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
     if is_path and not Path(source).is_dir():
         raise UserError(
-            f"there is no model folder {source}; {_models_beside(Path(source))}or a hub id such as Qwen/Qwen3-0.6B"
+            f"there is no model folder {source}; {_models_beside(Path(source))}or a hub id such as "
+            "Qwen/Qwen3-0.6B"
         )
     try:
         yield
@@ -118,16 +137,15 @@ def _reading(what: str, source: str) -> Iterator[None]:
         said, where, remedy = " ".join(str(error).split()), "folder", ""
         if not Path(source).is_dir():
             where = "hub id"
-            if isinstance(
-                error, OSError
-            ):  # transformers' first line says what is wrong, the others guess at remedies
+            if isinstance(error, OSError):
+                # The first line of transformers' message says what is wrong; the others guess at remedies.
                 said = str(error).strip().partition("\n")[0].rstrip(". ")
-                remedy = "; check its name, the connection and your access to it, or give a folder with config.json"
+                remedy = _HUB_REMEDY
         raise UserError(f"the {what} of the {where} {source} cannot be loaded: {said}{remedy}") from error
 
 
 def _models_beside(missing: Path) -> str:
-    """Say what to give in place of a folder that does not exist: the models beside it, where there are any."""
+    """Return what to give in place of a folder that does not exist: it lists the models beside it, if any."""
     beside = sorted(str(path.parent) for path in missing.expanduser().parent.glob("*/config.json"))
     if not beside:
         return "give a folder with config.json, "

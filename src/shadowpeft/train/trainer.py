@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from shadowpeft.data.encode import Collator, Example
 from shadowpeft.decoder import sharded
 from shadowpeft.errors import CheckpointError, is_torch_write_failure
-from shadowpeft.evaluation.evaluate import token_losses
+from shadowpeft.evaluation.evaluate import measure_losses
 from shadowpeft.model import ShadowedModel
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder
@@ -197,7 +197,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         """Measure the losses per token, whatever the batch size; the Trainer itself averages over batches."""
         examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(self.data_collator, Collator)
-        measured = token_losses(
+        measured = measure_losses(
             self.shadowed, examples, self.data_collator, self.args.per_device_eval_batch_size
         )
         assert measured.shadow_loss is not None

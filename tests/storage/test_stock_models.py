@@ -1,0 +1,100 @@
+"""Stock models: they are whole, and what is wrong with one is said in a sentence."""
+
+import shutil
+
+import pytest
+import torch
+from helpers.families import LABELS, tiny_model
+from helpers.tokenizers import build_tokenizer
+from safetensors.torch import load_file, save_file
+
+from shadowpeft.errors import UserError
+from shadowpeft.storage.stock_models import load_classifier, load_config, load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "whole"
+    tiny_model("llama").save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def without(folder, target, name):
+    shutil.copytree(folder, target)
+    state = load_file(target / "model.safetensors")
+    del state[name]
+    save_file(state, target / "model.safetensors", {"format": "pt"})
+    return str(target)
+
+
+def test_a_folder_is_read(whole):
+    assert load_config(str(whole)).model_type == "llama"
+    assert load_tokenizer(str(whole)).get_vocab() == build_tokenizer().get_vocab()
+    model = load_model(str(whole), torch.float64, "eager")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert model.config._attn_implementation == "eager"
+    found, wanted = model.state_dict(), tiny_model("llama").state_dict()
+    assert all(torch.equal(found[name], tensor.double()) for name, tensor in wanted.items())
+
+
+def test_a_weight_that_is_missing_is_named(whole, tmp_path):
+    """Catches weights that transformers draws at random."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    holed = without(whole, tmp_path / "holed", name)
+    with pytest.raises(
+        UserError, match=f"lacks 1 weights, such as {name}; use a complete causal language model"
+    ):
+        load_model(holed)
+    with pytest.raises(
+        UserError, match=f"lacks 1 weights of the right shape, such as {name}; use a complete model"
+    ):
+        load_classifier(holed, LABELS)
+
+
+def test_a_classifier_may_lack_its_head_alone(whole):
+    """An adapter brings the head, so that of a language model is not missed."""
+    classifier = load_classifier(str(whole), LABELS + 2)
+    assert classifier.score.weight.shape[0] == LABELS + 2
+    found = classifier.model.state_dict()
+    assert all(
+        torch.equal(found[name], tensor) for name, tensor in tiny_model("llama").model.state_dict().items()
+    )
+
+
+def test_a_tokenizer_that_is_missing_is_said_so(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "mute", ignore=shutil.ignore_patterns("*tokenizer*"))
+    with pytest.raises(UserError, match=r"the tokenizer of the folder .*mute cannot be loaded: ") as raised:
+        load_tokenizer(str(tmp_path / "mute"))
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_weights_are_said_so(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "cut")
+    raw = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(raw[:100])
+    with pytest.raises(UserError, match=r"the model of the folder .*cut cannot be loaded: "):
+        load_model(str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("source", ["./whol", "/nowhere/at/all", "~/nowhere", "a/b/c"])
+def test_a_path_is_not_looked_for_on_the_hub(source):
+    with pytest.raises(
+        UserError, match=f"there is no model folder {source}; give a folder .* or a hub id such as"
+    ):
+        load_config(source)
+
+
+def test_the_models_beside_a_misspelt_folder_are_named(whole):
+    with pytest.raises(UserError, match=rf"\(there are: {whole}\), or a hub id such as"):
+        load_config(str(whole.parent / "whol"))
+
+
+def test_a_hub_id_out_of_reach_is_one_sentence_with_a_remedy(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match="the model of the hub id nobody/nothing cannot be loaded: "
+    ) as raised:
+        load_config("nobody/nothing")
+    assert str(raised.value).endswith("access to it, or give a folder with config.json")
+    assert "\n" not in str(raised.value)
