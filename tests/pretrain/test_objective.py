@@ -1,4 +1,4 @@
-"""What a shadow learns from, against the equations written out; and that the base runs only where a loss asks for it."""
+"""The losses of pretraining against their equations, and a base that runs only if a loss asks for it."""
 
 import pytest
 import torch
@@ -89,16 +89,13 @@ def test_divergence_never_holds_a_batch_of_logits(states, monkeypatch):
 
 
 def test_turn_ignores_sizes(states):
-    """Catches a matching loss that depends on how large either state is, or that is not 0 where directions agree."""
+    """Catches a matching loss that depends on the size of a state, or is not 0 if directions agree."""
     s_ND, h_ND = states
     angle_N = cosine_distance(s_ND, h_ND)
     cosine_N = (s_ND * h_ND).sum(-1) / (s_ND.norm(dim=-1) * h_ND.norm(dim=-1))
     torch.testing.assert_close(angle_N.double(), 1 - cosine_N, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(cosine_distance(7 * s_ND, 0.01 * h_ND), angle_N)
     assert cosine_distance(3 * h_ND, h_ND).abs().max() < 1e-6
-
-
-# The objective
 
 
 def objective_of(base: PreTrainedModel, **weights) -> Objective:
@@ -130,7 +127,7 @@ def test_base_runs_only_where_a_loss_needs_it(base, ids, weights, runs):
 
 
 def test_the_objective_mixes_the_losses_as_weighted(base, ids):
-    """Catches labels not shifted, a part left out of the sum, a wrong weight, and a base's state taken at the wrong place."""
+    """Catches labels not shifted, a loss left out of the sum, a wrong weight, and another block's state."""
     objective = objective_of(base, next_token=0.7, distil=0.4, match=0.2, temperature=2.0, match_block=1)
     out = objective(ids)
     s_BTD = objective.shadow(ids, None, None, None, None)
@@ -162,7 +159,7 @@ def test_the_objective_trains_and_saves_no_part_of_the_base(base, ids):
 
 
 def test_detached_losses_are_those_of_the_stock_models(base, ids):
-    """Catches a held-out loss of something else than what is shipped: the shadow through the base's head, and the base itself."""
+    """Catches a held-out loss of anything but the shadow through the base's head, or the base itself."""
     objective = objective_of(base, next_token=1.0)
     stock = base(ids, labels=ids).loss
     shadow = F.cross_entropy(

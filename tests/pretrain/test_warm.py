@@ -40,7 +40,7 @@ def with_mean_taken(logits: torch.Tensor) -> torch.Tensor:
 
 
 def pair(model_type: str, exact: bool = True, tied: bool = False):
-    """A base, a narrower model, and where `exact` a P for which the base's head says exactly what the narrower one's says."""
+    """A base, a narrower model, and P. If `exact`, both heads have the same logits through P."""
     base = tiny_model(
         model_type, dtype=torch.float64, config=tiny_config(model_type, tie_word_embeddings=tied)
     )
@@ -83,7 +83,7 @@ def test_sums_are_exact_where_float32_would_not_be():
 
 
 def test_weighted_minimises_over_the_shift_too():
-    """The slow way has a variable of its own for the shift of each column, and takes roots of the weights into both sides."""
+    """The slow way has a variable for each column's shift, and the roots of the weights on both sides."""
     base_VD, own_Vd, share_V = heads()
     root_V1 = share_V.sqrt()[:, None]
     with_shift = torch.cat([base_VD, torch.ones(V, 1, dtype=torch.float64)], 1)
@@ -113,7 +113,7 @@ def test_the_error_is_that_of_the_logits_themselves():
 
 
 def moments(x_Nd: torch.Tensor, y_ND: torch.Tensor) -> warm.Moments:
-    return warm.Moments(len(x_Nd), x_Nd.T @ x_Nd, y_ND.T @ x_Nd, y_ND.square().sum().item())
+    return warm.Moments(len(x_Nd), x_Nd.T @ x_Nd, y_ND.T @ x_Nd, yy=y_ND.square().sum().item())
 
 
 def test_ridge_finds_the_map_from_noisy_states():
@@ -122,16 +122,15 @@ def test_ridge_finds_the_map_from_noisy_states():
     for tokens in (400, 40000):
         x_Nd = drawn(tokens, NARROW)
         text = moments(x_Nd, x_Nd @ true_Dd.T + drawn(tokens, WIDE, seed=1))
-        weight_Dd, _ = warm.ridge(
-            text, moments(drawn(200, NARROW, seed=7), drawn(200, NARROW, seed=7) @ true_Dd.T)
-        )
+        held_Nd = drawn(200, NARROW, seed=7)
+        weight_Dd, _ = warm.ridge(text, moments(held_Nd, held_Nd @ true_Dd.T))
         errors.append(((weight_Dd - true_Dd).norm() / true_Dd.norm()).item())
     assert errors[1] < 0.01
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.3)
 
 
 def test_ridge_solves_its_equation():
-    """Against the normal equations, at the strength that it says it took; and the strength is the best of the list on held-out text."""
+    """Against the normal equations at the strength it reports, which is the best one on held-out text."""
     true_Dd, x_Nd, held_Nd = drawn(WIDE, NARROW, seed=4), drawn(30, NARROW), drawn(500, NARROW, seed=5)
     y_ND, held_ND = x_Nd @ true_Dd.T + 5 * drawn(30, WIDE, seed=1), held_Nd @ true_Dd.T
     got, strength = warm.ridge(moments(x_Nd, y_ND), moments(held_Nd, held_ND))
@@ -159,7 +158,7 @@ def test_moments_are_of_what_the_heads_read():
     """Catches states from before the final norm, which no head reads, and tokens counted twice."""
     base, model, _ = pair("qwen3")
     text = rows(3)
-    got, x, y = warm.Moments.of(model, text, base), [], []
+    got, x, y = warm.Moments.of(model, text, base=base), [], []
     for ids_BT in text:
         for network, states in ((model, x), (base, y)):
             out = network(input_ids=ids_BT, output_hidden_states=True)
@@ -175,7 +174,7 @@ def test_moments_are_of_what_the_heads_read():
 
 
 def test_frequencies_are_shares_of_the_text():
-    """Catches counts of the last row alone, and tokens without weight: one that the text lacks is in the softmax all the same."""
+    """Catches counts of the last row alone, and no weight for tokens that the text lacks."""
     text = rows(3)
     share_V, every = warm.frequencies(text, V, evenly=0.1), torch.cat(text).flatten().tolist()
     for token in range(V):
@@ -190,22 +189,24 @@ def test_models_are_run_only_where_their_states_are_read():
     for name, network in (("base", base), ("model", model)):
         network.model.register_forward_hook(lambda *_, name=name: ran.append(name))
     for method in ("pinv", "weighted"):
-        assert warm.fit(base, model, method, rows(2), rows(1, seed=1)).target_rms is None
+        assert warm.fit(base, model, method, text=rows(2), held_out=rows(1, seed=1)).target_rms is None
     assert ran == ["model"] * 2
-    warm.fit(base, model, "ridge", rows(2), rows(1, seed=1))
+    warm.fit(base, model, "ridge", text=rows(2), held_out=rows(1, seed=1))
     assert sorted(ran[2:]) == ["base"] * 3 + ["model"] * 3
 
 
 @pytest.mark.parametrize("method", ["pinv", "weighted"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "gptj"])
-def test_a_head_that_can_be_said_is_said(model_type, method):
-    """Where the base's head can say all that the model's says, the detached shadow is the model; gemma2's soft cap comes after, and of
-    gptj's biased heads the base's bias stays."""
+def test_logits_that_a_projection_can_reach_are_reached(model_type, method):
+    """If some P gives the base's head the model's logits, the detached shadow is the model.
+
+    gemma2's soft cap comes after the logits; of gptj's biased heads the base's bias stays.
+    """
     base, model, true_Dd = pair(model_type)
     ids = token_ids(2, 9, seed=3)
     want = model(ids).logits.detach()
     shadow = from_model(base, model)
-    found = warm.start(shadow, base, model, method, rows(2), rows(1, seed=1))
+    found = warm.start(shadow, base, model, method=method, text=rows(2), held_out=rows(1, seed=1))
     assert close(shadow.projection.weight.detach(), true_Dd)
     assert max(found.in_weights, found.in_logits) < 1e-8
     with torch.no_grad():
@@ -218,18 +219,17 @@ def test_a_head_that_can_be_said_is_said(model_type, method):
 
 def test_a_tied_head_is_read_through_its_table():
     base, model, _ = pair("qwen3", exact=False, tied=True)
-    wanted = (
-        torch.linalg.pinv(base.model.embed_tokens.weight.detach()) @ model.model.embed_tokens.weight.detach()
-    )
-    assert close(warm.fit(base, model, "pinv", [], rows(1)).weight_Dd, wanted)
+    base_VD, own_Vd = (network.model.embed_tokens.weight.detach() for network in (base, model))
+    wanted = torch.linalg.pinv(base_VD) @ own_Vd
+    assert close(warm.fit(base, model, "pinv", text=[], held_out=rows(1)).weight_Dd, wanted)
 
 
 def test_the_printed_errors_are_of_the_models_themselves():
-    """Catches an error computed on other weights than the fit's, as the published one was (on a random head)."""
+    """Catches an error computed on other weights than the fit's; the published one is of a random head."""
     base, model, _ = pair("qwen2", exact=False)
     held_out = rows(2, seed=1)
     for method in ("pinv", "weighted", "ridge"):
-        found = warm.fit(base, model, method, rows(6), held_out)
+        found = warm.fit(base, model, method, text=rows(6), held_out=held_out)
         with torch.no_grad():
             said, meant, sizes, aims = [], [], [], []
             for ids_BT in held_out:
@@ -251,12 +251,12 @@ def test_the_printed_errors_are_of_the_models_themselves():
 
 
 def test_ridge_matches_the_base_best_and_weighted_the_likely_tokens_best():
-    """Each start is the best at what it minimises, on the text that it was fitted to: catches two of them swapped."""
+    """Catches two fits swapped: each is the best at what it minimises, on the text that it was fitted to."""
     base, model, _ = pair("qwen2", exact=False)
     text = rows(20)
     read = warm.Moments.of(model, text, base)
     fits = {
-        method: warm.fit(base, model, method, text, text).weight_Dd
+        method: warm.fit(base, model, method, text=text, held_out=text).weight_Dd
         for method in ("pinv", "weighted", "ridge")
     }
     missed = {method: read.miss(weight_Dd) for method, weight_Dd in fits.items()}
@@ -278,12 +278,12 @@ def test_what_cannot_be_started():
     ):
         warm.start(fresh(base, attach(base).adapters["default"].config), base, model, "pinv", [], rows(1))
     with pytest.raises(ConfigError, match="needs text, and there is none"):
-        warm.start(from_model(base, model), base, model, "weighted", [], rows(1))
+        warm.start(from_model(base, model), base, model, method="weighted", text=[], held_out=rows(1))
     arch.head_of(model).weight = torch.nn.Parameter(
         torch.zeros(V, NARROW, dtype=torch.int8), requires_grad=False
     )
     with pytest.raises(UnsupportedModelError, match="one is quantised or not in memory"):
-        warm.fit(base, model, "pinv", [], rows(1))
+        warm.fit(base, model, "pinv", text=[], held_out=rows(1))
 
 
 def test_a_started_shadow_is_kept_and_attached(tmp_path):
@@ -291,7 +291,7 @@ def test_a_started_shadow_is_kept_and_attached(tmp_path):
     base, model, _ = pair("qwen2")
     want = model(token_ids(2, 9)).logits.detach()
     shadow = from_model(base, model)
-    warm.start(shadow, base, model, "weighted", rows(2), rows(1, seed=1))
+    warm.start(shadow, base, model, method="weighted", text=rows(2), held_out=rows(1, seed=1))
     save(shadow, BaseFacts.of(base), tmp_path, {})
     small = attach(base, shadow=tmp_path).detached()
     assert torch.allclose(small(token_ids(2, 9)).logits, want, atol=1e-6)

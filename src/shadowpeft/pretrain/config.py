@@ -58,28 +58,29 @@ class PretrainConfig:
     head_dim: int | None = None
     """Width of an attention head of a fresh shadow's blocks; the base's by default."""
     warm_start: WarmStart = "weighted"
-    """Initial projection of a smaller model: `pinv` as published, `weighted` by how often tokens occur, `ridge`
-    from the hidden states of both models, `none` for random weights."""
+    """Initial projection of a smaller model: `pinv` as published, `weighted` by how often tokens occur,
+    `ridge` from the hidden states of both models, `none` for random weights."""
     warm_start_rows: int = within(256, least=1)
     """Rows of text that the warm start reads."""
     train_parts: TrainParts = "all-but-embeddings"
-    """What is trained: `projection`, `all-but-embeddings` or `everything`. A shadow of the base's own kind reads
-    the base's embeddings, which always stay frozen, so the last two are the same for it."""
+    """What is trained: `projection`, `all-but-embeddings` or `everything`. A shadow of the base's own kind
+    reads the base's embeddings, which always stay frozen, so the last two are the same for it."""
     next_token: float = within(0.5, least=0)
     """Weight of the next-token loss, computed through the base's head."""
     distil: float = within(0.5, least=0)
-    """Weight of the divergence from the base's own next-token probabilities. It needs a forward pass of the base."""
+    """Weight of the divergence from the base's own next-token probabilities. It needs a forward pass of the
+    base."""
     match: float = within(0.0, least=0)
-    """Weight of one minus the cosine of the shadow's state and the base's hidden state. It needs a forward pass
-    of the base."""
+    """Weight of one minus the cosine of the shadow's state and the base's hidden state. It needs a forward
+    pass of the base."""
     temperature: float = within(1.0, above=0)
     """Temperature of both models' probabilities in `distil`."""
     top_k: int | None = within(None, least=1)
     """Number of the base's likeliest tokens that `distil` compares one by one. All other tokens count as one
     event. By default every token is compared."""
     match_block: int | None = within(None, least=0)
-    """Index (from 0) of the base's block whose output `match` compares with. By default it is the state that the
-    base's head reads."""
+    """Index (from 0) of the base's block whose output `match` compares with. By default it is the state that
+    the base's head reads."""
     max_steps: int | None = within(None, least=1)
     """Optimizer steps."""
     max_seconds: float | None = within(None, above=0)
@@ -90,8 +91,8 @@ class PretrainConfig:
     gradient_accumulation: int = within(1, least=1)
     """Forward passes per optimizer step."""
     max_length: int = within(512, least=2)
-    """Tokens of a row. Documents fill the rows one after another, with the end-of-text token between them, and
-    the documents of one row attend to each other."""
+    """Tokens of a row. Documents fill the rows one after another, with the end-of-text token between them,
+    and the documents of one row attend to each other."""
     shuffle_rows: int = within(256, least=1)
     """Number of rows that are shuffled together. 1 keeps the order of the text."""
     learning_rate: float = within(1e-3, above=0)
@@ -113,8 +114,8 @@ class PretrainConfig:
     device: Literal["auto", "cpu"] = "auto"
     """`auto` for the first GPU, if there is one, or `cpu`."""
     deterministic: bool = False
-    """Use only GPU operations that give the same bits every time. A resumed run then ends with the same bits as
-    an uninterrupted one, but every step is slower. On a CPU this holds without the setting."""
+    """Use only GPU operations that give the same bits every time. A resumed run then ends with the same bits
+    as an uninterrupted one, but every step is slower. On a CPU this holds without the setting."""
     seed: int = within(0, least=0)
     """Seed of the initial weights and of the order of rows."""
     eval_steps: int = within(500, least=1)
@@ -138,40 +139,44 @@ class PretrainConfig:
             raise ConfigError("say how long to train: max_steps or max_seconds, one of the two")
         if not (self.next_token or self.distil or self.match):
             raise ConfigError(
-                "next_token, distil and match are all 0, so there is nothing to learn; give one of them a weight"
+                "next_token, distil and match are all 0, so there is nothing to learn; "
+                "give one of them a weight"
             )
         self._check_start()
         self._check_unused()
 
     def _check_start(self) -> None:
         """Refuse settings that the chosen start would not apply."""
-        sizes = [name for name in _SIZES if vars(self)[name] is not None]
-        if self.start == BLOCKS:
-            unapplied = [name for name in sizes if name != "layers"]
-            if self.blocks is not None and (not self.blocks or min(self.blocks) < 0):
-                raise ConfigError(
-                    f"blocks must name at least one block of the base, counted from 0, got {self.blocks}"
-                )
-            if self.blocks is not None and self.layers is not None:
-                raise ConfigError(
-                    "blocks and layers both say which of the base's blocks to copy; give one of them"
-                )
-        else:
-            unapplied = (["blocks"] if self.blocks is not None else []) + (
-                [] if self.start == FRESH else sizes
-            )
+        if self.start == BLOCKS and self.blocks is not None:
+            self._check_blocks(self.blocks)
+        applied = {FRESH: _SIZES, BLOCKS: ("blocks", "layers")}.get(self.start, ())
+        values = dataclasses.asdict(self)
+        unapplied = [name for name in ("blocks", *_SIZES) if values[name] is not None and name not in applied]
         if unapplied:
-            kind = self.start if self.start in (FRESH, BLOCKS) else "the model " + self.start
+            kind = self.start
+            if kind not in (FRESH, BLOCKS):
+                kind = f"the model {kind}"
             raise ConfigError(
                 f"{', '.join(unapplied)} cannot be set where the shadow starts from {kind}; leave it out"
             )
         if self.train_parts == "projection" and self.start in (FRESH, BLOCKS):
             raise ConfigError(
-                f"a shadow that starts from {self.start} has the base's width and no projection; choose other train_parts"
+                f"a shadow that starts from {self.start} has the base's width and no projection; "
+                "choose other train_parts"
+            )
+
+    def _check_blocks(self, blocks: list[int]) -> None:
+        if not blocks or min(blocks) < 0:
+            raise ConfigError(
+                f"blocks must name at least one block of the base, counted from 0, got {blocks}"
+            )
+        if self.layers is not None:
+            raise ConfigError(
+                "blocks and layers both say which of the base's blocks to copy; give one of them"
             )
 
     def _check_unused(self) -> None:
-        """Refuse settings that the others leave without effect, as far as no file has to be read for it."""
+        """Refuse settings that have no effect beside the others, as far as no file has to be read for it."""
         if not self.distil:
             self.refuse_unused(
                 ("temperature", "top_k"),
@@ -198,21 +203,25 @@ class PretrainConfig:
             )
 
     def refuse_warm_start(self, why: str) -> None:
-        """Refuse a choice of warm start where there is none, for the reason given."""
+        """Refuse settings of a warm start for the given reason why there is none."""
         self.refuse_unused(("warm_start", "warm_start_rows"), why, "start from a smaller model")
 
     def refuse_unused(self, names: Iterable[str], why: str, remedy: str) -> None:
-        """Refuse settings without effect; that one was given shows only in a value other than its default.
+        """Refuse settings that have no effect.
 
-        A run that is continued passes: it must be under the settings that it began with, and those may be of before this was refused.
+        A setting counts as given if its value is not the default. A run that is continued is not refused: it
+        must keep the settings that it began with, and it may have begun before they were refused.
 
         Raises:
             ConfigError: names the first such setting with its value, why it has no effect, and what to do.
         """
+        if self.resume:
+            return
         defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        values = dataclasses.asdict(self)
         for name in names:
-            value = vars(self)[name]
-            if value != defaults[name] and not self.resume:
+            value = values[name]
+            if value != defaults[name]:
                 raise ConfigError(
                     f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}"
                 )

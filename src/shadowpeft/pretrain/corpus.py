@@ -1,10 +1,14 @@
-"""Plain text as a stream of documents: files, folders of files, data sets of the hub. A row that cannot be used is counted, not fatal."""
+"""Plain text as a stream of documents: files, folders of files, data sets of the hub.
+
+A row that cannot be used does not end the run. It is read as `Unusable`, and the reader counts it.
+"""
 
 import gzip
 import json
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +16,11 @@ import numpy as np
 
 from shadowpeft.errors import DataError
 
-# A text file is handed on in pieces of about this many bytes, cut at line ends: a tokenizer is slow on one string of gigabytes.
+# A text file is read in pieces of about this many bytes, cut at line ends: a tokenizer is slow on one string
+# of gigabytes.
 _PIECE = 1 << 16
+# How many first rows are searched for the field that holds the text.
+_CHECKED = 8
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".parquet", ".npz")
 _KINDS = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, a folder of these, or a hub id"
 
@@ -23,8 +30,8 @@ class Document(NamedTuple):
 
     Attributes:
         content: its text, or its token ids, to which nothing is added.
-        begins: whether the document begins here.
-        ends: whether it ends here.
+        begins: True if the document begins here.
+        ends: True if it ends here.
     """
 
     content: str | np.ndarray
@@ -45,7 +52,12 @@ class Unusable(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How files of one suffix are read: `rows` gives them raw, which is quick, `parse` makes a document of one or raises ValueError."""
+    """A way to read the files of one suffix.
+
+    Attributes:
+        rows: yields the rows of a file unparsed, which is quick.
+        parse: makes a document of one row. It raises ValueError, KeyError or TypeError if it cannot.
+    """
 
     rows: Callable[[Path, str], Iterator[Any]]
     parse: Callable[[Any, str], Document]
@@ -55,7 +67,8 @@ class Corpus:
     """Documents of a source, in the same order each time.
 
     Args:
-        source: a file, a folder of files (read in the order of their names, each to its end) or the id of a data set on the hub.
+        source: a file, a folder of files (read in the order of their names, each to its end) or the id of a
+            data set on the hub.
         field: the field of a row that holds its text.
 
     Raises:
@@ -70,16 +83,16 @@ class Corpus:
 
     @property
     def holds_tokens(self) -> bool:
-        """Whether it is of token ids, of which each file counts as one document."""
+        """True if some of it is token ids; each file of these is one document."""
         return any(_suffix(path) == ".npz" for path in self._paths)
 
     @property
     def has_fields(self) -> bool:
-        """Whether it has rows of named fields, one of which is the text; rows of the hub do."""
+        """True if it has rows of named fields, one of which is the text. Rows of the hub always have."""
         return not self._paths or any(_suffix(path) not in (".txt", ".npz") for path in self._paths)
 
     def read(self, first: int = 0) -> Iterator[Document | Unusable]:
-        """Read from the row of index `first` on; rows before it are passed over without being parsed."""
+        """Read from the row of index `first` on. The rows before it are not parsed."""
         if not self._paths:
             yield from self._read_hub(first)
             return
@@ -111,35 +124,40 @@ class Corpus:
 
     def _read_hub(self, first: int) -> Iterator[Document | Unusable]:
         for number, row in enumerate(_hub(self.source).skip(first), start=first):
-            value, where = row.get(self.field), f"{self.source}[{number}]"
-            yield (
-                _checked(Document(value or ""), where)
-                if value is None or isinstance(value, str)
-                else Unusable("undecodable", where)
-            )
+            where = f"{self.source}[{number}]"
+            try:
+                yield _checked(_of_text(row.get(self.field)), where)
+            except TypeError:
+                yield Unusable("undecodable", where)
 
     def _refuse_missing_field(self) -> None:
-        """Refuse a source none of whose first rows has the field, which is a wrong name rather than a bad row."""
+        """Refuse a source if none of its first rows has the field: then the name is wrong, and not a row.
+
+        Files of the other formats need no check: a parquet file names its columns, the rest have no fields.
+        """
         if self._paths and _suffix(self._paths[0]) not in (".jsonl", ".jsonl.gz"):
             return
-        rows = (
-            _hub(self.source).take(8)
-            if not self._paths
-            else (_object(raw) for _, raw in self._raw(self._paths[0]))
-        )
-        seen: dict[str, None] = {}
-        for _, row in zip(range(8), rows, strict=False):
-            if row is not None and self.field in row:
+        seen: dict[str, None] = {}  # a set that keeps the order
+        for row in islice(self._rows_with_fields(), _CHECKED):
+            if self.field in row:
                 return
-            seen.update(dict.fromkeys(row or {}))
+            seen.update(dict.fromkeys(row))
         if seen:
             raise DataError(
-                f"{self.source}: the first rows have no field {self.field!r}, but {', '.join(seen)}; name it with text_field"
+                f"{self.source}: the first rows have no field {self.field!r}, but {', '.join(seen)}; "
+                "name it with text_field"
             )
+
+    def _rows_with_fields(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the hub or of the first file; a row that is no JSON object has no fields."""
+        if self._paths:
+            yield from (_fields(raw) for _, raw in self._raw(self._paths[0]))
+        else:
+            yield from _hub(self.source).take(_CHECKED)
 
 
 def _paths(source: str) -> list[Path]:
-    """List the files of a source; none where it is of the hub."""
+    """List the files of a source. There are none if it is of the hub."""
     path = Path(source)
     if path.is_dir():
         found = sorted(entry for entry in path.rglob("*") if entry.is_file() and _suffix(entry) in _FORMATS)
@@ -167,25 +185,29 @@ def _checked(document: Document, where: str) -> Document | Unusable:
         return document
     try:
         content.encode()
-    except UnicodeEncodeError:  # half a character, which JSON can spell and no tokenizer can take
+    except UnicodeEncodeError:  # half a character: JSON can spell it, but no tokenizer can read it
         return Unusable("undecodable", where)
-    return document if content.strip() else Unusable("empty", where)
-
-
-# Formats
+    if not content.strip():
+        return Unusable("empty", where)
+    return document
 
 
 def _lines(path: Path, field: str) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
+    with open(path, "rb") as file:
         yield from file
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _unpacked_lines(path: Path, field: str) -> Iterator[bytes]:
+    with gzip.open(path, "rb") as file:
+        yield from file
+
+
+def _fields(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+        row = None
+    return row if isinstance(row, dict) else {}
 
 
 def _parse_line(line: bytes, field: str) -> Document:
@@ -202,6 +224,7 @@ def _of_text(value: Any) -> Document:
 
 def _pieces(path: Path, field: str) -> Iterator[tuple[bytes, bool, bool]]:
     with open(path, "rb") as file:
+        # One piece is read ahead: only then is it known whether a piece is the last.
         piece, begins = b"".join(file.readlines(_PIECE)), True
         while piece:
             following = b"".join(file.readlines(_PIECE))
@@ -224,9 +247,8 @@ def _cells(path: Path, field: str) -> Iterator[Any]:
     try:
         file = parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:
-            raise DataError(
-                f"{path}: there is no column {field!r}, but {', '.join(file.schema_arrow.names)}; name it with text_field"
-            )
+            columns = ", ".join(file.schema_arrow.names)
+            raise DataError(f"{path}: there is no column {field!r}, but {columns}; name it with text_field")
         for batch in file.iter_batches(batch_size=64, columns=[field]):
             yield from batch.column(0)
     except pyarrow.ArrowInvalid as error:
@@ -245,7 +267,7 @@ def _arrays(path: Path, field: str) -> Iterator[np.ndarray]:
         raise DataError(f"{path}: expected an array 'ids' of token ids in a .npz file ({error})") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids) or ids.min() < 0:
         raise DataError(
-            f"{path}: 'ids' must be one row of whole numbers from 0 on, got shape {ids.shape} of {ids.dtype}"
+            f"{path}: 'ids' must be one row of whole numbers, 0 or more, got shape {ids.shape} of {ids.dtype}"
         )
     yield ids
 
@@ -271,7 +293,7 @@ def _hub(source: str) -> Any:
 
 _FORMATS = {
     ".jsonl": Format(_lines, _parse_line),
-    ".jsonl.gz": Format(_lines, _parse_line),
+    ".jsonl.gz": Format(_unpacked_lines, _parse_line),
     ".txt": Format(_pieces, _parse_piece),
     ".parquet": Format(_cells, _parse_cell),
     ".npz": Format(_arrays, _parse_array),

@@ -1,4 +1,4 @@
-"""The shadow that a run begins with: random blocks, copies of the base's, a shadow folder, or a smaller model."""
+"""The shadow that a run begins with: random or copied blocks, a shadow folder, or a smaller model."""
 
 import itertools
 import sys
@@ -65,7 +65,7 @@ def _sizes(config: PretrainConfig) -> ShadowConfig:
 
 
 def _chosen_blocks(config: PretrainConfig, base: PreTrainedModel) -> list[int]:
-    """Return the indices of the base's blocks to copy: those asked for, or some spread evenly over its depth."""
+    """Return the indices of the base's blocks to copy: those named, or some spread evenly over its depth."""
     depth, layers = len(arch.blocks_of(base)), config.layers or _LAYERS
     if layers > depth:
         raise ConfigError(f"layers must be at most the base's {depth} blocks, got {layers}")
@@ -87,8 +87,9 @@ def _fit_projection(
     if fit.in_states is not None:
         states = f"{fit.in_states:.4g} of the base's states at strength {fit.strength:g}, and "
     print(
-        f"warm start {config.warm_start}: on held-out text the projection misses {states}{fit.in_logits:.4g} of "
-        f"the smaller model's logits ({fit.in_weights:.4g} of its head's weights); 0 is exact, 1 as bad as none",
+        f"warm start {config.warm_start}: on held-out text the projection misses {states}"
+        f"{fit.in_logits:.4g} of the smaller model's logits ({fit.in_weights:.4g} of its head's weights); "
+        "0 is exact, 1 as bad as none",
         file=sys.stderr,
     )
 

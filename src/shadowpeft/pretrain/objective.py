@@ -46,8 +46,8 @@ class Weights:
 class Objective(nn.Module):
     """Compute the weighted losses of a shadow on rows of tokens.
 
-    The base is not a submodule: it is neither moved, saved nor trained with this module, and it runs only if a loss
-    compares with it.
+    The base is not a submodule: it is neither moved, saved nor trained with this module, and it runs only if
+    a loss compares with it.
 
     Args:
         base: the frozen base, on the device of the work.
@@ -101,7 +101,7 @@ class Objective(nn.Module):
         return sum(weight.numel() for weight in self.shadow.parameters() if weight.requires_grad)
 
     def plain_loss(self, input_ids: Tensor) -> Tensor:
-        """Compute the next-token loss with the logits in memory, as any model does. Speed is compared with it."""
+        """Compute the next-token loss with all logits in memory; the run's speed is compared with it."""
         s_BTD = self.shadow(input_ids, None, None, None, None)
         return F.cross_entropy(
             arch.logits(self.base, s_BTD)[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
@@ -139,7 +139,7 @@ def own_loss(model: PreTrainedModel, rows: Sequence[Tensor]) -> float:
 
 
 def train_parts(shadow: Shadow, parts: str) -> None:
-    """Make the chosen parts of a shadow trainable and freeze the rest. Embeddings that it borrows are never trained.
+    """Make the chosen parts of a shadow trainable and freeze the rest. Borrowed embeddings are never trained.
 
     Args:
         shadow: the shadow.
@@ -155,7 +155,7 @@ def train_parts(shadow: Shadow, parts: str) -> None:
 
 @contextmanager
 def parts_trained(shadow: Shadow, parts: str) -> Iterator[list[nn.Parameter]]:
-    """Make the chosen parts trainable, as `train_parts` does, while the context lasts; yield their weights."""
+    """Make the chosen parts trainable, as `train_parts` does, within the context; yield their weights."""
     before = [(parameter, parameter.requires_grad) for parameter in shadow.parameters()]
     train_parts(shadow, parts)
     try:
@@ -166,5 +166,5 @@ def parts_trained(shadow: Shadow, parts: str) -> Iterator[list[nn.Parameter]]:
 
 
 def cosine_distance(s_ND: Tensor, h_ND: Tensor) -> Tensor:
-    """Compute 1 - cos(s, h) of each token, (N,). It compares directions and ignores sizes; h gets no gradient."""
+    """Compute 1 - cos(s, h) of each token, (N,): it ignores the sizes of both. h gets no gradient."""
     return 1 - F.cosine_similarity(s_ND.float(), h_ND.detach().float(), dim=-1)

@@ -36,12 +36,12 @@ class Pace:
         return min(1.0, step / self.max_steps)
 
     def is_over(self) -> bool:
-        """Return whether the time is up."""
+        """Return True if the time is up."""
         return self.max_seconds is not None and self.seconds() >= self.max_seconds
 
 
 def rate_factor(pace: Pace, schedule: str, warmup: float, step: int) -> float:
-    """Return the share of the peak learning rate for the step after `step`: rising in the warm-up, then as scheduled.
+    """Return the share of the peak learning rate at the step after `step`: linear warm-up, then the schedule.
 
     Args:
         pace: how far the run has come.
@@ -60,4 +60,6 @@ def rate_factor(pace: Pace, schedule: str, warmup: float, step: int) -> float:
         return risen
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * share))
-    return 1 - share if schedule == "linear" else 1.0
+    if schedule == "linear":
+        return 1 - share
+    return 1.0

@@ -1,4 +1,6 @@
-"""Documents to rows of tokens, one after another, from any place in the text. What was read before is not read again.
+"""Rows of tokens, filled with documents one after another, from any place in the text.
+
+A run that goes on from a place does not encode the text before it again.
 
 Shapes in names: N tokens of a document, T of a row.
 """
@@ -7,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +17,18 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.pretrain.corpus import Corpus, Document, Unusable
+from shadowpeft.pretrain.corpus import Document, Unusable
 
 _END_OF_TEXT = "<|endoftext|>"
+
+
+class Source(Protocol):
+    """Documents that can be read from any row on: a `Corpus` or a part of one."""
+
+    source: str
+
+    def read(self, first: int = 0) -> Iterator[Document | Unusable]:
+        """Read from the row of index `first` on."""
 
 
 class Place(NamedTuple):
@@ -48,7 +59,7 @@ class _Row(NamedTuple):
 
 
 class Encoder:
-    """The map from a document to token ids: what the tokenizer puts before a text, the text, and a separator.
+    """A map from documents to token ids: what the tokenizer puts before a text, the text, and a separator.
 
     Args:
         tokenizer: the base's.
@@ -60,7 +71,8 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        # A chat model's end-of-sequence token ends a turn. Its pretraining text was divided by the end-of-text token.
+        # A chat model's end-of-sequence token ends a turn. Its pretraining text was divided by the
+        # end-of-text token.
         separator = tokenizer.get_vocab().get(_END_OF_TEXT, tokenizer.eos_token_id)
         if separator is None:
             raise ConfigError(
@@ -91,7 +103,8 @@ class Encoder:
         ids_N: np.ndarray = np.asarray(ids, dtype=np.int64)
         if len(ids_N) and ids_N.max() >= self._vocabulary:
             raise DataError(
-                f"the text gives the token id {ids_N.max()}, but the model knows only {self._vocabulary} tokens"
+                f"the text gives the token id {ids_N.max()}, but the model knows only "
+                f"{self._vocabulary} tokens"
             )
         return ids_N
 
@@ -99,7 +112,7 @@ class Encoder:
 class Rows(IterableDataset):
     """An endless stream of rows of T tokens, shuffled within blocks, each with the place after it.
 
-    Tokens at the end of a lap that fill no row are left out.
+    A lap is one reading of the whole text. Tokens at the end of a lap that fill no row are left out.
 
     Args:
         corpus: the documents.
@@ -112,12 +125,20 @@ class Rows(IterableDataset):
     Attributes:
         first: index of the first row of the source after what is held out.
         start: where to begin.
-        skipped: rows of the source without a document, by kind, in the part that the first lap has read.
+        skipped: count of the source's rows without a document, by kind, in the part that the first lap has
+            read.
         first_skipped: the first of each kind.
     """
 
     def __init__(
-        self, corpus: Corpus, encoder: Encoder, length: int, held_out: int = 0, block: int = 1, seed: int = 0
+        self,
+        corpus: Source,
+        encoder: Encoder,
+        length: int,
+        *,
+        held_out: int = 0,
+        block: int = 1,
+        seed: int = 0,
     ) -> None:
         self._corpus, self._encoder, self.length = corpus, encoder, length
         self._held_out, self._block, self._seed = held_out, block, seed
@@ -137,7 +158,8 @@ class Rows(IterableDataset):
             while block := list(islice(rows, self._block)):
                 yield from self._shuffled(block, place)
                 place = block[-1].after
-            # The whole first lap gave no row. Later laps would give none either, and the loop would never end.
+            # The whole first lap gave no row. Later laps would give none either, and the loop would never
+            # end.
             if place is begin and begin[:3] == (0, self.first, 0):
                 self._refuse_too_short()
             place = self._next_lap(place)
@@ -145,7 +167,8 @@ class Rows(IterableDataset):
     def _shuffled(self, block: "list[_Row]", place: Place) -> Iterator[dict[str, np.ndarray]]:
         """Yield a block's rows in shuffled order, from the place's row on, each with the place after it."""
         order = list(range(len(block)))
-        # The seed is made of where the block begins, so that a resumed run shuffles it as the interrupted one did.
+        # The seed is made of where the block begins, so that a resumed run shuffles it as the interrupted one
+        # did.
         random.Random(f"{self._seed} {place.lap} {place.document} {place.offset}").shuffle(order)
         for number in range(place.row, len(block)):
             after = place._replace(row=number + 1)
@@ -164,7 +187,7 @@ class Rows(IterableDataset):
         return whole or rows
 
     def _behind(self, documents: int) -> int:
-        """Return the index of the row of the source after `documents` documents, or of its end."""
+        """Return the index of the source's row after its first `documents` documents, or of its end."""
         index = 0
         for found in self._corpus.read() if documents else ():
             index += 1
@@ -180,17 +203,18 @@ class Rows(IterableDataset):
         beyond, bad = "", ""
         if self._held_out:
             beyond = f" behind the {_counted(self._held_out, 'document')} held out"
-        passed = +(self._passed + self.skipped)
+        passed = +(self._passed + self.skipped)  # the plus drops kinds that were counted 0 times
         if passed:
             kinds = ", ".join(_counted(count, f"{kind} row") for kind, count in passed.items())
-            bad = f" ({kinds} {'was' if passed.total() == 1 else 'were'} passed over)"
+            verb = {1: "was"}.get(passed.total(), "were")
+            bad = f" ({kinds} {verb} passed over)"
         raise DataError(
-            f"{self._corpus.source}: expected at least one row of {self.length} tokens{beyond}, got less text{bad}; "
-            "add text, lower max_length or hold out less"
+            f"{self._corpus.source}: expected at least one row of {self.length} tokens{beyond}, got less text"
+            f"{bad}; add text, lower max_length or hold out less"
         )
 
     def _next_lap(self, place: Place) -> Place:
-        """Return the start of the next lap, shifted by a part of a row, so that rows are cut at other tokens."""
+        """Return the start of the next lap, shifted by a part of a row: its rows begin at other tokens."""
         lap = place.lap + 1
         shift = random.Random(f"{self._seed} {lap}").randrange(self.length)
         return self._place(lap, self.first, shift)
@@ -225,7 +249,13 @@ class Rows(IterableDataset):
         self.first_skipped.setdefault(row.kind, row.where)
 
     def _place(self, lap: int, document: int, offset: int) -> Place:
-        return Place(lap, document, offset, 0, self.skipped["empty"], self.skipped["undecodable"])
+        return Place(
+            lap,
+            document,
+            offset,
+            empty=self.skipped["empty"],
+            undecodable=self.skipped["undecodable"],
+        )
 
 
 def _counted(count: int, noun: str) -> str:
@@ -233,6 +263,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Stack rows into `input_ids`, (B, T), and `places`, the place in the text after each row."""
+    """Stack rows into `input_ids`, (B, T), and `places`, (B, 6), the place in the text after each row."""
     ids_BT = torch.from_numpy(np.stack([row["input_ids"] for row in rows]))
-    return {"input_ids": ids_BT, "places": torch.from_numpy(np.stack([row["place"] for row in rows]))}
+    places_B6 = torch.from_numpy(np.stack([row["place"] for row in rows]))
+    return {"input_ids": ids_BT, "places": places_B6}

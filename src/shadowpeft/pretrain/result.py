@@ -1,4 +1,4 @@
-"""What a pretraining run came to: its result, and the facts that the shadow's folder keeps of it."""
+"""The result of a pretraining run, and the facts of it that the shadow's folder keeps."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -57,12 +57,13 @@ class PretrainResult:
     base_loss: float | None
     """Next-token loss of the base on the held-out text."""
     model_loss: float | None
-    """If the run started from a smaller model, that model's loss on the held-out text through its own head."""
+    """If the run started from a smaller model, that model's loss on the held-out text through its own
+    head."""
     tokens_per_second: float | None
     """Speed of training in this session, without evaluation and saving."""
     plain_tokens_per_second: float | None
-    """Speed of plain forward and backward passes of the same model alone, with its logits in memory. `None` if they
-    do not fit."""
+    """Speed of plain forward and backward passes of the same model alone, with its logits in memory. `None`
+    if they do not fit."""
     share_of_plain: float | None
     """`tokens_per_second` divided by `plain_tokens_per_second`."""
     seconds: float
@@ -92,15 +93,20 @@ def summarise(
     ended = state.global_step >= state.max_steps or trainer.pace.is_over()
     # A signal that came with the last step stopped nothing.
     stopped = signalled and not ended
+    # Before the last evaluation, whose time is no training.
     seconds, rate = trainer.pace.seconds(), trainer.session_rate()
-    if not stopped and not _is_evaluated(trainer):
-        trainer.evaluate()
+    shadow = base_loss = None
+    if not stopped:
+        if not _is_evaluated(trainer):
+            trainer.evaluate()
+        shadow = str(output / SHADOW)
+        base_loss = trainer.held_out_loss(trainer.shadow_objective.base_losses)
     evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
     warn_of_skipped(text.rows, "text")
     warn_of_skipped(text.evaluated, "held-out text")
     return PretrainResult(
         output=str(output),
-        shadow=None if stopped else str(output / SHADOW),
+        shadow=shadow,
         checkpoint=_newest_checkpoint(output),
         stopped=stopped,
         steps=state.global_step,
@@ -112,8 +118,8 @@ def summarise(
         eval_undecodable_rows=text.evaluated.skipped["undecodable"],
         parameters=trainer.shadow_objective.trained_values(),
         start_loss=_first_loss(evaluations),
-        **_last_losses([] if stopped else evaluations),
-        base_loss=None if stopped else trainer.held_out_loss(trainer.shadow_objective.base_losses),
+        **_last_losses(evaluations, stopped=stopped),
+        base_loss=base_loss,
         model_loss=_rounded(model_loss, 6),
         tokens_per_second=rate,
         plain_tokens_per_second=plain_rate,
@@ -125,7 +131,7 @@ def summarise(
 def facts(
     config: PretrainConfig, result: PretrainResult, command: str, device: "torch.device"
 ) -> dict[str, Any]:
-    """Return what the shadow's folder keeps of the run, by the words of its card."""
+    """Return the facts of a run that the shadow's folder keeps, by the words of its card."""
     weights = {"next_token": config.next_token, "distil": config.distil, "match": config.match}
     measured = {
         name.replace("_", " "): value
@@ -165,8 +171,10 @@ def _first_loss(evaluations: list[dict[str, float]]) -> float | None:
     return None
 
 
-def _last_losses(evaluations: list[dict[str, float]]) -> dict[str, float | None]:
-    last = evaluations[-1] if evaluations else {}
+def _last_losses(evaluations: list[dict[str, float]], *, stopped: bool) -> dict[str, float | None]:
+    last: dict[str, float] = {}
+    if evaluations and not stopped:
+        last = evaluations[-1]
     return {"eval_loss": last.get("eval_loss"), "eval_perplexity": last.get("eval_perplexity")}
 
 

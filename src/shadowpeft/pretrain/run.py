@@ -1,4 +1,4 @@
-"""Pretrain a shadow on plain text. Everything that can be checked is checked first, then transformers' Trainer runs.
+"""A pretraining run: it checks everything that can be checked, then transformers' Trainer trains the shadow.
 
 torch and transformers are imported inside functions, so that a mistake is reported before they are loaded.
 """

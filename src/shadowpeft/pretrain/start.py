@@ -1,4 +1,4 @@
-"""Where pretraining starts: a fresh small shadow, another pretrained model, or blocks copied from the base itself."""
+"""The first shadow of pretraining: random, another pretrained model, or copies of the base's own blocks."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from shadowpeft.shadow import Shadow, explicit, implicit
 
 
 def fresh(base: PreTrainedModel, config: ShadowConfig, dtype: torch.dtype | None = None) -> Shadow:
-    """Build a small random shadow of the base's own architecture, the one that `attach(base, config)` would build.
+    """Build a small random shadow of the base's own architecture, as `attach(base, config)` builds it.
 
     Args:
         base: the frozen base.
@@ -29,9 +29,10 @@ def fresh(base: PreTrainedModel, config: ShadowConfig, dtype: torch.dtype | None
 
 
 def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Shadow:
-    """Take another pretrained model's decoder, in place, as the shadow; its projection, if the widths differ, is random yet.
+    """Make another pretrained model's decoder the shadow, without a copy. Its projection is random yet.
 
-    Where the widths are equal there is no projection, and nothing translates between the model's hidden states and the base's head.
+    If the widths are equal, there is no projection: the base's head reads the model's hidden states as they
+    are.
 
     Args:
         base: the frozen base.
@@ -47,7 +48,7 @@ def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype
 def from_base_blocks(
     base: PreTrainedModel, blocks: Sequence[int], dtype: torch.dtype | None = None
 ) -> Shadow:
-    """Build an implicit shadow whose blocks are copies of some of the base's, with a copy of its final norm behind them.
+    """Build an implicit shadow of copies: some of the base's blocks, and its final norm behind them.
 
     Args:
         base: the frozen base.
@@ -55,49 +56,59 @@ def from_base_blocks(
         dtype: type of the weights; the base's by default.
 
     Raises:
-        ConfigError: there is no such block, or a block attends otherwise than the shadow's block in its place would.
-        UnsupportedModelError: the base's blocks are quantised, not in memory, or mixtures of experts, which no shadow has.
+        ConfigError: there is no such block, or its kind of attention is not that of the shadow's block in its
+            place.
+        UnsupportedModelError: the base's blocks are quantised, not in memory, or mixtures of experts, which
+            no shadow has.
     """
     _check_blocks(base, blocks)
     shadow = _placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
-    decoder, wanted = arch.decoder_of(base).state_dict(), shadow.backbone.state_dict()
-    place = re.compile(rf"^{re.escape(shadow.family.blocks)}\.(\d+)\.")
-    source = {
-        name: place.sub(lambda found: f"{shadow.family.blocks}.{blocks[int(found[1])]}.", name)
-        for name in wanted
-    }
+    shadow.backbone.load_state_dict(_copied_weights(base, shadow, blocks), strict=True)
+    return shadow
+
+
+def _copied_weights(base: PreTrainedModel, shadow: Shadow, blocks: Sequence[int]) -> dict[str, Tensor]:
+    """Return the base's weights by the names of the shadow's."""
+    decoder, layers = arch.decoder_of(base).state_dict(), shadow.family.blocks
+    index = re.compile(rf"^{re.escape(layers)}\.(\d+)\.")
+
+    def source(name: str) -> str:
+        return index.sub(lambda found: f"{layers}.{blocks[int(found[1])]}.", name)
+
     state: dict[str, Tensor] = {}
-    for name, tensor in wanted.items():
-        original = decoder.get(source[name])
+    for name, tensor in shadow.backbone.state_dict().items():
+        original = decoder.get(source(name))
         if original is None or original.shape != tensor.shape:
             raise UnsupportedModelError(
-                f"blocks of this {shadow.family.name} base cannot be copied: the shadow's {name} has no counterpart (a mixture of experts "
-                "gets dense shadow blocks); start from a fresh shadow"
+                f"blocks of this {shadow.family.name} base cannot be copied: the shadow's {name} has no "
+                "counterpart (a mixture of experts gets dense shadow blocks); start from a fresh shadow"
             )
         if original.is_meta or not original.is_floating_point():
             raise UnsupportedModelError(
                 "blocks of a quantised or offloaded base cannot be copied; load the base whole, unquantised"
             )
         state[name] = original
-    shadow.backbone.load_state_dict(state, strict=True)
-    return shadow
+    return state
 
 
 def _check_blocks(base: PreTrainedModel, blocks: Sequence[int]) -> None:
     depth = len(arch.blocks_of(base))
     if not blocks or not all(0 <= block < depth for block in blocks):
         raise ConfigError(
-            f"blocks must name at least one of the base's {depth} blocks, 0 to {depth - 1}, got {list(blocks)}"
+            f"blocks must name at least one of the base's {depth} blocks, 0 to {depth - 1}, "
+            f"got {list(blocks)}"
         )
     if len(blocks) > depth:
         raise ConfigError(f"a shadow has at most as many blocks as the base, {depth}, got {len(blocks)}")
     kinds = base.config.to_dict().get("layer_types")
     for place, block in enumerate(blocks):
-        # An adapter remembers how many blocks its shadow has, and their kinds are those of the base's first ones.
+        # An adapter keeps only how many blocks its shadow has. Their kinds of attention are those of the
+        # base's first blocks.
         if kinds and kinds[place] != kinds[block]:
             raise ConfigError(
-                f"block {block} of the base attends by {kinds[block]}, and block {place} of a shadow by {kinds[place]}, as the base's "
-                f"own block {place}; choose there one of the blocks {_listed(kinds, kinds[place])}"
+                f"block {block} of the base attends by {kinds[block]}, but block {place} of a shadow by "
+                f"{kinds[place]}, as the base's block {place} does; choose there one of the blocks "
+                f"{_listed(kinds, kinds[place])}"
             )
 
 

@@ -1,8 +1,13 @@
-"""The text of a pretraining run and what can be told before a weight is loaded: tokenizer, positions, rows to train on and to hold out."""
+"""The text of a pretraining run, opened and checked before a weight is loaded.
 
+Checked are the tokenizer, the length of rows, and that there are rows to train on and to hold out.
+"""
+
+import itertools
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadowpeft.errors import ConfigError
 from shadowpeft.pretrain.config import BLOCKS, FRESH, PretrainConfig
@@ -11,17 +16,19 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from shadowpeft.pretrain.packing import Rows
+    from shadowpeft.pretrain.corpus import Corpus, Document, Unusable
+    from shadowpeft.pretrain.packing import Encoder, Rows
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a run reads.
+    """The text that a run reads.
 
     Attributes:
         rows: what to train on.
         held_out: rows to evaluate on.
-        evaluated: where these are from, which knows what it passed over.
+        evaluated: the stream that `held_out` was read from. It counts the rows of the source that it passed
+            over.
     """
 
     rows: "Rows"
@@ -30,60 +37,81 @@ class Text:
 
 
 def read_text(config: PretrainConfig) -> Text:
-    """Open the text and read what is held out, so that what cannot be used is found before the model is loaded.
+    """Open the text and read the held-out rows, so that a wrong text is found before the model is loaded.
 
     Raises:
         DataError: there is no such text, or too little of it.
         ConfigError: base, tokenizer and settings do not fit.
     """
     from shadowpeft.data.encode import context_length
-    from shadowpeft.pretrain.corpus import Corpus
-    from shadowpeft.pretrain.packing import Encoder, Rows
+    from shadowpeft.pretrain.packing import Encoder
     from shadowpeft.storage import stock_models
 
-    corpus = Corpus(config.data, config.text_field)
-    apart = None if config.eval_data is None else Corpus(config.eval_data, config.text_field)
-    if apart is None and corpus.holds_tokens:
-        raise ConfigError(
-            f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too"
-        )
-    if not any(source is not None and source.has_fields for source in (corpus, apart)):
-        config.refuse_unused(
-            ("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet"
-        )
+    corpus, eval_corpus = _open(config)
     base = stock_models.load_config(config.model)
     _refuse_no_projection(config, base)
     tokenizer = stock_models.load_tokenizer(config.model)
     length = context_length(_positions(config, base, tokenizer), tokenizer, config.max_length)
-    encoder = Encoder(tokenizer, base.vocab_size)
-    held_out = 0 if apart is not None else config.eval_documents
-    rows = Rows(corpus, encoder, length, held_out, config.shuffle_rows, config.seed)
+    return _rows(config, corpus, eval_corpus, encoder=Encoder(tokenizer, base.vocab_size), length=length)
+
+
+def _open(config: PretrainConfig) -> "tuple[Corpus, Corpus | None]":
+    """Open the text to train on and, if it is another, the text to evaluate on."""
+    from shadowpeft.pretrain.corpus import Corpus
+
+    corpus, eval_corpus = Corpus(config.data, config.text_field), None
+    has_fields = corpus.has_fields
+    if config.eval_data is not None:
+        eval_corpus = Corpus(config.eval_data, config.text_field)
+        has_fields = has_fields or eval_corpus.has_fields
+    elif corpus.holds_tokens:
+        raise ConfigError(
+            f"{config.data} holds token ids, of which no documents can be held out; give eval_data, too"
+        )
+    if not has_fields:
+        config.refuse_unused(
+            ("text_field",), "neither .txt nor .npz files have fields", "give rows of .jsonl or .parquet"
+        )
+    return corpus, eval_corpus
+
+
+def _rows(
+    config: PretrainConfig,
+    corpus: "Corpus",
+    eval_corpus: "Corpus | None",
+    *,
+    encoder: "Encoder",
+    length: int,
+) -> Text:
+    from shadowpeft.pretrain.packing import Rows
+
+    held_out = config.eval_documents
+    if eval_corpus is not None:
+        held_out = 0
+    rows = Rows(corpus, encoder, length, held_out=held_out, block=config.shuffle_rows, seed=config.seed)
+    # Raises if there is too little text to train on.
     rows.head(1)
-    evaluated = Rows(apart or _First(corpus, held_out, rows.first), encoder, length)  # type: ignore[arg-type]
+    evaluated = Rows(eval_corpus or _FirstRows(corpus, held_out, rows.first), encoder, length)
     return Text(rows, evaluated.head(config.eval_rows), evaluated)
 
 
-class _First:
-    """The first documents of a corpus."""
+class _FirstRows:
+    """The rows of a corpus that hold its first documents, read as a corpus of their own."""
 
-    def __init__(self, corpus: Any, documents: int, rows: int) -> None:
-        self.source, self._corpus, self._rows = (
-            f"the first {documents} documents of {corpus.source}",
-            corpus,
-            rows,
-        )
+    def __init__(self, corpus: "Corpus", documents: int, rows: int) -> None:
+        self.source = f"the first {documents} documents of {corpus.source}"
+        self._corpus, self._rows = corpus, rows
 
-    def read(self, first: int = 0) -> Any:
-        import itertools
-
+    def read(self, first: int = 0) -> "Iterator[Document | Unusable]":
+        """Read from the row of index `first` to the last of these rows."""
         return itertools.islice(self._corpus.read(first), max(0, self._rows - first))
 
 
 def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> None:
-    """Refuse settings of a projection where the model or folder to start from has none, or has one that is trained already."""
+    """Refuse settings of a projection where the start has none, or has one that is trained already."""
     from shadowpeft.model import sources
 
-    if config.start in (FRESH, BLOCKS):  # the settings alone have told
+    if config.start in (FRESH, BLOCKS):  # the settings have refused these themselves
         return
     if sources.holds(config.start):
         config.refuse_warm_start(f"the shadow in {config.start} goes on from what it is")
@@ -99,7 +127,7 @@ def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> N
 def _positions(
     config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
 ) -> int | None:
-    """Return how many positions base and shadow both take, and refuse a model to start from that has other tokens."""
+    """Return how many positions base and shadow both have; refuse a start from a model with other tokens."""
     from shadowpeft import arch
     from shadowpeft.model import sources
 
@@ -114,10 +142,9 @@ def warn_of_skipped(rows: "Rows", what: str) -> None:
     """Warn once of the rows that hold no document, by kind."""
     counted = []
     for kind, count in sorted(rows.skipped.items()):
+        first = rows.first_skipped.get(kind, "of an earlier session")
         if count:
-            counted.append(
-                f"{count} {kind} (the first is {rows.first_skipped.get(kind, 'of an earlier session')})"
-            )
+            counted.append(f"{count} {kind} (the first is {first})")
     if counted:
         warnings.warn(
             f"rows of the {what} without a document were passed over: {', '.join(counted)}", stacklevel=2

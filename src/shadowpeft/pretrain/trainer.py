@@ -1,4 +1,7 @@
-"""transformers' Trainer for pretraining. It saves the shadow alone with the place in the text, and logs losses and speed."""
+"""transformers' Trainer for pretraining.
+
+It saves the shadow alone, with the place in the text, and logs the losses and the speed.
+"""
 
 import json
 import sys
@@ -52,6 +55,7 @@ class PretrainTrainer(SafeTrainer):
         schedule: str,
         callbacks: list[TrainerCallback],
     ) -> None:
+        # With several GPUs in one process the Trainer would copy the model to each of them.
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(
             model=objective,
@@ -74,7 +78,7 @@ class PretrainTrainer(SafeTrainer):
         self._stopwatch = _Stopwatch()
 
     def _begin(self) -> None:
-        """Start the clocks, after all that is loaded and measured beforehand."""
+        """Start the clocks. All that is loaded and measured beforehand does not count as training."""
         self.pace.start()
         self._stopwatch.start(self.tokens)
 
@@ -85,20 +89,23 @@ class PretrainTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the weighted losses, keep each for the log, and remember where in the text the batch ends."""
+        """Compute the weighted losses, keep each for the log, and the place in the text after the batch."""
         with self.compute_loss_context_manager():
             out = model(inputs["input_ids"])
         for name, value in out.items():
             if name != "loss":
                 self._sums[name] = self._sums.get(name, 0) + value
         self._batches += 1
-        # It is read only when it is saved: reading it here would make the host wait for the batch.
+        # Its values are read only when they are saved: reading them here would make the host wait for the
+        # batch.
         self._place = inputs["places"][-1]
         self.tokens += inputs["input_ids"].numel()
-        return (out["loss"], out) if return_outputs else out["loss"]
+        if return_outputs:
+            return out["loss"], out
+        return out["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the loss, each of its parts averaged over the same steps, and the speed since the last entry."""
+        """Log the loss, the means of its parts over the same steps, and the speed since the last entry."""
         if "loss" in logs and self._batches:
             logs.update({name: value.item() / self._batches for name, value in self._sums.items()})
             logs["tokens"] = self.tokens
@@ -123,7 +130,8 @@ class PretrainTrainer(SafeTrainer):
         total, count = 0.0, 0
         size = self.args.per_device_train_batch_size
         for start in range(0, len(self.held_out), size):
-            rows = self.held_out[start : start + size]  # of one length each, or a single one
+            # They have one length, or there is only one: `Rows.head` has seen to it.
+            rows = self.held_out[start : start + size]
             with torch.no_grad(), self.accelerator.autocast():
                 losses_N = losses_of(torch.from_numpy(np.stack(rows)).to(self.args.device))
             total += losses_N.sum(dtype=torch.float64).item()
@@ -133,29 +141,32 @@ class PretrainTrainer(SafeTrainer):
     def plain_rate(self, passes: int = 3) -> float | None:
         """Time plain forward and backward passes of the shadow on a batch, in tokens a second.
 
-        All parts but the embeddings are trained and the logits are in memory, whatever this run trains. Any training
-        of the same model would cost this without an optimizer, so the run's own speed is compared with it.
+        All parts but the embeddings are trained and the logits are in memory, whatever this run trains. Any
+        training of the same model would cost this without an optimizer, so the run's own speed is compared
+        with it.
 
         Returns:
             The best of `passes` passes; `None` if the logits of a batch do not fit into memory.
         """
-        ids_BT = torch.from_numpy(
-            np.stack([self.rows.head(1)[0]] * self.args.per_device_train_batch_size)
-        ).to(self.args.device)
-        rates = []
+        batch = [self.rows.head(1)[0]] * self.args.per_device_train_batch_size
+        ids_BT = torch.from_numpy(np.stack(batch)).to(self.args.device)
         try:
             with parts_trained(self.shadow_objective.shadow, "all-but-embeddings") as chosen:
-                for _ in range(passes + 1):
-                    began = time.perf_counter()
-                    with self.accelerator.autocast():
-                        loss = self.shadow_objective.plain_loss(ids_BT)
-                    torch.autograd.grad(loss, chosen)
-                    if ids_BT.is_cuda:
-                        torch.cuda.synchronize()
-                    rates.append(ids_BT.numel() / (time.perf_counter() - began))
+                seconds = [self._plain_pass(ids_BT, chosen) for _ in range(passes + 1)]
         except torch.OutOfMemoryError:
             return None
-        return round(max(rates[1:]), 1)
+        # The first pass warms the device up.
+        return round(ids_BT.numel() / min(seconds[1:]), 1)
+
+    def _plain_pass(self, ids_BT: Tensor, chosen: list[nn.Parameter]) -> float:
+        """Run a forward and a backward pass, and return their seconds."""
+        began = time.perf_counter()
+        with self.accelerator.autocast():
+            loss = self.shadow_objective.plain_loss(ids_BT)
+        torch.autograd.grad(loss, chosen)
+        if ids_BT.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     def session_rate(self) -> float | None:
         """Return the tokens a second of this session's training; `None` if there was none."""
@@ -188,8 +199,12 @@ class PretrainTrainer(SafeTrainer):
             (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
     def save_shadow(self, folder: str | Path, run: Mapping[str, Any]) -> None:
-        """Write the shadow folder with facts of the run. With bf16 it is in bfloat16; checkpoints are in float32."""
-        if self.args.bf16:  # the type that the base is loaded in and that the run computes in
+        """Write the shadow's folder with facts of the run. With bf16 its weights are in bfloat16.
+
+        Checkpoints are in float32 all the same.
+        """
+        # The type that the base is loaded in and that the run computes in.
+        if self.args.bf16:
             self.shadow_objective.shadow.to(torch.bfloat16)
         shadow_folder.save(self.shadow_objective.shadow, self._facts, folder, run)
 
@@ -203,7 +218,8 @@ class PretrainTrainer(SafeTrainer):
             self.tokens, self.pace.before = progress["tokens"], progress["seconds"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path} is missing or damaged ({error}); delete its folder to resume from the checkpoint before it"
+                f"{path} is missing or damaged ({error}); delete its folder to resume from the checkpoint "
+                "before it"
             ) from error
         self._place = torch.tensor(self.rows.start)
 
@@ -211,10 +227,8 @@ class PretrainTrainer(SafeTrainer):
 def perplexity_metrics(prefix: str, loss: float) -> dict[str, float]:
     """Return loss and perplexity by name."""
     # math.exp would raise where the result is too large for a float; torch returns infinity.
-    return {
-        f"{prefix}_loss": loss,
-        f"{prefix}_perplexity": torch.tensor(loss, dtype=torch.float64).exp().item(),
-    }
+    perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
+    return {f"{prefix}_loss": loss, f"{prefix}_perplexity": perplexity}
 
 
 class _Stopwatch:
@@ -255,7 +269,7 @@ class _Pause:
 
     def __enter__(self) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was asked for before belongs to training
+            torch.cuda.synchronize()  # kernels that were launched before belong to training
         self._began = time.monotonic()
 
     def __exit__(self, *error: object) -> None:
@@ -317,11 +331,8 @@ class PretrainProgress(TrainerCallback):
         self._bar.set_postfix(shown)
         if self._bar.disable:
             line = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-            print(
-                f"step {state.global_step} ({self._pace.share(state.global_step):.0%})  {line}",
-                file=sys.stderr,
-                flush=True,
-            )
+            share = self._pace.share(state.global_step)
+            print(f"step {state.global_step} ({share:.0%})  {line}", file=sys.stderr, flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -331,4 +342,6 @@ class PretrainProgress(TrainerCallback):
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{value:,.0f}" if "tokens" in name else f"{value:.4g}"
+    if "tokens" in name:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

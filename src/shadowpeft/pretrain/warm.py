@@ -1,8 +1,9 @@
-"""Where the projection P starts: three ways to make the base's head say through P what the smaller model says through its own.
+"""The warm start of the projection P: three fits that bring the base's head near to the smaller model's own.
 
-The head reads s^(0) = P x as it is, with no norm between, both attached (eq. 8) and detached. So P is fitted in the units of what the
-head reads: to the smaller model's logits (`pinv`, `weighted`) or to the base's own state behind its final norm (`ridge`). A soft cap
-comes after and is left out, as are the heads' biases, which no P reaches. All sums are in float64, a few rows of the heads at a time.
+The head reads s^(0) = P x as it is, with no norm between, both attached (eq. 8) and detached. So P is fitted
+in the units of what the head reads: to the smaller model's logits (`pinv`, `weighted`) or to the base's own
+state behind its final norm (`ridge`). A soft cap comes after the logits and is left out. So are the heads'
+biases, which no P can change. All sums are in float64, a few rows of the heads at a time.
 
 Shape legend: V vocabulary, v rows of it in hand, D width of the base, d width of the smaller model, N tokens.
 """
@@ -22,8 +23,8 @@ from shadowpeft.shadow import Shadow
 Method = Literal["pinv", "weighted", "ridge"]
 # Rows of a head turned to float64 at once: 100 MB for a width of 1,536.
 _ROWS = 8192
-# The share of all weight that is spread evenly over the vocabulary: a token that the text lacks, or a padding row that no token has,
-# is in the softmax all the same.
+# The share of all weight that is spread evenly over the vocabulary: a token that the text lacks, or a padding
+# row that no token has, is in the softmax all the same.
 EVENLY = 0.02
 _STRENGTHS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -34,13 +35,16 @@ class Fit:
 
     Attributes:
         weight_Dd: P.
-        in_weights: ||C (W_base P - W)|| / ||C W||, where C takes from each column its mean over the vocabulary: a constant added to all
-            logits of a position changes no probability.
-        in_logits: the same of the logits W_base P x and W x, over held-out hidden states x. `ridge` does not aim at these.
-        in_states: ||P x - y|| / ||y|| over held-out text, where y is what the base's own head reads; `None` if the base was not run.
+        in_weights: ||C (W_base P - W)|| / ||C W||, where C takes from each column its mean over the
+            vocabulary: a constant added to all logits of a position changes no probability.
+        in_logits: the same of the logits W_base P x and W x, over held-out hidden states x. `ridge` does not
+            aim at these.
+        in_states: ||P x - y|| / ||y|| over held-out text, where y is what the base's own head reads; `None`
+            if the base was not run.
         strength: what `ridge` chose, as a share of the states' mean square; `None` for the others.
         state_rms: root mean square of s^(0) = P x, on held-out text.
-        target_rms: the same of what the base's own head reads, if it was run; a boundary of the variant `normed` compares at 1.
+        target_rms: the same of what the base's own head reads, if it was run; a boundary of the variant
+            `normed` compares at 1.
     """
 
     weight_Dd: Tensor
@@ -85,12 +89,9 @@ class Moments:
         """
         device, width = _exact(arch.token_embedding_of(model).weight.device), model.config.hidden_size
         xx_dd = torch.zeros(width, width, dtype=torch.float64, device=device)
-        yx_Dd = (
-            None
-            if base is None
-            else torch.zeros(base.config.hidden_size, width, dtype=torch.float64, device=device)
-        )
-        tokens, yy = 0, 0.0
+        tokens, yy, yx_Dd = 0, 0.0, None
+        if base is not None:
+            yx_Dd = torch.zeros(base.config.hidden_size, width, dtype=torch.float64, device=device)
         for ids_BT in batches:
             x_Nd = _states(model, ids_BT, device)
             xx_dd += x_Nd.T @ x_Nd
@@ -100,16 +101,16 @@ class Moments:
                 yx_Dd += y_ND.T @ x_Nd
                 yy += y_ND.square().sum().item()
         _refuse_no_text(tokens)
-        return cls(tokens, xx_dd, yx_Dd, yy)
+        return cls(tokens, xx_dd, yx_Dd, yy=yy)
 
     def miss(self, weight_Dd: Tensor) -> float:
-        """Sum ||y - P x||^2 over the text, from the sums alone."""
+        """Sum ||y - P x||^2 over the text, from the sums alone: tr(P X P^T) - 2 tr(P^T Y) + sum ||y||^2."""
         assert self.yx_Dd is not None
-        return (
-            ((weight_Dd @ self.xx_dd) * weight_Dd).sum().item()
-            - 2 * (weight_Dd * self.yx_Dd).sum().item()
-            + self.yy
-        )
+        return self.square_of(weight_Dd) - 2 * (weight_Dd * self.yx_Dd).sum().item() + self.yy
+
+    def square_of(self, weight_Dd: Tensor) -> float:
+        """Sum ||P x||^2 over the text, tr(P X P^T)."""
+        return ((weight_Dd @ self.xx_dd) * weight_Dd).sum().item()
 
 
 def start(
@@ -120,7 +121,7 @@ def start(
     text: Iterable[Tensor],
     held_out: Iterable[Tensor],
 ) -> Fit:
-    """Fit a shadow's projection and put it in place.
+    """Fit a shadow's projection and copy it into the shadow.
 
     Args:
         shadow: explicit, made of `model`.
@@ -128,7 +129,7 @@ def start(
         model: the smaller model, with its own head.
         method: `pinv`, `weighted` or `ridge`.
         text: rows of token ids to fit on, each (B, T) and without padding; `pinv` does not read them.
-        held_out: other rows, which say how well it fits; `ridge` chooses its strength on them.
+        held_out: other rows, on which the errors are measured; `ridge` chooses its strength on them.
 
     Raises:
         ConfigError: the shadow has no projection, a head is missing what the fit needs, or there is no text.
@@ -136,10 +137,10 @@ def start(
     """
     if shadow.projection is None:
         raise ConfigError(
-            f"the shadow has the base's width, {base.config.hidden_size}, and so no projection to start; leave the warm start out, or "
-            "choose a narrower model"
+            f"the shadow has the base's width, {base.config.hidden_size}, and so no projection to start; "
+            "leave the warm start out, or choose a narrower model"
         )
-    found = fit(base, model, method, text, held_out)
+    found = fit(base, model, method, text=text, held_out=held_out)
     with torch.no_grad():
         shadow.projection.weight.copy_(found.weight_Dd)
     return found
@@ -161,29 +162,45 @@ def fit(
         weight_Dd = weighted(base_VD, own_Vd, frequencies(text, len(base_VD)))
     else:
         weight_Dd, strength = ridge(Moments.of(model, text, base), judge)
-    return judged(base_VD, own_Vd, weight_Dd, judge, strength)
+    return judged(base_VD, own_Vd, weight_Dd, held_out=judge, strength=strength)
 
 
 def judged(
     base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, held_out: Moments, strength: float | None = None
 ) -> Fit:
-    """Say how well a projection fits, from sums over held-out text."""
+    """Measure how well a projection fits, from sums over held-out text.
+
+    Args:
+        base_VD: the base's head.
+        own_Vd: the smaller model's head.
+        weight_Dd: P.
+        held_out: sums over the text.
+        strength: what `ridge` chose, kept as it is.
+    """
     width, narrow = weight_Dd.shape
+    identity_dd = torch.eye(narrow, dtype=torch.float64, device=weight_Dd.device)
+    in_states = target_rms = None
+    if held_out.yx_Dd is not None:
+        in_states = (held_out.miss(weight_Dd) / held_out.yy) ** 0.5
+        target_rms = (held_out.yy / held_out.tokens / width) ** 0.5
     return Fit(
         weight_Dd,
-        in_weights=reconstruction_error(
-            base_VD, own_Vd, weight_Dd, torch.eye(narrow, dtype=torch.float64, device=weight_Dd.device)
-        ),
-        in_logits=reconstruction_error(base_VD, own_Vd, weight_Dd, held_out.xx_dd),
-        in_states=None if held_out.yx_Dd is None else (held_out.miss(weight_Dd) / held_out.yy) ** 0.5,
+        in_weights=reconstruction_error(base_VD, own_Vd, weight_Dd, xx_dd=identity_dd),
+        in_logits=reconstruction_error(base_VD, own_Vd, weight_Dd, xx_dd=held_out.xx_dd),
+        in_states=in_states,
         strength=strength,
-        state_rms=(((weight_Dd @ held_out.xx_dd) * weight_Dd).sum().item() / held_out.tokens / width) ** 0.5,
-        target_rms=None if held_out.yx_Dd is None else (held_out.yy / held_out.tokens / width) ** 0.5,
+        state_rms=(held_out.square_of(weight_Dd) / held_out.tokens / width) ** 0.5,
+        target_rms=target_rms,
     )
 
 
 def frequencies(text: Iterable[Tensor], vocabulary: int, evenly: float = EVENLY) -> Tensor:
-    """Return each token's share of the text, (V,), a part `evenly` of it spread over the whole vocabulary. No model is run.
+    """Return the share of each token in the text, (V,). No model is run.
+
+    Args:
+        text: rows of token ids.
+        vocabulary: V, the number of tokens.
+        evenly: part of all shares that is spread evenly over the vocabulary.
 
     Raises:
         ConfigError: there is no text.
@@ -197,7 +214,7 @@ def frequencies(text: Iterable[Tensor], vocabulary: int, evenly: float = EVENLY)
 
 
 def pinv(base_VD: Tensor, own_Vd: Tensor) -> Tensor:
-    """Return pinv(W_base) W, as published: the least squares of all weights, every row counting the same.
+    """Return pinv(W_base) W, as published: least squares over the weights, with all rows weighted the same.
 
     Args:
         base_VD: the base's head.
@@ -212,14 +229,15 @@ def pinv(base_VD: Tensor, own_Vd: Tensor) -> Tensor:
 
 
 def weighted(base_VD: Tensor, own_Vd: Tensor, frequency_V: Tensor) -> Tensor:
-    """Return the least squares in which a row counts as often as its token occurs and a shift of all logits counts nothing.
+    """Return the least squares in which each row has the weight of its token's frequency.
 
-    For each state x a constant may be added to all logits; the best one is the weighted mean, so both heads are centred by theirs.
+    A constant added to all logits changes no probability, so it may differ between the heads for each state
+    x. The best constant is the weighted mean, so each head is centred by its own.
 
     Args:
         base_VD: the base's head.
         own_Vd: the smaller model's head.
-        frequency_V: weights of the rows, none negative; taken as shares of their sum.
+        frequency_V: weights of the rows, none negative; only their ratios matter.
 
     Returns:
         P, (D, d), in float64.
@@ -231,10 +249,10 @@ def weighted(base_VD: Tensor, own_Vd: Tensor, frequency_V: Tensor) -> Tensor:
 
 
 def ridge(text: Moments, held_out: Moments) -> tuple[Tensor, float]:
-    """Return the ridge regression from the smaller model's states to what the base's head reads, and its strength.
+    """Return the ridge regression from the smaller model's states to the states that the base's head reads.
 
-    Without an intercept, as P has none. Of a few strengths, shares of the mean square of x, the one is taken that misses least on the
-    held-out text.
+    It has no intercept, as P has none. The strength is a share of the mean square of x: of a few, the one
+    with the least error on the held-out text.
 
     Args:
         text: sums over the text to fit on, with the base run beside it.
@@ -245,14 +263,14 @@ def ridge(text: Moments, held_out: Moments) -> tuple[Tensor, float]:
     """
     assert text.yx_Dd is not None
     size = text.xx_dd.diagonal().mean()
+    # One decomposition serves all strengths: each adds the same number to all eigenvalues.
     values_d, vectors_dd = torch.linalg.eigh(text.xx_dd)
     turned_Dd = text.yx_Dd @ vectors_dd
     best, chosen, least = None, 0.0, float("inf")
     for strength in _STRENGTHS:
         eased_d = values_d + strength * size
-        kept_d = (
-            eased_d > values_d[-1] * len(values_d) * torch.finfo(torch.float64).eps
-        )  # fewer tokens than widths leave zeros
+        # Fewer tokens than widths leave eigenvalues of 0, up to rounding. What has such a value is left out.
+        kept_d = eased_d > values_d[-1] * len(values_d) * torch.finfo(torch.float64).eps
         weight_Dd = (turned_Dd * torch.where(kept_d, 1 / eased_d, 0)) @ vectors_dd.T
         miss = held_out.miss(weight_Dd)
         if miss < least:
@@ -262,10 +280,16 @@ def ridge(text: Moments, held_out: Moments) -> tuple[Tensor, float]:
 
 
 def reconstruction_error(base_VD: Tensor, own_Vd: Tensor, weight_Dd: Tensor, xx_dd: Tensor) -> float:
-    """Return ||W_base P x - W x|| / ||W x|| over states with the second moments `xx_dd`, each position's mean logit taken away.
+    """Return ||W_base P x - W x|| / ||W x|| over states x, the mean logit of each position subtracted.
 
-    With the identity for the moments it is the error of the weights. Exact, and without any logits: with E = W_base P - W centred by
-    its mean row, the sum of squares over states is tr(E X E^T).
+    It is exact, though no logits are computed: with E = W_base P - W, centred by its mean row, the sum of
+    squares over all states is tr(E X E^T).
+
+    Args:
+        base_VD: the base's head.
+        own_Vd: the smaller model's head.
+        weight_Dd: P.
+        xx_dd: X, the second moments of the states; the identity gives the error of the weights.
     """
     device = weight_Dd.device
     missed = meant = 0.0
@@ -288,7 +312,8 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     weight = arch.head_of(model).weight
     if not weight.is_floating_point() or weight.itemsize < 2 or weight.is_meta:
         raise UnsupportedModelError(
-            "a warm start reads the heads of both models as plain numbers, and one is quantised or not in memory; load it unquantised"
+            "a warm start reads the heads of both models as plain numbers, and one is quantised or not in "
+            "memory; load it unquantised"
         )
     return weight.detach()
 
@@ -301,24 +326,26 @@ def _refuse_no_text(tokens: int) -> None:
 def _sums(base_VD: Tensor, own_Vd: Tensor, share_V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum over the vocabulary, each row with its share: (W_b^T W_b, W_b^T W, W_b^T 1, W^T 1)."""
     device, width, narrow = share_V.device, base_VD.shape[1], own_Vd.shape[1]
-    sums = [
+    gram_DD, cross_Dd, mean_D, mean_d = (
         torch.zeros(*shape, dtype=torch.float64, device=device)
         for shape in ((width, width), (width, narrow), (width,), (narrow,))
-    ]
-    for (base_vD, own_vd), share_v in zip(
-        _blocks(base_VD, own_Vd, device), share_V.split(_ROWS), strict=True
-    ):
+    )
+    heads = _blocks(base_VD, own_Vd, device)
+    for (base_vD, own_vd), share_v in zip(heads, share_V.split(_ROWS), strict=True):
         scaled_Dv = (share_v[:, None] * base_vD).T
-        for total, part in zip(
-            sums, (scaled_Dv @ base_vD, scaled_Dv @ own_vd, scaled_Dv.sum(1), share_v @ own_vd), strict=True
-        ):
-            total += part
-    gram_DD, cross_Dd, mean_D, mean_d = sums
+        gram_DD += scaled_Dv @ base_vD
+        cross_Dd += scaled_Dv @ own_vd
+        mean_D += scaled_Dv.sum(1)
+        mean_d += share_v @ own_vd
     return gram_DD, cross_Dd, mean_D, mean_d
 
 
 def _solve(gram_DD: Tensor, cross_Dd: Tensor) -> Tensor:
-    """Solve gram P = cross by eigenvalues: the smallest solution, where a head has fewer independent columns than its width."""
+    """Solve gram P = cross by eigenvalues.
+
+    If a head has fewer independent columns than its width, there are many solutions; the smallest is
+    returned.
+    """
     values_D, vectors_DD = torch.linalg.eigh(gram_DD)
     kept_D = values_D > values_D[-1] * len(values_D) * torch.finfo(torch.float64).eps
     return vectors_DD @ (torch.where(kept_D, 1 / values_D, 0)[:, None] * (vectors_DD.T @ cross_Dd))
@@ -346,4 +373,6 @@ def _states(model: PreTrainedModel, ids_BT: Tensor, device: torch.device) -> Ten
 
 def _exact(device: torch.device) -> torch.device:
     """Return a device that has float64: the same but on Apple's GPUs."""
-    return torch.device("cpu") if device.type == "mps" else device
+    if device.type == "mps":
+        return torch.device("cpu")
+    return device
