@@ -111,6 +111,7 @@ def _joint(
         "loss": own + settings.shadow_loss_weight * learnt,
         "shadow_loss": shadow_loss,
         "distil_loss": distil_loss,
+        "attached_loss": own,
     }
 
 

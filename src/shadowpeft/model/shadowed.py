@@ -90,6 +90,7 @@ class ShadowedModel(AdapterSet, ShadowGeneration, StockSurface, PreTrainedModel,
             "shadow_loss",
             "shadow_logits",
             "distil_loss",
+            "attached_loss",
         ]
         if self.task == "causal-lm":
             self.generation_config = copy.deepcopy(base.generation_config)
