@@ -57,7 +57,7 @@ def test_loss_is_equation_9(model, base, ids):
         out.shadow_logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
     )
     torch.testing.assert_close(out.shadow_loss, shadow)
-    weight = {"normed": 0.5, "paper": 0.05}[model.adapters["default"].config.variant]
+    weight = {"normed": 0.5, "paper": 0.05}[model.adapter.settings.variant]
     torch.testing.assert_close(out.loss, own + weight * shadow)
     first_state = model.adapters["default"].shadow(ids, None, None, None, None)
     torch.testing.assert_close(out.shadow_logits, base.lm_head(first_state))

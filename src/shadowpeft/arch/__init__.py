@@ -13,7 +13,6 @@ from shadowpeft.arch.configs import (
     rope_switch_of,
     set_depth,
     shadow_model_config,
-    with_shadow_sizes,
 )
 from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config, supported, task_of
 from shadowpeft.arch.modules import (
@@ -54,5 +53,4 @@ __all__ = [
     "supported",
     "task_of",
     "token_embedding_of",
-    "with_shadow_sizes",
 ]

@@ -1,13 +1,12 @@
 """What a configuration says of its model, and the configuration of a shadow made from it."""
 
 import copy
-from dataclasses import replace
 
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config
-from shadowpeft.config import ResolvedConfig, ShadowConfig
+from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
 
 
@@ -40,17 +39,6 @@ def mlp_width(config: PretrainedConfig) -> int | None:
     """Return the width of the MLP of a model's blocks, `None` where the family has no setting for it."""
     field = FAMILIES[config.model_type].mlp
     return None if field is None else getattr(config, field) or 4 * config.hidden_size
-
-
-def with_shadow_sizes(model: PretrainedConfig, config: ShadowConfig) -> ShadowConfig:
-    """Fill in the sizes of an implicit shadow that a variant has of its own: in `normed` an MLP of a quarter of the base's width.
-
-    They become numbers, so that an adapter still means the same when a default has changed.
-    """
-    width = mlp_width(model)
-    if config.variant != "normed" or config.shadow_intermediate_size is not None or width is None:
-        return config
-    return replace(config, shadow_intermediate_size=max(8, width // 32 * 8))
 
 
 def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:

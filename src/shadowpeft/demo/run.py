@@ -128,7 +128,7 @@ def count(model: Any) -> int:
 
 def count_shadow(model: Any) -> int:
     """Count the trained parameters that the detached model keeps: the shadow's, without the boundaries'."""
-    return sum(parameter.numel() for parameter in model.adapters["default"].shadow.parameters())
+    return sum(parameter.numel() for parameter in model.adapter.shadow.parameters())
 
 
 @torch.inference_mode()

@@ -33,6 +33,11 @@ class AdapterSet:
     def _base(self) -> PreTrainedModel:
         raise NotImplementedError
 
+    @property
+    def adapter(self) -> Adapter:
+        """The active adapter."""
+        return self._adapter(None)
+
     def add_adapter(
         self,
         name: str,
@@ -51,8 +56,7 @@ class AdapterSet:
             raise ConfigError(
                 "this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it"
             )
-        network, config = sources.make(base, config, shadow)
-        self._own(name, Adapter(base, config, network), dtype)
+        self._own(name, sources.fresh_adapter(base, config, shadow), dtype)
 
     def load_adapter(
         self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None

@@ -1,21 +1,18 @@
 """What a shadow can start from: at random, a model, or a path to our own shadow folder or to a projected model of the authors' package."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
 from shadowpeft.data import tokenizers
 from shadowpeft.shadow import Shadow, explicit, implicit
+from shadowpeft.shadow.adapter import Adapter
+from shadowpeft.shadow.open_settings import settle
 from shadowpeft.storage import authors_folder, shadow_folder, stock_models
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# What pretrained shadows were measured with (results/large_base, results/method_search); 0.6 was for random ones alone.
-PRETRAINED_ALPHA = 0.3
 
 
 def holds(source: str | Path) -> bool:
@@ -23,36 +20,31 @@ def holds(source: str | Path) -> bool:
     return shadow_folder.holds(source) or authors_folder.holds(source)
 
 
-def make(
+def fresh_adapter(
     base: "PreTrainedModel", config: ShadowConfig, source: "PreTrainedModel | str | Path | None"
-) -> tuple[Shadow, ShadowConfig]:
-    """Make the shadow of a fresh adapter, and settle in the adapter's settings what depends on base and shadow.
+) -> Adapter:
+    """Make an untrained adapter, with a value for each setting that was left open.
 
     Args:
         base: the frozen base model.
         config: the adapter's settings.
-        source: a model whose decoder is taken, the folder of a pretrained shadow, or `None` for a random shadow of the base's own kind.
+        source: a model whose decoder is taken, the folder of a pretrained shadow, or `None` for a random shadow of
+            the base's own architecture.
 
     Raises:
         CheckpointError: the folder is damaged, holds something else, or its shadow was pretrained beside another base.
-        ConfigError: the settings ask for a size that the base's family or the folder's shadow does not have.
+        ConfigError: the settings ask for a size that the base's family or the folder's shadow does not have, or do
+            not fit the base otherwise.
         UnsupportedModelError: the shadow does not fit the base.
     """
-    if source is not None and config.unit_state is None:
-        config = replace(config, unit_state=config.variant == "normed")
-    if source is not None and config.alpha is None and config.variant == "normed":
-        config = replace(config, alpha=PRETRAINED_ALPHA)
-    if config.output_gains is None:
-        config = replace(
-            config, output_gains=config.variant == "normed" and bool(arch.family_of(base).output_norms)
-        )
+    if source is None:
+        settings = settle(base.config, config)
+        return Adapter(base, settings, implicit(base, settings))
     if isinstance(source, str | Path):
         shadow = read(base, source)
-        return shadow, shadow_folder.with_sizes(config, shadow, source)
-    if source is not None:
-        return explicit(base, source), config
-    config = arch.with_shadow_sizes(base.config, config)
-    return implicit(base, config.resolved()), config
+        return Adapter(base, settle(base.config, config, shadow, folder=source), shadow)
+    shadow = explicit(base, source)
+    return Adapter(base, settle(base.config, config, shadow), shadow)
 
 
 def read(base: "PreTrainedModel", folder: str | Path) -> Shadow:

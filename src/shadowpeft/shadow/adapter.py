@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.config import ShadowConfig, refuse_depth
+from shadowpeft.config import ResolvedConfig, refuse_depth
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Rule, reference
 from shadowpeft.ops.choice import Boundary
@@ -22,7 +22,7 @@ class Adapter(nn.Module):
 
     Args:
         base: the frozen base model; read, never kept.
-        config: the settings.
+        settings: the settings, each with a value.
         shadow: the shadow network, implicit or explicit.
 
     Raises:
@@ -35,10 +35,9 @@ class Adapter(nn.Module):
 
     gradient_checkpointing = False
 
-    def __init__(self, base: PreTrainedModel, config: ShadowConfig, shadow: Shadow) -> None:
+    def __init__(self, base: PreTrainedModel, settings: ResolvedConfig, shadow: Shadow) -> None:
         super().__init__()
-        self.config = config
-        self.settings = config.resolved()
+        self.settings = settings
         self.task = arch.task_of(base)
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft import shadow
-from shadowpeft.config import ShadowConfig
+from shadowpeft.config import ResolvedConfig, ShadowConfig
 from shadowpeft.errors import CheckpointError
+from shadowpeft.shadow import open_settings
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import reading
 from shadowpeft.storage.atomic import text, write_together
@@ -57,7 +58,7 @@ def save(
         "base": vars(facts),
     }
     card = model_card(
-        facts.name, adapter.config, {name: tensor.numel() for name, tensor in state.items()}, run
+        facts.name, adapter.settings, {name: tensor.numel() for name, tensor in state.items()}, run
     )
     write_together(
         folder,
@@ -88,19 +89,13 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     if meta["format"] == 2:
         meta["shadow"]["output_gains"] = False
     config, found = ShadowConfig.from_dict(meta["shadow"]), reading.read_header(folder / WEIGHTS)
-    if None in (
-        config.alpha,
-        config.dropout,
-        config.shadow_loss_weight,
-        config.unit_state,
-        config.output_gains,
-    ):
+    if open_settings.left_open(config):
         raise CheckpointError(
             f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not; save the adapter "
             "again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
-    build = partial(_build, base, config, explicit)
+    build = partial(_build, base, config.resolved(), explicit)
     reading.compare(
         folder / WEIGHTS,
         reading.shapes_of(build, folder / CONFIG, folder / WEIGHTS, layers, len(found)),
@@ -115,12 +110,12 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     return adapter
 
 
-def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:
+def _build(base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None) -> Adapter:
     if explicit is None:
-        return Adapter(base, config, shadow.implicit(base, config.resolved()))
+        return Adapter(base, settings, shadow.implicit(base, settings))
     return Adapter(
         base,
-        config,
+        settings,
         shadow.explicit_from_config(base, reading.stock_config(explicit, "the adapter's shadow")),
     )
 

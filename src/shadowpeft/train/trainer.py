@@ -17,7 +17,6 @@ from shadowpeft.decoder import sharded
 from shadowpeft.errors import CheckpointError
 from shadowpeft.evaluation.evaluate import token_losses
 from shadowpeft.model import ShadowedModel
-from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder
 from shadowpeft.train import fsdp
 
@@ -104,9 +103,7 @@ def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, 
     The projection of a pretrained shadow goes with its backbone, for which it was made. The new groups come last: the Trainer logs the rate
     of the first, which stays that of the rest.
     """
-    adapter = model.adapters[model.active_adapter]
-    assert isinstance(adapter, Adapter)
-    backbone = {id(weight) for weight in adapter.shadow.parameters()}
+    backbone = {id(weight) for weight in model.adapter.shadow.parameters()}
     for group in list(optimizer.param_groups):
         apart = [weight for weight in group["params"] if id(weight) in backbone]
         group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
@@ -243,7 +240,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
             return  # FSDP: the Trainer asks for it once more, when the weights are cut up
         assert self.shadowed.base is not None
         saved = adapter_folder.load(self.shadowed.base, resume_from_checkpoint)
-        own = self.shadowed.adapters[self.shadowed.active_adapter]
+        own = self.shadowed.adapter
         if saved.settings != own.settings:
             raise CheckpointError(
                 f"{resume_from_checkpoint} has other settings than this run: {saved.settings}, not {own.settings}"
