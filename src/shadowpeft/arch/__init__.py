@@ -1,7 +1,7 @@
-"""All that is known of model layouts: nothing else looks inside a transformers model.
+"""All that is known of model layouts: no other folder looks inside a transformers model.
 
-To add a family, add a row to the table in `arch/families.py` and a tiny configuration to `tests/families.py`; `docs/families.md` walks
-through it.
+Imports `config` and `errors` alone. To add a family, add a row to the table in `arch/families.py` and a tiny
+configuration to `tests/helpers/families.py`; `docs/families.md` shows each step.
 """
 
 from shadowpeft.arch.configs import (

@@ -14,11 +14,13 @@ class ShadowedCausalLMOutput(CausalLMOutputWithPast):
 
     Attributes:
         loss: L of eq. 9.
-        shadow_loss: the unweighted L_shadow of eq. 8, whatever the setting `shadow_distil`; at 1, where L has no part of it, it has
-            no gradient.
+        shadow_loss: the unweighted L_shadow of eq. 8, whatever the setting `shadow_distil`; at 1, where L has
+            no part of it, it has no gradient.
         shadow_logits: head(s^(0)), if asked for.
-        distil_loss: the unweighted distance of the shadow's answer from the attached one; `None` where `shadow_distil` is 0.
-        attached_loss: the first term of eq. 9, the cross-entropy of the attached model alone. Not in the plain tuple.
+        distil_loss: the unweighted distance of the shadow's answer from the attached one; `None` where
+            `shadow_distil` is 0.
+        attached_loss: the first term of eq. 9, the cross-entropy of the attached model alone. Not in the
+            plain tuple.
     """
 
     shadow_loss: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Values for the settings that a user left open: the one place that looks at base, shadow and variant for them."""
+"""Values for the settings that a user left open, from the base, the shadow and the variant."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ from shadowpeft.config import ResolvedConfig, ShadowConfig
 from shadowpeft.errors import ConfigError
 from shadowpeft.shadow.network import Shadow, sizes_of
 
-# What pretrained shadows were measured with (results/large_base, results/method_search); the variant's own 0.6 was
-# measured with random ones alone.
+# What pretrained shadows were measured with (results/large_base, results/method_search); the variant's own
+# 0.6 was measured with random ones alone.
 PRETRAINED_ALPHA = 0.3
 
-# Settings that change what an adapter computes and that the shape of no tensor shows. A saved adapter must name them,
-# or it would mean something else when a default changes.
+# Settings that change what an adapter computes and that the shape of no tensor shows. A saved adapter must
+# name them, or it would mean something else when a default changes.
 UNSEEN = ("alpha", "dropout", "shadow_loss_weight", "unit_state", "output_gains")
 
 
@@ -28,13 +28,14 @@ def settle(
 ) -> ResolvedConfig:
     """Return the settings of an adapter with a value for each that was left open.
 
-    A value comes from the first of these that has one: the settings as given, the folder of a pretrained shadow (its
-    sizes), the base and the kind of shadow (variant `normed` alone), the variant.
+    A value comes from the first of these that has one: the settings as given, the folder of a pretrained
+    shadow (its sizes), the base and the kind of shadow (variant `normed` alone), the variant.
 
     Args:
         base: configuration of the base model.
         config: the settings as given.
-        pretrained: the shadow that the adapter starts from, `None` for a random one of the base's own architecture.
+        pretrained: the shadow that the adapter starts from, `None` for a random one of the base's own
+            architecture.
         folder: the folder that `pretrained` was read from, `None` where it is another model's decoder.
 
     Raises:
