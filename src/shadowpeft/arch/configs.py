@@ -13,13 +13,17 @@ from shadowpeft.errors import ConfigError
 def context_of(config: PretrainedConfig) -> int | None:
     """Return the number of positions a model takes, `None` if it has no limit."""
     field = family_of_config(config).context
-    return None if field is None else int(getattr(config, field))
+    if field is None:
+        return None
+    return int(getattr(config, field))
 
 
 def rope_switch_of(config: PretrainedConfig) -> int | None:
     """Return the length above which a model encodes positions differently, `None` if there is none."""
     field = family_of_config(config).rope_switch
-    return None if field is None else getattr(config, field, None)
+    if field is None:
+        return None
+    return getattr(config, field, None)
 
 
 def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
@@ -45,7 +49,10 @@ def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
 def mlp_width(config: PretrainedConfig) -> int | None:
     """Return the width of the MLP in a model's blocks, `None` where the family has no setting for it."""
     field = FAMILIES[config.model_type].mlp
-    return None if field is None else getattr(config, field) or 4 * config.hidden_size
+    if field is None:
+        return None
+    # Some configurations leave the width open, and their models take this one.
+    return getattr(config, field) or 4 * config.hidden_size
 
 
 def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:

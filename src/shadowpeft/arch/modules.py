@@ -36,13 +36,17 @@ def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
 
 def softcap_of(model: PreTrainedModel) -> float | None:
     """Return the soft cap of the logits, `None` where there is none."""
-    return model.config.final_logit_softcapping if family_of(model).softcaps else None
+    if not family_of(model).softcaps:
+        return None
+    return model.config.final_logit_softcapping
 
 
 def logits(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
     """Compute the logits as the family does: the linear head, then the soft cap where there is one."""
     logits_BTV, cap = head_of(model)(hidden_BTD), softcap_of(model)
-    return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
+    if cap is None:
+        return logits_BTV
+    return cap * (logits_BTV / cap).tanh()
 
 
 def has_plain_frozen_head(model: PreTrainedModel) -> bool:

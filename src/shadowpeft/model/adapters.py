@@ -115,10 +115,11 @@ class AdaptersMixin:
 
     def _adapter(self, name: str | None) -> Adapter:
         self._base()  # raises if the model was unloaded
-        chosen = self.active_adapter if name is None else name
-        if chosen not in self.adapters:
-            raise ConfigError(f"no adapter named {chosen!r}; there are: {', '.join(self.adapters) or 'none'}")
-        adapter = self.adapters[chosen]
+        if name is None:
+            name = self.active_adapter
+        if name not in self.adapters:
+            raise ConfigError(f"no adapter named {name!r}; there are: {', '.join(self.adapters) or 'none'}")
+        adapter = self.adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
 

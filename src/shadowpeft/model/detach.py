@@ -19,7 +19,7 @@ _BLOCK = 8192
 @torch.no_grad()
 def detached(base: PreTrainedModel, adapter: Adapter, settings: PretrainedConfig) -> PreTrainedModel:
     """Build the detached model of an adapter. Arguments, result and errors as `detached_shadow`."""
-    return detached_shadow(base, adapter.shadow, settings, adapter.dtype, adapter.shadow_score)
+    return detached_shadow(base, adapter.shadow, settings, dtype=adapter.dtype, score=adapter.shadow_score)
 
 
 @torch.no_grad()
@@ -111,7 +111,9 @@ def _weight_of(head: nn.Linear, table_VD: Tensor) -> Tensor:
             unit_RD = torch.zeros(len(rows), head.in_features, dtype=table_VD.dtype, device=table_VD.device)
             unit_RD[torch.arange(len(rows)), rows] = 1
             column_RV = head(unit_RD)
-            parts_DV.append(column_RV if head.bias is None else column_RV - head.bias)
+            if head.bias is not None:
+                column_RV = column_RV - head.bias
+            parts_DV.append(column_RV)
         weight_VD = torch.cat(parts_DV).T
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise _unfoldable(head, " ".join(str(error).split())) from error

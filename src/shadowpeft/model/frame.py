@@ -87,7 +87,9 @@ class ShadowedBlock:
         self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any
     ) -> Any:
         """Run the block on the corrected input; all other arguments are passed on unchanged."""
-        frame = shadow_frame if shadow_frame is not None else _frame_of_context.get()
+        frame = shadow_frame
+        if frame is None:
+            frame = _frame_of_context.get()
         block = self.blocks[self.index]
         h_BTD = frame.enter(self.index, block, h_BTD)
         if frame.rows_are_whole:

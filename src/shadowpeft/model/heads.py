@@ -73,7 +73,9 @@ def language_output(
     h_BTD, s_BTD = h_BTD[:, keep], s_BTD[:, keep]
     head = arch.head_of(base)
     if skip_logits and (arch.has_plain_frozen_head(base) or sharded.is_frozen_linear(head)):
-        return _language_losses(base, adapter, h_BTD, s_BTD, targets, keep_shadow_logits)
+        return _language_losses(
+            base, adapter, h_BTD, s_BTD=s_BTD, targets=targets, keep_shadow_logits=keep_shadow_logits
+        )
     logits_BTV, shadow_BTV = arch.logits(base, h_BTD), None
     if keep_shadow_logits or targets.given:
         shadow_BTV = arch.logits(base, s_BTD)
@@ -133,8 +135,8 @@ def _joint(
 ) -> _Losses:
     """Compute L = attached + lambda * [(1 - w) * shadow_loss + w * distil_loss].
 
-    w is the setting `shadow_distil`. With w = 0 there is no `distil_loss`. With w = 1 `shadow_loss` is only reported
-    and its graph is freed.
+    w is the setting `shadow_distil`. With w = 0 there is no `distil_loss`. With w = 1 `shadow_loss` is only
+    reported, and its graph is freed.
     """
     if distil_loss is None:
         learnt = shadow_loss

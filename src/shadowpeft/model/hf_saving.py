@@ -57,10 +57,11 @@ class HFSavingMixin:
                 f"save_pretrained writes an adapter and does not take {', '.join(unapplied)}; to publish "
                 "call push_to_hub()"
             )
-        name = self.active_adapter if adapter is None else adapter
-        tensors = self._tensors_of(name, state_dict)
+        if adapter is None:
+            adapter = self.active_adapter
+        tensors = self._tensors_of(adapter, state_dict)
         if is_main_process:
-            adapter_folder.save(self._adapter(name), tensors, self._facts, save_directory, run=run or {})
+            adapter_folder.save(self._adapter(adapter), tensors, self._facts, save_directory, run=run or {})
 
     def _tensors_of(self, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Return an adapter's tensors by name, from a state dict of the whole model if given."""

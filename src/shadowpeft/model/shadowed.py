@@ -221,9 +221,12 @@ class ShadowedModel(  # type: ignore[misc]
                 mask_BT=heads.padding_mask(self.config, input_ids, attention_mask),
                 keep_shadow_logits=output_shadow_logits,
             )
-        result.past_key_values = cache if use_cache else None
+        if use_cache:
+            result.past_key_values = cache
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
-        return result if return_dict is not False else result.to_tuple()
+        if return_dict is False:
+            return result.to_tuple()
+        return result
 
     def _run_bare(
         self,
@@ -265,7 +268,9 @@ class ShadowedModel(  # type: ignore[misc]
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
         adapter.refuse_mixed_types(table)
-        state_BTD = adapter.shadow(ids, embeds, mask, positions, cache and cache.shadow, **kwargs)
+        state_BTD = adapter.shadow(
+            ids, embeds, mask, position_ids=positions, cache=cache and cache.shadow, **kwargs
+        )
         frame = ShadowFrame(
             adapter,
             self._boundary,

@@ -1,7 +1,7 @@
 """One adapter: a shadow, the boundary weights, and the two heads of a classifier."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -41,7 +41,6 @@ class Adapter(nn.Module):
     def __init__(self, base: PreTrainedModel, settings: ResolvedConfig, shadow: Shadow) -> None:
         super().__init__()
         self.settings = settings
-        self.task = arch.task_of(base)
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)
         self.shadow = shadow
@@ -52,14 +51,14 @@ class Adapter(nn.Module):
         # gradient.
         updates = depth - 1 - self.reads_from
         self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and updates else None
-        gains = _gains(base) if self.settings.output_gains else [None] * depth
+        gains: Sequence[Tensor | None] = [None] * depth
+        if self.settings.output_gains:
+            gains = _gains(base)
         self.injections = nn.ModuleList(
             [Injection(width, self.settings, gains_D) for gains_D in gains[self.settings.inject_from :]]
         )
         self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
-        classifies = self.task == "sequence-classification"
-        self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
-        self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
+        self.score, self.shadow_score = _new_head(base), _new_head(base)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -160,6 +159,13 @@ class Adapter(nn.Module):
         module = self.updates[i]
         assert isinstance(module, Update)
         return module
+
+
+def _new_head(base: PreTrainedModel) -> nn.Linear | None:
+    """Return a trainable copy of a classifier's head, `None` for a language model, whose head is frozen."""
+    if arch.task_of(base) == "causal-lm":
+        return None
+    return copy.deepcopy(arch.head_of(base)).requires_grad_(True)
 
 
 def _gains(base: PreTrainedModel) -> list[Tensor]:

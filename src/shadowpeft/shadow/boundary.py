@@ -49,7 +49,9 @@ class Injection(BoundaryWeights):
 
     def weights(self) -> InjectionWeights:
         """Return the tensors as the operations take them, with the gains multiplied into W_up."""
-        up_DR = self.up.weight if self.gains_D is None else self.gains_D[:, None] * self.up.weight
+        up_DR: Tensor = self.up.weight
+        if self.gains_D is not None:
+            up_DR = self.gains_D[:, None] * up_DR
         return InjectionWeights(self.down.weight, up_DR)
 
 
@@ -80,16 +82,19 @@ class Update(BoundaryWeights):
         Args:
             norm: the LayerNorm that all blocks share in the variant `paper`, `None` in the others.
         """
+        norm_weights = None
+        if norm is not None:
+            norm_weights = norm.weight, norm.bias, norm.eps
         return UpdateWeights(
-            self.transform_in.weight,
-            self.transform_in.bias,
-            self.transform_out.weight,
-            self.transform_out.bias,
-            self.gate_in.weight,
-            self.gate_in.bias,
-            self.gate_out.weight,
-            self.gate_out.bias,
-            None if norm is None else (norm.weight, norm.bias, norm.eps),
-            self.activation,
-            self.gate_shift,
+            transform_in_UD=self.transform_in.weight,
+            transform_in_U=self.transform_in.bias,
+            transform_out_DU=self.transform_out.weight,
+            transform_out_D=self.transform_out.bias,
+            gate_in_UD=self.gate_in.weight,
+            gate_in_U=self.gate_in.bias,
+            gate_out_DU=self.gate_out.weight,
+            gate_out_D=self.gate_out.bias,
+            norm=norm_weights,
+            activation=self.activation,
+            gate_shift=self.gate_shift,
         )

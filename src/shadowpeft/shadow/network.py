@@ -77,7 +77,9 @@ class Shadow(nn.Module):
             UnsupportedModelError: embeddings were given to a shadow that has a table of its own.
         """
         is_whole = rows_are_whole(attention_mask, position_ids, cache, *kwargs.values())
-        run = self._run_whole_rows if is_whole else self._run
+        run = self._run
+        if is_whole:
+            run = self._run_whole_rows
         inputs = self._inputs(input_ids_BT, inputs_embeds_BTD)
         if position_ids is not None and self.family.takes_positions:
             inputs["position_ids"] = position_ids
@@ -94,8 +96,9 @@ class Shadow(nn.Module):
             use_cache=cache is not None,
             return_dict=True,
         )
-        state_BTS = out.last_hidden_state
-        return state_BTS if self.projection is None else self.projection(state_BTS)
+        if self.projection is None:
+            return out.last_hidden_state
+        return self.projection(out.last_hidden_state)
 
     def _inputs(
         self, input_ids_BT: Tensor | None, inputs_embeds_BTD: Tensor | None

@@ -48,7 +48,8 @@ def settle(
     sizes: Mapping[str, int | None] = {}
     if pretrained is not None and folder is not None:
         _refuse_other_sizes(config, pretrained, folder)
-        sizes = sizes_of(pretrained.backbone.config) if pretrained.borrows else {}
+        if pretrained.borrows:
+            sizes = sizes_of(pretrained.backbone.config)
     # The folder's sizes come last: its number of blocks must replace the default, which is a number as well.
     return ShadowConfig.from_dict({**found, **given, **sizes}).resolved()
 
