@@ -5,7 +5,6 @@ The sizes are tiny: these tests are of the bench, not of speed.
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from shadowpeft.bench.specs import DEFAULTS, Spec, parse
 from shadowpeft.cli import _parser, main
 from shadowpeft.cli import bench as verb
 from shadowpeft.ops import choice, reference
+from shadowpeft.shadow.open_settings import settle
 
 # PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -347,11 +347,10 @@ def test_methods_are_what_a_user_would_build(bare, ids):
         )
         bare.take_off()
     fitted = methods.fit(spec("shadow"), bare.base, TrainBench())
-    settled = replace(arch.with_shadow_sizes(bare.base.config, methods.config_of(None)), output_gains=False)
-    assert fitted.model.adapters["default"].config == settled
+    assert fitted.model.adapter.settings == settle(bare.base.config, methods.config_of(None))
     bare.take_off()
     fitted = methods.fit(spec("shadow@2"), bare.base, TrainBench(variant="peft"))
-    assert (fitted.model.adapters["default"].config.variant, fitted.inject_from) == ("peft", 2)
+    assert (fitted.model.adapter.settings.variant, fitted.inject_from) == ("peft", 2)
     bare.take_off()
 
 

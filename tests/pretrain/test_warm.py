@@ -276,7 +276,7 @@ def test_what_cannot_be_started():
     with pytest.raises(
         ConfigError, match="the shadow has the base's width, 32, and so no projection to start"
     ):
-        warm.start(fresh(base, attach(base).adapters["default"].config), base, model, "pinv", [], rows(1))
+        warm.start(fresh(base, attach(base).adapter.settings), base, model, "pinv", [], rows(1))
     with pytest.raises(ConfigError, match="needs text, and there is none"):
         warm.start(from_model(base, model), base, model, method="weighted", text=[], held_out=rows(1))
     arch.head_of(model).weight = torch.nn.Parameter(

@@ -1,7 +1,7 @@
-"""All that is known of model layouts: nothing else looks inside a transformers model.
+"""All that is known of model layouts: no other folder looks inside a transformers model.
 
-To add a family, add a row to the table in `arch/families.py` and a tiny configuration to `tests/families.py`; `docs/families.md` walks
-through it.
+Imports `config` and `errors` alone. To add a family, add a row to the table in `arch/families.py` and a tiny
+configuration to `tests/helpers/families.py`; `docs/families.md` shows each step.
 """
 
 from shadowpeft.arch.configs import (
@@ -13,7 +13,6 @@ from shadowpeft.arch.configs import (
     rope_switch_of,
     set_depth,
     shadow_model_config,
-    with_shadow_sizes,
 )
 from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config, supported, task_of
 from shadowpeft.arch.modules import (
@@ -54,5 +53,4 @@ __all__ = [
     "supported",
     "task_of",
     "token_embedding_of",
-    "with_shadow_sizes",
 ]

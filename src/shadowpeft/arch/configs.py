@@ -1,33 +1,43 @@
-"""What a configuration says of its model, and the configuration of a shadow made from it."""
+"""What a configuration tells about its model, and the configuration of a shadow derived from it."""
 
 import copy
-from dataclasses import replace
 
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config
-from shadowpeft.config import ResolvedConfig, ShadowConfig
+from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """Return how many positions a model takes, `None` for no limit of its own."""
+    """Return the number of positions a model takes, `None` if it has no limit."""
     field = family_of_config(config).context
-    return None if field is None else int(getattr(config, field))
+    if field is None:
+        return None
+    return int(getattr(config, field))
 
 
 def rope_switch_of(config: PretrainedConfig) -> int | None:
-    """Return the length from which on a model computes other positions, `None` if it never does."""
+    """Return the length above which a model encodes positions differently, `None` if there is none."""
     field = family_of_config(config).rope_switch
-    return None if field is None else getattr(config, field, None)
+    if field is None:
+        return None
+    return getattr(config, field, None)
 
 
 def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
-    """Tell whether a block's attention is right without a mask for whole rows of so many tokens that are one document each, unpadded."""
+    """Return whether a block's attention is right without a mask for whole rows: one document, no padding.
+
+    Args:
+        config: the model's configuration.
+        index: which block, from 0.
+        tokens: the length of the rows.
+    """
     if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
         return False
-    if getattr(config, "use_bidirectional_attention", False):  # a Gemma 3 that was made an encoder
+    # A Gemma 3 can be configured as an encoder.
+    if getattr(config, "use_bidirectional_attention", False):
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None and layer_types[index] == "full_attention":
@@ -37,20 +47,12 @@ def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
 
 
 def mlp_width(config: PretrainedConfig) -> int | None:
-    """Return the width of the MLP of a model's blocks, `None` where the family has no setting for it."""
+    """Return the width of the MLP in a model's blocks, `None` where the family has no setting for it."""
     field = FAMILIES[config.model_type].mlp
-    return None if field is None else getattr(config, field) or 4 * config.hidden_size
-
-
-def with_shadow_sizes(model: PretrainedConfig, config: ShadowConfig) -> ShadowConfig:
-    """Fill in the sizes of an implicit shadow that a variant has of its own: in `normed` an MLP of a quarter of the base's width.
-
-    They become numbers, so that an adapter still means the same when a default has changed.
-    """
-    width = mlp_width(model)
-    if config.variant != "normed" or config.shadow_intermediate_size is not None or width is None:
-        return config
-    return replace(config, shadow_intermediate_size=max(8, width // 32 * 8))
+    if field is None:
+        return None
+    # Some configurations leave the width open, and their models take this one.
+    return getattr(config, field) or 4 * config.hidden_size
 
 
 def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> PretrainedConfig:
@@ -59,7 +61,7 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
     A mixture-of-experts base gets dense shadow blocks: experts that no token chose would receive no gradient.
 
     Raises:
-        ConfigError: a size is set that the family does not have.
+        ConfigError: a size is set that the family does not have, or that does not fit the base.
     """
     family = family_of(model)
     sizes = {
@@ -69,37 +71,34 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
         "shadow_head_dim": (family.head_dim, config.shadow_head_dim),
     }
     values = copy.deepcopy(model.config)
-    vars(values).pop("quantization_config", None)  # a quantised base gets a plain shadow
+    # The shadow of a quantised base is trained and so cannot be quantised.
+    vars(values).pop("quantization_config", None)
     for setting, (field, value) in sizes.items():
         if value is None:
             continue
         if field is None:
             raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
         setattr(values, field, value)
-    _check_heads(family, values)
+    _refuse_heads(family, values)
     set_depth(values, config.shadow_layers)
     values.tie_word_embeddings = model.config.tie_word_embeddings
     return values
 
 
-def _check_heads(family: Family, config: PretrainedConfig) -> None:
-    """Refuse heads that do not divide what they must, before transformers' blocks fail on them."""
-    heads = config.num_attention_heads
-    if family.head_dim is None and config.hidden_size % heads:
+def _refuse_heads(family: Family, config: PretrainedConfig) -> None:
+    """Raise if the heads do not divide what they must divide, before transformers' blocks fail on it."""
+    heads, head_dim, shared = config.num_attention_heads, None, None
+    if family.head_dim is not None:
+        head_dim = getattr(config, family.head_dim)
+    elif config.hidden_size % heads:
         raise ConfigError(
             f"shadow_attention_heads must divide the base's width {config.hidden_size}, got {heads}"
         )
-    if (
-        family.head_dim is not None
-        and getattr(config, family.head_dim) is not None
-        and getattr(config, family.head_dim) % 2
-    ):
-        raise ConfigError(f"shadow_head_dim must be even, got {getattr(config, family.head_dim)}")
-    shared = (
-        getattr(config, family.kv_heads)
-        if family.kv_heads is not None and family.model_type != "falcon"
-        else None
-    )
+    if head_dim is not None and head_dim % 2:
+        raise ConfigError(f"shadow_head_dim must be even, got {head_dim}")
+    # A Falcon with multi-query attention has this field and does not use it.
+    if family.kv_heads is not None and family.model_type != "falcon":
+        shared = getattr(config, family.kv_heads)
     if shared and heads % shared:
         raise ConfigError(
             f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})"
@@ -113,7 +112,11 @@ def depth_of(config: PretrainedConfig) -> int:
 
 
 def set_depth(config: PretrainedConfig, layers: int) -> None:
-    """Set the number of blocks, and the per-block lists that some configurations keep beside it."""
+    """Set the number of blocks, and the per-block lists that some configurations have.
+
+    Raises:
+        ConfigError: the configuration lists the kinds of fewer blocks.
+    """
     if "layer_types" in config.to_dict() and config.layer_types is not None:
         if layers > len(config.layer_types):
             raise ConfigError(
@@ -121,11 +124,12 @@ def set_depth(config: PretrainedConfig, layers: int) -> None:
             )
         config.layer_types = config.layer_types[:layers]
     config.num_hidden_layers = layers
+    # Blocks in this list have a dense MLP.
     if config.model_type == "qwen3_moe":
         config.mlp_only_layers = list(range(layers))
 
 
 def build(config: PretrainedConfig, task: Task) -> PreTrainedModel:
     """Build an untrained stock model of a supported family from its configuration."""
-    family = family_of_config(config)
-    return getattr(transformers, family.causal if task == "causal-lm" else family.classifier)(config)
+    name = family_of_config(config).class_name(task)
+    return getattr(transformers, name)(config)

@@ -15,27 +15,34 @@ Task = Literal["causal-lm", "sequence-classification"]
 class Family:
     """Where one family keeps what we need.
 
-    Args:
-        name: what people call it.
+    Attributes:
+        name: its usual name.
         model_type: `config.model_type` in transformers.
         causal: class name of the causal language model (its head is `lm_head`).
         classifier: class name of the sequence classifier (its head is `score`).
         decoder: path from either class to the module that loops over the blocks.
         blocks: the decoder's attribute that holds the blocks.
         input_norm: a block's norm that its attention reads through, `None` where it reads the stream itself.
-        output_norms: a block's norms that its attention's and its MLP's output pass before they join the stream; none in most families.
-        embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow borrows them.
+        output_norms: a block's norms that the outputs of its attention and its MLP pass before they join the
+            stream; empty in most families.
+        embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow reads
+            them.
         mlp: config field of the MLP width, `None` where it follows from the hidden width.
         kv_heads: config field of the number of key and value heads, `None` where there is none.
-        head_dim: config field of the width of an attention head, `None` where it follows from the hidden width.
-        context: config field of the most positions, `None` where there is no limit.
-        passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can travel as one.
+        head_dim: config field of the width of an attention head, `None` where it follows from the hidden
+            width.
+        context: config field of the largest number of positions, `None` where there is no limit.
+        passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can be one of
+            them.
         takes_positions: the decoder accepts `position_ids`.
-        packs: without a mask, the decoder tells the documents of a packed row by positions that begin anew.
-        mask_fills_cache: its position bias is as long as the attention mask, so with a static cache the mask must be as long as its room.
-        rope_switch: config field of the length at which the rotary factors change, so that what was cached before is void.
+        packs: without a mask, the decoder separates the documents of a packed row where positions begin anew.
+        mask_fills_cache: the position bias is as long as the attention mask, so with a static cache the mask
+            must be as long as the cache.
+        rope_switch: config field of the length above which the rotary factors change, so that keys cached
+            before are void.
         softcaps: the logits pass through `cap * tanh(logits / cap)` when the config sets a cap.
-        masks_itself: given no mask, its blocks' attention (`sdpa`) lets each token see all before it and none after.
+        masks_itself: without a mask, the attention `sdpa` of its blocks lets each token see those before it
+            alone.
     """
 
     name: str
@@ -59,80 +66,106 @@ class Family:
     softcaps: bool = False
     masks_itself: bool = False
 
+    def class_name(self, task: Task) -> str:
+        """Return the name of the transformers class for a task."""
+        return self.causal if task == "causal-lm" else self.classifier
 
-# Elsewhere the first of these names is that of the norm before the MLP.
+
+# In other families the first of these is the name of the norm before the MLP.
 _BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family("Llama", "llama", "LlamaForCausalLM", "LlamaForSequenceClassification", masks_itself=True),
-        Family("Mistral", "mistral", "MistralForCausalLM", "MistralForSequenceClassification", masks_itself=True),
-        Family("Qwen2", "qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", head_dim=None, masks_itself=True),
-        Family("Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", masks_itself=True),
-        Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification", masks_itself=True),
-        Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification", output_norms=_BEHIND, softcaps=True),
         Family(
-            "Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", output_norms=_BEHIND,
-            softcaps=True, masks_itself=True,
+            "Llama", "llama", "LlamaForCausalLM", "LlamaForSequenceClassification", masks_itself=True,
+        ),
+        Family(
+            "Mistral", "mistral", "MistralForCausalLM", "MistralForSequenceClassification", masks_itself=True,
+        ),
+        Family(
+            "Qwen2", "qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", head_dim=None,
+            masks_itself=True,
+        ),
+        Family(
+            "Qwen3", "qwen3", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", masks_itself=True,
+        ),
+        Family(
+            "Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification",
+            masks_itself=True,
+        ),
+        Family(
+            "Gemma 2", "gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification",
+            output_norms=_BEHIND, softcaps=True,
+        ),
+        Family(
+            "Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification",
+            output_norms=_BEHIND, softcaps=True, masks_itself=True,
         ),
         Family(
             "Phi-3", "phi3", "Phi3ForCausalLM", "Phi3ForSequenceClassification", head_dim=None,
             rope_switch="original_max_position_embeddings", masks_itself=True,
         ),
         Family(
-            "OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None, input_norm=None,
-            output_norms=_BEHIND, masks_itself=True,
+            "OLMo 2", "olmo2", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification", head_dim=None,
+            input_norm=None, output_norms=_BEHIND, masks_itself=True,
         ),
         Family(
-            "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder", input_norm="self_attn_layer_norm",
-            embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim", kv_heads=None, head_dim=None, packs=False,
+            "OPT", "opt", "OPTForCausalLM", "OPTForSequenceClassification", decoder="model.decoder",
+            input_norm="self_attn_layer_norm", embeddings=("embed_tokens", "embed_positions"), mlp="ffn_dim",
+            kv_heads=None, head_dim=None, packs=False,
         ),
         Family(
-            "GPT-2", "gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification", decoder="transformer", blocks="h", input_norm="ln_1",
-            embeddings=("wte", "wpe"), mlp="n_inner", kv_heads=None, head_dim=None,
+            "GPT-2", "gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification", decoder="transformer",
+            blocks="h", input_norm="ln_1", embeddings=("wte", "wpe"), mlp="n_inner", kv_heads=None,
+            head_dim=None,
         ),
         Family(
-            "GPT-NeoX", "gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification", decoder="gpt_neox",
-            embeddings=("embed_in",), kv_heads=None, head_dim=None,
+            "GPT-NeoX", "gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification",
+            decoder="gpt_neox", embeddings=("embed_in",), kv_heads=None, head_dim=None,
         ),
         Family(
-            "Falcon", "falcon", "FalconForCausalLM", "FalconForSequenceClassification", decoder="transformer", blocks="h",
-            embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads", head_dim=None,
-            passes_kwargs=False, packs=False,
+            "Falcon", "falcon", "FalconForCausalLM", "FalconForSequenceClassification", decoder="transformer",
+            blocks="h", embeddings=("word_embeddings",), mlp="ffn_hidden_size", kv_heads="num_kv_heads",
+            head_dim=None, passes_kwargs=False, packs=False,
         ),
         Family(
-            "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer", blocks="h",
-            embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None, head_dim=None, context=None,
-            passes_kwargs=False, takes_positions=False, packs=False, mask_fills_cache=True,
+            "BLOOM", "bloom", "BloomForCausalLM", "BloomForSequenceClassification", decoder="transformer",
+            blocks="h", embeddings=("word_embeddings", "word_embeddings_layernorm"), mlp=None, kv_heads=None,
+            head_dim=None, context=None, passes_kwargs=False, takes_positions=False, packs=False,
+            mask_fills_cache=True,
         ),
         Family(
-            "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer", blocks="h", input_norm="ln_1",
-            embeddings=("wte",), mlp="n_inner", kv_heads=None, head_dim=None, passes_kwargs=False,
+            "GPT-J", "gptj", "GPTJForCausalLM", "GPTJForSequenceClassification", decoder="transformer",
+            blocks="h", input_norm="ln_1", embeddings=("wte",), mlp="n_inner", kv_heads=None, head_dim=None,
+            passes_kwargs=False,
         ),
     )
 }  # fmt: skip
 
 
 def supported() -> str:
-    """Name the supported families in one line."""
+    """Return the names of the supported families in one line."""
     return ", ".join(family.name for family in FAMILIES.values())
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """Find the row of a model.
+    """Return the row of a model.
 
     Raises:
-        UnsupportedModelError: the model's family or class is not in the table, or it is an OPT with projected embeddings.
+        UnsupportedModelError: the model's family or class is not in the table, or it is an OPT with projected
+            embeddings.
     """
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"expected a loaded transformers model, got {type(model).__name__}; load it with AutoModelForCausalLM.from_pretrained(...)"
+            f"expected a loaded transformers model, got {type(model).__name__}; load it with "
+            "AutoModelForCausalLM.from_pretrained(...)"
         )
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model_type {model.config.model_type!r}) is not supported; supported: {supported()}"
+            f"{type(model).__name__} (model_type {model.config.model_type!r}) is not supported; "
+            f"supported: {supported()}"
         )
     classes = (getattr(transformers, family.causal), getattr(transformers, family.classifier))
     if not isinstance(model, classes):
@@ -141,13 +174,14 @@ def family_of(model: PreTrainedModel) -> Family:
         )
     if family.model_type == "opt" and model.config.word_embed_proj_dim != model.config.hidden_size:
         raise UnsupportedModelError(
-            "OPT with word_embed_proj_dim != hidden_size (opt-350m) is not supported: its head is narrower than its blocks"
+            "OPT with word_embed_proj_dim != hidden_size (opt-350m) is not supported: its head is narrower "
+            "than its blocks"
         )
     return family
 
 
 def family_of_config(config: PretrainedConfig) -> Family:
-    """Find the row of a configuration read from a file.
+    """Return the row of a configuration.
 
     Raises:
         UnsupportedModelError: the family is not in the table.
@@ -160,9 +194,10 @@ def family_of_config(config: PretrainedConfig) -> Family:
 
 
 def task_of(model: PreTrainedModel) -> Task:
-    """Tell a causal language model from a sequence classifier."""
-    return (
-        "causal-lm"
-        if isinstance(model, getattr(transformers, family_of(model).causal))
-        else "sequence-classification"
-    )
+    """Return whether a model is a causal language model or a sequence classifier.
+
+    Raises:
+        UnsupportedModelError: as `family_of`.
+    """
+    causal = getattr(transformers, family_of(model).causal)
+    return "causal-lm" if isinstance(model, causal) else "sequence-classification"

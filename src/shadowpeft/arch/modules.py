@@ -1,4 +1,4 @@
-"""Where a loaded model keeps its parts: decoder, blocks, head, embeddings."""
+"""The parts of a loaded model: decoder, blocks, head, embeddings."""
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -35,18 +35,22 @@ def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
 
 
 def softcap_of(model: PreTrainedModel) -> float | None:
-    """Return the bound that the family's logits pass through, `None` where there is none."""
-    return model.config.final_logit_softcapping if family_of(model).softcaps else None
+    """Return the soft cap of the logits, `None` where there is none."""
+    if not family_of(model).softcaps:
+        return None
+    return model.config.final_logit_softcapping
 
 
 def logits(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
-    """Apply the language-model head as the family does: linear, then the soft cap where there is one."""
+    """Compute the logits as the family does: the linear head, then the soft cap where there is one."""
     logits_BTV, cap = head_of(model)(hidden_BTD), softcap_of(model)
-    return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
+    if cap is None:
+        return logits_BTV
+    return cap * (logits_BTV / cap).tanh()
 
 
 def has_plain_frozen_head(model: PreTrainedModel) -> bool:
-    """Tell whether the head is no more than its weight and bias: not trained, quantised, sharded, offloaded or hooked."""
+    """Return whether the head is not trained, quantised, sharded, offloaded or hooked."""
     head = head_of(model)
     weight, bias = head.weight, head.bias
     return (
@@ -55,5 +59,6 @@ def has_plain_frozen_head(model: PreTrainedModel) -> bool:
         and weight.shape == (head.out_features, head.in_features)
         and not weight.is_meta
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
+        # accelerate sets a `forward` on the instances of the modules that it offloads or dispatches.
         and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
     )

@@ -1,4 +1,4 @@
-"""The norms of a block: the one that its attention reads through, those behind its layers, and what each computes."""
+"""The norms of a block: the one its attention reads through, and those behind its layers."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,26 +15,28 @@ from shadowpeft.errors import UnsupportedModelError
 
 
 def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
-    """Return the norm that a block's attention reads the stream through; the identity where there is none.
-
-    Falcon's newer layout keeps one norm for the attention beside another for the MLP, under a name of its own. An OPT may put its norms
-    behind the attention and the MLP.
-    """
+    """Return the norm that a block's attention reads the stream through; the identity where there is none."""
+    # An OPT may have its norms behind the attention and the MLP.
     if family.input_norm is None or (family.model_type == "opt" and not block.do_layer_norm_before):
         return _unchanged
+    # Falcon's newer layout has one norm for the attention and one for the MLP, under other names.
     name = "ln_attn" if family.model_type == "falcon" and hasattr(block, "ln_attn") else family.input_norm
     return getattr(block, name)
 
 
 def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
-    """Tell for each block how its attention and MLP share out what they write over the channels of the stream.
+    """Return for each block the relative size of what its attention and MLP write to each channel.
 
     c = sqrt(w_1^2 + w_2^2) / mean(sqrt(w_1^2 + w_2^2)), w_i the weights of the norms behind the two
 
-    A norm's output has its weights for a size, whatever it normed. `None` for a family without such norms.
+    The weights of a norm give the size of its output, whatever its input.
+
+    Returns:
+        c of each block, (D,), in float32 at least; `None` for a family without such norms.
 
     Raises:
-        UnsupportedModelError: the weights are on the meta device and nobody can tell them, where the caller does not build on it.
+        UnsupportedModelError: the weights are on the meta device and cannot be read. Not raised while the
+            caller builds on the meta device.
     """
     names = family_of(model).output_norms
     if not names:
@@ -44,28 +46,26 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
         first_D, second_D = (_rms_weight(block.get_submodule(name)) for name in names)
         size_D = torch.hypot(first_D, second_D)
         gains.append(size_D / size_D.mean())
-    builds_on_meta = torch.get_default_device().type == "meta"  # as one does to count parameters
+    # One builds on the meta device to count parameters, and then needs no values.
+    builds_on_meta = torch.get_default_device().type == "meta"
     if any(gains_D.is_meta for gains_D in gains) and not builds_on_meta:
         raise UnsupportedModelError(
-            "the base's weights are on the meta device, which holds no values; load them first (from_pretrained does, and with "
-            "device_map='auto' where memory is short), then attach"
+            "the base's weights are on the meta device, which holds no values; load them first "
+            "(from_pretrained does, and with device_map='auto' where memory is short), then attach"
         )
     return gains
 
 
 def _rms_weight(norm: nn.Module) -> Tensor:
-    if (
-        norm.get_parameter("weight").is_meta and is_accelerate_available()
-    ):  # perhaps offloaded: accelerate has the values
+    """Return the factor of each channel that an RMS norm applies, in float32 at least."""
+    context: AbstractContextManager[None] = nullcontext()
+    # Perhaps the weight is offloaded; then accelerate has the values.
+    if norm.get_parameter("weight").is_meta and is_accelerate_available():
         from accelerate.utils import align_module_device
 
-        context: AbstractContextManager[None] = align_module_device(norm)
-    else:
-        context = nullcontext()
-    with (
-        torch.device("cpu"),
-        context,
-    ):  # on no other device that the caller builds on: values that are read from disk are needed now
+        context = align_module_device(norm)
+    # On the CPU, whatever device the caller builds on: values that are read from a disk are needed now.
+    with torch.device("cpu"), context:
         parts = norm_parts(norm)
         assert parts is not None, f"{type(norm).__name__} is missing in _RMS_NORMS"
         assert parts.weight is not None
@@ -78,9 +78,10 @@ def _unchanged(h_BTD: Tensor) -> Tensor:
 
 
 class NormParts(NamedTuple):
-    """What a norm computes, for a kernel that folds it into a product.
+    """What a norm computes, for a kernel that computes it together with a product.
 
-    kind `rms`: h (weight + offset) / sqrt(mean(h^2) + eps); `layer`: torch's LayerNorm; `none`: h itself.
+    `kind` is `rms` for h (weight + offset) / sqrt(mean(h^2) + eps), `layer` for torch's LayerNorm and `none`
+    for h itself.
     """
 
     kind: Literal["none", "rms", "layer"]
@@ -101,14 +102,15 @@ _RMS_NORMS = {
 
 
 def norm_parts(norm: Callable[[Tensor], Tensor]) -> NormParts | None:
-    """Take a norm that `input_norm_of` returned apart; `None` if it is of a class not known here."""
+    """Return what a norm of `input_norm_of` computes, `None` if its class is not known here."""
     if norm is _unchanged:
         return NormParts("none")
     if type(norm) is nn.LayerNorm:
-        whole = norm.weight is not None and norm.bias is not None
-        return NormParts("layer", norm.weight, norm.bias, norm.eps) if whole else None
+        if norm.weight is None or norm.bias is None:
+            return None
+        return NormParts("layer", norm.weight, norm.bias, norm.eps)
     if isinstance(norm, nn.Module) and type(norm).__name__ in _RMS_NORMS:
         eps, offset = _RMS_NORMS[type(norm).__name__]
         assert isinstance(norm.weight, Tensor)
-        return NormParts("rms", norm.weight, None, getattr(norm, eps), offset)
+        return NormParts("rms", norm.weight, eps=getattr(norm, eps), offset=offset)
     return None

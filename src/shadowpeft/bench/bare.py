@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from shadowpeft.decoder.loan import Lent
+from shadowpeft.decoder.loan import Loan
 
 Children = dict[nn.Module, dict[str, nn.Module | None]]
 
@@ -19,7 +19,7 @@ class Bare:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base.requires_grad_(False)
-        self.lent = Lent.freeze(base)
+        self.loan = Loan.freeze(base)
         self.names = set(vars(base))
         self.children: Children = {module: dict(module._modules) for module in base.modules()}
 
@@ -40,7 +40,7 @@ class Bare:
         _set(self.children)
         for name in set(vars(self.base)) - self.names:
             del vars(self.base)[name]
-        self.lent.restore(self.base)
+        self.loan.restore(self.base)
 
 
 def _set(children: Children) -> None:

@@ -25,7 +25,7 @@ from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach, sources
 from shadowpeft.settings import nearest
-from shadowpeft.shadow.adapter import Adapter
+from shadowpeft.shadow.open_settings import settle
 from shadowpeft.storage import stock_models
 
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
@@ -124,11 +124,8 @@ def _wrap(
     ours = ShadowConfig.from_dict(settings)
     shadowed = attach(base, ours, pretrained, dtype=torch.float32)
     extra = {} if pretrained is None else {"shadow_model": study.shadow_model, "matched": False}
-    adapter = shadowed.adapters[
-        "default"
-    ]  # what a pretrained shadow settles is in its settings, not in those that were asked for
-    assert isinstance(adapter, Adapter)
-    return Built(shadowed, base, {**adapter.config.to_dict(), **extra}, shadowed.detached)
+    # Of the adapter: what a pretrained shadow settles is not in the settings that were asked for.
+    return Built(shadowed, base, {**shadowed.adapter.settings.to_dict(), **extra}, shadowed.detached)
 
 
 def check(study: Study) -> None:
@@ -241,9 +238,7 @@ def _costs(counter: _Counter) -> budget.Costs:
         else ShadowConfig(variant="peft")
     )
     if "mlp" in names:
-        width = arch.with_shadow_sizes(counter.config, own).shadow_intermediate_size or arch.mlp_width(
-            counter.config
-        )
+        width = settle(counter.config, own).shadow_intermediate_size or arch.mlp_width(counter.config)
         assert width is not None  # the family names it
         defaults["mlp"] = width
     if "update" in names:

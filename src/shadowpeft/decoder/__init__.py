@@ -1,4 +1,5 @@
-"""How a stock decoder runs shadowed without being changed: views of it, its cache, its loan, its shards.
+"""How a stock decoder runs shadowed without being changed.
 
-Imports `arch` and nothing above it; knows nothing of what is trained.
+Here are the views of a decoder, the key-value cache of base and shadow, the loan of a base, whole rows, and
+FSDP shards. Imports `arch` and nothing above it, and does not know what is trained.
 """

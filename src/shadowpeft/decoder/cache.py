@@ -1,4 +1,4 @@
-"""One key-value cache for base and shadow: the base's layers followed by the shadow's, so that every operation acts on both."""
+"""One key-value cache for base and shadow, so that every operation acts on both."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,10 +7,11 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
 class ShadowCache(Cache):
-    """Hold the cached keys and values of L base layers and k shadow layers in one list.
+    """The cached keys and values of L base layers and k shadow layers, in one list.
 
-    Cropping, reordering, repeating and resetting are transformers' own loops over `layers`, so the halves cannot part.
-    `base` and `shadow` are the two halves as the decoders expect them: numbered from 0, sharing the same layer objects.
+    Cropping, reordering, repeating and resetting are transformers' own loops over `layers`, so both halves
+    always stay in step. `base` and `shadow` are the two halves as the decoders expect them: their layers are
+    numbered from 0 and are the same objects as in the whole.
 
     Args:
         base: an empty cache for the base's configuration.
@@ -37,14 +38,17 @@ def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: i
 
 
 def keep_past(cache: Cache) -> None:
-    """Let sliding layers remember what slides out, so that an assistant's rejected tokens can be cropped away."""
+    """Make sliding layers keep what leaves their window, so that rejected tokens can be cropped."""
     for layer in cache.layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.activate_past_recording()
 
 
 def filling_mask(mask_BT: Tensor | None, cache: Cache | None, tokens: int) -> Tensor | None:
-    """Lengthen a mask to the keys that `cache` will hold out for the next `tokens` tokens: all its room where it is static."""
+    """Pad a mask to the number of keys that `cache` will return for the next `tokens` tokens.
+
+    A static cache returns all its room. A 4-dimensional mask, and one without a cache, is returned as it is.
+    """
     if mask_BT is None or cache is None or mask_BT.ndim != 2:
         return mask_BT
     keys, _ = cache.get_mask_sizes(tokens, 0)

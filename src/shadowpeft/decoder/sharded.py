@@ -1,36 +1,38 @@
-"""Several GPUs by FSDP2: what is gathered together, what stays whole, and how tensors leave their shards and go back.
+"""Several GPUs by FSDP2: which weights are gathered together, and how tensors leave and enter shards.
 
-torch gathers the weights of a unit while the unit is called. Units are the blocks of base and shadow, as in any model that accelerate
-shards, and the boundary weights of each block (`BoundaryWeights`). Embeddings and head are units by accelerate's own doing; the little
-that is left is gathered for the whole forward and backward pass. DDP needs nothing of this.
+torch gathers the weights of a unit while the unit is called. Units are the blocks of base and shadow, as in
+any model that accelerate shards, and the boundary weights of each block (`BoundaryWeights`). accelerate
+itself makes units of the embeddings and the head. The few weights that are left are gathered for the whole
+forward and backward pass. DDP needs none of this.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_map_only
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
-    """Tell whether a module is a unit of its own and, sharding aside, no more than the weight and bias of a frozen linear layer."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    """Return whether a module is a unit of its own and, apart from sharding, only a frozen linear layer."""
+    if not _is_distributed():
         return False
     from torch.distributed.fsdp import FSDPModule
 
+    # FSDP's own hooks, one before and one after the call; any other hook changes what the layer computes.
     own_hooks = len(module._forward_pre_hooks) == len(module._forward_hooks) == 1
     trains = any(weight.requires_grad for weight in module.parameters())
     return type(module).__bases__ == (FSDPModule, nn.Linear) and own_hooks and not trains
 
 
 def with_whole(module: nn.Module, compute: Callable[[], T]) -> T:
-    """Return what `compute` does with the weights of a module that it does not call and that it needs in the forward pass alone."""
+    """Return the result of `compute`, with the module's weights gathered meanwhile.
+
+    It serves a `compute` that reads the weights without calling the module, in the forward pass alone.
+    """
     if not is_frozen_linear(module):
         return compute()
     unit: Any = module
@@ -41,8 +43,8 @@ def with_whole(module: nn.Module, compute: Callable[[], T]) -> T:
 
 
 def whole(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather every sharded tensor of a (nested) state; all processes must call it, and each gets all of it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    """Gather every sharded tensor of a (nested) state. All processes must call it; each gets everything."""
+    if not _is_distributed():
         return dict(state)
     from torch.distributed.tensor import DTensor
 
@@ -50,7 +52,7 @@ def whole(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def divided(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Undo `whole` for the state of an optimizer: cut each tensor as the weight it belongs to is cut."""
+    """Undo `whole` for the state of an optimizer: shard each tensor as its weight is sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     def cut(value: Any, weight: Tensor) -> Any:
@@ -66,3 +68,7 @@ def divided(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[
         for number, values in state["state"].items()
     }
     return {**state, "state": moved}
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

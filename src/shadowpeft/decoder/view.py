@@ -1,8 +1,9 @@
-"""A second face for a module: the same object state, with a few attributes answered from elsewhere.
+"""Views of a module: the same weights and state, with a few attributes replaced.
 
-The base is lent to us, so nothing on it may change. A view of the base's decoder shares the decoder's `__dict__` (so its
-weights, flags and hooks are always the live ones) but answers `layers` with blocks that inject and update. A view of an
-implicit shadow answers `embed_tokens` with the base's table, so that the table belongs to the base alone.
+The base is lent to us, so nothing on it may change. A view of the base's decoder shares the decoder's
+`__dict__` (so its weights, flags and hooks are always the current ones), but its attribute `layers` is a list
+of blocks that inject and update. In a view of an implicit shadow, `embed_tokens` is the base's table, so that
+only the base owns the table.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +14,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 
-class Borrow:
-    """An attribute that lives on another module: looked up at each use, so that it is never stale."""
+class BorrowedModule:
+    """A replacement: a module of another owner, looked up at each use, so that it is never out of date."""
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         self.owner, self.name = owner, name
@@ -24,54 +25,65 @@ class Borrow:
         return self.owner.get_submodule(self.name)
 
 
-class StandIns:
-    """The list of a decoder's blocks, each stood for by `stand_in(blocks, index, config)`, which finds its block at each call."""
+class WrappedBlocks:
+    """A replacement: a list with one wrapper for each of a decoder's blocks.
+
+    Args:
+        wrap: makes the wrapper from the blocks, an index and the decoder's configuration. A wrapper finds its
+            block at each call, so that it is never out of date.
+        blocks: the decoder's blocks.
+        config: the decoder's configuration.
+    """
 
     def __init__(
         self,
-        stand_in: Callable[[nn.ModuleList, int, PretrainedConfig], Any],
+        wrap: Callable[[nn.ModuleList, int, PretrainedConfig], Any],
         blocks: nn.ModuleList,
         config: PretrainedConfig,
     ) -> None:
-        self.all = [stand_in(blocks, index, config) for index in range(len(blocks))]
+        self.wrappers = [wrap(blocks, index, config) for index in range(len(blocks))]
 
     def __call__(self) -> list[Any]:
-        """Return the list."""
-        return self.all
+        """Return the wrappers."""
+        return self.wrappers
 
 
-class View:
-    """A callable face of `module` on which each name of `answers` gives the result of calling its value.
+class ModuleView:
+    """A callable view of `module` in which each name of `replacements` is what calling its value returns.
 
-    Not an `nn.Module`, so whoever keeps one does not own the module's parameters twice. Copying and pickling rebuild it.
+    Not an `nn.Module`, so a module that keeps a view does not register the parameters a second time. Copying
+    and pickling build a new view.
     """
 
-    def __init__(self, module: nn.Module, answers: Mapping[str, Callable[[], Any]]) -> None:
-        self.module, self.answers = module, dict(answers)
-        face_type = _face_type(type(module), tuple(sorted(answers)))  # type: ignore[arg-type]
-        self._face = object.__new__(face_type)
-        object.__setattr__(self._face, "__dict__", module.__dict__)
-        face_type._answers.__set__(self._face, self.answers)  # type: ignore[attr-defined]
+    def __init__(self, module: nn.Module, replacements: Mapping[str, Callable[[], Any]]) -> None:
+        self.module, self.replacements = module, dict(replacements)
+        view_class = _view_class(type(module), tuple(sorted(replacements)))  # type: ignore[arg-type]
+        self._instance = object.__new__(view_class)
+        # Not by nn.Module's __setattr__, which needs the state that is only being set here. The replacements
+        # go into a slot, because the `__dict__` is the module's own.
+        object.__setattr__(self._instance, "__dict__", module.__dict__)
+        view_class._replacements.__set__(self._instance, self.replacements)  # type: ignore[attr-defined]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module through its face."""
-        return self._face(*args, **kwargs)
+        """Call the module with its attributes replaced."""
+        return self._instance(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return View, (self.module, self.answers)
+        return ModuleView, (self.module, self.replacements)
 
 
 @cache
-def _face_type(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Make the subclass whose properties shadow `names`; it goes by its parent's name, which transformers looks up by string."""
-    body: dict[str, Any] = {name: _answer(name) for name in names}
-    # accelerate and torch.compile put these two on the instance, bound to the module itself: a face that used them would
-    # run the module without its answers. Properties win over the shared `__dict__`.
-    body["forward"] = property(lambda face: partial(cls.forward, face))
-    body["_compiled_call_impl"] = property(lambda face: None)
-    body.update(__slots__=("_answers",), __module__=cls.__module__, __qualname__=cls.__qualname__)
+def _view_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """Make the subclass whose properties replace `names`."""
+    body: dict[str, Any] = {name: _replaced(name) for name in names}
+    # accelerate and torch.compile set these two on the instance, bound to the module itself: a view that used
+    # them would run the module without the replacements. Properties win over the shared `__dict__`.
+    body["forward"] = property(lambda view: partial(cls.forward, view))
+    body["_compiled_call_impl"] = property(lambda view: None)
+    # The subclass has its parent's name, because transformers looks classes up by name.
+    body.update(__slots__=("_replacements",), __module__=cls.__module__, __qualname__=cls.__qualname__)
     return type(cls.__name__, (cls,), body)
 
 
-def _answer(name: str) -> property:
-    return property(lambda face: face._answers[name]())
+def _replaced(name: str) -> property:
+    return property(lambda view: view._replacements[name]())

@@ -193,7 +193,7 @@ def count(model: Any) -> int:
 
 def count_shadow(model: Any) -> int:
     """Count the trained parameters that the detached model keeps: the shadow's, without the boundaries'."""
-    return sum(parameter.numel() for parameter in model.adapters["default"].shadow.parameters())
+    return sum(parameter.numel() for parameter in model.adapter.shadow.parameters())
 
 
 def examples(rows: Sequence[Row], chosen: dict[str, list[str]], most: int = 8) -> list[dict[str, str]]:

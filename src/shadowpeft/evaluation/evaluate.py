@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
-from shadowpeft.config import ShadowConfig
 from shadowpeft.data.encode import NO_LOSS, Collator, Example, context_length, encode_all
 from shadowpeft.data.rows import Row, reference_answer
 from shadowpeft.data.tokenizers import padding_id
@@ -176,16 +175,12 @@ def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[f
         else {}
     )
     out = model(**inputs, **lean, use_cache=False)
-    if isinstance(out, ShadowedCausalLMOutput) and isinstance(model, ShadowedModel):
-        assert out.loss is not None
-        assert out.shadow_loss is not None
-        settings = model.adapters[model.active_adapter].settings
-        assert isinstance(settings, ShadowConfig)
-        shadow = out.shadow_loss.item()
-        distil, share = 0.0 if out.distil_loss is None else out.distil_loss.item(), settings.shadow_distil
-        return out.loss.item() - settings.resolved().shadow_loss_weight * (
-            (1 - share) * shadow + share * distil
-        ), shadow
+    if (
+        isinstance(out, ShadowedCausalLMOutput)
+        and out.attached_loss is not None
+        and out.shadow_loss is not None
+    ):
+        return out.attached_loss.item(), out.shadow_loss.item()
     targets_BT = inputs["labels"][:, 1:]
     predicted_BT = targets_BT != NO_LOSS
     loss = F.cross_entropy(

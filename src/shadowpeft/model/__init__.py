@@ -1,6 +1,6 @@
-"""The shadowed model: attach, forward, generate, several adapters, detach and unload, as transformers expects of a model.
+"""The shadowed model, as a transformers model: attach, forward, generate, several adapters, detach, unload.
 
-Imports `storage` and all below it; everything that trains, measures or exports imports this.
+Imports `storage` and all below it. Everything that trains, measures or exports imports this.
 """
 
 from shadowpeft.model.shadowed import ShadowedModel, attach

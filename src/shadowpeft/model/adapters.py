@@ -1,4 +1,4 @@
-"""The adapters beside one base: which there are, which one acts, and what computes their boundaries."""
+"""The adapters beside one base: adding, choosing and deleting them, and what computes their boundaries."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder
 
 
-class AdapterSet:
-    """Goes before `PreTrainedModel`, whose verbs for adapters these replace.
+class AdaptersMixin:
+    """The methods for adapters. Listed before `PreTrainedModel`, whose methods of these names they replace.
 
     Attributes:
         adapters: the adapters by name.
         active_adapter: the name of the one that calls use by default.
-        impl: what computes the boundaries, as it was asked for.
+        impl: the implementation of the boundaries, as it was asked for.
     """
 
     adapters: nn.ModuleDict
@@ -33,6 +33,16 @@ class AdapterSet:
     def _base(self) -> PreTrainedModel:
         raise NotImplementedError
 
+    @property
+    def adapter(self) -> Adapter:
+        """The active adapter.
+
+        Raises:
+            ConfigError: there is none.
+            UserError: the model was unloaded.
+        """
+        return self._adapter(None)
+
     def add_adapter(
         self,
         name: str,
@@ -40,24 +50,25 @@ class AdapterSet:
         shadow: PreTrainedModel | str | Path | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Put another fresh adapter beside the base and make it the active one. Arguments and errors as `attach`."""
+        """Add an untrained adapter and make it the active one. Arguments and errors as `attach`."""
         base, config = self._base(), config or ShadowConfig()
         if not isinstance(config, ShadowConfig):
             raise ConfigError(
-                f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes one of a mapping"
+                f"config must be a ShadowConfig, got {type(config).__name__}; ShadowConfig.from_dict makes "
+                "one of a mapping"
             )
         own = {id(p) for part in (base, self.adapters) for p in part.parameters()}
         if isinstance(shadow, nn.Module) and {id(p) for p in shadow.parameters()} & own:
             raise ConfigError(
-                "this shadow is already part of the model (as base or as another adapter's shadow); give a copy of it"
+                "this shadow is already part of the model (as base or as another adapter's shadow); give a "
+                "copy of it"
             )
-        network, config = sources.make(base, config, shadow)
-        self._own(name, Adapter(base, config, network), dtype)
+        self._own(name, sources.fresh_adapter(base, config, shadow), dtype)
 
     def load_adapter(
         self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None
     ) -> None:
-        """Read an adapter from its folder and make it the active one.
+        """Load an adapter from its folder and make it the active one.
 
         Raises:
             CheckpointError: the folder is damaged or was written for another base.
@@ -65,7 +76,7 @@ class AdapterSet:
         self._own(name, adapter_folder.load(self._base(), folder), dtype)
 
     def set_adapter(self, name: str) -> None:
-        """Make an adapter the one that calls use by default, and the only one that trains.
+        """Choose the adapter that calls use by default; only this one trains.
 
         Raises:
             ConfigError: there is no adapter of that name.
@@ -76,7 +87,7 @@ class AdapterSet:
             self._adapter(other).set_trainable(other == name)
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter that is not the active one.
+        """Delete an adapter that is not the active one.
 
         Raises:
             ConfigError: there is no adapter of that name, or it is the active one.
@@ -87,40 +98,46 @@ class AdapterSet:
         del self.adapters[name]
 
     def set_impl(self, impl: str) -> None:
-        """Choose what computes the boundaries from now on; it is no part of an adapter and not saved.
+        """Choose the implementation of the boundaries. It is not part of an adapter and is not saved.
 
         Args:
-            impl: `reference` for plain torch, `compile` for `torch.compile` of it, `triton` for the fused kernels, `auto` for `triton`
-                where it can serve and `reference` elsewhere. A named one never gives way to another.
+            impl: `reference` for plain torch, `compile` for `torch.compile` of it, `triton` for the fused
+                kernels, `auto` for `triton` where it can run and `reference` elsewhere. Apart from `auto`,
+                none is ever replaced by another.
 
         Raises:
             ConfigError: it cannot run on this machine, or cannot serve this model.
         """
         chosen = choice.boundary_of(impl)
-        for name in self.adapters:
-            self._require_served(impl, self._adapter(name))
+        for adapter in self._all_adapters():
+            self._require_served(impl, adapter)
         self.impl, self._boundary = impl, chosen
 
     def _adapter(self, name: str | None) -> Adapter:
-        self._base()  # says so if the model was unloaded
-        chosen = self.active_adapter if name is None else name
-        if chosen not in self.adapters:
-            raise ConfigError(f"no adapter named {chosen!r}; there are: {', '.join(self.adapters) or 'none'}")
-        adapter = self.adapters[chosen]
+        self._base()  # raises if the model was unloaded
+        if name is None:
+            name = self.active_adapter
+        if name not in self.adapters:
+            raise ConfigError(f"no adapter named {name!r}; there are: {', '.join(self.adapters) or 'none'}")
+        adapter = self.adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
+
+    def _all_adapters(self) -> list[Adapter]:
+        return [self._adapter(name) for name in self.adapters]
 
     def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None) -> None:
         """Register an adapter on the base's device, in the wanted type, and make it the active one."""
         if not name or "." in name or name in self.adapters or name in dir(self.adapters):
             raise ConfigError(
-                f"adapter names must be new, not empty, without dots and none of torch's own words (such as 'keys'), got {name!r}; "
-                f"there are: {', '.join(self.adapters) or 'none'}"
+                "adapter names must be new, not empty, without dots and none of torch's own words (such as "
+                f"'keys'), got {name!r}; there are: {', '.join(self.adapters) or 'none'}"
             )
         table = arch.token_embedding_of(self._base()).weight
         if table.device.type == "meta" and next(adapter.parameters()).device.type != "meta":
             raise UnsupportedModelError(
-                "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a device first"
+                "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a "
+                "device first"
             )
         self._require_served(self.impl, adapter)
         adapter.to(device=table.device, dtype=dtype or table.dtype)
@@ -129,13 +146,11 @@ class AdapterSet:
         self.set_adapter(name)
 
     def _require_served(self, impl: str, adapter: Adapter) -> None:
-        """Refuse an adapter that the named implementation could not run."""
+        """Raise if the named implementation could not run an adapter."""
         base, settings = self._base(), adapter.settings
-        norms = (
-            [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)]
-            if settings.variant == "normed"
-            else []
-        )
+        norms = []
+        if settings.variant == "normed":
+            norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)]
         choice.require_served(
             impl, arch.token_embedding_of(base).weight.dtype, (settings.r, settings.update_width), norms
         )

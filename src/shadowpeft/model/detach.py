@@ -1,4 +1,4 @@
-"""The detached model: what was trained, folded into a stock transformers checkpoint that needs neither the base nor this library."""
+"""The detached model: the trained shadow as a stock transformers model of its own."""
 
 import copy
 
@@ -11,14 +11,15 @@ from shadowpeft.errors import UnsupportedModelError
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.adapter import Adapter
 
-# Rows of the head that are held in float32 at once while P is folded in, and columns read at once off a quantised head.
+# Rows of the head that are in float32 at once while P is multiplied in, and columns read at once from a
+# quantised head.
 _BLOCK = 8192
 
 
 @torch.no_grad()
 def detached(base: PreTrainedModel, adapter: Adapter, settings: PretrainedConfig) -> PreTrainedModel:
-    """Build the model `head(P(f_shadow(x)))` of a trained adapter. Arguments, result and errors as `detached_shadow`."""
-    return detached_shadow(base, adapter.shadow, settings, adapter.dtype, adapter.shadow_score)
+    """Build the detached model of an adapter. Arguments, result and errors as `detached_shadow`."""
+    return detached_shadow(base, adapter.shadow, settings, dtype=adapter.dtype, score=adapter.shadow_score)
 
 
 @torch.no_grad()
@@ -29,15 +30,16 @@ def detached_shadow(
     dtype: torch.dtype,
     score: nn.Linear | None = None,
 ) -> PreTrainedModel:
-    """Build the model `head(P(f_shadow(x)))` as a stock model of the shadow's family, with weights of its own.
+    """Build `head(P(f_shadow(x)))` as a stock model of the shadow's family, with weights of its own.
 
-    Nothing stands between P and the head, so both fold into one matrix: W_head P. Where there is no P and the base ties its
-    head to its embeddings, the detached model ties them too. What bends the logits afterwards, Gemma's soft cap, is the base's.
+    No function stands between P and the head, so both become one matrix: W_head P. Where there is no P and
+    the base ties its head to its embeddings, the detached model ties them too. Gemma's soft cap of the logits
+    is the base's.
 
     Args:
         base: the model whose embeddings (implicit shadow) and head are copied.
         shadow: the shadow network.
-        settings: gives the special tokens and labels, which may have been set after attaching.
+        settings: has the special tokens and labels, which may have been set after attaching.
         dtype: type of the weights.
         score: a classifier's head for the shadow; a language model's is the base's.
 
@@ -45,27 +47,13 @@ def detached_shadow(
         A complete model on the base's device, in evaluation mode.
 
     Raises:
-        UnsupportedModelError: the head's weights can neither be read nor asked for, so that nothing can be folded into them.
+        UnsupportedModelError: the weights of the head cannot be read.
     """
     head = arch.head_of(base) if score is None else score
     table = arch.token_embedding_of(base).weight
-    config = copy.deepcopy(shadow.backbone.config)
-    config.tie_word_embeddings = shadow.borrows and shadow.projection is None and head.weight is table
-    if shadow.family.softcaps:
-        config.final_logit_softcapping = arch.softcap_of(base)  # an explicit shadow's own may be another
-    config.id2label, config.label2id, config.problem_type = (
-        settings.id2label,
-        settings.label2id,
-        settings.problem_type,
-    )
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = (
-        settings.pad_token_id,
-        settings.bos_token_id,
-        settings.eos_token_id,
-    )
-    config.name_or_path = ""  # it is not the base
     weight_VD = _weight_of(head, table)
-    model = arch.build(config, arch.task_of(base))
+    is_tied = shadow.borrows and shadow.projection is None and head.weight is table
+    model = arch.build(_config_of(base, shadow, settings, is_tied), arch.task_of(base))
     model.to(device=table.device, dtype=dtype)  # type: ignore[call-arg]
     arch.decoder_of(model).load_state_dict(_decoder_state(base, shadow), strict=True)
     _fold_head(weight_VD, head.bias, shadow.projection, arch.head_of(model))
@@ -74,7 +62,26 @@ def detached_shadow(
     return model.eval()
 
 
+def _config_of(
+    base: PreTrainedModel, shadow: Shadow, settings: PretrainedConfig, is_tied: bool
+) -> PretrainedConfig:
+    """Return the shadow's configuration, with the head, labels and special tokens of the whole model."""
+    config = copy.deepcopy(shadow.backbone.config)
+    config.tie_word_embeddings = is_tied
+    # An explicit shadow's own soft cap may be another one.
+    if shadow.family.softcaps:
+        config.final_logit_softcapping = arch.softcap_of(base)
+    config.id2label, config.label2id = settings.id2label, settings.label2id
+    config.problem_type = settings.problem_type
+    config.pad_token_id, config.bos_token_id = settings.pad_token_id, settings.bos_token_id
+    config.eos_token_id = settings.eos_token_id
+    # The name is the base's, and the detached model is not the base.
+    config.name_or_path = ""
+    return config
+
+
 def _decoder_state(base: PreTrainedModel, shadow: Shadow) -> dict[str, Tensor]:
+    """Return the weights of the shadow's decoder, for an implicit shadow with the base's embeddings."""
     state = dict(shadow.backbone.state_dict())
     if shadow.borrows:
         for name in shadow.family.embeddings:
@@ -84,10 +91,17 @@ def _decoder_state(base: PreTrainedModel, shadow: Shadow) -> dict[str, Tensor]:
 
 
 def _weight_of(head: nn.Linear, table_VD: Tensor) -> Tensor:
-    """Return W of a head, (V, D). One that is quantised or offloaded, whatever its format, is asked for it: W e_i is column i.
+    """Return the weight matrix of a head, (V, D).
+
+    The matrix of a quantised or offloaded head, whatever its format, is computed by the head: W e_i is column
+    i.
+
+    Args:
+        head: the linear head.
+        table_VD: the base's embeddings, whose type and device the head computes in.
 
     Raises:
-        UnsupportedModelError: it does not answer.
+        UnsupportedModelError: the head does not compute it.
     """
     if type(head) is nn.Linear and head.weight.is_floating_point() and head.weight.device.type != "meta":
         return head.weight
@@ -96,8 +110,10 @@ def _weight_of(head: nn.Linear, table_VD: Tensor) -> Tensor:
         for rows in torch.arange(head.in_features, device=table_VD.device).split(_BLOCK):
             unit_RD = torch.zeros(len(rows), head.in_features, dtype=table_VD.dtype, device=table_VD.device)
             unit_RD[torch.arange(len(rows)), rows] = 1
-            answer_RV = head(unit_RD)
-            parts_DV.append(answer_RV if head.bias is None else answer_RV - head.bias)
+            column_RV = head(unit_RD)
+            if head.bias is not None:
+                column_RV = column_RV - head.bias
+            parts_DV.append(column_RV)
         weight_VD = torch.cat(parts_DV).T
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise _unfoldable(head, " ".join(str(error).split())) from error
@@ -108,19 +124,22 @@ def _weight_of(head: nn.Linear, table_VD: Tensor) -> Tensor:
 
 def _unfoldable(head: nn.Linear, why: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the detached model needs the base's head as plain numbers, and this {type(head).__name__} does not give them ({why}): load the "
-        "base with its head left out of the quantisation (llm_int8_skip_modules=['lm_head']), or unquantised"
+        f"the detached model needs the base's head as plain numbers, and this {type(head).__name__} does not "
+        f"give them ({why}): load the base with its head left out of the quantisation "
+        "(llm_int8_skip_modules=['lm_head']), or unquantised"
     )
 
 
 def _fold_head(
     weight_VD: Tensor, bias_V: Tensor | None, projection: nn.Linear | None, target: nn.Linear
 ) -> None:
-    """Write W P and the bias into the new head; one whose family has a bias where the base's head has none gets zeros."""
+    """Write W P and the bias into the new head. Where only the new head has a bias, it is zero."""
     if projection is None:
         target.weight.copy_(weight_VD)
     else:
         for rows_RD, folded_RS in zip(weight_VD.split(_BLOCK), target.weight.split(_BLOCK), strict=True):
             folded_RS.copy_(rows_RD.float() @ projection.weight.float())
     if target.bias is not None:
-        target.bias.zero_() if bias_V is None else target.bias.copy_(bias_V)
+        target.bias.zero_()
+        if bias_V is not None:
+            target.bias.copy_(bias_V)

@@ -1,4 +1,4 @@
-"""The state of one forward pass, and the blocks that hand it on. The frame travels as an argument; no module keeps it."""
+"""The state of one forward pass, and the blocks that pass it on. No module keeps it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,25 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from shadowpeft import arch
-from shadowpeft.decoder.whole_rows import UnmaskedBlock
+from shadowpeft.decoder.whole_rows import WholeRowsBlock
 from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow.adapter import Adapter
 
 
 @dataclass
 class ShadowFrame:
-    """One forward pass: the adapter it runs under, what computes its boundaries, the shadow state s, shape (B, T, D), the base's family,
-    whether anything below the first correction wants a gradient (embeddings of the caller's, say), whether this is a compiled graph over
-    whole rows (see `unmasked.py`), and how many boundaries were crossed."""
+    """One forward pass.
+
+    Attributes:
+        adapter: the adapter it runs under.
+        boundary: computes the boundaries.
+        state_BTD: the shadow state s; advanced at each boundary.
+        family: the base's family.
+        embeddings_train: whether anything below the first correction needs a gradient, such as embeddings of
+            the caller.
+        rows_are_whole: whether this is a compiled graph over whole rows (see `decoder/whole_rows.py`).
+        crossed: how many boundaries have been crossed.
+    """
 
     adapter: Adapter
     boundary: Boundary
@@ -35,8 +44,8 @@ class ShadowFrame:
         """Advance the state to the boundary before `block` and return the block's corrected input."""
         self.crossed += 1
         if index == 0 and not self.embeddings_train:
-            # `enable_input_require_grads`, which checkpointing puts on a base, gives frozen embeddings a gradient; cut it, or autograd
-            # would keep every block below the first correction.
+            # `enable_input_require_grads`, which checkpointing calls on a base, gives frozen embeddings a
+            # gradient. Cut it, or autograd would keep every block below the first correction.
             h_BTD = h_BTD.detach()
         enter = partial(
             self.adapter.enter, index, norm=arch.input_norm_of(block, self.family), boundary=self.boundary
@@ -48,35 +57,41 @@ class ShadowFrame:
         return h_BTD
 
 
-# For the families whose decoder drops unknown keyword arguments (`Family.passes_kwargs`). A context variable is safe
-# from threads; the price is that torch.compile(fullgraph=True) cannot trace it.
-_travelling: ContextVar[ShadowFrame] = ContextVar("shadow_frame")
+# For the families whose decoder drops unknown keyword arguments (`Family.passes_kwargs`). A context variable
+# is safe with threads, but torch.compile(fullgraph=True) cannot trace it.
+_frame_of_context: ContextVar[ShadowFrame] = ContextVar("shadow_frame")
 
 
 @contextmanager
-def travelling(frame: ShadowFrame) -> Iterator[None]:
-    """Let the blocks of a decoder that drops keyword arguments find the frame while the context lasts."""
-    token = _travelling.set(frame)
+def frame_in_context(frame: ShadowFrame) -> Iterator[None]:
+    """Make the frame available, within the context, to a decoder that drops keyword arguments."""
+    token = _frame_of_context.set(frame)
     try:
         yield
     finally:
-        _travelling.reset(token)
+        _frame_of_context.reset(token)
 
 
 class ShadowedBlock:
-    """Stand in a view of the decoder for one of its blocks: cross the boundary, then run the block as it is.
+    """A wrapper of one of a decoder's blocks: it crosses the boundary, then runs the block unchanged.
 
-    The boundary is crossed outside the block's own call, so gradient checkpointing recomputes either of them alone.
+    The boundary is crossed outside the block's own call, so gradient checkpointing recomputes each of them
+    alone.
     """
 
     def __init__(self, blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> None:
-        self.blocks, self.index, self.unmasked = blocks, index, UnmaskedBlock(blocks, index, config)
+        self.blocks, self.index = blocks, index
+        self.for_whole_rows = WholeRowsBlock(blocks, index, config)
 
     def __call__(
         self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any
     ) -> Any:
-        """Run the block on the corrected input; everything else is handed through untouched."""
-        frame = shadow_frame if shadow_frame is not None else _travelling.get()
+        """Run the block on the corrected input; all other arguments are passed on unchanged."""
+        frame = shadow_frame
+        if frame is None:
+            frame = _frame_of_context.get()
         block = self.blocks[self.index]
         h_BTD = frame.enter(self.index, block, h_BTD)
-        return (self.unmasked if frame.rows_are_whole else block)(h_BTD, *args, **kwargs)
+        if frame.rows_are_whole:
+            return self.for_whole_rows(h_BTD, *args, **kwargs)
+        return block(h_BTD, *args, **kwargs)

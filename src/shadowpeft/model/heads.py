@@ -1,7 +1,7 @@
-"""From hidden states to logits and losses: what each task does with the base's last state and the shadow's first."""
+"""From hidden states to logits and losses, for each task."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,7 +15,7 @@ from shadowpeft.shadow.adapter import Adapter
 
 
 class Targets(NamedTuple):
-    """What the losses are measured against: `labels` or `shift_labels`, and the count they are normalised by."""
+    """What the losses are computed against: labels, and the count that divides the sum."""
 
     labels: Tensor | None
     shift_labels: Tensor | None
@@ -25,6 +25,15 @@ class Targets(NamedTuple):
     def given(self) -> bool:
         """Whether there are labels."""
         return self.labels is not None or self.shift_labels is not None
+
+
+class _Losses(TypedDict, total=False):
+    """The losses of an output, by their names in it; empty without labels."""
+
+    loss: Tensor
+    attached_loss: Tensor
+    shadow_loss: Tensor
+    distil_loss: Tensor | None
 
 
 def language_output(
@@ -37,19 +46,21 @@ def language_output(
     keep_shadow_logits: bool = False,
     skip_logits: bool = False,
 ) -> ShadowedCausalLMOutput:
-    """Apply the base's head to both states; with labels, L = CE(head(norm(h^(L))), y) + lambda * CE(head(s^(0)), y) (eq. 8, 9).
+    """Compute logits and, with labels, L = CE(head(norm(h^(L))), y) + lambda * CE(head(s^(0)), y) (eq. 8, 9).
 
-    With the setting `shadow_distil` part of the shadow's loss is its divergence from the attached answer (`_joint`).
+    With the setting `shadow_distil` a part of the shadow's loss is its divergence from the attached answer
+    (`_joint`).
 
     Args:
         base: owns the head that both states share.
-        adapter: gives lambda and `shadow_distil`.
+        adapter: has lambda and `shadow_distil`.
         h_BTD: the base's last hidden state, after its final norm.
         s_BTD: the first shadow state s^(0).
         targets: the labels, if any.
         logits_to_keep: how many last positions, or which positions, get logits.
-        keep_shadow_logits: give back head(s^(0)) as well.
-        skip_logits: give back the losses alone. Unless the head is more than a frozen linear layer, the logits are never held.
+        keep_shadow_logits: return head(s^(0)) as well.
+        skip_logits: return the losses alone. Unless the head is more than a frozen linear layer, no logits of
+            the whole batch are held in memory.
 
     Raises:
         ConfigError: `skip_logits` leaves nothing to compute.
@@ -61,45 +72,71 @@ def language_output(
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     h_BTD, s_BTD = h_BTD[:, keep], s_BTD[:, keep]
     head = arch.head_of(base)
-    lean = skip_logits and (arch.has_plain_frozen_head(base) or sharded.is_frozen_linear(head))
-    logits_BTV = None if lean else arch.logits(base, h_BTD)
-    shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits or (targets.given and not lean) else None
-    joint: dict[str, Tensor | None] = {}
-    distils = adapter.settings.shadow_distil > 0
-    if lean:
-        sweep = partial(_lean_losses, h_BTD, s_BTD, head, arch.softcap_of(base), targets, distils)
-        joint = _joint(adapter.settings, *sharded.with_whole(head, sweep))
-    elif targets.given:
-        assert logits_BTV is not None
+    if skip_logits and (arch.has_plain_frozen_head(base) or sharded.is_frozen_linear(head)):
+        return _language_losses(
+            base, adapter, h_BTD, s_BTD=s_BTD, targets=targets, keep_shadow_logits=keep_shadow_logits
+        )
+    logits_BTV, shadow_BTV = arch.logits(base, h_BTD), None
+    if keep_shadow_logits or targets.given:
+        shadow_BTV = arch.logits(base, s_BTD)
+    joint: _Losses = {}
+    if targets.given:
         assert shadow_BTV is not None
-        own, shadow_loss = (losses.next_token_loss(x_BTV, *targets) for x_BTV in (logits_BTV, shadow_BTV))
-        distil_loss = losses.next_token_divergence(logits_BTV, shadow_BTV, *targets) if distils else None
-        joint = _joint(adapter.settings, own, shadow_loss, distil_loss)
+        attached, shadow_loss = (
+            losses.next_token_loss(x_BTV, *targets) for x_BTV in (logits_BTV, shadow_BTV)
+        )
+        distil_loss = None
+        if adapter.settings.shadow_distil > 0:
+            distil_loss = losses.next_token_divergence(logits_BTV, shadow_BTV, *targets)
+        joint = _joint(adapter.settings, attached, shadow_loss, distil_loss)
+    if not keep_shadow_logits:
+        shadow_BTV = None
     return ShadowedCausalLMOutput(
-        logits=None if skip_logits else logits_BTV,
-        shadow_logits=shadow_BTV if keep_shadow_logits else None,
-        **joint,  # type: ignore[arg-type]
+        logits=None if skip_logits else logits_BTV, shadow_logits=shadow_BTV, **joint
     )
 
 
-def _lean_losses(
-    h_BTD: Tensor, s_BTD: Tensor, head: nn.Linear, softcap: float | None, targets: Targets, distils: bool
+def _language_losses(
+    base: PreTrainedModel,
+    adapter: Adapter,
+    h_BTD: Tensor,
+    s_BTD: Tensor,
+    targets: Targets,
+    keep_shadow_logits: bool,
+) -> ShadowedCausalLMOutput:
+    """Compute the losses of a plain frozen head without the logits of the whole batch."""
+    head = arch.head_of(base)
+    shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits else None
+    compute = partial(
+        _frozen_head_losses,
+        (h_BTD, s_BTD),
+        head,
+        softcap=arch.softcap_of(base),
+        targets=targets,
+        distils=adapter.settings.shadow_distil > 0,
+    )
+    # The losses read the head's weights without calling the head, so FSDP must be told to gather them.
+    joint = _joint(adapter.settings, *sharded.with_whole(head, compute))
+    return ShadowedCausalLMOutput(shadow_logits=shadow_BTV, **joint)
+
+
+def _frozen_head_losses(
+    states: tuple[Tensor, Tensor], head: nn.Linear, softcap: float | None, targets: Targets, distils: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute both heads' losses and, if wanted, how far the shadow's answer is from the attached one."""
-    own, shadow_loss = losses.frozen_head_losses((h_BTD, s_BTD), head, softcap, *targets)
-    return (
-        own,
-        shadow_loss,
-        losses.frozen_head_divergence(h_BTD, s_BTD, head, softcap, *targets) if distils else None,
-    )
+    """Compute the losses of both states and, if wanted, the shadow's divergence."""
+    attached, shadow_loss = losses.frozen_head_losses(states, head, softcap, *targets)
+    if not distils:
+        return attached, shadow_loss, None
+    return attached, shadow_loss, losses.frozen_head_divergence(*states, head, softcap, *targets)
 
 
 def _joint(
-    settings: ResolvedConfig, own: Tensor, shadow_loss: Tensor, distil_loss: Tensor | None
-) -> dict[str, Tensor | None]:
-    """Compute L = own + lambda * [(1 - w) * shadow_loss + w * distil_loss], w the setting `shadow_distil`; all losses of the output.
+    settings: ResolvedConfig, attached: Tensor, shadow_loss: Tensor, distil_loss: Tensor | None
+) -> _Losses:
+    """Compute L = attached + lambda * [(1 - w) * shadow_loss + w * distil_loss].
 
-    With w = 0 there is no `distil_loss`; with w = 1 `shadow_loss` is told and not learnt from, so its graph is let go.
+    w is the setting `shadow_distil`. With w = 0 there is no `distil_loss`. With w = 1 `shadow_loss` is only
+    reported, and its graph is freed.
     """
     if distil_loss is None:
         learnt = shadow_loss
@@ -108,29 +145,36 @@ def _joint(
     else:
         learnt = (1 - settings.shadow_distil) * shadow_loss + settings.shadow_distil * distil_loss
     return {
-        "loss": own + settings.shadow_loss_weight * learnt,
+        "loss": attached + settings.shadow_loss_weight * learnt,
         "shadow_loss": shadow_loss,
         "distil_loss": distil_loss,
+        "attached_loss": attached,
     }
 
 
 def padding_mask(
     config: PretrainedConfig, input_ids: Tensor | None, attention_mask: Tensor | None
 ) -> Tensor | None:
-    """Tell tokens from padding by the mask, else by the padding token, as transformers' classifiers do; `None` where there is neither.
+    """Return a mask that is nonzero where there is a token, as transformers' classifiers find it.
+
+    The mask is the caller's, or else follows from the padding token; `None` where there is neither.
 
     Raises:
-        UserError: nothing tells where each of several rows ends.
+        UserError: there are several rows and nothing shows where each of them ends.
     """
+    # A 4-dimensional mask says which token sees which, not which is padding.
     if attention_mask is not None and attention_mask.ndim == 4:
-        attention_mask = None  # says which token sees which, not which is padding
-    if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
+        attention_mask = None
+    if attention_mask is not None or input_ids is None:
+        return attention_mask
+    if config.pad_token_id is not None:
         return input_ids != config.pad_token_id
-    if attention_mask is None and input_ids is not None and len(input_ids) > 1:
+    if len(input_ids) > 1:
         raise UserError(
-            "a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find each row's end"
+            "a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find "
+            "each row's end"
         )
-    return attention_mask
+    return None
 
 
 def classifier_output(
@@ -145,30 +189,30 @@ def classifier_output(
     """Pool both states at the last real token and apply the adapter's two heads, both trained (eq. 8 and 9).
 
     Args:
-        config: gives `problem_type`.
-        adapter: gives the heads, lambda and `shadow_distil`.
+        config: has `problem_type`.
+        adapter: has the heads, lambda and `shadow_distil`.
         h_BTD: the base's last hidden state.
         s_BTD: the first shadow state s^(0).
         targets: the labels, if any.
         mask_BT: nonzero where there is a token, whichever side the padding is on.
-        keep_shadow_logits: give back the shadow head's logits as well.
+        keep_shadow_logits: return the logits of the shadow's head as well.
     """
     assert adapter.score is not None
     assert adapter.shadow_score is not None
-    trains = targets.labels is not None
-    logits_BC = adapter.score(losses.pool_last(h_BTD, mask_BT))
-    shadow_BC = (
-        adapter.shadow_score(losses.pool_last(s_BTD, mask_BT)) if trains or keep_shadow_logits else None
-    )
-    joint: dict[str, Tensor | None] = {}
-    if targets.labels is not None and shadow_BC is not None:
+    logits_BC, shadow_BC = adapter.score(losses.pool_last(h_BTD, mask_BT)), None
+    if targets.labels is not None or keep_shadow_logits:
+        shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT))
+    joint: _Losses = {}
+    if targets.labels is not None:
+        assert shadow_BC is not None
         measured = targets.labels, config, targets.num_items
-        shadow_loss, own = (losses.classification_loss(x_BC, *measured) for x_BC in (shadow_BC, logits_BC))
-        distils = adapter.settings.shadow_distil > 0
-        distil_loss = losses.classification_divergence(logits_BC, shadow_BC, *measured) if distils else None
-        joint = _joint(adapter.settings, own, shadow_loss, distil_loss)
-    return ShadowedClassifierOutput(
-        logits=logits_BC,
-        shadow_logits=shadow_BC if keep_shadow_logits else None,
-        **joint,  # type: ignore[arg-type]
-    )
+        shadow_loss, attached = (
+            losses.classification_loss(x_BC, *measured) for x_BC in (shadow_BC, logits_BC)
+        )
+        distil_loss = None
+        if adapter.settings.shadow_distil > 0:
+            distil_loss = losses.classification_divergence(logits_BC, shadow_BC, *measured)
+        joint = _joint(adapter.settings, attached, shadow_loss, distil_loss)
+    if not keep_shadow_logits:
+        shadow_BC = None
+    return ShadowedClassifierOutput(logits=logits_BC, shadow_logits=shadow_BC, **joint)

@@ -1,4 +1,4 @@
-"""What transformers' `generate` needs to know of us: how to make a cache for two decoders, and to leave masks alone."""
+"""What transformers' `generate` asks of a model, for two decoders: a cache, the inputs of a step, masks."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ _DYNAMIC = (None, "dynamic", "dynamic_full")
 _STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")
 
 
-class ShadowGeneration:
-    """Goes before `GenerationMixin`: transformers' own generation, with one cache for base and shadow."""
+class HFGenerationMixin:
+    """transformers' own generation, with one cache for base and shadow. Listed before `GenerationMixin`."""
 
     config: PretrainedConfig
 
     def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
-        """Return the configurations of base and shadow under an adapter, or `None` where the base runs bare."""
+        """Return the configurations of base and shadow under an adapter, `None` where the base runs bare."""
         raise NotImplementedError
 
     def _prepare_cache_for_generation(
@@ -40,6 +40,7 @@ class ShadowGeneration:
             if generation_config.cache_implementation is not None:
                 raise UserError("give either past_key_values or cache_implementation, not both")
             require_shadow_cache(given, configs[1].num_hidden_layers)
+            # As transformers marks a cache that the caller gave.
             given._is_user_defined = True
         elif generation_config.cache_implementation in _DYNAMIC:
             model_kwargs["past_key_values"] = dynamic_cache(*configs)
@@ -48,7 +49,8 @@ class ShadowGeneration:
             model_kwargs["past_key_values"] = static_cache(*configs, room)
         else:
             raise UserError(
-                f"cache_implementation must be 'dynamic' or 'static' for a shadowed model, got {generation_config.cache_implementation!r}"
+                "cache_implementation must be 'dynamic' or 'static' for a shadowed model, got "
+                f"{generation_config.cache_implementation!r}"
             )
 
         if configs is not None and generation_config.to_dict().get("is_assistant"):
@@ -57,7 +59,11 @@ class ShadowGeneration:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Prepare one step as transformers does; where the rotary factors change at a length (Phi-3), drop what was cached before it."""
+        """Prepare one step as transformers does, without the cache where it has become void.
+
+        The keys in it are void once the sequence reaches the length at which the rotary factors change
+        (Phi-3).
+        """
         switch = arch.rope_switch_of(self.config)
         if (
             past_key_values is not None
@@ -65,28 +71,36 @@ class ShadowGeneration:
             and past_key_values.get_seq_length() <= switch < input_ids.shape[1]
         ):
             past_key_values = None
-            kwargs.update({"next_sequence_length": None} if "next_sequence_length" in kwargs else {})
-        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)  # type: ignore[misc]
+            # All tokens are computed again, not only the next ones.
+            if "next_sequence_length" in kwargs:
+                kwargs["next_sequence_length"] = None
+        stock: Any = super()
+        return stock.prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
-        """Hand the plain mask through: base and shadow each build their own, since their window patterns may differ."""
+        """Return the plain mask, of which each decoder makes its own: their sliding windows may differ."""
         return attention_mask
 
 
 def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
-    """Refuse a cache that has no room for a shadow of so many layers.
+    """Return the cache if it has room for the shadow.
+
+    Args:
+        cache: what the caller gave as `past_key_values`.
+        shadow_layers: the number of the shadow's blocks.
 
     Raises:
         UserError: the cache is not one of `model.new_cache()`, or was made for an adapter of another depth.
     """
     if not isinstance(cache, ShadowCache):
         raise UserError(
-            f"past_key_values must be a cache made by model.new_cache(), which has room for the shadow too; got {type(cache).__name__}"
+            "past_key_values must be a cache made by model.new_cache(), which has room for the shadow too; "
+            f"got {type(cache).__name__}"
         )
     if len(cache.shadow) != shadow_layers:
         raise UserError(
-            f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has {shadow_layers}; "
-            "use model.new_cache(adapter=...)"
+            f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has "
+            f"{shadow_layers}; use model.new_cache(adapter=...)"
         )
     return cache

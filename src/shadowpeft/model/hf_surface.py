@@ -1,5 +1,6 @@
-"""What transformers asks of every model, answered for a base that is only lent: flags, embeddings, checkpointing, adapter verbs."""
+"""What transformers asks of every model, for a base that is only lent: flags, embeddings, adapters."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -8,16 +9,14 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.errors import UserError
-from shadowpeft.model import hf_surface
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.shadow.boundary import BoundaryWeights
 
 
-class StockSurface:
-    """Goes before `PreTrainedModel`: the parts of its surface that must not act on the base as if it were ours."""
+class HFSurfaceMixin:
+    """The methods of `PreTrainedModel` that would act on the base as if it were ours. Listed before it."""
 
     task: arch.Task
-    adapters: nn.ModuleDict
     active_adapter: str
     base_model_prefix = ""
     supports_gradient_checkpointing = True
@@ -30,17 +29,20 @@ class StockSurface:
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return True  # as with attention above: the base has checked its configuration, and this model only copies it
+        return True  # as for attention above: the base has checked its configuration, which this model copies
 
     @property
     def _no_split_modules(self) -> set[str]:
-        return hf_surface.unit_classes(self._base(), self.adapters)
+        return _unit_classes(self._base(), self._all_adapters())
 
     def _base(self) -> PreTrainedModel:
         raise NotImplementedError
 
+    def _all_adapters(self) -> list[Adapter]:
+        raise NotImplementedError
+
     def enable_input_require_grads(self) -> None:
-        """Do nothing: only reentrant checkpointing needs inputs with a gradient, and no hook goes onto the lent base."""
+        """Do nothing: only reentrant checkpointing needs it, and the lent base gets no hook."""
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
@@ -51,7 +53,8 @@ class StockSurface:
             raise UserError(
                 "gradient checkpointing must be set to use_reentrant=False, or the shadow gets no gradient"
             )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)  # type: ignore[misc]
+        stock: Any = super()
+        stock._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the base's token embeddings."""
@@ -62,7 +65,7 @@ class StockSurface:
         return arch.head_of(self._base()) if self.task == "causal-lm" else None
 
     def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Embedding:
-        """Refuse: the vocabulary belongs to the base.
+        """Raise: the vocabulary belongs to the base.
 
         Raises:
             UserError: always; resize the base before attaching.
@@ -76,7 +79,7 @@ class StockSurface:
         return [self.active_adapter]
 
     def enable_adapters(self) -> None:
-        """Refuse: adapters are off only while `disabled()` lasts.
+        """Raise: adapters are off only while `disabled()` lasts.
 
         Raises:
             UserError: always.
@@ -86,13 +89,10 @@ class StockSurface:
     disable_adapters = enable_adapters
 
 
-def unit_classes(base: PreTrainedModel, adapters: nn.ModuleDict) -> set[str]:
-    """Name the classes of which every module is a unit, as accelerate's `TRANSFORMER_BASED_WRAP` asks for them."""
-    units = [
-        arch.blocks_of(base)[0],
-        *(module for module in adapters.modules() if isinstance(module, BoundaryWeights)),
-    ]
-    for adapter in adapters.values():
-        assert isinstance(adapter, Adapter)
+def _unit_classes(base: PreTrainedModel, adapters: Iterable[Adapter]) -> set[str]:
+    """Return the classes whose every module is a unit, by name, for accelerate's `TRANSFORMER_BASED_WRAP`."""
+    units = [arch.blocks_of(base)[0]]
+    for adapter in adapters:
+        units += [module for module in adapter.modules() if isinstance(module, BoundaryWeights)]
         units.append(adapter.shadow.backbone.get_submodule(f"{adapter.shadow.family.blocks}.0"))
     return {type(module).__name__ for module in units}

@@ -1,22 +1,36 @@
-"""What a forward pass gives back: transformers' outputs with the shadow's loss and logits beside them."""
+"""What a forward pass returns: transformers' outputs with the shadow's losses and logits beside them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.utils import ModelOutput
 
 
 @dataclass
 class ShadowedCausalLMOutput(CausalLMOutputWithPast):
     """Output of a shadowed language model.
 
-    `loss` is L of eq. 9, `shadow_loss` the unweighted L_shadow of eq. 8, whatever the setting `shadow_distil`; at 1, where L has no part
-    of it, it has no gradient. `distil_loss`, `None` at 0, is the unweighted distance of the shadow's answer from the attached one.
+    Attributes:
+        loss: L of eq. 9.
+        shadow_loss: the unweighted L_shadow of eq. 8, whatever the setting `shadow_distil`; at 1, where L has
+            no part of it, it has no gradient.
+        shadow_logits: head(s^(0)), if asked for.
+        distil_loss: the unweighted distance of the shadow's answer from the attached one; `None` where
+            `shadow_distil` is 0.
+        attached_loss: the first term of eq. 9, the cross-entropy of the attached model alone. Not in the
+            plain tuple.
     """
 
     shadow_loss: Tensor | None = None
     shadow_logits: Tensor | None = None
     distil_loss: Tensor | None = None
+    attached_loss: Tensor | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the values that are not `None`, without `attached_loss`."""
+        return _plain(self)
 
 
 @dataclass
@@ -26,3 +40,13 @@ class ShadowedClassifierOutput(SequenceClassifierOutputWithPast):
     shadow_loss: Tensor | None = None
     shadow_logits: Tensor | None = None
     distil_loss: Tensor | None = None
+    attached_loss: Tensor | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the values that are not `None`, without `attached_loss`."""
+        return _plain(self)
+
+
+def _plain(output: ModelOutput) -> tuple[Any, ...]:
+    # In a plain tuple a value is known by its position alone: one more would move those behind it.
+    return tuple(value for name, value in output.items() if name != "attached_loss")

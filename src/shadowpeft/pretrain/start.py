@@ -11,6 +11,7 @@ from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.shadow import Shadow, explicit, implicit
+from shadowpeft.shadow.open_settings import settle
 
 
 def fresh(base: PreTrainedModel, config: ShadowConfig, dtype: torch.dtype | None = None) -> Shadow:
@@ -25,7 +26,7 @@ def fresh(base: PreTrainedModel, config: ShadowConfig, dtype: torch.dtype | None
         ConfigError: a size does not fit the base.
         UnsupportedModelError: the base is not of a supported family.
     """
-    return _placed(base, implicit(base, arch.with_shadow_sizes(base.config, config).resolved()), dtype)
+    return _placed(base, implicit(base, settle(base.config, config)), dtype)
 
 
 def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Shadow:

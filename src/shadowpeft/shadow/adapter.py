@@ -1,7 +1,7 @@
-"""One adapter: a shadow, the boundary weights, and for classification its two heads. All that is trained, and all that is saved."""
+"""One adapter: a shadow, the boundary weights, and the two heads of a classifier."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.config import ShadowConfig, refuse_depth
+from shadowpeft.config import ResolvedConfig, refuse_depth
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Rule, reference
 from shadowpeft.ops.choice import Boundary
@@ -18,44 +18,47 @@ from shadowpeft.shadow.boundary import Crossed, Injection, Update
 
 
 class Adapter(nn.Module):
-    """Hold what is trained beside one base model.
+    """All that is trained and saved beside one base model.
 
     Args:
         base: the frozen base model; read, never kept.
-        config: the settings.
+        settings: the settings, each with a value.
         shadow: the shadow network, implicit or explicit.
 
     Raises:
-        ConfigError: `inject_from` leaves no block to adapt, or `output_gains` asks for norms that the base does not have.
-        UnsupportedModelError: `output_gains` asks for weights that are not in memory.
+        ConfigError: `inject_from` leaves no block to adapt, or `output_gains` needs norms that the base does
+            not have.
+        UnsupportedModelError: `output_gains` needs weights that are not in memory.
 
     Attributes:
-        gradient_checkpointing: set by transformers' switch on each module that has it; the boundaries are then computed again, too.
+        gradient_checkpointing: whether the backward pass computes the boundaries again. transformers' switch
+            sets it on each module that has it.
+        reads_from: index of the first block whose output moves the state.
     """
 
     gradient_checkpointing = False
 
-    def __init__(self, base: PreTrainedModel, config: ShadowConfig, shadow: Shadow) -> None:
+    def __init__(self, base: PreTrainedModel, settings: ResolvedConfig, shadow: Shadow) -> None:
         super().__init__()
-        self.config = config
-        self.settings = config.resolved()
-        self.task = arch.task_of(base)
+        self.settings = settings
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)
         self.shadow = shadow
-        # The first block whose output moves the state, as published where `inject_from` is 0 or 1; blocks below the injections count, too.
+        # As published where `inject_from` is 0 or 1. The state also reads what blocks below the injections
+        # put out.
         self.reads_from = min(self.settings.inject_from, 1)
-        # No update after the last block: nobody reads its result, so its weights would never receive a gradient.
+        # No update after the last block: nothing reads its result, so its weights would never receive a
+        # gradient.
         updates = depth - 1 - self.reads_from
         self.norm = nn.LayerNorm(width) if self.settings.variant == "paper" and updates else None
-        gains = _gains(base) if self.settings.output_gains else [None] * depth
+        gains: Sequence[Tensor | None] = [None] * depth
+        if self.settings.output_gains:
+            gains = _gains(base)
         self.injections = nn.ModuleList(
             [Injection(width, self.settings, gains_D) for gains_D in gains[self.settings.inject_from :]]
         )
         self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
-        classifies = self.task == "sequence-classification"
-        self.score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
-        self.shadow_score = copy.deepcopy(arch.head_of(base)).requires_grad_(True) if classifies else None
+        self.score, self.shadow_score = _new_head(base), _new_head(base)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,25 +66,28 @@ class Adapter(nn.Module):
         return self._injection(0).up.weight.dtype
 
     def set_trainable(self, trainable: bool) -> None:
-        """Let everything train, or nothing; the embeddings of an explicit shadow stay frozen either way."""
+        """Make everything train, or nothing. The embeddings of an explicit shadow never train."""
         self.requires_grad_(trainable)
         if not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
 
     def refuse_mixed_types(self, table_VD: Tensor) -> None:
-        """Raise if base (told by its embeddings) and adapter differ in type and nothing casts between them.
+        """Raise if base and adapter differ in type and nothing casts between them.
+
+        Args:
+            table_VD: the base's embeddings, whose type and device are the base's.
 
         Raises:
-            UserError: say, a float32 adapter on a bfloat16 base outside autocast.
+            UserError: for example, a float32 adapter on a bfloat16 base outside autocast.
         """
         if self.dtype != table_VD.dtype and not torch.is_autocast_enabled(table_VD.device.type):
             raise UserError(
-                f"the base is {table_VD.dtype} and the adapter {self.dtype}: run inside torch.autocast, or load the adapter in the "
-                "base's type (the default)"
+                f"the base is {table_VD.dtype} and the adapter {self.dtype}: run inside torch.autocast, or "
+                "load the adapter in the base's type (the default)"
             )
 
     def start(self, s_BTD: Tensor) -> Tensor:
-        """Give the state that the boundaries begin with: s^(0), or with `unit_state` s^(0) / rms(s^(0))."""
+        """Return the state that the first boundary reads: s^(0), or with `unit_state` s^(0) / rms(s^(0))."""
         return reference.unit(s_BTD) if self.settings.unit_state else s_BTD
 
     def enter(
@@ -92,20 +98,26 @@ class Adapter(nn.Module):
         norm: Callable[[Tensor], Tensor],
         boundary: Boundary = reference.boundary,
     ) -> tuple[Tensor, Tensor]:
-        """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)). Below `inject_from`, h stays as it is.
+        """Cross the boundary before a block: (h_out^(l-1), s^(l-2)) -> (h^(l), s^(l-1)).
+
+        Below `inject_from`, h stays as it is.
 
         Args:
             block: index of the block about to run, from 0.
-            h_BTD: what the previous block put out (the embeddings for block 0).
-            s_BTD: the shadow state before the previous block.
+            h_BTD: the output of the block before (the embeddings for block 0).
+            s_BTD: the shadow state before the block before.
             norm: the frozen input norm of the block about to run; only the variant `normed` reads through it.
-            boundary: what computes it.
+            boundary: computes the boundary.
 
         Returns:
             The block's input and the shadow state beside it.
         """
-        i, j = block - 1 - self.reads_from, block - self.settings.inject_from
-        update, injection = self._update(i) if i >= 0 else None, self._injection(j) if j >= 0 else None
+        update: Update | None = None
+        injection: Injection | None = None
+        if block > self.reads_from:
+            update = self._update(block - 1 - self.reads_from)
+        if block >= self.settings.inject_from:
+            injection = self._injection(block - self.settings.inject_from)
         if update is None and injection is None:
             return h_BTD, s_BTD
         rule = Rule(
@@ -115,15 +127,28 @@ class Adapter(nn.Module):
         def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             update_w = None if update is None else update.weights(self.norm)
             inject_w = None if injection is None else injection.weights()
+            new_h_BTD: Tensor | None
+            new_s_BTD: Tensor | None
             new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
-            # Hand out of the modules' calls only what was computed there: sharding ties the gathering for the backward pass to it.
-            return None if injection is None else new_h_BTD, None if update is None else new_s_BTD
+            # A module's call may return only what was computed in it: FSDP gathers the weights for the
+            # backward pass when the gradient of a returned tensor arrives.
+            if injection is None:
+                new_h_BTD = None
+            if update is None:
+                new_s_BTD = None
+            return new_h_BTD, new_s_BTD
 
+        # The weights are read inside the calls of both modules, because FSDP gathers them for that time only.
         run: Callable[[Tensor, Tensor], Crossed] = cross
         for weights in (update, injection):
-            run = run if weights is None else partial(weights, run)
+            if weights is not None:
+                run = partial(weights, run)
         new_h_BTD, new_s_BTD = run(h_BTD, s_BTD)
-        return h_BTD if new_h_BTD is None else new_h_BTD, s_BTD if new_s_BTD is None else new_s_BTD
+        if new_h_BTD is not None:
+            h_BTD = new_h_BTD
+        if new_s_BTD is not None:
+            s_BTD = new_s_BTD
+        return h_BTD, s_BTD
 
     def _injection(self, i: int) -> Injection:
         module = self.injections[i]
@@ -136,10 +161,18 @@ class Adapter(nn.Module):
         return module
 
 
+def _new_head(base: PreTrainedModel) -> nn.Linear | None:
+    """Return a trainable copy of a classifier's head, `None` for a language model, whose head is frozen."""
+    if arch.task_of(base) == "causal-lm":
+        return None
+    return copy.deepcopy(arch.head_of(base)).requires_grad_(True)
+
+
 def _gains(base: PreTrainedModel) -> list[Tensor]:
     gains = arch.output_gains(base)
     if gains is None:
         raise ConfigError(
-            f"output_gains needs norms behind a block's layers, and {arch.family_of(base).name} has none; leave it out"
+            f"output_gains needs norms behind a block's layers, and {arch.family_of(base).name} has none; "
+            "leave it out"
         )
     return gains

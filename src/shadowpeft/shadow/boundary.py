@@ -1,4 +1,4 @@
-"""The trainable weights at the block boundaries: one injection per adapted block, one update between two of them."""
+"""The trainable weights at the block boundaries: injections and updates."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -13,7 +13,7 @@ Crossed = tuple[Tensor | None, Tensor | None]
 
 
 class BoundaryWeights(nn.Module):
-    """Weights that are read while their module is called, and only then: for that long sharded training has gathered them."""
+    """Weights that may only be read while their module is called, because FSDP gathers them for that time."""
 
     def forward(self, cross: Callable[[Tensor, Tensor], Crossed], h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
         """Return `cross(h_BTD, s_BTD)`, which may read the weights."""
@@ -21,12 +21,13 @@ class BoundaryWeights(nn.Module):
 
 
 class Injection(BoundaryWeights):
-    """W_down and W_up of eq. 3 for one block; W_up starts at zero, so that a fresh shadow changes nothing.
+    """W_down and W_up of eq. 3 for one block. W_up starts at zero, so that a fresh shadow changes nothing.
 
     Args:
         width: D.
         config: the adapter's settings.
-        gains_D: how strongly each channel is corrected (`arch.output_gains`); they follow from the base and are not saved.
+        gains_D: factor of each channel's correction (`arch.output_gains`). It follows from the base and is
+            not saved.
     """
 
     gains_D: Tensor | None
@@ -35,26 +36,35 @@ class Injection(BoundaryWeights):
         super().__init__()
         self.down = nn.Linear(width, config.r, bias=False)
         self.up = nn.Linear(config.r, width, bias=False)
-        if config.variant != "peft":
-            nn.init.normal_(self.down.weight, std=0.02 if config.variant == "paper" else width**-0.5)
+        # The variant `peft` keeps torch's own start of a linear layer, as PEFT does.
+        if config.variant == "paper":
+            nn.init.normal_(self.down.weight, std=0.02)
+        elif config.variant == "normed":
+            nn.init.normal_(self.down.weight, std=width**-0.5)
         nn.init.zeros_(self.up.weight)
-        # Computed in float32 at least and rounded once, to the weights' type, by the cast of the whole adapter. That is at most 2^-9 of
-        # each gain in bfloat16, the same in every pass, and W_up beside it is rounded as coarsely and learns with the gains as they are.
+        # The gains are computed in float32 at least and rounded once, when the whole adapter is cast to its
+        # type. In bfloat16 the error is at most 2^-9 of a gain and the same in every pass; W_up is rounded as
+        # coarsely and learns with the gains as they are.
         self.register_buffer("gains_D", gains_D, persistent=False)
 
     def weights(self) -> InjectionWeights:
-        """Return the tensors in the form the operations take, the gains multiplied into W_up."""
-        up_DR = self.up.weight if self.gains_D is None else self.gains_D[:, None] * self.up.weight
+        """Return the tensors as the operations take them, with the gains multiplied into W_up."""
+        up_DR: Tensor = self.up.weight
+        if self.gains_D is not None:
+            up_DR = self.gains_D[:, None] * up_DR
         return InjectionWeights(self.down.weight, up_DR)
 
 
-# The gate of a fresh shadow of the variant `normed` is sigmoid(-1), 0.27: better than 0.05 on validation data, and level with 0.5, as
-# published (results/method/search).
+# The gate of a fresh shadow of the variant `normed` is sigmoid(-1), 0.27. On validation data this was better
+# than 0.05 and as good as 0.5, the published value (results/method/search).
 GATE_SHIFT = 1.0
 
 
 class Update(BoundaryWeights):
-    """T and G of eq. 5 and 6 for one block: two-layer networks with SiLU (`paper`, `normed`) or GELU and biases (`peft`)."""
+    """T and G of eq. 5 and 6 for one block: two-layer networks.
+
+    Their activation is SiLU in the variants `paper` and `normed`; in `peft` it is GELU, and there are biases.
+    """
 
     def __init__(self, width: int, config: ResolvedConfig) -> None:
         super().__init__()
@@ -67,17 +77,24 @@ class Update(BoundaryWeights):
         self.gate_out = nn.Linear(config.update_width, width, bias=bias)
 
     def weights(self, norm: nn.LayerNorm | None) -> UpdateWeights:
-        """Return the tensors in the form the operations take; `norm` is the LayerNorm that the variant `paper` shares over depth."""
+        """Return the tensors as the operations take them.
+
+        Args:
+            norm: the LayerNorm that all blocks share in the variant `paper`, `None` in the others.
+        """
+        norm_weights = None
+        if norm is not None:
+            norm_weights = norm.weight, norm.bias, norm.eps
         return UpdateWeights(
-            self.transform_in.weight,
-            self.transform_in.bias,
-            self.transform_out.weight,
-            self.transform_out.bias,
-            self.gate_in.weight,
-            self.gate_in.bias,
-            self.gate_out.weight,
-            self.gate_out.bias,
-            None if norm is None else (norm.weight, norm.bias, norm.eps),
-            self.activation,
-            self.gate_shift,
+            transform_in_UD=self.transform_in.weight,
+            transform_in_U=self.transform_in.bias,
+            transform_out_DU=self.transform_out.weight,
+            transform_out_D=self.transform_out.bias,
+            gate_in_UD=self.gate_in.weight,
+            gate_in_U=self.gate_in.bias,
+            gate_out_DU=self.gate_out.weight,
+            gate_out_D=self.gate_out.bias,
+            norm=norm_weights,
+            activation=self.activation,
+            gate_shift=self.gate_shift,
         )

@@ -10,16 +10,16 @@ from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from shadowpeft import arch
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.decoder.cache import filling_mask
-from shadowpeft.decoder.view import Borrow, StandIns, View
-from shadowpeft.decoder.whole_rows import UnmaskedBlock, rows_are_whole
+from shadowpeft.decoder.view import BorrowedModule, ModuleView, WrappedBlocks
+from shadowpeft.decoder.whole_rows import WholeRowsBlock, rows_are_whole
 from shadowpeft.errors import UnsupportedModelError
 
 
 class Shadow(nn.Module):
-    """Compute the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
+    """The network that computes the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
 
-    An implicit shadow is a shallow copy of the base's architecture that borrows the base's embeddings. An explicit shadow
-    is another model's decoder with embeddings of its own, which stay frozen.
+    An implicit shadow is a shallow copy of the base's architecture that reads the base's embeddings. An
+    explicit shadow is another model's decoder with embeddings of its own, which stay frozen.
 
     Args:
         base: the frozen base model.
@@ -34,18 +34,17 @@ class Shadow(nn.Module):
         self.family = arch.family_of_config(backbone.config)
         width, shadow_width = base.config.hidden_size, backbone.config.hidden_size
         self.projection = nn.Linear(shadow_width, width, bias=False) if shadow_width != width else None
-        answers: dict[str, Callable[[], Any]] = {}
+        replacements: dict[str, Callable[[], Any]] = {}
         if borrows:
             decoder = arch.decoder_of(base)
             for name in self.family.embeddings:
                 delattr(backbone, name)
-                answers[name] = Borrow(decoder, name)
+                replacements[name] = BorrowedModule(decoder, name)
         blocks = backbone.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList)
-        self._run = View(backbone, answers)
-        self._run_whole = View(
-            backbone, {**answers, self.family.blocks: StandIns(UnmaskedBlock, blocks, backbone.config)}
-        )
+        whole_rows = WrappedBlocks(WholeRowsBlock, blocks, backbone.config)
+        self._run = ModuleView(backbone, replacements)
+        self._run_whole_rows = ModuleView(backbone, {**replacements, self.family.blocks: whole_rows})
 
     def embeddings(self) -> nn.Module:
         """Return the token embeddings of an explicit shadow."""
@@ -60,64 +59,88 @@ class Shadow(nn.Module):
         cache: Cache | None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return s^(0), shape (B, T, D), for ids or embeddings; `cache` is the shadow's own half and is written to.
+        """Return s^(0) for ids or embeddings.
 
-        Of `kwargs`, what the base's decoder is given besides, the shadow takes what tells flash attention where packed documents begin.
+        Args:
+            input_ids_BT: token ids.
+            inputs_embeds_BTD: embeddings in place of ids, for an implicit shadow alone.
+            attention_mask: 1 for tokens, 0 for padding, (B, cached + T).
+            position_ids: positions of the tokens, (B, T).
+            cache: the shadow's half of the cache; written to.
+            **kwargs: what the base's decoder is given besides. The shadow takes of it what tells flash
+                attention where packed documents begin.
+
+        Returns:
+            s^(0), (B, T, D).
 
         Raises:
             UnsupportedModelError: embeddings were given to a shadow that has a table of its own.
         """
-        if input_ids_BT is None and not self.borrows:
-            raise UnsupportedModelError(
-                "an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only"
-            )
-        run = (
-            self._run_whole
-            if rows_are_whole(attention_mask, position_ids, cache, *kwargs.values())
-            else self._run
-        )
-        inputs = (
-            {"input_ids": input_ids_BT} if input_ids_BT is not None else {"inputs_embeds": inputs_embeds_BTD}
-        )
-        positions = (
-            {"position_ids": position_ids} if position_ids is not None and self.family.takes_positions else {}
-        )
+        is_whole = rows_are_whole(attention_mask, position_ids, cache, *kwargs.values())
+        run = self._run
+        if is_whole:
+            run = self._run_whole_rows
+        inputs = self._inputs(input_ids_BT, inputs_embeds_BTD)
+        if position_ids is not None and self.family.takes_positions:
+            inputs["position_ids"] = position_ids
         if self.family.mask_fills_cache:
-            (given,) = inputs.values()
+            given = inputs_embeds_BTD if input_ids_BT is None else input_ids_BT
             assert given is not None
             attention_mask = filling_mask(attention_mask, cache, given.shape[1])
-        documents = {
-            name: value for name, value in kwargs.items() if name in FlashAttentionKwargs.__annotations__
-        }
+        packing = {name: kwargs[name] for name in FlashAttentionKwargs.__annotations__ if name in kwargs}
         out = run(
             **inputs,
-            **positions,
-            **documents,
+            **packing,
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=cache is not None,
             return_dict=True,
         )
-        state_BTS = out.last_hidden_state
-        return state_BTS if self.projection is None else self.projection(state_BTS)
+        if self.projection is None:
+            return out.last_hidden_state
+        return self.projection(out.last_hidden_state)
+
+    def _inputs(
+        self, input_ids_BT: Tensor | None, inputs_embeds_BTD: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """Return the backbone's argument for ids or embeddings."""
+        if input_ids_BT is not None:
+            return {"input_ids": input_ids_BT}
+        if not self.borrows:
+            raise UnsupportedModelError(
+                "an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only"
+            )
+        return {"inputs_embeds": inputs_embeds_BTD}
 
 
 def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:
-    """Read a shadow's sizes off its backbone's configuration, by their names in `ShadowConfig`; `None` for one its family does not have."""
+    """Return a shadow's sizes by their names in `ShadowConfig`, `None` where its family has no such size.
+
+    Args:
+        config: configuration of the shadow's backbone.
+    """
     family, values = arch.family_of_config(config), config.to_dict()
-    return {
+    sizes = {
         "shadow_layers": config.num_hidden_layers,
         "shadow_intermediate_size": arch.mlp_width(config),
         "shadow_attention_heads": config.num_attention_heads,
-        "shadow_key_value_heads": None if family.kv_heads is None else values[family.kv_heads],
-        "shadow_head_dim": None if family.head_dim is None else values[family.head_dim],
+        "shadow_key_value_heads": None,
+        "shadow_head_dim": None,
     }
+    fields = {"shadow_key_value_heads": family.kv_heads, "shadow_head_dim": family.head_dim}
+    sizes.update({size: values[field] for size, field in fields.items() if field is not None})
+    return sizes
 
 
 def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
-    """Build a random shadow of the base's own architecture (section 3.1, implicit)."""
+    """Build a random shadow of the base's own architecture (section 3.1, implicit).
+
+    Raises:
+        ConfigError: a size is set that the family does not have, or that does not fit the base.
+    """
     backbone_config = arch.shadow_model_config(base, config)
-    # The table of embeddings is borrowed; drawing one of 262,144 rows only to drop it would take longer than all the rest.
+    # The embeddings are the base's. To draw a table of 262,144 rows and drop it would take longer than all
+    # the rest.
     vocabulary, padding = backbone_config.vocab_size, backbone_config.pad_token_id
     backbone_config.vocab_size, backbone_config.pad_token_id = 1, None
     backbone = type(arch.decoder_of(base))(backbone_config)
@@ -126,10 +149,11 @@ def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
 
 
 def explicit(base: PreTrainedModel, model: PreTrainedModel) -> Shadow:
-    """Take another pretrained model's decoder as the shadow (section 3.1, explicit).
+    """Make a shadow of another pretrained model's decoder (section 3.1, explicit).
 
     Raises:
-        UnsupportedModelError: the two do not share a vocabulary, the shadow's family cannot carry the base's head, or it is quantised.
+        UnsupportedModelError: the two do not share a vocabulary, the shadow's family cannot have the base's
+            head, or the shadow is quantised.
     """
     arch.family_of(model)
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
@@ -144,20 +168,22 @@ def refuse_misfit(base: PreTrainedModel, config: PretrainedConfig) -> None:
     """Raise unless a model of this configuration can be the base's explicit shadow.
 
     Raises:
-        UnsupportedModelError: the two do not share a vocabulary, or the shadow's family cannot carry the base's head.
+        UnsupportedModelError: the two do not share a vocabulary, or the shadow's family cannot have the
+            base's head.
     """
     if config.vocab_size != base.config.vocab_size:
         raise UnsupportedModelError(
-            f"base and shadow must share one vocabulary: the base has {base.config.vocab_size} tokens, the shadow "
-            f"{config.vocab_size}; choose a shadow with the base's tokenizer and as many rows (padding rows count)"
+            f"base and shadow must share one vocabulary: the base has {base.config.vocab_size} tokens, the "
+            f"shadow {config.vocab_size}; choose a shadow with the base's tokenizer and as many rows "
+            "(padding rows count)"
         )
     base_family = arch.family_of(base)
-    special_head = base_family.softcaps or (
-        arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None
-    )
-    if special_head and arch.family_of_config(config) is not base_family:
+    has_bias = arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None
+    # Detached, the shadow's family must be able to hold the base's head.
+    if (base_family.softcaps or has_bias) and arch.family_of_config(config) is not base_family:
         raise UnsupportedModelError(
-            f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of head"
+            f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of "
+            "head"
         )
 
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft import shadow
-from shadowpeft.config import ShadowConfig
+from shadowpeft.config import ResolvedConfig, ShadowConfig
 from shadowpeft.errors import CheckpointError
+from shadowpeft.shadow import open_settings
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import reading
 from shadowpeft.storage.atomic import text, write_together
@@ -60,7 +61,7 @@ def save(
         "base": dataclasses.asdict(facts),
     }
     sizes = {name: tensor.numel() for name, tensor in state.items()}
-    card = adapter_card(facts.name, adapter.config, sizes, run=run)
+    card = adapter_card(facts.name, adapter.settings, sizes, run=run)
     write_together(
         folder,
         {
@@ -90,27 +91,21 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     if meta["format"] == 2:
         meta["shadow"]["output_gains"] = False
     config = ShadowConfig.from_dict(meta["shadow"])
-    if None in (
-        config.alpha,
-        config.dropout,
-        config.shadow_loss_weight,
-        config.unit_state,
-        config.output_gains,
-    ):
+    if open_settings.left_open(config):
         raise CheckpointError(
             f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not; save the adapter "
             "again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
-    build = partial(_build, base, config, explicit)
+    build = partial(_build, base, config.resolved(), explicit)
     return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
 
 
-def _build(base: PreTrainedModel, config: ShadowConfig, explicit: dict[str, Any] | None) -> Adapter:
+def _build(base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None) -> Adapter:
     if explicit is None:
-        return Adapter(base, config, shadow.implicit(base, config.resolved()))
+        return Adapter(base, settings, shadow.implicit(base, settings))
     backbone = reading.stock_config(explicit, "the adapter's shadow")
-    return Adapter(base, config, shadow.explicit_from_config(base, backbone))
+    return Adapter(base, settings, shadow.explicit_from_config(base, backbone))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 import shadowpeft
 from shadowpeft.config import ShadowConfig
 from shadowpeft.decoder import sharded
-from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.errors import CheckpointError
 from shadowpeft.shadow import Shadow, implicit
 from shadowpeft.shadow.network import explicit_from_config, sizes_of
 from shadowpeft.storage import reading
@@ -114,23 +114,6 @@ def backbone_config(folder: str | Path, base: PretrainedConfig) -> PretrainedCon
     """
     explicit = _read_meta(Path(folder))["explicit_shadow"]
     return base if explicit is None else reading.stock_config(explicit, "the shadow")
-
-
-def with_sizes(config: ShadowConfig, shadow: Shadow, folder: str | Path) -> ShadowConfig:
-    """Return an adapter's settings with the sizes of the pretrained shadow that it will hold.
-
-    Raises:
-        ConfigError: the settings ask for another size. One block, the default, counts as not asked for.
-    """
-    sizes = sizes_of(shadow.backbone.config)
-    default = ShadowConfig()
-    for name, size in sizes.items():
-        asked = vars(config)[name]
-        if asked not in (vars(default)[name], size):
-            raise ConfigError(
-                f"{name} is set to {asked}, and the shadow in {folder} has {size}; leave {name} out"
-            )
-    return ShadowConfig.from_dict({**config.to_dict(), **sizes}) if shadow.borrows else config
 
 
 def _build(base: PreTrainedModel, meta: Mapping[str, Any]) -> Shadow:

@@ -21,7 +21,6 @@ from shadowpeft.decoder import sharded
 from shadowpeft.errors import CheckpointError, is_torch_write_failure
 from shadowpeft.evaluation.evaluate import measure_losses
 from shadowpeft.model import ShadowedModel
-from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder
 from shadowpeft.train import fsdp
 
@@ -111,9 +110,7 @@ def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, 
     The projection of a pretrained shadow goes with the backbone, for which it was made. The new groups come
     last: the Trainer logs the learning rate of the first group, which stays that of all other weights.
     """
-    adapter = model.adapters[model.active_adapter]
-    assert isinstance(adapter, Adapter)
-    backbone = {id(weight) for weight in adapter.shadow.parameters()}
+    backbone = {id(weight) for weight in model.adapter.shadow.parameters()}
     for group in list(optimizer.param_groups):
         apart = [weight for weight in group["params"] if id(weight) in backbone]
         group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
@@ -254,7 +251,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
             return
         assert self.shadowed.base is not None
         saved = adapter_folder.load(self.shadowed.base, resume_from_checkpoint)
-        own = self.shadowed.adapters[self.shadowed.active_adapter]
+        own = self.shadowed.adapter
         if saved.settings != own.settings:
             raise CheckpointError(
                 f"{resume_from_checkpoint} has other settings than this run: "
