@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, choice, reference
+from shadowpeft.ops import Crossing, InjectionWeights, Rule, UpdateWeights, choice, reference
 
 SETS, TURNS, REPEATS = 4, 7, 5  # input sets; turns of each implementation; replays of each set in a turn
 # Rows, columns, warps, stages, most registers.
@@ -99,7 +99,7 @@ def both(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[T
     h, s, dh, ds = drawn["states"]
     h, s = h.detach().requires_grad_(), s.detach().requires_grad_()
     update, inject = drawn["update"], drawn["inject"]
-    outputs = boundary(h, s, update, inject, rule, drawn["norm"])
+    outputs = boundary(h, s, Crossing(update, inject, rule, drawn["norm"]))
     flat = [*update[:8], *(update.norm[:2] if update.norm else ()), *inject]
     inputs = [h, s, *(weight for weight in flat if weight is not None)]
     return [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, inputs, [dh, ds])]
@@ -108,7 +108,8 @@ def both(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[T
 @torch.no_grad()
 def forward(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[Tensor]:
     """Cross the boundary without keeping anything."""
-    return list(boundary(*drawn["states"][:2], drawn["update"], drawn["inject"], rule, drawn["norm"]))
+    h, s, *_ = drawn["states"]
+    return list(boundary(h, s, Crossing(drawn["update"], drawn["inject"], rule, drawn["norm"])))
 
 
 def in_float32(drawn: dict[str, Any]) -> dict[str, Any]:

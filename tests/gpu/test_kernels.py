@@ -62,7 +62,7 @@ def test_a_chain_keeps_one_pair_of_states_a_boundary() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for _ in range(8):
-        h, s = fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        h, s = fused.boundary(h, s, drawn.crossing)
     held = (torch.cuda.memory_allocated() - before) / (8 * 2 * h.numel() * h.element_size())
     assert held < 1.03
 
@@ -73,7 +73,7 @@ def chain(drawn: Drawn) -> Any:
 
     def cross(h: Tensor, s: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
         for one in (first, drawn, last):
-            h, s = fused.boundary(h, s, one.update, one.inject, one.rule, one.norm)
+            h, s = fused.boundary(h, s, one.crossing)
         return h, s
 
     return cross
@@ -131,7 +131,7 @@ def test_more_rows_than_32_bits_of_elements() -> None:
     s = torch.zeros_like(h)
     h[-4:], s[-4:] = drawn.h, drawn.s
     with torch.no_grad():
-        new_h, new_s = fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
-        want_h, want_s = fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        new_h, new_s = fused.boundary(h, s, drawn.crossing)
+        want_h, want_s = fused.boundary(drawn.h, drawn.s, drawn.crossing)
     assert (new_h[-4:] - want_h).norm() <= 1e-2 * want_h.norm()
     assert (new_s[-4:] - want_s).norm() <= 1e-2 * want_s.norm()

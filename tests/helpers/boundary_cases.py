@@ -9,7 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from shadowpeft import arch
-from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, reference
+from shadowpeft.ops import Crossing, InjectionWeights, Rule, UpdateWeights, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Variant, and what the variant `normed` reads through.
@@ -52,6 +52,11 @@ class Drawn:
     norm: Any
     dh: Tensor
     ds: Tensor
+
+    @property
+    def crossing(self) -> Crossing:
+        """The boundary itself, without the tensors that cross it."""
+        return Crossing(self.update, self.inject, self.rule, self.norm)
 
 
 def draw(kind: Kind, seed: int = 0, device: str = DEVICE) -> Drawn:
@@ -141,7 +146,7 @@ def trained(drawn: Drawn) -> dict[str, Tensor]:
 def run(boundary: Any, drawn: Drawn) -> dict[str, Tensor]:
     """Cross the boundary and go back: both results and every gradient, by name."""
     h, s = drawn.h.detach().requires_grad_(), drawn.s.detach().requires_grad_()
-    new_h, new_s = boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+    new_h, new_s = boundary(h, s, drawn.crossing)
     inputs = {"h": h, "s": s, **trained(drawn)}
     grads = torch.autograd.grad([new_h, new_s], list(inputs.values()), [drawn.dh, drawn.ds])
     return {

@@ -4,8 +4,19 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, boundary, correct, inject, read, update
+from shadowpeft.ops import (
+    Crossing,
+    InjectionWeights,
+    Rule,
+    UpdateWeights,
+    boundary,
+    correct,
+    inject,
+    read,
+    update,
+)
 
 # Odd sizes: a transposed or broadcast matrix cannot pass by accident.
 B, T, D, R, U = 2, 3, 5, 4, 7
@@ -108,7 +119,7 @@ def test_update_is_equations_5_to_7(update_weights):
 def test_boundary_is_update_then_inject(update_weights, injection):
     """Catches an injection that reads the old shadow state."""
     h, s = draw(B, T, D), draw(B, T, D)
-    h_next, s_next = boundary(h, s, update_weights, injection, Rule("paper", 0.7), unused)
+    h_next, s_next = boundary(h, s, Crossing(update_weights, injection, Rule("paper", 0.7), unused))
     assert torch.equal(s_next, update(h, s, update_weights))
     assert torch.equal(h_next, inject(h, s_next, injection, 0.7))
     assert not torch.equal(h_next, inject(h, s, injection, 0.7))
@@ -120,7 +131,7 @@ def test_gradients_match_finite_differences(update_weights, injection):
     tensors += list(update_weights.norm[:2]) if update_weights.norm else []
 
     def run(h, s, *_):
-        return boundary(h, s, update_weights, injection, Rule("paper", 0.7), unused)
+        return boundary(h, s, Crossing(update_weights, injection, Rule("paper", 0.7), unused))
 
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))
 
@@ -177,7 +188,7 @@ def test_the_scale_of_the_stream_does_not_matter(injection, scale):
     h, s = draw(B, T, D), draw(B, T, D)
 
     def cross(h_BTD):
-        x_BTD = read(h_BTD, lambda h_BTD: torch.nn.functional.rms_norm(h_BTD, (D,), eps=1e-30))
+        x_BTD = read(h_BTD, lambda h_BTD: F.rms_norm(h_BTD, (D,), eps=1e-30))
         return correct(h_BTD, x_BTD, s, injection, 0.7)
 
     torch.testing.assert_close(cross(scale * h), scale * cross(h), rtol=1e-12, atol=0)
@@ -191,14 +202,10 @@ def test_gradients_of_the_normed_boundary_match_finite_differences(injection):
     norm = draw(D), draw(D)
 
     def run(h, s, *_):
-        return boundary(
-            h,
-            s,
-            weights,
-            injection,
-            Rule("normed", 0.7),
-            lambda h_BTD: torch.nn.functional.layer_norm(h_BTD, (D,), *norm),
+        crossing = Crossing(
+            weights, injection, Rule("normed", 0.7), lambda h_BTD: F.layer_norm(h_BTD, (D,), *norm)
         )
+        return boundary(h, s, crossing)
 
     tensors = [value for value in (*weights[:8], *injection, *norm) if value is not None]
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))

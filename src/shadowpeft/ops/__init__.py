@@ -1,6 +1,7 @@
 """The three operations of the method. `reference` is the spec; every faster implementation is compared with it."""
 
 from shadowpeft.ops.reference import (
+    Crossing,
     DropoutSite,
     InjectionWeights,
     Rule,
@@ -14,6 +15,7 @@ from shadowpeft.ops.reference import (
 )
 
 __all__ = [
+    "Crossing",
     "DropoutSite",
     "InjectionWeights",
     "Rule",

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable
-from typing import Protocol, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,22 +23,11 @@ from torch import Tensor
 from shadowpeft.config import Impl
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import reference
-from shadowpeft.ops.reference import InjectionWeights, Rule, UpdateWeights
+from shadowpeft.ops.reference import Crossing, InjectionWeights, Rule, UpdateWeights
 
 
-class Boundary(Protocol):
-    """A function that computes `reference.boundary`."""
-
-    def __call__(
-        self,
-        h_BTD: Tensor,
-        s_BTD: Tensor,
-        update_w: UpdateWeights | None,
-        inject_w: InjectionWeights | None,
-        rule: Rule,
-        norm: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Arguments and results as `reference.boundary`."""
+# A function with the arguments and results of `reference.boundary`.
+Boundary = Callable[[Tensor, Tensor, Crossing], tuple[Tensor, Tensor]]
 
 
 def boundary_of(impl: str) -> Boundary:
@@ -124,26 +113,19 @@ def _require_compiler() -> None:
         )
 
 
-def compiled(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def compiled(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
     """Compute `reference.boundary` through `torch.compile`; arguments and results as there."""
     if torch.compiler.is_compiling():  # an outer compilation takes the reference in
-        return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+        return reference.boundary(h_BTD, s_BTD, crossing)
     needs = (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         h_BTD.requires_grad,
         s_BTD.requires_grad,
     )
-    sizes = (_sizes(update_w), _sizes(inject_w))
-    run = _compiled(rule, *sizes, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
-    return run(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+    sizes = (_sizes(crossing.update_w), _sizes(crossing.inject_w))
+    run = _compiled(crossing.rule, *sizes, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
+    return run(h_BTD, s_BTD, crossing)
 
 
 def _sizes(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...] | None:

@@ -50,6 +50,21 @@ class Rule(NamedTuple):
     dropout: float = 0.0
 
 
+class Crossing(NamedTuple):
+    """What takes h and s across one boundary, from block l to block l+1.
+
+    `update_w` holds the weights of T and G. It is `None` where the state is still s^(0): before and at the
+    first boundary that has an update. `inject_w` holds the two low-rank matrices of block l+1. It is `None`
+    below the first injected block, where h stays as it is. `norm` is the frozen input norm of block l+1;
+    only the variant `normed` reads through it.
+    """
+
+    update_w: UpdateWeights | None
+    inject_w: InjectionWeights | None
+    rule: Rule
+    norm: Callable[[Tensor], Tensor]
+
+
 def read(h_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
     """Look at the hidden state as the block about to run does: through its own input norm, at unit scale (variant `normed`).
 
@@ -159,14 +174,7 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
     return ((1 - g_BTD) * s_BTD + g_BTD * t_BTD).to(s_BTD.dtype)
 
 
-def boundary(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
     """Cross from block l to block l+1 in one step: update after block l, then inject before block l+1 (eq. 2 to 7).
 
     (h_out^(l), s^(l-1)) -> (h^(l+1), s^(l))
@@ -177,14 +185,12 @@ def boundary(
     Args:
         h_BTD: what block l put out.
         s_BTD: the shadow state before block l.
-        update_w: the weights of T and G; `None` where the state is still s^(0): before and at the first boundary that has an update.
-        inject_w: the two low-rank matrices of block l+1; `None` below the first injected block, where h stays as it is.
-        rule: which equations, and how strongly.
-        norm: the frozen input norm of block l+1; only the variant `normed` reads through it.
+        crossing: the weights, the rule and the norm of this boundary.
 
     Returns:
         The input of block l+1 and the new shadow state, shaped and typed as `h_BTD` and `s_BTD`.
     """
+    update_w, inject_w, rule, norm = crossing
     if rule.variant == "normed":
         x_BTD = read(h_BTD, norm)
         if update_w is not None:

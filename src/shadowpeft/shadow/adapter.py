@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig, refuse_depth
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.ops import Rule, reference
+from shadowpeft.ops import Crossing, Rule, reference
 from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.boundary import Crossed, Injection, Update
@@ -115,7 +115,7 @@ class Adapter(nn.Module):
         def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             update_w = None if update is None else update.weights(self.norm)
             inject_w = None if injection is None else injection.weights()
-            new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+            new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, Crossing(update_w, inject_w, rule, norm))
             # Hand out of the modules' calls only what was computed there: sharding ties the gathering for the backward pass to it.
             return None if injection is None else new_h_BTD, None if update is None else new_s_BTD
 

@@ -99,7 +99,7 @@ def test_launches_follow_the_current_stream() -> None:
     drawn = draw(Kind("normed", "rms", (4, 1024), 4096, 10, 16, stream=torch.bfloat16))
 
     def cross() -> torch.Tensor:
-        return fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)[0]
+        return fused.boundary(drawn.h, drawn.s, drawn.crossing)[0]
 
     want, side = cross(), torch.cuda.Stream()
     torch.cuda.synchronize()

@@ -160,7 +160,7 @@ def test_only_h_and_s_are_kept(halves: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
     ):
-        fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        fused.boundary(h, s, drawn.crossing)
     wide = [tensor for tensor in saved if tensor.numel() >= h.numel()]
     assert {tensor.data_ptr() for tensor in wide} <= {h.data_ptr(), s.data_ptr()}
     own = {id(weight) for group in (drawn.update, drawn.inject) for weight in group or ()}
@@ -173,9 +173,7 @@ def test_without_gradients_nothing_is_kept() -> None:
     want = run(fused.boundary, drawn)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            new_h, new_s = fused.boundary(
-                drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm
-            )
+            new_h, new_s = fused.boundary(drawn.h, drawn.s, drawn.crossing)
         assert torch.equal(new_h, want["new_h"])
         assert torch.equal(new_s, want["new_s"])
         assert new_h.grad_fn is None
@@ -187,7 +185,7 @@ def test_gradients_of_some_inputs_only() -> None:
     drawn = draw(kind)
     want = run(fused.boundary, drawn)
     s = drawn.s.requires_grad_()
-    new_h, new_s = fused.boundary(drawn.h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+    new_h, new_s = fused.boundary(drawn.h, s, drawn.crossing)
     inputs = {"d_s": s, "d_down_RD": drawn.inject.down_RD, "d_gate_out_DU": drawn.update.gate_out_DU}
     got = torch.autograd.grad([new_h, new_s], list(inputs.values()), [drawn.dh, drawn.ds])
     assert all(torch.equal(grad, want[name]) for name, grad in zip(inputs, got, strict=True))
@@ -195,7 +193,7 @@ def test_gradients_of_some_inputs_only() -> None:
         only = {**vars(draw(kind)), zero: torch.zeros_like(drawn.ds)}
         exact = run(fused.boundary, type(drawn)(**only))
         h = drawn.h.detach().requires_grad_()
-        result = fused.boundary(h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)[output]
+        result = fused.boundary(h, drawn.s, drawn.crossing)[output]
         torch.testing.assert_close(torch.autograd.grad(result, h, grad)[0], exact["d_h"])
 
 
@@ -328,9 +326,7 @@ def test_a_backward_pass_may_be_compiled_alone() -> None:
     """Catches kernels that a compiler of the backward pass would look into."""
     drawn = draw(Kind(shape=(5,), D=40))
     want = run(fused.boundary, drawn)
-    new_h, new_s = fused.boundary(
-        drawn.h.requires_grad_(), drawn.s.requires_grad_(), drawn.update, drawn.inject, drawn.rule, drawn.norm
-    )
+    new_h, new_s = fused.boundary(drawn.h.requires_grad_(), drawn.s.requires_grad_(), drawn.crossing)
     with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
         torch.autograd.backward([new_h, new_s], [drawn.dh, drawn.ds])
     for name, tensor in (("d_h", drawn.h), ("d_s", drawn.s)):
@@ -344,7 +340,7 @@ def test_boundaries_compile_whole() -> None:
 
     def cross(h: Tensor, s: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
         for one in (first, drawn, last):
-            h, s = fused.boundary(h, s, one.update, one.inject, one.rule, one.norm)
+            h, s = fused.boundary(h, s, one.crossing)
         return h, s
 
     torch.manual_seed(5)
@@ -360,7 +356,7 @@ def test_fake_tensors_cross_without_a_kernel() -> None:
     drawn = draw(Kind())
     with FakeTensorMode(allow_non_fake_inputs=True) as fakes:
         h, s = (fakes.from_tensor(tensor).requires_grad_() for tensor in (drawn.h, drawn.s))
-        new_h, new_s = fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        new_h, new_s = fused.boundary(h, s, drawn.crossing)
         grads = torch.autograd.grad([new_h.sum(), new_s.sum()], [h, s])
     for tensor, like in ((new_h, drawn.h), (new_s, drawn.s), (grads[0], drawn.h), (grads[1], drawn.s)):
         assert isinstance(tensor, FakeTensor)
@@ -454,7 +450,7 @@ def test_a_norm_of_another_class_is_refused_by_name() -> None:
 def test_what_the_kernels_cannot_serve_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     drawn = draw(Kind(**changes))
     with pytest.raises(ConfigError, match=message):
-        fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        fused.boundary(drawn.h, drawn.s, drawn.crossing)
 
 
 def test_a_model_that_cannot_be_served_is_refused_before_its_first_forward() -> None:
@@ -505,7 +501,7 @@ def test_a_machine_without_triton_or_gpu_says_so(monkeypatch: pytest.MonkeyPatch
         attach(base, impl="triton")
     drawn = draw(Kind(), device="cpu")
     with pytest.raises(ConfigError, match="needs tensors on a GPU, got them on 'cpu'"):
-        fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        fused.boundary(drawn.h, drawn.s, drawn.crossing)
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="impl='triton' needs the package triton, which is not installed"):
         attach(base, impl="triton")

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from shadowpeft import arch
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import reference
-from shadowpeft.ops.reference import InjectionWeights, Rule, UpdateWeights
+from shadowpeft.ops.reference import Crossing, UpdateWeights
 from shadowpeft.ops.triton.case import Numbers, Weights, case_of, kept_widths
 from shadowpeft.ops.triton.launch import run_backward, run_forward
 from shadowpeft.ops.triton.parts import INTERPRETED
@@ -25,47 +25,27 @@ WIDEST = 128
 DTYPES = (torch.bfloat16, torch.float32)
 
 
-def boundary(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
     """Compute `reference.boundary` with the fused kernels; arguments and results as there.
 
     Raises:
         ConfigError: they cannot serve; the message says why and which setting to change.
     """
-    reason = refusal(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+    reason = refusal(h_BTD, s_BTD, crossing)
     if reason is not None:
         raise ConfigError(f"impl='triton' {reason}; set impl='auto' or 'reference'")
-    return _fused(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+    return _fused(h_BTD, s_BTD, crossing)
 
 
-def boundary_or_reference(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def boundary_or_reference(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
     """Compute `reference.boundary` with the fused kernels where they can serve, else as it is written."""
-    if refusal(h_BTD, s_BTD, update_w, inject_w, rule, norm) is None:
-        return _fused(h_BTD, s_BTD, update_w, inject_w, rule, norm)
-    return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+    if refusal(h_BTD, s_BTD, crossing) is None:
+        return _fused(h_BTD, s_BTD, crossing)
+    return reference.boundary(h_BTD, s_BTD, crossing)
 
 
-def _fused(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def _fused(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
+    update_w, inject_w, rule, norm = crossing
     if update_w is None and inject_w is None:
         return h_BTD, s_BTD
     w = update_w or _NO_UPDATE
@@ -101,17 +81,11 @@ def _fused(
     return h_BTD if inject_w is None else out_BTD, s_BTD if update_w is None else next_BTD
 
 
-def refusal(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> str | None:
+def refusal(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> str | None:
     """Say why the kernels cannot serve a boundary, `None` if they can."""
     if h_BTD.device.type != "cuda" and not INTERPRETED.value:
         return f"needs tensors on a GPU, got them on {h_BTD.device.type!r}"
+    update_w, inject_w, rule, norm = crossing
     weights = [] if update_w is None else [update_w.transform_in_UD]
     weights += [] if inject_w is None else [inject_w.down_RD]
     for tensor in (h_BTD, s_BTD, *weights):
