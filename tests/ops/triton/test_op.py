@@ -40,6 +40,7 @@ if importlib.util.find_spec("triton") is not None:
     from shadowpeft.losses import linear_ce_triton
     from shadowpeft.ops.triton import op as fused
     from shadowpeft.ops.triton import parts
+    from shadowpeft.ops.triton.case import Attributes, Weights
 
 # float32 is rounded elsewhere than in the reference; tf32 would be a thousand times worse.
 FLOAT32 = {"times": 3.0, "floor": 5e-7}
@@ -374,11 +375,13 @@ def test_operations_keep_torch_s_contract() -> None:
     ):
         drawn = draw(kind)
         w = drawn.update or fused._NO_UPDATE
-        norm = arch.NormParts("layer", *w.norm) if w.norm else arch.norm_parts(drawn.norm)
-        args = (
-            drawn.h.requires_grad_(), drawn.s.requires_grad_(), *w[:8], *(drawn.inject or (None, None)), norm.weight, norm.bias, None,
-            kind.variant, norm.kind, w.activation, 0.7, 0.0, w.gate_shift, norm.eps, norm.offset,
+        norm = fused._norm_of(drawn.crossing)
+        weights = Weights.of(w, drawn.inject, norm)
+        attributes = Attributes(
+            kind.variant, norm.kind, w.activation,
+            alpha=0.7, dropout=0.0, gate_shift=w.gate_shift, eps=norm.eps, offset=norm.offset,
         )  # fmt: skip
+        args = (drawn.h.requires_grad_(), drawn.s.requires_grad_(), *weights, None, *attributes)
         torch.library.opcheck(
             fused.forward_op,
             args,
