@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.normalised import frozen_head_losses, next_token_loss
 
 WEIGHT, CHECKED = 0.5, 256  # lambda of eq. 9; tokens that are compared with float32
@@ -34,7 +35,7 @@ def plain(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
 
 
 def swept(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    own, shadow = frozen_head_losses((h, s), head, None, labels, None, None)
+    own, shadow = frozen_head_losses((h, s), Head(head.weight), labels, None, None)
     return own + WEIGHT * shadow
 
 

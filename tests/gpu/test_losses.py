@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shadowpeft.losses.linear_ce import LOGITS_AT_A_TIME
+from shadowpeft.losses.frozen_head import LOGITS_AT_A_TIME, Head
 from shadowpeft.losses.normalised import frozen_head_losses, next_token_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
@@ -36,7 +36,7 @@ def plain(h, s, head, labels):
 
 
 def swept(h, s, head, labels):
-    own, shadow = frozen_head_losses((h, s), head, None, labels, None, None)
+    own, shadow = frozen_head_losses((h, s), Head(head.weight), labels, None, None)
     return own + 0.5 * shadow
 
 

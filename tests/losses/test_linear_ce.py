@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from shadowpeft import ConfigError, ShadowConfig, arch, attach, losses
 from shadowpeft.losses import linear_ce
-from shadowpeft.losses.linear_ce import token_losses
+from shadowpeft.losses.frozen_head import Head
 
 VOCAB, WIDTH = 101, 12
 
@@ -47,6 +47,10 @@ def plain(x, targets, weight, bias=None, softcap=None):
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.to(wide), targets, reduction="none")
+
+
+def token_losses(x, targets, weight, bias=None, softcap=None):
+    return linear_ce.token_losses(x, targets, Head(weight, bias, softcap))
 
 
 def value_and_gradient(function, x, *rest, **options):
@@ -165,7 +169,7 @@ def test_without_gradient_half_the_products_are_saved(monkeypatch):
 
 
 def two_losses(h, s, targets, head):
-    own, shadow = losses.frozen_head_losses((h[None], s[None]), head, None, None, targets[None], None)
+    own, shadow = losses.frozen_head_losses((h[None], s[None]), Head(head.weight), None, targets[None], None)
     return own + 0.5 * shadow, shadow
 
 
@@ -339,7 +343,7 @@ def test_a_batch_without_a_label(compiled):
         labels = torch.full((2, 4), -100)
 
         def step(x, labels=labels, count=count):
-            return losses.frozen_head_losses((x, x), head, None, labels, None, count)
+            return losses.frozen_head_losses((x, x), Head(head.weight), labels, None, count)
 
         loss = sum((torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step)(x))
         usual = losses.next_token_loss(head(x), labels, None, count)

@@ -149,7 +149,7 @@ def test_no_gradient_reaches_the_attached_answer():
     )
     classes, config = torch.tensor([1, 0]), qwen3_config(num_labels=VOCAB)
     for loss in (
-        losses.frozen_head_divergence(h, s, head, None, labels, None, None),
+        losses.frozen_head_divergence(h, s, Head(head.weight, head.bias, None), labels, None, None),
         losses.next_token_divergence(head(h), head(s), labels, None, None),
         losses.classification_divergence(head(h[:, 0]), head(s[:, 0]), classes, config, None),
     ):
@@ -170,7 +170,7 @@ def test_in_bf16_it_is_as_exact_as_whole_logits(mode, most):
     dtype = torch.float32 if mode == "autocast" else torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
         x = s.to(dtype).requires_grad_()
-        found = losses.frozen_head_divergence(h.to(dtype), x, head.to(dtype), None, labels, None, None)
+        found = losses.frozen_head_divergence(h.to(dtype), x, Head(head.to(dtype).weight, head.bias, None), labels, None, None)
     found.backward()
     assert found.dtype == torch.float32
     assert x.grad.dtype == dtype
@@ -200,7 +200,7 @@ def test_a_compiled_batch_without_a_label():
     labels = torch.full((2, 4), -100)
 
     def step(s):
-        return losses.frozen_head_divergence(s.flip(0), s, head, None, labels, None, None)
+        return losses.frozen_head_divergence(s.flip(0), s, Head(head.weight, head.bias, None), labels, None, None)
 
     loss = torch.compile(step, backend="aot_eager", fullgraph=True)(s)
     loss.backward()

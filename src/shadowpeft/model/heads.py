@@ -10,6 +10,7 @@ from shadowpeft import arch, losses
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.decoder import sharded
 from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.shadow.adapter import Adapter
 
@@ -86,11 +87,12 @@ def _lean_losses(
     h_BTD: Tensor, s_BTD: Tensor, head: nn.Linear, softcap: float | None, targets: Targets, distils: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute both heads' losses and, if wanted, how far the shadow's answer is from the attached one."""
-    own, shadow_loss = losses.frozen_head_losses((h_BTD, s_BTD), head, softcap, *targets)
+    frozen = Head(head.weight, head.bias, softcap)
+    own, shadow_loss = losses.frozen_head_losses((h_BTD, s_BTD), frozen, *targets)
     return (
         own,
         shadow_loss,
-        losses.frozen_head_divergence(h_BTD, s_BTD, head, softcap, *targets) if distils else None,
+        losses.frozen_head_divergence(h_BTD, s_BTD, frozen, *targets) if distils else None,
     )
 
 

@@ -22,6 +22,7 @@ from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.cli import main
 from shadowpeft.errors import ConfigError
 from shadowpeft.losses import linear_ce
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.ops import choice, reference
 
 pytestmark = [
@@ -531,7 +532,7 @@ def test_the_interpreter_is_never_chosen_by_itself() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "classes"), [(0, 5), (1, 1), (3, 7), (5, 4096), (2, 4097), (3, 9001)])
-def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype: torch.dtype) -> None:
+def test_loss_and_derivative_are_those_of_log_softmax(rows: int, classes: int, dtype: torch.dtype) -> None:
     """Catches columns beyond a tile that are left out or counted twice, and a target whose 1 is not taken off."""
     torch.manual_seed(rows)
     z = (4 * torch.randn(rows, classes, dtype=torch.float64)).to(DEVICE, dtype)
@@ -544,7 +545,7 @@ def test_loss_and_slope_are_those_of_log_softmax(rows: int, classes: int, dtype:
     loss = -exact.gather(1, y[:, None])[:, 0]
     slope = exact.exp()
     slope[torch.arange(rows), y] = exact.gather(1, y[:, None])[:, 0].expm1()
-    found = linear_ce_triton.loss_and_slope(z, y)
+    found = linear_ce_triton.loss_and_derivative(z, y)
     torch.testing.assert_close(found.double(), loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         z.double(), slope, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=5e-7
@@ -555,7 +556,7 @@ def test_a_nan_among_the_logits_is_a_nan_of_the_loss() -> None:
     """Catches a maximum that steps over it: training would go on as if nothing were wrong."""
     z = torch.randn(2, 50, device=DEVICE)
     z[1, 20] = torch.nan
-    found = linear_ce_triton.loss_and_slope(z, torch.tensor([3, 4], device=DEVICE))
+    found = linear_ce_triton.loss_and_derivative(z, torch.tensor([3, 4], device=DEVICE))
     assert found.isnan().tolist() == [False, True]
 
 
@@ -567,16 +568,16 @@ def test_the_training_loss_takes_the_kernel_where_it_can(bias: bool, monkeypatch
     x, y = torch.randn(9, 8, device=DEVICE), torch.randint(37, (9,), device=DEVICE)
     y[4] = linear_ce.IGNORED
     calls: list[int] = []
-    whole = linear_ce_triton.loss_and_slope
+    whole = linear_ce_triton.loss_and_derivative
     monkeypatch.setattr(
-        linear_ce_triton, "loss_and_slope", lambda z, y: (calls.append(len(z)), whole(z, y))[1]
+        linear_ce_triton, "loss_and_derivative", lambda z, y: (calls.append(len(z)), whole(z, y))[1]
     )
     monkeypatch.setattr(linear_ce, "LOGITS_AT_A_TIME", 4 * 37)
     results = []
     for kernel in (True, False):
         monkeypatch.setattr(linear_ce, "_has_kernel", lambda logits_nV, kernel=kernel: kernel)
         given = x.clone().requires_grad_()
-        losses = linear_ce.token_losses(given, y, weight, offset)
+        losses = linear_ce.token_losses(given, y, Head(weight, offset))
         losses.square().sum().backward()
         results.append((losses.detach(), given.grad))
     assert calls == [3, 3, 3]
