@@ -1,4 +1,8 @@
-"""The three operations of the method. `reference` is the spec; every faster implementation is compared with it."""
+"""The operations of the method at a boundary between two blocks.
+
+`reference` is the spec in plain torch, and every faster implementation is compared with it. `choice` picks
+one of them; `triton` holds the fused kernels. Imports `config`, `errors` and `arch`.
+"""
 
 from shadowpeft.ops.reference import (
     Crossing,

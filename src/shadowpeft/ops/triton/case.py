@@ -107,8 +107,8 @@ class Arguments(NamedTuple):
 class BackwardArguments(NamedTuple):
     """The arguments of the backward pass.
 
-    `dout` and `dnext` are the gradients of h' and s', `kept` and `shared` what the forward pass kept for each token
-    and for all tokens together. `wanted` says that h gets a gradient.
+    `dout` and `dnext` are the gradients of h' and s', `kept` and `shared` what the forward pass kept for each
+    token and for all tokens together. `wanted` says that h gets a gradient.
     """
 
     dout: Tensor | None
@@ -133,9 +133,9 @@ class BackwardArguments(NamedTuple):
 class Case(NamedTuple):
     """What kernels are compiled for: sizes, padded sizes, and the branches taken.
 
-    NORM is 0 for none, 1 for an RMSNorm, 2 for a LayerNorm. DROP is 0 for none, 1 for dropout of narrow values (the
-    bottleneck, and T's hidden values in `paper`), 2 for dropout of h - s. DOWN says that h is multiplied by W_down.
-    FINE says that G's hidden values are two bfloat16 each.
+    NORM is 0 for none, 1 for an RMSNorm, 2 for a LayerNorm. DROP is 0 for none, 1 for dropout of narrow
+    values (the bottleneck, and T's hidden values in `paper`), 2 for dropout of h - s. DOWN says that h is
+    multiplied by W_down. FINE says that G's hidden values are two bfloat16 each.
     """
 
     D: int
@@ -218,15 +218,16 @@ def _case(
         GELU=activation == "gelu",
         BIAS=bias,
         DROP=drop,
-        # Where T and G meet h as it is, the gate's logit of a large token is a sum of numbers in the hundreds, of
-        # which a bfloat16 keeps no digit behind the point, and such tokens are most of G's gradient.
+        # Where T and G meet h as it is, the gate's logit of a large token is a sum of numbers in the
+        # hundreds, of which a bfloat16 keeps no digit behind the point, and such tokens are most of G's
+        # gradient.
         FINE=int(not unit and norm == "none" and all_bfloat16),
     )
 
 
 def _is_all_bfloat16(h: Tensor, gin: Tensor | None, gout: Tensor | None) -> bool:
-    # Weights that are rounded, too, on their way to a product (float32 beside a bfloat16 stream) cost as many digits
-    # as `Case.FINE` would save.
+    # Weights that are rounded, too, on their way to a product (float32 beside a bfloat16 stream) cost as many
+    # digits as `Case.FINE` would save.
     return gin is not None and gout is not None and gin.dtype == gout.dtype == h.dtype == torch.bfloat16
 
 

@@ -30,7 +30,7 @@ _PLANS = 1024
 
 
 class Step(NamedTuple):
-    """One launch: the kernel's call, how many columns or rows a program goes over, and the grid's second side."""
+    """One launch: the call, how many columns or rows a program goes over, and the second side of the grid."""
 
     call: Call
     span: int
@@ -71,7 +71,7 @@ def _options(tile: Tile) -> dict[str, int]:
 
 
 class _Planner(NamedTuple):
-    """What a plan is made from."""
+    """What a plan is made from: the case, the number of rows, the stream's type and the device."""
 
     case: Case
     rows: int
@@ -203,7 +203,8 @@ def run_forward(case: Case, given: Arguments) -> tuple[Tensor, Tensor, Tensor, T
     """Run the forward pass.
 
     Returns:
-        h' (empty without an injection), s' (empty without an update), and what is kept for each row and for all rows.
+        h' (empty without an injection), s' (empty without an update), and what is kept for each row and for
+        all rows.
     """
     h, s, w, seed = given.h.contiguous(), given.s.contiguous(), given.weights.contiguous(), given.seed
     n, rows = given.attributes, h.numel() // case.D

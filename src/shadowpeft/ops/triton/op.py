@@ -1,8 +1,11 @@
-"""The fused boundary: `reference.boundary` as nine Triton kernels that keep nothing wide but h and s for the backward pass.
+"""The fused boundary: `reference.boundary` as nine Triton kernels.
 
-Two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole; where nobody looks at operations the same two functions
-behind an autograd function, as a custom operation is a detour for the host. Kernels: `triton_forward`, `triton_backward`; what they move
-and how long that takes: docs/kernels.md.
+They keep nothing as wide as the model for the backward pass but h and s.
+
+There are two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole. Where nobody looks
+at operations, the same two functions run behind an autograd function, as a custom operation costs the host
+more time. The kernels are in `forward` and `backward`; what they move and how long that takes:
+docs/kernels.md.
 """
 
 from collections.abc import Callable, Iterable
@@ -75,8 +78,8 @@ def _fused(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPart
     w = update_w or _NO_UPDATE
     seed, dropout = None, 0.0
     if rule.dropout > 0 and (inject_w is not None or rule.variant == "paper"):
-        # Drawn by torch, so that its seeds repeat it and checkpointing restores it; kept on the device, so that
-        # nothing waits.
+        # Drawn by torch, so that its seeds repeat it and checkpointing restores it; kept on the device, so
+        # that nothing waits.
         seed, dropout = torch.randint(2**62, (1,), device=h_BTD.device), float(rule.dropout)
     attributes = Attributes(
         rule.variant,
@@ -111,7 +114,12 @@ def _refusal(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPa
 
 
 def require(dtype: torch.dtype, widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]) -> None:
-    """Refuse a model that the kernels cannot serve: the type of its stream, r and update_width, the norms that are read through.
+    """Refuse a model that the kernels cannot serve.
+
+    Args:
+        dtype: the type of the stream.
+        widths: r and update_width.
+        norms: the norms that are read through.
 
     Raises:
         ConfigError: says what is expected and which setting to change.
@@ -149,7 +157,8 @@ def _backward(given: BackwardArguments) -> list[Tensor]:
 
 @torch.library.custom_op("shadowpeft::boundary", mutates_args=())
 def forward_op(
-    h: Tensor, s: Tensor, tin: Tensor | None, tin_b: Tensor | None, tout: Tensor | None, tout_b: Tensor | None,
+    h: Tensor, s: Tensor,
+    tin: Tensor | None, tin_b: Tensor | None, tout: Tensor | None, tout_b: Tensor | None,
     gin: Tensor | None, gin_b: Tensor | None, gout: Tensor | None, gout_b: Tensor | None,
     down: Tensor | None, up: Tensor | None, norm_w: Tensor | None, norm_b: Tensor | None, seed: Tensor | None,
     variant: str, norm: str, activation: str,
@@ -158,8 +167,8 @@ def forward_op(
     """Compute the forward pass as one operation.
 
     Returns:
-        h' (empty without an injection), s' (empty without an update), and what is kept for the backward pass, for
-        each row and for all rows.
+        h' (empty without an injection), s' (empty without an update), and what is kept for the backward pass,
+        for each row and for all rows.
     """
     return _forward(Arguments.grouped((
         h, s, tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b, seed,
