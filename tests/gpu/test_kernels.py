@@ -1,4 +1,6 @@
-"""The fused boundary as compiled for a GPU, at the size it is made for; `test_triton.py` runs compiled, too, where there is a GPU."""
+"""The fused boundary as compiled for a GPU, at the size it is made for; `tests/ops/triton` runs compiled,
+too, where there is a GPU.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +24,9 @@ QWEN3_8B = {"shape": (4, 1024), "D": 4096, "U": 10, "R": 16}
 @pytest.mark.parametrize("halves", ["both", "update"])
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
 def test_bfloat16_at_full_size(variant: str, norm: str, halves: str) -> None:
-    """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose digits."""
+    """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose
+    digits.
+    """
     assert_as_exact(
         fused.boundary,
         draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, **QWEN3_8B)),
@@ -97,7 +101,9 @@ def test_compiled_with_inductor(variant: str, dropout: float) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_cuda_graph_repeats_both_passes(dropout: float) -> None:
-    """Catches a wait for the device or an allocation outside the graph, and a mask that stays the same from replay to replay."""
+    """Catches a wait for the device or an allocation outside the graph, and a mask that stays the same from
+    replay to replay.
+    """
     drawn = draw(Kind("paper", "none", (1, 5), 264, 10, 16, stream=torch.bfloat16, dropout=dropout))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -109,8 +115,8 @@ def test_a_cuda_graph_repeats_both_passes(dropout: float) -> None:
     with torch.cuda.graph(graph):
         captured = run(fused.boundary, drawn)
     other = draw(Kind("paper", "none", (1, 5), 264, 10, 16, stream=torch.bfloat16, dropout=dropout), seed=1)
-    for name in ("h", "s", "dh", "ds"):
-        vars(drawn)[name].data.copy_(vars(other)[name])
+    for old, new in ((drawn.h, other.h), (drawn.s, other.s), (drawn.dh, other.dh), (drawn.ds, other.ds)):
+        old.data.copy_(new)
     graph.replay()
     one = {name: value.clone() for name, value in captured.items()}
     graph.replay()

@@ -1,4 +1,6 @@
-"""The reference operations against the equations written out value by value, and their gradients against finite differences."""
+"""The reference operations against the equations written out value by value, and their gradients against
+finite differences.
+"""
 
 import math
 
@@ -91,7 +93,9 @@ def scalar_mlp(x, w_in, b_in, w_out, b_out, activation):
 
 
 def test_update_is_equations_5_to_7(update_weights):
-    """Catches T and G swapped, 1 - g on the wrong side, a missing norm or bias, the wrong activation, a gate shifted the wrong way."""
+    """Catches T and G swapped, 1 - g on the wrong side, a missing norm or bias, the wrong activation, a gate
+    shifted the wrong way.
+    """
     w = update_weights
     h, s = draw(B, T, D), draw(B, T, D)
     got = update(h, s, w)
@@ -164,7 +168,9 @@ def test_read_is_the_norm_at_unit_scale():
 
 
 def test_correct_is_as_written(injection):
-    """Catches a wrong sign of delta or of the correction, a missing silu or mean|h|, the rms or the sum in its place, alpha left out."""
+    """Catches a wrong sign of delta or of the correction, a missing silu or mean|h|, the rms or the sum in
+    its place, alpha left out.
+    """
     h, x, s = draw(B, T, D), draw(B, T, D), draw(B, T, D)
     got = correct(h, x, s, injection, alpha=0.3)
     for b in range(B):
@@ -184,7 +190,9 @@ def test_correct_is_as_written(injection):
 
 @pytest.mark.parametrize("scale", [1e-2, 1e3])
 def test_the_scale_of_the_stream_does_not_matter(injection, scale):
-    """Catches any part of the boundary that sees how large hidden states are; between models they differ a thousandfold."""
+    """Catches any part of the boundary that sees how large hidden states are; between models they differ a
+    thousandfold.
+    """
     h, s = draw(B, T, D), draw(B, T, D)
 
     def cross(h_BTD):
@@ -212,7 +220,9 @@ def test_gradients_of_the_normed_boundary_match_finite_differences(injection):
 
 
 def test_dropout_of_correct_is_unbiased_and_off_by_default(injection):
-    """Catches dropout left on in evaluation, a missing rescaling, and dropout before silu, whose mean is another."""
+    """Catches dropout left on in evaluation, a missing rescaling, and dropout before silu, whose mean is
+    another.
+    """
     h, x, s = draw(1, 1, D), draw(1, 1, D), draw(1, 1, D)
     clean = correct(h, x, s, injection, 1.0)
     assert torch.equal(clean, correct(h, x, s, injection, 1.0, 0.0))
@@ -223,7 +233,9 @@ def test_dropout_of_correct_is_unbiased_and_off_by_default(injection):
 
 
 def test_types_of_the_normed_boundary_are_kept():
-    """Catches a silent promotion by autocast's float32 norms, and squares or sums taken in a type that cannot hold them."""
+    """Catches a silent promotion by autocast's float32 norms, and squares or sums taken in a type that cannot
+    hold them.
+    """
     h, s = torch.randn(1, 2, D, dtype=torch.bfloat16), torch.randn(1, 2, D)
     w, norm = InjectionWeights(torch.randn(R, D), torch.randn(D, R)), torch.nn.LayerNorm(D)
     with torch.autocast("cpu", torch.bfloat16):
