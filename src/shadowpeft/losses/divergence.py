@@ -114,7 +114,9 @@ def _sweep_top_k(
     with torch.set_grad_enabled(differentiate):
         x_nD = s_nD.detach().requires_grad_(differentiate)
         loss_n = temperature**2 * _coarse(log_p_nV, head.log_probabilities(x_nD, temperature), top_k)
-        derivative_nD = torch.autograd.grad(loss_n.sum(), x_nD)[0] if differentiate else s_nD[:0]
+        if not differentiate:
+            return loss_n, s_nD[:0]
+        (derivative_nD,) = torch.autograd.grad(loss_n.sum(), x_nD)
     return loss_n.detach(), derivative_nD
 
 

@@ -47,7 +47,9 @@ class Head(NamedTuple):
         """Compute the logits, in float32 at least from the product on."""
         logits_nV = F.linear(x_nD, self.weight_VD, self.bias_V)
         logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
-        return logits_nV if self.softcap is None else self.softcap * (logits_nV / self.softcap).tanh()
+        if self.softcap is None:
+            return logits_nV
+        return self.softcap * (logits_nV / self.softcap).tanh()
 
     def log_probabilities(self, x_nD: Tensor, temperature: float) -> Tensor:
         """Compute the logarithm of softmax(logits / temperature)."""
@@ -61,7 +63,9 @@ class Head(NamedTuple):
 
 def log_softmax(logits_nV: Tensor, temperature: float) -> Tensor:
     """Compute the logarithm of softmax(logits / temperature)."""
-    return F.log_softmax(logits_nV if temperature == 1 else logits_nV / temperature, -1)
+    if temperature != 1:
+        logits_nV = logits_nV / temperature
+    return F.log_softmax(logits_nV, -1)
 
 
 def as_autocast(head: Head, *states_ND: Tensor) -> tuple[Head, Sequence[Tensor]]:

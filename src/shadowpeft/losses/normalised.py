@@ -133,17 +133,23 @@ def _labelled(
         shift_labels = F.pad(labels_BT, (0, 1), value=IGNORED)[..., 1:]
     targets_N = shift_labels.reshape(-1).to(device)
     states_NX = [state_BTX.flatten(0, 1) for state_BTX in states_BTX]
-    count = (targets_N != IGNORED).sum() if num_items is None else num_items
-    # A prompt's tokens need no logits. How many are left is not known to a compiled graph, which sweeps over
-    # all.
+    count = _count(targets_N, num_items)
+    # A prompt's tokens need no logits. How many are left is not known to a compiled graph, which sweeps all.
     if not torch.compiler.is_compiling():
         rows = (targets_N != IGNORED).nonzero()[:, 0]
         targets_N = targets_N[rows]
         states_NX = [state_NX.index_select(0, rows) for state_NX in states_NX]
-    # The Trainer's count is on its own device; a user may give a number.
-    if isinstance(count, Tensor):
-        count = count.to(targets_N.device)
     return states_NX, targets_N, count
+
+
+def _count(targets_N: Tensor, num_items: Count) -> Tensor | float:
+    """Return what a sum of losses is divided by."""
+    if num_items is None:
+        return (targets_N != IGNORED).sum()
+    # The Trainer's count is on its own device; a user may give a number.
+    if isinstance(num_items, Tensor):
+        return num_items.to(targets_N.device)
+    return num_items
 
 
 def classification_loss(
@@ -189,13 +195,13 @@ def classification_divergence(
     logits_BC = logits_BC.detach().to(shadow_BC.device)
     problem = _problem(shadow_BC.shape[-1], labels, config)
     if problem != "single_label_classification":
-        answers_BC = logits_BC.float() if problem == "regression" else logits_BC.float().sigmoid()
+        answers_BC = logits_BC.float()
+        if problem != "regression":
+            answers_BC = answers_BC.sigmoid()
         return _towards(answers_BC, shadow_BC.float(), problem, num_items)
-    counted_B = labels.to(shadow_BC.device).view(-1) != IGNORED
-    count = counted_B.sum() if num_items is None else num_items
-    if isinstance(count, Tensor):
-        count = count.to(shadow_BC.device)
-    return torch.where(counted_B, _divergences(logits_BC, shadow_BC), 0).sum() / count
+    classes_B = labels.to(shadow_BC.device).view(-1)
+    losses_B = torch.where(classes_B != IGNORED, _divergences(logits_BC, shadow_BC), 0)
+    return losses_B.sum() / _count(classes_B, num_items)
 
 
 def _problem(width: int, labels: Tensor, config: PretrainedConfig) -> str:

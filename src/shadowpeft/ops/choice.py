@@ -90,7 +90,9 @@ def no_triton() -> str | None:
         return f"needs a GPU of compute capability 8.0 or higher, got {major}.{minor}"
     from shadowpeft.ops.triton import op
 
-    return None if op.INTERPRETED.value else "needs a GPU that torch can use, found none"
+    if op.INTERPRETED.value:
+        return None
+    return "needs a GPU that torch can use, found none"
 
 
 def _require_compiler() -> None:

@@ -32,7 +32,9 @@ def test_sizes_and_their_padding() -> None:
     """Catches U taken for R, and a padded size below what a product takes."""
     found = case(Kind(D=72, U=17, R=3))
     assert (found.D, found.U, found.R, found.UP, found.RP) == (72, 17, 3, 32, 16)
-    assert kept_widths(arguments_of(draw(Kind(U=17, R=3))).weights) == (6 + 6 + 34, 6 + 3 + 68)
+    weights = arguments_of(draw(Kind(U=17, R=3))).weights
+    assert kept_widths(weights, norm_is_layer=True) == (6 + 6 + 34, 6 + 3 + 68)
+    assert kept_widths(weights, norm_is_layer=False) == (6 + 6 + 34, 0)
     for halves, U, R in (("inject", 0, 3), ("update", 17, 0)):
         found = case(Kind(U=17, R=3, halves=halves))
         assert (U, R, U > 0, R > 0) == (found.U, found.R, found.UPDATE, found.INJECT)

@@ -42,7 +42,9 @@ class Weights(NamedTuple):
 
     def trainable(self, trains_norm: bool) -> "Weights":
         """Return the weights that get a gradient, with `None` in the places of a frozen norm."""
-        return self if trains_norm else Weights(*self[:_FIRST_OF_NORM])
+        if trains_norm:
+            return self
+        return Weights(*self[:_FIRST_OF_NORM])
 
     def present(self) -> list[Tensor]:
         """Return the weights that there are, in order."""
@@ -59,9 +61,11 @@ class Weights(NamedTuple):
 
     def sizes(self) -> tuple[int, int]:
         """Return U and R, each 0 where its half of the boundary is missing."""
-        U = 0 if self.tin is None else self.tin.shape[0]
-        R = 0 if self.down is None else self.down.shape[0]
-        return U, R
+        return _height(self.tin), _height(self.down)
+
+
+def _height(matrix: Tensor | None) -> int:
+    return 0 if matrix is None else matrix.shape[0]
 
 
 _FIRST_OF_NORM = Weights._fields.index("norm_w")
@@ -231,7 +235,10 @@ def _is_all_bfloat16(h: Tensor, gin: Tensor | None, gout: Tensor | None) -> bool
     return gin is not None and gout is not None and gin.dtype == gout.dtype == h.dtype == torch.bfloat16
 
 
-def kept_widths(w: Weights) -> tuple[int, int]:
-    """Return how many numbers are kept for each token, and for all tokens together under a LayerNorm."""
+def kept_widths(w: Weights, norm_is_layer: bool) -> tuple[int, int]:
+    """Return how many numbers are kept for each token, and for all tokens together."""
     U, R = w.sizes()
-    return 2 * R + STATS + 2 * U, 2 * R + 3 + 4 * U
+    each = 2 * R + STATS + 2 * U
+    if not norm_is_layer:
+        return each, 0
+    return each, 2 * R + 3 + 4 * U

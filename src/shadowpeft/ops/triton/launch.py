@@ -113,14 +113,11 @@ def _forward_plan(
     wide = power_of_2(2 * case.R + 3 + 4 * case.U)
     fields = "D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP FINE"
     advance = plan.by_rows("advance", fore.advance, fields, S=project.splits, SP=wide)
-    inject = plan.by_rows("inject", fore.inject, "D U R RP UNIT DROP", S=advance.splits)
+    inject = None
+    if case.INJECT:
+        inject = plan.by_rows("inject", fore.inject, "D U R RP UNIT DROP", S=advance.splits)
     projects = case.UPDATE or case.DOWN
-    return ForwardPlan(
-        project=project if projects else None,
-        parts=project.splits,
-        advance=advance,
-        inject=inject if case.INJECT else None,
-    )
+    return ForwardPlan(project if projects else None, parts=project.splits, advance=advance, inject=inject)
 
 
 @lru_cache(_PLANS)
@@ -135,10 +132,12 @@ def _backward_plan(
 ) -> BackwardPlan:
     """Plan the backward pass: `follows` if s' was read, `wanted` if h gets a gradient."""
     plan = _Planner(case, rows, kind, device)
-    pull = plan.by_rows("pull", back.pull, "D R RP") if case.INJECT else None
-    settle_low, settle_read = _settling(plan, 1 if pull is None else pull.splits)
+    pull, splits, name = None, 1, "retreat_only"
+    if case.INJECT:
+        pull, name = plan.by_rows("pull", back.pull, "D R RP"), "retreat"
+        splits = pull.splits
+    settle_low, settle_read = _settling(plan, splits)
 
-    name = "retreat" if case.INJECT else "retreat_only"
     tile = plan.tile(name)
     strips = cdiv(case.D, tile.cols)
     parts = splits_for(strips, cdiv(rows, tile.rows), device)
@@ -208,11 +207,10 @@ def run_forward(case: Case, given: Arguments) -> tuple[Tensor, Tensor, Tensor, T
     """
     h, s, w, seed = given.h.contiguous(), given.s.contiguous(), given.weights.contiguous(), given.seed
     n, rows = given.attributes, h.numel() // case.D
-    out = torch.empty_like(h) if case.INJECT else h.new_empty(0)
-    moved = torch.empty_like(s) if case.UPDATE else s.new_empty(0)
-    kept_width, shared_width = kept_widths(w)
+    out, moved = _result(h, case.INJECT), _result(s, case.UPDATE)
+    kept_width, shared_width = kept_widths(w, case.NORM == 2)
     kept = h.new_empty(rows, kept_width, dtype=torch.float32)
-    shared = h.new_empty(shared_width if case.NORM == 2 else 0, dtype=torch.float32)
+    shared = h.new_empty(shared_width, dtype=torch.float32)
     if not rows:
         return out, moved, kept, shared
     with _on(h.device):
@@ -240,7 +238,7 @@ def run_backward(case: Case, given: BackwardArguments) -> list[Tensor]:
     w, h, s = forward.weights.contiguous(), forward.h.contiguous(), forward.s.contiguous()
     dout, dnext = (None if grad is None else grad.contiguous() for grad in (given.dout, given.dnext))
     rows = h.numel() // case.D
-    dh = torch.empty_like(h) if wanted else h.new_empty(0)
+    dh = _result(h, wanted)
     ds, dw = torch.empty_like(s), _like(w.trainable(case.trains_norm))
     if not rows:
         return [dh, ds, *(grad.zero_() for grad in dw.present())]
@@ -275,6 +273,11 @@ def run_backward(case: Case, given: BackwardArguments) -> list[Tensor]:
         dw.tin_b.copy_(sums[: case.U])
         dw.gin_b.copy_(sums[case.U :])
     return [dh, ds, *dw.present()]
+
+
+def _result(like: Tensor, written: bool) -> Tensor:
+    """Allocate a result, empty where no kernel writes it."""
+    return torch.empty_like(like) if written else like.new_empty(0)
 
 
 def _like(w: Weights) -> Weights:

@@ -93,9 +93,11 @@ def _fused(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPart
     )
     cross = forward_op if _is_watched(h_BTD) else _Boundary.apply
     out_BTD, next_BTD, *_ = cross(h_BTD, s_BTD, *Weights.of(w, inject_w, norm), seed, *attributes)
-    new_h_BTD = h_BTD if inject_w is None else out_BTD
-    new_s_BTD = s_BTD if update_w is None else next_BTD
-    return new_h_BTD, new_s_BTD
+    if inject_w is not None:
+        h_BTD = out_BTD
+    if update_w is not None:
+        s_BTD = next_BTD
+    return h_BTD, s_BTD
 
 
 def _refusal(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormParts | None) -> str | None:
@@ -103,14 +105,19 @@ def _refusal(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPa
     if h_BTD.device.type != "cuda" and not INTERPRETED.value:
         return f"needs tensors on a GPU, got them on {h_BTD.device.type!r}"
     update_w, inject_w, *_ = crossing
-    weights = [] if update_w is None else [update_w.transform_in_UD]
-    weights += [] if inject_w is None else [inject_w.down_RD]
+    weights = []
+    if update_w is not None:
+        weights.append(update_w.transform_in_UD)
+    if inject_w is not None:
+        weights.append(inject_w.down_RD)
     for tensor in (h_BTD, s_BTD, *weights):
         if tensor.dtype not in DTYPES:
             return f"takes bfloat16 and float32, got {tensor.dtype}"
         if tensor.device != h_BTD.device:
             return f"needs hidden states and weights on one device, got {h_BTD.device} and {tensor.device}"
-    return _unserved([weight.shape[0] for weight in weights], [crossing.norm] if norm is None else [])
+    # The norm is looked at again only where it is not known, for the message.
+    norms = () if norm is not None else (crossing.norm,)
+    return _unserved([weight.shape[0] for weight in weights], norms)
 
 
 def require(dtype: torch.dtype, widths: Iterable[int], norms: Iterable[Callable[[Tensor], Tensor]]) -> None:
@@ -124,7 +131,9 @@ def require(dtype: torch.dtype, widths: Iterable[int], norms: Iterable[Callable[
     Raises:
         ConfigError: says what is expected and which setting to change.
     """
-    reason = _unserved(widths, norms) if dtype in DTYPES else f"takes bfloat16 and float32, got {dtype}"
+    reason = _unserved(widths, norms)
+    if dtype not in DTYPES:
+        reason = f"takes bfloat16 and float32, got {dtype}"
     if reason is not None:
         raise ConfigError(f"impl='triton' {reason}; set impl='auto' or 'reference'")
 
@@ -179,17 +188,19 @@ def forward_op(
 @forward_op.register_fake
 def _(*flat):  # type: ignore[no-untyped-def]
     h, s, w, _seed, attributes = Arguments.grouped(flat)
-    rows, (kept_width, shared_width) = h.numel() // h.shape[-1], kept_widths(w)
+    rows, (kept_width, shared_width) = h.numel() // h.shape[-1], kept_widths(w, attributes.norm == "layer")
     return (
-        h.new_empty(0) if w.down is None else _contiguous_like(h),
-        s.new_empty(0) if w.tin is None else _contiguous_like(s),
+        _fake_result(h, w.down is not None),
+        _fake_result(s, w.tin is not None),
         h.new_empty(rows, kept_width, dtype=torch.float32),
-        h.new_empty(shared_width if attributes.norm == "layer" else 0, dtype=torch.float32),
+        h.new_empty(shared_width, dtype=torch.float32),
     )
 
 
-def _contiguous_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def _fake_result(like: Tensor, written: bool = True) -> Tensor:
+    if not written:
+        return like.new_empty(0)
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("shadowpeft::boundary_backward", mutates_args=())
@@ -218,8 +229,7 @@ def _(*flat):  # type: ignore[no-untyped-def]
     given = BackwardArguments.grouped(flat)
     h, s, w, _seed, attributes = given.forward
     trained = w.trainable(attributes.trains_norm).present()
-    dh = _contiguous_like(h) if given.wanted else h.new_empty(0)
-    return [dh, *map(_contiguous_like, (s, *trained))]
+    return [_fake_result(h, given.wanted), *map(_fake_result, (s, *trained))]
 
 
 def _remember(ctx: Any, given: Arguments, output: tuple[Tensor, ...]) -> None:
