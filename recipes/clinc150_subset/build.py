@@ -60,7 +60,7 @@ What was selected and changed, all by `recipes/clinc150_subset/build.py`:
 Figures on this subset are not comparable with published CLINC150 results, which use 150 intents.
 
 Intents: {names}.
-"""  # noqa: E501 - the fields are longer than what fills them
+"""
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -1,12 +1,15 @@
-"""Time one boundary, forward and with its backward pass, in each implementation; and try tiles for the Triton kernels. JSON lines.
+"""Time one boundary, forward and with its backward pass, in each implementation; and try tiles for the
+kernels.
 
-    python recipes/kernels/boundary.py [--variants normed,paper] [--impls reference,compile,triton] [--rows 4096] [--width 4096]
-                                       [--sweep project,advance,...] [--profile] [--output FILE]
+    python recipes/kernels/boundary.py [--variants normed,paper] [--impls reference,compile,triton]
+                                       [--rows 4096] [--width 4096] [--sweep project,advance,...]
+                                       [--profile] [--output FILE]
 
-Implementations take turns (A B C A B C); on a GPU each is a CUDA graph for each of several input sets, which together do not fit the cache,
-so neither launches nor the cache count. `gb_per_s` counts the fewest bytes there are: h, s, h', s' once forward, and h, s and the four
-gradients once backward. `issue_us` is how long the host takes to launch it without a graph. An implementation whose results are off by
-more than twice the reference's own error is not timed.
+It writes JSON lines. Implementations take turns (A B C A B C). On a GPU each is a CUDA graph for each of
+several input sets, which together do not fit the cache, so neither launches nor the cache count. `gb_per_s`
+counts the fewest bytes there are: h, s, h', s' once forward, and h, s and the four gradients once backward.
+`issue_us` is the time that the host takes to launch it without a graph. An implementation whose error is more
+than twice the reference's own is not timed.
 """
 
 import argparse
@@ -25,13 +28,14 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, choice, reference
+from shadowpeft.ops import Crossing, InjectionWeights, Rule, UpdateWeights, choice, reference
 
 SETS, TURNS, REPEATS = 4, 7, 5  # input sets; turns of each implementation; replays of each set in a turn
 # Rows, columns, warps, stages, most registers.
 STRIPS = [
-    (32, 128, 8, 2, 128), (32, 128, 8, 3), (32, 128, 8, 3, 128), (16, 128, 4, 2, 168), (16, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 2, 128),
-    (64, 64, 8, 2, 128), (64, 64, 4, 2), (32, 64, 4, 3, 168), (64, 128, 8, 2), (32, 128, 4, 2), (32, 256, 8, 2),
+    (32, 128, 8, 2, 128), (32, 128, 8, 3), (32, 128, 8, 3, 128), (16, 128, 4, 2, 168), (16, 64, 4, 2),
+    (32, 64, 4, 2), (32, 64, 4, 2, 128), (64, 64, 8, 2, 128), (64, 64, 4, 2), (32, 64, 4, 3, 168),
+    (64, 128, 8, 2), (32, 128, 4, 2), (32, 256, 8, 2),
 ]  # fmt: skip
 CANDIDATES = {
     "project": [
@@ -74,17 +78,17 @@ def draw(
         return (torch.randn(*shape, device=device) * shape[-1] ** -0.5).to(dtype).requires_grad_()
 
     bias = variant == "peft"
-    ones, zeros = (
-        torch.ones(width, device=device, dtype=dtype),
-        torch.zeros(width, device=device, dtype=dtype),
-    )
+    ones = torch.ones(width, device=device, dtype=dtype)
+    zeros = torch.zeros(width, device=device, dtype=dtype)
     norm = LlamaRMSNorm(width).to(device, dtype).requires_grad_(False)
     sizes = ((u, width), (u,), (width, u), (width,)) * 2
     weights = [normal(*size) if len(size) == 2 or bias else None for size in sizes]
-    layer_norm = (ones.requires_grad_(), zeros.requires_grad_(), 1e-5) if variant == "paper" else None
-    update = UpdateWeights(
-        *weights, layer_norm, "gelu" if bias else "silu", 3.0 if variant == "normed" else 0.0
-    )
+    last: dict[str, Any] = {
+        "normed": {"norm": None, "activation": "silu", "gate_shift": 3.0},
+        "paper": {"norm": (ones.requires_grad_(), zeros.requires_grad_(), 1e-5), "activation": "silu"},
+        "peft": {"norm": None, "activation": "gelu"},
+    }[variant]
+    update = UpdateWeights(*weights, **last)
     states = [torch.randn(1, rows, width, device=device).to(dtype) for _ in range(4)]
     return {
         "states": states,
@@ -99,7 +103,7 @@ def both(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[T
     h, s, dh, ds = drawn["states"]
     h, s = h.detach().requires_grad_(), s.detach().requires_grad_()
     update, inject = drawn["update"], drawn["inject"]
-    outputs = boundary(h, s, update, inject, rule, drawn["norm"])
+    outputs = boundary(h, s, Crossing(update, inject, rule, drawn["norm"]))
     flat = [*update[:8], *(update.norm[:2] if update.norm else ()), *inject]
     inputs = [h, s, *(weight for weight in flat if weight is not None)]
     return [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, inputs, [dh, ds])]
@@ -108,11 +112,12 @@ def both(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[T
 @torch.no_grad()
 def forward(boundary: choice.Boundary, drawn: dict[str, Any], rule: Rule) -> list[Tensor]:
     """Cross the boundary without keeping anything."""
-    return list(boundary(*drawn["states"][:2], drawn["update"], drawn["inject"], rule, drawn["norm"]))
+    h, s, *_ = drawn["states"]
+    return list(boundary(h, s, Crossing(drawn["update"], drawn["inject"], rule, drawn["norm"])))
 
 
 def in_float32(drawn: dict[str, Any]) -> dict[str, Any]:
-    """The same boundary in float32."""
+    """Return the same boundary in float32."""
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -130,7 +135,7 @@ def in_float32(drawn: dict[str, Any]) -> dict[str, Any]:
 
 
 def worst_error(found: list[Tensor], truth: list[Tensor]) -> float:
-    """The largest ||a - b|| / ||b||; infinite if anything is not finite."""
+    """Return the largest ||a - b|| / ||b||; infinite if anything is not finite."""
     pairs = list(zip(found, truth, strict=True))
     if not all(a.isfinite().all() for a, _ in pairs):
         return float("inf")
@@ -138,7 +143,7 @@ def worst_error(found: list[Tensor], truth: list[Tensor]) -> float:
 
 
 def ready(run: Callable[[dict[str, Any]], Any], sets: list[dict[str, Any]]) -> Callable[[], float]:
-    """Return a function that runs every input set and gives back the mean time of one in microseconds."""
+    """Return a function that runs every input set and returns the mean time of one in microseconds."""
     if not torch.cuda.is_available():
 
         def host_time() -> float:
@@ -175,7 +180,7 @@ def ready(run: Callable[[dict[str, Any]], Any], sets: list[dict[str, Any]]) -> C
 
 
 def issue_time(run: Callable[[dict[str, Any]], Any], drawn: dict[str, Any]) -> float:
-    """Microseconds of host time to issue it once, the device left behind."""
+    """Return the host's time to launch it once, in microseconds, without waiting for the device."""
     run(drawn)
     sync()
     start = time.perf_counter()
@@ -288,7 +293,7 @@ def swept(args: argparse.Namespace, kernel: str) -> Iterator[dict[str, Any]]:
 
 
 def profiled(args: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]:
-    """Mean time of each kernel of the Triton implementation."""
+    """Measure the mean time of each kernel of the Triton implementation."""
     from torch.profiler import ProfilerActivity, profile
 
     from shadowpeft.ops.triton import op
@@ -309,7 +314,7 @@ def profiled(args: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]
 
 
 def copy_bandwidth() -> dict[str, Any]:
-    """GB/s of a large copy on the device, read and written bytes together: what there is to reach."""
+    """Measure a large copy on the device, in GB/s read and written together: the most that can be reached."""
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
     us = turns({"copy": ready(lambda drawn: target.copy_(source), [{}])})["copy"][0]

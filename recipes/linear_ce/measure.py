@@ -1,11 +1,15 @@
-"""Measure ways to compute the training loss of two hidden states through one frozen head: time, memory and error, as JSON lines.
+"""Measure ways to compute the training loss of two hidden states through one frozen head.
 
-    python recipes/linear_ce/measure.py [--ways plain,swept,swept-compiled] [--tokens 4096] [--width 4096] [--vocab 151936]
+    python recipes/linear_ce/measure.py [--ways plain,swept,swept-compiled] [--tokens 4096] [--width 4096]
+                                        [--vocab 151936]
 
-Ways: `plain` holds the logits, `swept` is `losses.frozen_head_losses`, `swept-compiled` the same under torch.compile, `liger` and
-`liger-<n>` are liger-kernel's (which must be installed; n is its `chunk_mem_const`, 1 by default). All in bf16, forward and backward, in
-an order that repeats. The errors are those of the loss and both gradients of the first tokens against float32; beyond 1.5 times those of
-the plain way (the swept one rounds its gradients once more, which is a factor of 1.4 at the most) nothing is reported.
+It writes time, memory and error as JSON lines.
+
+Ways: `plain` holds the logits, `swept` is `losses.frozen_head_losses`, `swept-compiled` the same under
+torch.compile, `liger` and `liger-<n>` are liger-kernel's (which must be installed; n is its
+`chunk_mem_const`, 1 by default). All in bf16, forward and backward, in an order that repeats. The errors are
+those of the loss and both gradients of the first tokens against float32; beyond 1.5 times those of the plain
+way (the swept one rounds its gradients once more, which is a factor of 1.4 at the most) nothing is reported.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.normalised import frozen_head_losses, next_token_loss
 
 WEIGHT, CHECKED = 0.5, 256  # lambda of eq. 9; tokens that are compared with float32
@@ -34,7 +39,7 @@ def plain(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
 
 
 def swept(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    own, shadow = frozen_head_losses((h, s), head, None, labels, None, None)
+    own, shadow = frozen_head_losses((h, s), Head(head.weight), labels, None, None)
     return own + WEIGHT * shadow
 
 
@@ -42,27 +47,25 @@ def liger(h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor, chunk_mem_const
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
     targets = F.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
-    # weight, target, bias, class weights, ignored index, z-loss, smoothing, reduction, soft cap, z-loss wanted, accumulator, token scaling,
-    # accuracy wanted, tokens wanted, implementation, its mode, chunk_mem_const
-    rest = (
-        head.weight,
-        targets,
-        None,
-        None,
-        -100,
-        0.0,
-        0.0,
-        "mean",
-        None,
-        False,
-        None,
-        False,
-        False,
-        False,
-        None,
-        None,
-        chunk_mem_const,
-    )
+    # Its autograd function takes no keywords.
+    options = {
+        "bias": None,
+        "class weights": None,
+        "ignored index": -100,
+        "z-loss": 0.0,
+        "smoothing": 0.0,
+        "reduction": "mean",
+        "soft cap": None,
+        "z-loss wanted": False,
+        "accumulator": None,
+        "token scaling": False,
+        "accuracy wanted": False,
+        "tokens wanted": False,
+        "implementation": None,
+        "its mode": None,
+        "chunk_mem_const": chunk_mem_const,
+    }
+    rest = (head.weight, targets, *options.values())
     own, shadow = (
         LigerFusedLinearCrossEntropyFunction.apply(state.flatten(0, 1), *rest)[0] for state in (h, s)
     )
@@ -83,7 +86,7 @@ def way(name: str) -> Loss:
 def step(
     loss_of: Loss, h: Tensor, s: Tensor, head: nn.Linear, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One forward and backward pass; return the loss and both gradients."""
+    """Run one forward and backward pass; return the loss and both gradients."""
     h, s = h.detach().requires_grad_(), s.detach().requires_grad_()
     loss = loss_of(h, s, head, labels)
     loss.backward()
@@ -151,9 +154,8 @@ def main() -> None:
         if not all(e <= bound for e, bound in zip(each, bounds, strict=True))
     ]
     if wrong:
-        sys.exit(
-            f"numerically wrong, nothing reported: {', '.join(f'{name} {found[name]} beyond {bounds}' for name in wrong)}"
-        )
+        reasons = ", ".join(f"{name} {found[name]} beyond {bounds}" for name in wrong)
+        sys.exit(f"numerically wrong, nothing reported: {reasons}")
 
     given = (h, s, head, labels)
     for loss_of in ways.values():

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.data.tokenizers import refuse_other_tokenizer
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.linear_ce import token_losses
 from shadowpeft.pretrain import start, warm
 from shadowpeft.pretrain.corpus import Corpus
@@ -59,10 +60,10 @@ def read_rows(
 @torch.inference_mode()
 def perplexity(states: Callable[[Tensor], Tensor], head_of: PreTrainedModel, rows: list[Tensor]) -> float:
     """Return the perplexity per token of a head on the states that a decoder gives it."""
-    head, cap, total, tokens = arch.head_of(head_of), arch.softcap_of(head_of), 0.0, 0
+    head, total, tokens = Head.of(head_of), 0.0, 0
     for ids_BT in rows:
-        x_BTD = states(ids_BT)[:, :-1].to(head.weight.dtype)
-        losses_N = token_losses(x_BTD.flatten(0, 1), ids_BT[:, 1:].flatten(), head.weight, head.bias, cap)
+        x_BTD = states(ids_BT)[:, :-1].to(head.weight_VD.dtype)
+        losses_N = token_losses(x_BTD.flatten(0, 1), ids_BT[:, 1:].flatten(), head)
         total, tokens = total + losses_N.double().sum().item(), tokens + losses_N.numel()
     return float(torch.tensor(total / tokens).exp())
 

@@ -1,4 +1,6 @@
-"""The fused boundary as compiled for a GPU, at the size it is made for; `test_triton.py` runs compiled, too, where there is a GPU."""
+"""The fused boundary as compiled for a GPU, at the size it is made for; `tests/ops/triton` runs compiled,
+too, where there is a GPU.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +24,9 @@ QWEN3_8B = {"shape": (4, 1024), "D": 4096, "U": 10, "R": 16}
 @pytest.mark.parametrize("halves", ["both", "update"])
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
 def test_bfloat16_at_full_size(variant: str, norm: str, halves: str) -> None:
-    """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose digits."""
+    """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose
+    digits.
+    """
     assert_as_exact(
         fused.boundary,
         draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, **QWEN3_8B)),
@@ -62,7 +66,7 @@ def test_a_chain_keeps_one_pair_of_states_a_boundary() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for _ in range(8):
-        h, s = fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        h, s = fused.boundary(h, s, drawn.crossing)
     held = (torch.cuda.memory_allocated() - before) / (8 * 2 * h.numel() * h.element_size())
     assert held < 1.03
 
@@ -73,7 +77,7 @@ def chain(drawn: Drawn) -> Any:
 
     def cross(h: Tensor, s: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
         for one in (first, drawn, last):
-            h, s = fused.boundary(h, s, one.update, one.inject, one.rule, one.norm)
+            h, s = fused.boundary(h, s, one.crossing)
         return h, s
 
     return cross
@@ -97,7 +101,9 @@ def test_compiled_with_inductor(variant: str, dropout: float) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_cuda_graph_repeats_both_passes(dropout: float) -> None:
-    """Catches a wait for the device or an allocation outside the graph, and a mask that stays the same from replay to replay."""
+    """Catches a wait for the device or an allocation outside the graph, and a mask that stays the same from
+    replay to replay.
+    """
     drawn = draw(Kind("paper", "none", (1, 5), 264, 10, 16, stream=torch.bfloat16, dropout=dropout))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -109,8 +115,8 @@ def test_a_cuda_graph_repeats_both_passes(dropout: float) -> None:
     with torch.cuda.graph(graph):
         captured = run(fused.boundary, drawn)
     other = draw(Kind("paper", "none", (1, 5), 264, 10, 16, stream=torch.bfloat16, dropout=dropout), seed=1)
-    for name in ("h", "s", "dh", "ds"):
-        vars(drawn)[name].data.copy_(vars(other)[name])
+    for old, new in ((drawn.h, other.h), (drawn.s, other.s), (drawn.dh, other.dh), (drawn.ds, other.ds)):
+        old.data.copy_(new)
     graph.replay()
     one = {name: value.clone() for name, value in captured.items()}
     graph.replay()
@@ -131,7 +137,7 @@ def test_more_rows_than_32_bits_of_elements() -> None:
     s = torch.zeros_like(h)
     h[-4:], s[-4:] = drawn.h, drawn.s
     with torch.no_grad():
-        new_h, new_s = fused.boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
-        want_h, want_s = fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+        new_h, new_s = fused.boundary(h, s, drawn.crossing)
+        want_h, want_s = fused.boundary(drawn.h, drawn.s, drawn.crossing)
     assert (new_h[-4:] - want_h).norm() <= 1e-2 * want_h.norm()
     assert (new_s[-4:] - want_s).norm() <= 1e-2 * want_s.norm()

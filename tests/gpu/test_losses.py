@@ -1,10 +1,10 @@
-"""The loss of a frozen head at the size it is for, which only a GPU shows: a vocabulary of 151,936 in bf16."""
+"""The loss of a frozen head at its real size, which only a GPU shows: a vocabulary of 151,936 in bf16."""
 
 import pytest
 import torch
 from torch import nn
 
-from shadowpeft.losses.linear_ce import LOGITS_AT_A_TIME
+from shadowpeft.losses.frozen_head import LOGITS_AT_A_TIME, Head
 from shadowpeft.losses.normalised import frozen_head_losses, next_token_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
@@ -36,7 +36,7 @@ def plain(h, s, head, labels):
 
 
 def swept(h, s, head, labels):
-    own, shadow = frozen_head_losses((h, s), head, None, labels, None, None)
+    own, shadow = frozen_head_losses((h, s), Head(head.weight), labels, None, None)
     return own + 0.5 * shadow
 
 
@@ -53,7 +53,9 @@ def step(loss_of, h, s, head, labels):
 
 @pytest.mark.parametrize("loss_of", [swept, compiled])
 def test_as_exact_as_whole_logits(loss_of, head):
-    """Loss and gradients against float32: at most 1.5 times the error of the plain way (one more rounding is a factor of 1.4)."""
+    """Loss and gradients against float32: at most 1.5 times the error of the plain way (one more rounding is
+    a factor of 1.4).
+    """
     h, s, labels = batch(514)
     wide = nn.Linear(WIDTH, VOCAB, bias=False, device="meta").requires_grad_(False)
     wide.weight = nn.Parameter(head.weight.float(), requires_grad=False)
@@ -75,7 +77,9 @@ def peak(loss_of, *given):
 
 @pytest.mark.parametrize("loss_of", [swept, compiled])
 def test_memory_is_that_of_the_logits_in_hand(loss_of, head):
-    """Catches a copy of all logits of one head (1.2 GB in bf16 at 4,096 tokens): the bound is 8 bytes for each logit in hand."""
+    """Catches a copy of all logits of one head (1.2 GB in bf16 at 4,096 tokens): the bound is 8 bytes for
+    each logit in hand.
+    """
     h, s, labels = batch(4096)
     states = 2 * h.nbytes
     assert peak(loss_of, h, s, head, labels) < 8 * LOGITS_AT_A_TIME + 6 * states

@@ -1,5 +1,6 @@
-"""Random boundaries of every kind, run by any implementation, and the truth about them in float64."""
+"""Random boundaries of every kind, run by any implementation, and their exact results in float64."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +10,14 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from shadowpeft import arch
-from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, reference
+from shadowpeft.ops import Crossing, InjectionWeights, Rule, UpdateWeights, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Variant, and what the variant `normed` reads through.
+# Bounds of `assert_as_exact`. float32 is rounded elsewhere than in the reference; tf32 would be a thousand
+# times worse.
+FLOAT32 = {"times": 3.0, "floor": 5e-7}
+BFLOAT16 = {"times": 1.5, "floor": 1e-4}
+# The variants, and the norm that `normed` reads through.
 KINDS = [
     ("normed", "rms"),
     ("normed", "gemma"),
@@ -25,7 +30,7 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Kind:
-    """A boundary: its equations, sizes, types, and which of its halves there are (`both`, `inject`, `update`)."""
+    """A boundary: its equations, sizes, types, and the halves that it has (`both`, `inject`, `update`)."""
 
     variant: str = "normed"
     norm: str = "rms"
@@ -53,11 +58,16 @@ class Drawn:
     dh: Tensor
     ds: Tensor
 
+    @property
+    def crossing(self) -> Crossing:
+        """The boundary itself, without the tensors that cross it."""
+        return Crossing(self.update, self.inject, self.rule, self.norm)
+
 
 def draw(kind: Kind, seed: int = 0, device: str = DEVICE) -> Drawn:
     """Draw a boundary: no weight is small, the stream has a mean, and rows differ in size."""
     generator = torch.Generator(device).manual_seed(seed)
-    weights = kind.weights or kind.stream
+    weights, state = kind.weights or kind.stream, kind.state or kind.stream
 
     def normal(*shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = weights) -> Tensor:
         return (shift + scale * torch.randn(*shape, generator=generator, device=device)).to(dtype)
@@ -70,23 +80,27 @@ def draw(kind: Kind, seed: int = 0, device: str = DEVICE) -> Drawn:
     if kind.halves != "inject":
         biases = [matrix(n) if kind.variant == "peft" else None for n in (U, D, U, D)]
         norm = (normal(D, scale=0.3, shift=1.0).requires_grad_(), normal(D, scale=0.3).requires_grad_(), 1e-5)
+        last: dict[str, Any] = {
+            "normed": {"norm": None, "activation": "silu", "gate_shift": 3.0},
+            "paper": {"norm": norm, "activation": "silu"},
+            "peft": {"norm": None, "activation": "gelu"},
+        }[kind.variant]
         update = UpdateWeights(
-            matrix(U, D), biases[0], matrix(D, U), biases[1], matrix(U, D), biases[2], matrix(D, U), biases[3],
-            norm if kind.variant == "paper" else None,
-            "gelu" if kind.variant == "peft" else "silu", 3.0 if kind.variant == "normed" else 0.0,
+            matrix(U, D), biases[0], matrix(D, U), biases[1],
+            matrix(U, D), biases[2], matrix(D, U), biases[3], **last,
         )  # fmt: skip
     if kind.halves != "update":
         inject = InjectionWeights(matrix(R, D), matrix(D, R))
     sizes = normal(*kind.shape, 1, dtype=torch.float32).exp()
     return Drawn(
-        (sizes * normal(*kind.shape, D, scale=3.0, shift=1.0, dtype=torch.float32)).to(kind.stream),
-        normal(*kind.shape, D, dtype=kind.state or kind.stream),
-        update,
-        inject,
-        Rule(kind.variant, 0.7, kind.dropout),  # type: ignore[arg-type]
-        norm_of(kind, generator, device),
-        normal(*kind.shape, D, dtype=kind.stream),
-        normal(*kind.shape, D, dtype=kind.state or kind.stream),
+        h=(sizes * normal(*kind.shape, D, scale=3.0, shift=1.0, dtype=torch.float32)).to(kind.stream),
+        s=normal(*kind.shape, D, dtype=state),
+        update=update,
+        inject=inject,
+        rule=Rule(kind.variant, 0.7, kind.dropout),  # type: ignore[arg-type]
+        norm=norm_of(kind, generator, device),
+        dh=normal(*kind.shape, D, dtype=kind.stream),
+        ds=normal(*kind.shape, D, dtype=state),
     )
 
 
@@ -102,7 +116,7 @@ def norm_of(kind: Kind, generator: torch.Generator, device: str) -> Any:
 
 
 def exact_norm(norm: Any) -> Any:
-    """The same norm in float64, written out: the modules of transformers compute in float32 whatever they are given."""
+    """Return the same norm in float64, written out: those of transformers compute in float32 in any case."""
     parts = arch.norm_parts(norm)
     assert parts is not None
     if parts.kind == "none":
@@ -114,34 +128,41 @@ def exact_norm(norm: Any) -> Any:
 
 
 def in_float64(drawn: Drawn) -> Drawn:
-    """The same boundary, every tensor in float64."""
+    """Return the same boundary with every tensor in float64."""
 
     def exact(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.detach().double().requires_grad_(value.requires_grad)
         return tuple(map(exact, value)) if isinstance(value, tuple) else value
 
-    weights = [
-        None if group is None else type(group)(*map(exact, group)) for group in (drawn.update, drawn.inject)
-    ]
-    tensors = {name: exact(vars(drawn)[name]) for name in ("h", "s", "dh", "ds")}
-    return replace(drawn, update=weights[0], inject=weights[1], norm=exact_norm(drawn.norm), **tensors)
+    return replace(
+        drawn,
+        h=exact(drawn.h),
+        s=exact(drawn.s),
+        update=None if drawn.update is None else UpdateWeights(*map(exact, drawn.update)),
+        inject=None if drawn.inject is None else InjectionWeights(*map(exact, drawn.inject)),
+        norm=exact_norm(drawn.norm),
+        dh=exact(drawn.dh),
+        ds=exact(drawn.ds),
+    )
 
 
 def trained(drawn: Drawn) -> dict[str, Tensor]:
-    """The trained weights by name."""
-    found = {} if drawn.inject is None else dict(drawn.inject._asdict())
+    """Return the trained weights by name."""
+    found: dict[str, Any] = {}
+    if drawn.inject is not None:
+        found |= drawn.inject._asdict()
     if drawn.update is not None:
         found |= drawn.update._asdict()
-        norm = found.pop("norm")
-        found |= {} if norm is None else {"norm_weight": norm[0], "norm_bias": norm[1]}
+        if drawn.update.norm is not None:
+            found["norm_weight"], found["norm_bias"], _ = drawn.update.norm
     return {name: weight for name, weight in found.items() if isinstance(weight, Tensor)}
 
 
 def run(boundary: Any, drawn: Drawn) -> dict[str, Tensor]:
-    """Cross the boundary and go back: both results and every gradient, by name."""
+    """Cross the boundary and go back; return both results and every gradient by name."""
     h, s = drawn.h.detach().requires_grad_(), drawn.s.detach().requires_grad_()
-    new_h, new_s = boundary(h, s, drawn.update, drawn.inject, drawn.rule, drawn.norm)
+    new_h, new_s = boundary(h, s, drawn.crossing)
     inputs = {"h": h, "s": s, **trained(drawn)}
     grads = torch.autograd.grad([new_h, new_s], list(inputs.values()), [drawn.dh, drawn.ds])
     return {
@@ -152,25 +173,26 @@ def run(boundary: Any, drawn: Drawn) -> dict[str, Tensor]:
 
 
 def errors(got: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """||a - truth|| / ||truth|| of each tensor; infinite where it is not finite."""
-    return {
-        name: ((got[name].double() - exact).norm() / exact.norm()).item()
-        if got[name].isfinite().all()
-        else float("inf")
-        for name, exact in truth.items()
-    }
+    """Return ||a - truth|| / ||truth|| of each tensor; infinite where it is not finite."""
+    found = {}
+    for name, exact in truth.items():
+        finite = got[name].isfinite().all()
+        found[name] = ((got[name].double() - exact).norm() / exact.norm()).item() if finite else math.inf
+    return found
 
 
 def assert_as_exact(boundary: Any, drawn: Drawn, times: float, floor: float, autocast: bool = False) -> None:
-    """Check results and gradients against float64: at most `times` the reference's error in the same type, plus `floor`."""
+    """Check that no error is more than `times` the reference's in the same type plus `floor`.
+
+    Errors are those of the results and every gradient, against the reference in float64.
+    """
     truth = run(reference.boundary, in_float64(drawn))
     with torch.autocast(drawn.h.device.type, torch.bfloat16, enabled=autocast):
         got, plain = run(boundary, drawn), run(reference.boundary, drawn)
-    assert all(
-        got[name].dtype == plain[name].dtype and got[name].shape == plain[name].shape for name in truth
-    )
-    mine, theirs = errors(got, truth), errors(plain, truth)
+    for name in truth:
+        assert (got[name].dtype, got[name].shape) == (plain[name].dtype, plain[name].shape), name
+    ours, theirs = errors(got, truth), errors(plain, truth)
     worse = {
-        name: (mine[name], theirs[name]) for name in truth if not mine[name] <= times * theirs[name] + floor
+        name: (ours[name], theirs[name]) for name in truth if not ours[name] <= times * theirs[name] + floor
     }
     assert not worse, f"(error, the reference's): {worse}"

@@ -1,4 +1,4 @@
-"""Fresh memory that shows what nobody wrote."""
+"""Fresh memory that shows which of its elements nobody wrote."""
 
 import math
 from typing import Any

@@ -1,11 +1,24 @@
-"""The reference operations against the equations written out value by value, and their gradients against finite differences."""
+"""The reference operations against the equations written out value by value, and their gradients against
+finite differences.
+"""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from shadowpeft.ops import InjectionWeights, Rule, UpdateWeights, boundary, correct, inject, read, update
+from shadowpeft.ops import (
+    Crossing,
+    InjectionWeights,
+    Rule,
+    UpdateWeights,
+    boundary,
+    correct,
+    inject,
+    read,
+    update,
+)
 
 # Odd sizes: a transposed or broadcast matrix cannot pass by accident.
 B, T, D, R, U = 2, 3, 5, 4, 7
@@ -80,7 +93,9 @@ def scalar_mlp(x, w_in, b_in, w_out, b_out, activation):
 
 
 def test_update_is_equations_5_to_7(update_weights):
-    """Catches T and G swapped, 1 - g on the wrong side, a missing norm or bias, the wrong activation, a gate shifted the wrong way."""
+    """Catches T and G swapped, 1 - g on the wrong side, a missing norm or bias, the wrong activation, a gate
+    shifted the wrong way.
+    """
     w = update_weights
     h, s = draw(B, T, D), draw(B, T, D)
     got = update(h, s, w)
@@ -108,7 +123,7 @@ def test_update_is_equations_5_to_7(update_weights):
 def test_boundary_is_update_then_inject(update_weights, injection):
     """Catches an injection that reads the old shadow state."""
     h, s = draw(B, T, D), draw(B, T, D)
-    h_next, s_next = boundary(h, s, update_weights, injection, Rule("paper", 0.7), unused)
+    h_next, s_next = boundary(h, s, Crossing(update_weights, injection, Rule("paper", 0.7), unused))
     assert torch.equal(s_next, update(h, s, update_weights))
     assert torch.equal(h_next, inject(h, s_next, injection, 0.7))
     assert not torch.equal(h_next, inject(h, s, injection, 0.7))
@@ -120,7 +135,7 @@ def test_gradients_match_finite_differences(update_weights, injection):
     tensors += list(update_weights.norm[:2]) if update_weights.norm else []
 
     def run(h, s, *_):
-        return boundary(h, s, update_weights, injection, Rule("paper", 0.7), unused)
+        return boundary(h, s, Crossing(update_weights, injection, Rule("paper", 0.7), unused))
 
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))
 
@@ -153,7 +168,9 @@ def test_read_is_the_norm_at_unit_scale():
 
 
 def test_correct_is_as_written(injection):
-    """Catches a wrong sign of delta or of the correction, a missing silu or mean|h|, the rms or the sum in its place, alpha left out."""
+    """Catches a wrong sign of delta or of the correction, a missing silu or mean|h|, the rms or the sum in
+    its place, alpha left out.
+    """
     h, x, s = draw(B, T, D), draw(B, T, D), draw(B, T, D)
     got = correct(h, x, s, injection, alpha=0.3)
     for b in range(B):
@@ -173,11 +190,13 @@ def test_correct_is_as_written(injection):
 
 @pytest.mark.parametrize("scale", [1e-2, 1e3])
 def test_the_scale_of_the_stream_does_not_matter(injection, scale):
-    """Catches any part of the boundary that sees how large hidden states are; between models they differ a thousandfold."""
+    """Catches any part of the boundary that sees how large hidden states are; between models they differ a
+    thousandfold.
+    """
     h, s = draw(B, T, D), draw(B, T, D)
 
     def cross(h_BTD):
-        x_BTD = read(h_BTD, lambda h_BTD: torch.nn.functional.rms_norm(h_BTD, (D,), eps=1e-30))
+        x_BTD = read(h_BTD, lambda h_BTD: F.rms_norm(h_BTD, (D,), eps=1e-30))
         return correct(h_BTD, x_BTD, s, injection, 0.7)
 
     torch.testing.assert_close(cross(scale * h), scale * cross(h), rtol=1e-12, atol=0)
@@ -191,21 +210,19 @@ def test_gradients_of_the_normed_boundary_match_finite_differences(injection):
     norm = draw(D), draw(D)
 
     def run(h, s, *_):
-        return boundary(
-            h,
-            s,
-            weights,
-            injection,
-            Rule("normed", 0.7),
-            lambda h_BTD: torch.nn.functional.layer_norm(h_BTD, (D,), *norm),
+        crossing = Crossing(
+            weights, injection, Rule("normed", 0.7), lambda h_BTD: F.layer_norm(h_BTD, (D,), *norm)
         )
+        return boundary(h, s, crossing)
 
     tensors = [value for value in (*weights[:8], *injection, *norm) if value is not None]
     assert torch.autograd.gradcheck(run, (draw(1, 2, D), draw(1, 2, D), *tensors))
 
 
 def test_dropout_of_correct_is_unbiased_and_off_by_default(injection):
-    """Catches dropout left on in evaluation, a missing rescaling, and dropout before silu, whose mean is another."""
+    """Catches dropout left on in evaluation, a missing rescaling, and dropout before silu, whose mean is
+    another.
+    """
     h, x, s = draw(1, 1, D), draw(1, 1, D), draw(1, 1, D)
     clean = correct(h, x, s, injection, 1.0)
     assert torch.equal(clean, correct(h, x, s, injection, 1.0, 0.0))
@@ -216,7 +233,9 @@ def test_dropout_of_correct_is_unbiased_and_off_by_default(injection):
 
 
 def test_types_of_the_normed_boundary_are_kept():
-    """Catches a silent promotion by autocast's float32 norms, and squares or sums taken in a type that cannot hold them."""
+    """Catches a silent promotion by autocast's float32 norms, and squares or sums taken in a type that cannot
+    hold them.
+    """
     h, s = torch.randn(1, 2, D, dtype=torch.bfloat16), torch.randn(1, 2, D)
     w, norm = InjectionWeights(torch.randn(R, D), torch.randn(D, R)), torch.nn.LayerNorm(D)
     with torch.autocast("cpu", torch.bfloat16):

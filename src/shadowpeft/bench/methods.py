@@ -17,6 +17,7 @@ from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.bench.settings import Bench
 from shadowpeft.bench.specs import Spec
 from shadowpeft.config import Variant
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.normalised import frozen_head_losses
 
 RANK = 8  # of LoRA and DoRA
@@ -181,7 +182,7 @@ def _no_prefill(_: Tensor) -> Tensor:
 def _lean_loss(base: PreTrainedModel, ids_BT: Tensor, **inputs: Tensor) -> Tensor:
     """The base's loss without its logits, as ours is computed."""
     h_BTD = arch.decoder_of(base)(**inputs, use_cache=False).last_hidden_state
-    return frozen_head_losses((h_BTD,), arch.head_of(base), arch.softcap_of(base), ids_BT, None, None)[0]
+    return frozen_head_losses((h_BTD,), Head.of(base), ids_BT, None, None)[0]
 
 
 def _linear_layers(base: PreTrainedModel, first: int) -> Iterator[tuple[str, nn.Module]]:

@@ -1,6 +1,7 @@
-"""From logits to each token's loss and its slope in one kernel: two readings, the second mostly from the cache, and one writing.
+"""From logits to each token's loss and its derivative in one kernel.
 
-Plain torch writes log softmax in float32 and reads it again, three times the bytes. Shapes in names: n tokens in hand, V vocabulary.
+It reads the logits twice, the second time mostly from the cache, and writes once. Plain torch writes log
+softmax in float32 and reads it again: three times the bytes. Shape legend: n tokens at hand, V vocabulary.
 """
 
 import torch
@@ -13,12 +14,15 @@ _COLUMNS, _WARPS = 4096, 8
 _LOWEST = tl.constexpr(-3.0e38)
 
 
-def loss_and_slope(logits_nV: Tensor, y_n: Tensor) -> Tensor:
-    """Compute -log softmax(z)[y] of each row, (n,) in float32, and put its derivative, softmax(z) - 1_y, where the logits were.
+def loss_and_derivative(logits_nV: Tensor, y_n: Tensor) -> Tensor:
+    """Compute -log softmax(z)[y] of each token, and its derivative by the logits, softmax(z) - 1_y.
 
     Args:
-        logits_nV: contiguous, on a GPU or under Triton's interpreter; overwritten.
-        y_n: a class for each row.
+        logits_nV: contiguous, on a GPU or under Triton's interpreter; overwritten by the derivative.
+        y_n: each token's target.
+
+    Returns:
+        One loss a token, (n,), in float32.
     """
     n, width = logits_nV.shape
     loss_n = torch.empty(n, device=logits_nV.device, dtype=torch.float32)
@@ -29,13 +33,13 @@ def loss_and_slope(logits_nV: Tensor, y_n: Tensor) -> Tensor:
 
 @triton.jit
 def _rows(logits, targets, losses, V: tl.constexpr, COLUMNS: tl.constexpr):
-    """One row a program. The largest value and the sum are kept lane by lane, and joined at the end of the row."""
+    """Compute one row a program. Largest value and sum are kept lane by lane, and joined at the end."""
     row = tl.program_id(0).to(tl.int64)
     z = logits + row * V
     y = tl.load(targets + row)
-    z_y = tl.load(z + y).to(
-        tl.float32
-    )  # here, before the sums make all warps wait: below it, another warp may have put its slope there
+    # Read here, before the sums make all warps wait: after them another warp may have put its derivative
+    # there.
+    z_y = tl.load(z + y).to(tl.float32)
     lanes = tl.arange(0, COLUMNS)
     largest = tl.full((COLUMNS,), _LOWEST, tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
@@ -50,5 +54,5 @@ def _rows(logits, targets, losses, V: tl.constexpr, COLUMNS: tl.constexpr):
     for start in tl.range(0, V, COLUMNS):
         cols = start + lanes
         x = tl.load(z + cols, mask=cols < V, other=_LOWEST).to(tl.float32)
-        slope = tl.exp(x - top - log_total) - tl.where(cols == y, 1.0, 0.0)
-        tl.store(z + cols, slope.to(logits.dtype.element_ty), mask=cols < V)
+        derivative = tl.exp(x - top - log_total) - tl.where(cols == y, 1.0, 0.0)
+        tl.store(z + cols, derivative.to(logits.dtype.element_ty), mask=cols < V)

@@ -10,6 +10,7 @@ from shadowpeft import arch, losses
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.decoder import sharded
 from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.shadow.adapter import Adapter
 
@@ -124,10 +125,11 @@ def _frozen_head_losses(
     states: tuple[Tensor, Tensor], head: nn.Linear, softcap: float | None, targets: Targets, distils: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute the losses of both states and, if wanted, the shadow's divergence."""
-    attached, shadow_loss = losses.frozen_head_losses(states, head, softcap, *targets)
+    frozen = Head(head.weight, head.bias, softcap)
+    attached, shadow_loss = losses.frozen_head_losses(states, frozen, *targets)
     if not distils:
         return attached, shadow_loss, None
-    return attached, shadow_loss, losses.frozen_head_divergence(*states, head, softcap, *targets)
+    return attached, shadow_loss, losses.frozen_head_divergence(*states, frozen, *targets)
 
 
 def _joint(

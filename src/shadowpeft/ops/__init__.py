@@ -1,6 +1,11 @@
-"""The three operations of the method. `reference` is the spec; every faster implementation is compared with it."""
+"""The operations of the method at a boundary between two blocks.
+
+`reference` is the spec in plain torch, and every faster implementation is compared with it. `choice` picks
+one of them; `triton` holds the fused kernels. Imports `config`, `errors` and `arch`.
+"""
 
 from shadowpeft.ops.reference import (
+    Crossing,
     DropoutSite,
     InjectionWeights,
     Rule,
@@ -14,6 +19,7 @@ from shadowpeft.ops.reference import (
 )
 
 __all__ = [
+    "Crossing",
     "DropoutSite",
     "InjectionWeights",
     "Rule",

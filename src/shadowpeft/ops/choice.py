@@ -1,4 +1,6 @@
-"""Choose what computes the boundary. A named implementation serves or says why it cannot; only `auto` may fall back.
+"""Choose what computes the boundary.
+
+An implementation that is asked for by name serves or says why it cannot; only `auto` may fall back.
 
 | impl | |
 | --- | --- |
@@ -15,7 +17,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable
-from typing import Protocol, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,22 +25,10 @@ from torch import Tensor
 from shadowpeft.config import Impl
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import reference
-from shadowpeft.ops.reference import InjectionWeights, Rule, UpdateWeights
+from shadowpeft.ops.reference import Crossing, InjectionWeights, UpdateWeights
 
-
-class Boundary(Protocol):
-    """A function that computes `reference.boundary`."""
-
-    def __call__(
-        self,
-        h_BTD: Tensor,
-        s_BTD: Tensor,
-        update_w: UpdateWeights | None,
-        inject_w: InjectionWeights | None,
-        rule: Rule,
-        norm: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Arguments and results as `reference.boundary`."""
+# A function with the arguments and results of `reference.boundary`.
+Boundary = Callable[[Tensor, Tensor, Crossing], tuple[Tensor, Tensor]]
 
 
 def boundary_of(impl: str) -> Boundary:
@@ -88,21 +78,21 @@ def require_served(
 
 
 def no_triton() -> str | None:
-    """Say why the kernels cannot run on this machine, `None` if they can."""
+    """Return why the kernels cannot run on this machine, `None` if they can."""
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if torch.cuda.is_available():
         if torch.version.hip is not None:
             return "needs an NVIDIA GPU"
-        capability = torch.cuda.get_device_capability()
-        return (
-            None
-            if capability >= (8, 0)
-            else f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
-        )
+        major, minor = torch.cuda.get_device_capability()
+        if (major, minor) >= (8, 0):
+            return None
+        return f"needs a GPU of compute capability 8.0 or higher, got {major}.{minor}"
     from shadowpeft.ops.triton import op
 
-    return None if op.INTERPRETED.value else "needs a GPU that torch can use, found none"
+    if op.INTERPRETED.value:
+        return None
+    return "needs a GPU that torch can use, found none"
 
 
 def _require_compiler() -> None:
@@ -110,56 +100,50 @@ def _require_compiler() -> None:
     if torch.cuda.is_available():
         if importlib.util.find_spec("triton") is None:
             raise ConfigError(
-                "impl='compile' on a GPU needs the package triton, which is not installed; set impl='reference'"
+                "impl='compile' on a GPU needs the package triton, which is not installed; "
+                "set impl='reference'"
             )
         return
-    known = (
-        ("cl",)
-        if sys.platform == "win32"
-        else ("g++", "clang++", "c++", sysconfig.get_config_var("CXX") or "g++")
-    )
+    known: tuple[str, ...] = ("g++", "clang++", "c++", sysconfig.get_config_var("CXX") or "g++")
+    if sys.platform == "win32":
+        known = ("cl",)
     if not any(shutil.which(name.split()[0]) for name in known):
         raise ConfigError(
             "impl='compile' on a CPU needs a C++ compiler, found none; install g++ or set impl='reference'"
         )
 
 
-def compiled(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def compiled(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
     """Compute `reference.boundary` through `torch.compile`; arguments and results as there."""
-    if torch.compiler.is_compiling():  # an outer compilation takes the reference in
-        return reference.boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
-    needs = (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
+    # An outer compilation traces the reference itself.
+    if torch.compiler.is_compiling():
+        return reference.boundary(h_BTD, s_BTD, crossing)
+    # The kind of a call: all that torch would compile anew for.
+    kind = (
+        crossing.rule,
+        _shapes(crossing.update_w),
+        _shapes(crossing.inject_w),
+        h_BTD.dtype,
+        s_BTD.dtype,
+        h_BTD.device.type,
         h_BTD.requires_grad,
         s_BTD.requires_grad,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
     )
-    sizes = (_sizes(update_w), _sizes(inject_w))
-    run = _compiled(rule, *sizes, h_BTD.dtype, s_BTD.dtype, h_BTD.device.type, *needs)
-    return run(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+    return _compiled(kind)(h_BTD, s_BTD, crossing)
 
 
-def _sizes(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...] | None:
-    """Tell weights apart as torch does, which compiles anew for parameters of another shape."""
-    return (
-        None
-        if weights is None
-        else tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in weights)
-    )
+def _shapes(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...]:
+    """Return the shapes of the weights, `None` for each that is missing or no tensor."""
+    return tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in weights or ())
 
 
 @functools.cache
-def _compiled(rule: Rule, *kind: object) -> Boundary:
+def _compiled(kind: tuple[object, ...]) -> Boundary:
     """Return a compiled copy of the reference for one kind of call.
 
-    A copy each, because torch gives up on a function that it had to compile for the ninth time.
+    Each kind has its own, because torch gives up on a function that it had to compile for the ninth time.
     """
-    code = reference.boundary.__code__.replace(co_name=f"boundary_{abs(hash((rule, *kind)))}")
+    code = reference.boundary.__code__.replace(co_name=f"boundary_{abs(hash(kind))}")
     return torch.compile(types.FunctionType(code, reference.boundary.__globals__), fullgraph=True)

@@ -1,8 +1,8 @@
-"""The method's equations as pure functions: the spec that every other implementation is held against.
+"""The method's equations as pure functions: the spec that every other implementation is compared with.
 
-Shape legend: B batch, T tokens, D width of the base, R rank of the injection, U width of the update's two MLPs.
-Equation numbers are those of ShadowPEFT (arXiv 2604.19254, section 3). Weights are stored as `nn.Linear` stores them,
-(out, in), so `W_down` of the paper (D x R) is `down_RD` here.
+Shape legend: B batch, T tokens, D width of the base, R rank of the injection, U width of the update's
+networks. Equation numbers are those of ShadowPEFT (arXiv 2604.19254, section 3). Weights are stored as
+`nn.Linear` stores them, (out, in), so `W_down` of the paper (D x R) is `down_RD` here.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ class InjectionWeights(NamedTuple):
 
 
 class UpdateWeights(NamedTuple):
-    """The two-layer networks `T` (eq. 5) and `G` (eq. 6) of one block, and the LayerNorm before them, if the variant has one.
+    """The two-layer networks `T` (eq. 5) and `G` (eq. 6) of one block, and the LayerNorm before them, if any.
 
-    `norm` is `(weight_D, bias_D, eps)` or `None`; only the variant `peft` has biases. `gate_shift` is taken off the gate's logit: the more,
-    the longer a fresh shadow remembers its first state.
+    `norm` is `(weight_D, bias_D, eps)` or `None`; only the variant `peft` has biases. `gate_shift` is
+    subtracted from the gate's logit: the larger it is, the longer a fresh shadow remembers its first state.
     """
 
     transform_in_UD: Tensor
@@ -43,24 +43,39 @@ class UpdateWeights(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What a boundary computes: which variant's equations, the strength of the injection, and its dropout (0 outside training)."""
+    """The equations of a boundary: variant, strength of the injection, its dropout (0 outside training)."""
 
     variant: Literal["normed", "paper", "peft"]
     alpha: float
     dropout: float = 0.0
 
 
+class Crossing(NamedTuple):
+    """What takes h and s across one boundary, from block l to block l+1.
+
+    `update_w` holds the weights of T and G. It is `None` where the state is still s^(0): before and at the
+    first boundary that has an update. `inject_w` holds the two low-rank matrices of block l+1. It is `None`
+    below the first injected block, where h stays as it is. `norm` is the frozen input norm of block l+1; only
+    the variant `normed` reads through it.
+    """
+
+    update_w: UpdateWeights | None
+    inject_w: InjectionWeights | None
+    rule: Rule
+    norm: Callable[[Tensor], Tensor]
+
+
 def read(h_BTD: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """Look at the hidden state as the block about to run does: through its own input norm, at unit scale (variant `normed`).
+    """Read the hidden state as the next block does, through its input norm, at unit scale (variant `normed`).
 
     x = N(h) / rms(N(h))
 
     Args:
         h_BTD: what the previous block put out.
-        norm: the block's frozen input norm.
+        norm: the next block's frozen input norm.
 
     Returns:
-        The reading, shaped and typed as `h_BTD`.
+        The reading, with the shape and type of `h_BTD`.
     """
     return unit(norm(h_BTD)).to(h_BTD.dtype)
 
@@ -74,13 +89,12 @@ def unit(x_BTD: Tensor) -> Tensor:
 def correct(
     h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor, w: InjectionWeights, alpha: float, dropout: float = 0.0
 ) -> Tensor:
-    """Correct a block's input by its distance to the shadow state, both at unit scale (variant `normed`; in place of eq. 2 to 4).
+    """Correct a block's input by its distance to the shadow state, both at unit scale.
 
     delta = x - s;  h' = h + alpha * mean|h| * Dropout(silu(delta W_down)) W_up
 
-    The scale of hidden states differs a thousandfold over depth and between models, and a few coordinates dwarf the others; so the
-    correction is in proportion to the mean size of a coordinate, which these few hardly move. Where a block's outputs pass norms, what
-    W_up writes to each channel (a row of `up_DR`) comes multiplied by their gains (`arch.output_gains`).
+    This takes the place of eq. 2 to 4 in the variant `normed`. Where norms follow a block's outputs, the rows
+    of `up_DR` (one a channel) come multiplied by those norms' weights (`arch.output_gains`).
 
     Args:
         h_BTD: what the previous block put out.
@@ -91,14 +105,14 @@ def correct(
         dropout: the probability of dropping a value of the bottleneck; 0 outside training.
 
     Returns:
-        The corrected block input, shaped and typed as `h_BTD`.
+        The corrected block input, with the shape and type of `h_BTD`.
     """
     low_BTR = F.dropout(F.silu(F.linear(x_BTD - s_BTD, w.down_RD)), dropout, training=dropout > 0)
-    size_BT1 = (
-        h_BTD.abs()
-        .mean(-1, keepdim=True, dtype=torch.promote_types(h_BTD.dtype, torch.float32))
-        .to(h_BTD.dtype)
-    )
+    # In proportion to the mean size of a coordinate: the scale of hidden states differs a thousandfold over
+    # depth and between models, and a few coordinates are far larger than the others, which hardly moves the
+    # mean.
+    wide = torch.promote_types(h_BTD.dtype, torch.float32)
+    size_BT1 = h_BTD.abs().mean(-1, keepdim=True, dtype=wide).to(h_BTD.dtype)
     return (h_BTD + alpha * size_BT1 * F.linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
 
 
@@ -123,7 +137,7 @@ def inject(
         site: what is dropped: the rank-R bottleneck (variant `paper`) or delta itself (variant `peft`).
 
     Returns:
-        The corrected block input, shaped and typed as `h_BTD`.
+        The corrected block input, with the shape and type of `h_BTD`.
     """
     delta_BTD = h_BTD - s_BTD
     if site == "delta":
@@ -143,59 +157,52 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
         h_BTD: what the block put out; in the variant `normed` its reading.
         s_BTD: the shadow state before the block.
         w: the weights of T and G.
-        dropout: the probability of dropping a hidden value of T; 0 outside training and in the variants `peft` and `normed`.
+        dropout: the probability of dropping a hidden value of T; only the variant `paper` has it, in
+            training.
 
     Returns:
-        The shadow state after the block, shaped and typed as `s_BTD`.
+        The shadow state after the block, with the shape and type of `s_BTD`.
     """
     x_BTD = h_BTD if w.norm is None else F.layer_norm(h_BTD, h_BTD.shape[-1:], *w.norm)
     act = F.silu if w.activation == "silu" else F.gelu
-    hidden_BTU = F.dropout(
-        act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U)), dropout, training=dropout > 0
-    )
+    hidden_BTU = act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U))
+    hidden_BTU = F.dropout(hidden_BTU, dropout, training=dropout > 0)
     t_BTD = F.linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
     g_BTD = F.linear(act(F.linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D)
-    g_BTD = (g_BTD - w.gate_shift).sigmoid() if w.gate_shift else g_BTD.sigmoid()
+    if w.gate_shift:
+        g_BTD = g_BTD - w.gate_shift
+    g_BTD = g_BTD.sigmoid()
     return ((1 - g_BTD) * s_BTD + g_BTD * t_BTD).to(s_BTD.dtype)
 
 
-def boundary(
-    h_BTD: Tensor,
-    s_BTD: Tensor,
-    update_w: UpdateWeights | None,
-    inject_w: InjectionWeights | None,
-    rule: Rule,
-    norm: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Cross from block l to block l+1 in one step: update after block l, then inject before block l+1 (eq. 2 to 7).
+def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
+    """Cross from block l to block l+1: update after block l, then inject before block l+1 (eq. 2 to 7).
 
     (h_out^(l), s^(l-1)) -> (h^(l+1), s^(l))
 
-    Both halves read the same two tensors, which is why a fast implementation fuses them. There is no boundary after the
-    last block, so its update, whose result nobody reads, does not exist here.
+    Both halves read the same two tensors, which is why a fast implementation fuses them. There is no boundary
+    after the last block: nobody would read the result of its update.
 
     Args:
         h_BTD: what block l put out.
         s_BTD: the shadow state before block l.
-        update_w: the weights of T and G; `None` where the state is still s^(0): before and at the first boundary that has an update.
-        inject_w: the two low-rank matrices of block l+1; `None` below the first injected block, where h stays as it is.
-        rule: which equations, and how strongly.
-        norm: the frozen input norm of block l+1; only the variant `normed` reads through it.
+        crossing: the weights, the rule and the norm of this boundary.
 
     Returns:
-        The input of block l+1 and the new shadow state, shaped and typed as `h_BTD` and `s_BTD`.
+        The input of block l+1 and the new shadow state, with the shapes and types of `h_BTD` and `s_BTD`.
     """
+    update_w, inject_w, rule, norm = crossing
     if rule.variant == "normed":
         x_BTD = read(h_BTD, norm)
         if update_w is not None:
             s_BTD = update(x_BTD, s_BTD, update_w)
-        return h_BTD if inject_w is None else correct(
-            h_BTD, x_BTD, s_BTD, inject_w, rule.alpha, rule.dropout
-        ), s_BTD
+        if inject_w is not None:
+            h_BTD = correct(h_BTD, x_BTD, s_BTD, inject_w, alpha=rule.alpha, dropout=rule.dropout)
+        return h_BTD, s_BTD
     paper = rule.variant == "paper"
-    if update_w is not None:
-        s_BTD = update(h_BTD, s_BTD, update_w, rule.dropout if paper else 0.0)
     site: DropoutSite = "bottleneck" if paper else "delta"
-    return h_BTD if inject_w is None else inject(
-        h_BTD, s_BTD, inject_w, rule.alpha, rule.dropout, site
-    ), s_BTD
+    if update_w is not None:
+        s_BTD = update(h_BTD, s_BTD, update_w, dropout=rule.dropout if paper else 0.0)
+    if inject_w is not None:
+        h_BTD = inject(h_BTD, s_BTD, inject_w, alpha=rule.alpha, dropout=rule.dropout, site=site)
+    return h_BTD, s_BTD

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.losses.divergence import Head, divergences
+from shadowpeft.losses.divergence import divergences
+from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.linear_ce import token_losses
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.shadow import Shadow
@@ -72,7 +73,7 @@ class Objective(nn.Module):
         s_ND = s_BTD[:, :-1].flatten(0, 1)
         parts = {}
         if weights.next_token:
-            parts["next_token"] = token_losses(s_ND, input_ids[:, 1:].flatten(), *head).mean()
+            parts["next_token"] = token_losses(s_ND, input_ids[:, 1:].flatten(), head).mean()
         if weights.distil or weights.match:
             read_BTD, matched_BTD = self._base_states(input_ids)
         if weights.distil:
@@ -123,7 +124,7 @@ class Objective(nn.Module):
         )
 
     def _losses(self, x_BTD: Tensor, input_ids: Tensor) -> Tensor:
-        return token_losses(x_BTD[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), *Head.of(self.base))
+        return token_losses(x_BTD[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), Head.of(self.base))
 
 
 @torch.no_grad()
@@ -134,7 +135,7 @@ def own_loss(model: PreTrainedModel, rows: Sequence[Tensor]) -> float:
         x_BTD = arch.decoder_of(model)(
             input_ids=row_T[None], use_cache=False, return_dict=True
         ).last_hidden_state
-        losses.append(token_losses(x_BTD[0, :-1], row_T[1:], *Head.of(model)).double())
+        losses.append(token_losses(x_BTD[0, :-1], row_T[1:], Head.of(model)).double())
     return torch.cat(losses).mean().item()
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shadowpeft import arch
 from shadowpeft.config import ResolvedConfig, refuse_depth
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.ops import Rule, reference
+from shadowpeft.ops import Crossing, Rule, reference
 from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.boundary import Crossed, Injection, Update
@@ -129,7 +129,7 @@ class Adapter(nn.Module):
             inject_w = None if injection is None else injection.weights()
             new_h_BTD: Tensor | None
             new_s_BTD: Tensor | None
-            new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, update_w, inject_w, rule, norm)
+            new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, Crossing(update_w, inject_w, rule, norm))
             # A module's call may return only what was computed in it: FSDP gathers the weights for the
             # backward pass when the gradient of a returned tensor arrives.
             if injection is None:

@@ -1,4 +1,6 @@
-"""Kernels launched without Triton's launcher: which arguments they get, and which tensors may not share a compiled kernel."""
+"""Kernels launched without Triton's launcher: which arguments they get, and which tensors may not share a
+compiled kernel.
+"""
 
 import importlib.util
 from dataclasses import replace
@@ -11,12 +13,14 @@ from helpers.boundary_cases import Kind, assert_as_exact, draw
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)
 
-from shadowpeft.ops.triton import op as fused
+from shadowpeft.ops.triton import op
 from shadowpeft.ops.triton.call import Call, kinds_of
 
 
 class Kernel:
-    """Stands in for a jitted kernel: notes how it was launched, and gives back a compiled one that does the same."""
+    """Stands in for a jitted kernel: notes how it was launched, and gives back a compiled one that does the
+    same.
+    """
 
     arg_names = ("x", "y", "n", "A", "B")
 
@@ -41,7 +45,9 @@ class Compiled:
 
 
 def test_only_the_first_launch_goes_through_the_launcher() -> None:
-    """Catches constants in another order than the kernel's own, and a grid that the compiled kernel cannot take."""
+    """Catches constants in another order than the kernel's own, and a grid that the compiled kernel cannot
+    take.
+    """
     kernel = Kernel()
     call = Call(kernel, (2, 3), {"B": 5, "A": 4}, num_warps=8)
     x, y = torch.zeros(1), torch.ones(1)
@@ -65,7 +71,9 @@ def test_the_interpreter_is_asked_each_time() -> None:
 
 
 def test_what_triton_compiles_for_is_told_apart() -> None:
-    """Catches wide loads from a tensor that does not begin at a multiple of 16 bytes, and one type's kernel given another's numbers."""
+    """Catches wide loads from a tensor that does not begin at a multiple of 16 bytes, and one type's kernel
+    given another's numbers.
+    """
     x = torch.zeros(64)
     kinds = [kinds_of([tensor]) for tensor in (x, x[1:], x.bfloat16(), x.bfloat16()[1:], None)]
     assert len(set(kinds)) == len(kinds)
@@ -74,7 +82,9 @@ def test_what_triton_compiles_for_is_told_apart() -> None:
 
 @pytest.mark.gpu
 def test_tensors_that_begin_anywhere_after_some_that_do_not() -> None:
-    """Catches a compiled kernel that is given tensors of another alignment or type, or another number of rows, than it was compiled for."""
+    """Catches a compiled kernel that is given tensors of another alignment or type, or another number of
+    rows, than it was compiled for.
+    """
     for stream, floor in ((torch.bfloat16, 1e-4), (torch.float32, 2e-6)):
         for rows in (40, 300, 40):
             drawn = draw(Kind("normed", "rms", (rows,), 264, 10, 16, stream=stream))
@@ -86,7 +96,7 @@ def test_tensors_that_begin_anywhere_after_some_that_do_not() -> None:
             assert odd.data_ptr() % 16
             for h in (drawn.h, odd, drawn.h):
                 assert_as_exact(
-                    fused.boundary,
+                    op.boundary,
                     replace(drawn, h=h),
                     times=1.5 if stream == torch.bfloat16 else 3.0,
                     floor=floor,
@@ -95,11 +105,13 @@ def test_tensors_that_begin_anywhere_after_some_that_do_not() -> None:
 
 @pytest.mark.gpu
 def test_launches_follow_the_current_stream() -> None:
-    """Catches a compiled kernel that remembers the stream of its first launch: its result would be read before it is there."""
+    """Catches a compiled kernel that remembers the stream of its first launch: its result would be read
+    before it is there.
+    """
     drawn = draw(Kind("normed", "rms", (4, 1024), 4096, 10, 16, stream=torch.bfloat16))
 
     def cross() -> torch.Tensor:
-        return fused.boundary(drawn.h, drawn.s, drawn.update, drawn.inject, drawn.rule, drawn.norm)[0]
+        return op.boundary(drawn.h, drawn.s, drawn.crossing)[0]
 
     want, side = cross(), torch.cuda.Stream()
     torch.cuda.synchronize()

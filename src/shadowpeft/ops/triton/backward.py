@@ -1,12 +1,15 @@
 """The fused boundary, backward: from the gradients of h' and s' to those of h, s and every trained weight.
 
-`pull` takes the gradient of h' to the bottleneck, `settle_low` goes through it; `retreat` goes back through the state (gradient of s, and
-of T's and G's second matrices); `settle_read` goes back through T's and G's activations and the norm's row sums; `finish` puts the
-gradient of h together (and those of the matrices that h met). `retreat` and `finish` own a strip of columns and a part of the rows, and
-keep the weights' gradients in registers; `gather` adds the parts up.
+- `pull` takes the gradient of h' to the bottleneck, and `settle_low` goes back through it.
+- `retreat` goes back through the state, to s and to T's and G's second matrices.
+- `settle_read` goes back through T's and G's activations and the norm's row sums.
+- `finish` puts the gradient of h together, and those of the matrices that h met.
+- `gather` adds up the weights' gradients: a program of `retreat` and `finish` owns a strip of columns and a
+  part of the rows, and keeps its part of them in registers.
 
-The norm's backward pass needs sums over a row of dx x, dx w and dx b. As dx = dz A + dq W_down, they are sums over the narrow spaces, of dz
-and dq against x A', w A' and b A', which the forward pass kept: no extra pass over the columns.
+The norm's backward pass needs sums over a row of dx x, dx w and dx b. As dx = dz A + dq W_down, they are sums
+over the narrow spaces, of dz and dq times x A', w A' and b A', which the forward pass kept. So no kernel has
+to go over the columns once more.
 """
 
 import triton
@@ -14,7 +17,7 @@ import triton.language as tl
 
 from shadowpeft.ops.triton.parts import (
     activate,
-    activate_slope,
+    activate_derivative,
     columns,
     dot,
     kept_share,
@@ -25,14 +28,16 @@ from shadowpeft.ops.triton.parts import (
     weight_tile,
 )
 
-# Rows of the weights' partial gradients (parts, 4U + 3R + 4, D): W_down by s' | W_down by x or h | W_up | the norm's weight and bias
-# | T's second matrix | G's | their biases | T's first matrix | G's.
+# Rows of the weights' partial gradients (parts, 4U + 3R + 4, D):
+#   W_down by s' | W_down by x or h | W_up | the norm's weight and bias
+#   | T's second matrix | G's | their biases | T's first matrix | G's.
 
 
 @triton.jit(do_not_specialize=["N"])
 def pull(
     grad_ND, up_DR, part_SNR, N, span,
-    D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Multiply the gradient of h' by W_up, over `span` columns."""
     split = tl.program_id(1)
@@ -53,10 +58,14 @@ def pull(
 def settle_low(
     part_SNR, kept, seed, dq_NR, low_NR, act_NU, dsize_N, N, alpha, dropout,
     U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
-    UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr, GELU: tl.constexpr, DROP: tl.constexpr, FINE: tl.constexpr,
+    UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr,
+    GELU: tl.constexpr, DROP: tl.constexpr, FINE: tl.constexpr,
     S: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Go back through the bottleneck; write out its value as W_up met it, and what T's and G's second matrices met."""
+    """Go back through the bottleneck.
+
+    Write its value as W_up met it, and what T's and G's second matrices met.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     u, r = tl.arange(0, UP), tl.arange(0, RP)
     width = 2 * R + 6 + 2 * U
@@ -77,7 +86,7 @@ def settle_low(
         if DROP == 1:
             dq_BR *= share
         if UNIT:
-            dq_BR *= activate_slope(q_BR, False)
+            dq_BR *= activate_derivative(q_BR, False)
         put_columns(dq_NR, rows, r, N, R, R, dq_BR.to(dq_NR.dtype.element_ty))
         put_columns(
             low_NR, rows, r, N, R, R, (alpha * strength[:, None] * low_BR).to(low_NR.dtype.element_ty)
@@ -99,10 +108,14 @@ def retreat(
     dnext_ND, h_ND, s_ND, dq_NR, act_NU, tout_DU, tout_b, gout_DU, gout_b, down_RD, seed,
     ds_ND, hidden_PNU, grads, N, span, gate_shift, dropout,
     D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
-    UPDATE: tl.constexpr, INJECT: tl.constexpr, BIAS: tl.constexpr, DROP: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
+    UPDATE: tl.constexpr, INJECT: tl.constexpr, BIAS: tl.constexpr,
+    DROP: tl.constexpr, FINE: tl.constexpr, NEXT: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Go back through the state, `span` rows of one strip of columns: the gradient of s, and sums for T, G and W_down."""
+    """Go back through the state, `span` rows of one strip of columns.
+
+    Write the gradient of s, and sums for T, G and W_down.
+    """
     strip, part = tl.program_id(0), tl.program_id(1)
     cols = strip * BD + tl.arange(0, BD)
     u, r = tl.arange(0, UP), tl.arange(0, RP)
@@ -189,10 +202,12 @@ def put_strip(grads, k, cols, K, D, value):
 def settle_read(
     hidden_PNU, kept, shared, seed, dq_NR, dz_NU, coef_N3, N, strips, dropout,
     D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
-    NORM: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr, GELU: tl.constexpr, DROP: tl.constexpr,
-    BM: tl.constexpr,
+    NORM: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr,
+    GELU: tl.constexpr, DROP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Go back through T's and G's activations; find the three numbers a row that the norm takes off the gradient of its input.
+    """Go back through T's and G's activations, and find p, c0 and c1 of each row.
+
+    They are what the norm subtracts from the gradient of its input:
 
     dh = ... + ka w (dx - p x) - c0 - c1 (h - mu)
     """
@@ -204,7 +219,8 @@ def settle_read(
         dt, dg = tl.zeros((BM, UP), tl.float32), tl.zeros((BM, UP), tl.float32)
         line = rows.to(tl.int64)[:, None] * (2 * U) + u[None, :]
         for first in range(0, strips, 8):
-            for i in tl.static_range(8):  # eight loads at a time on their way
+            # Eight loads are under way at a time.
+            for i in tl.static_range(8):
                 at = hidden_PNU + (first + i) * N.to(tl.int64) * (2 * U) + line
                 mask = (rows[:, None] < N) & (u[None, :] < tl.where(first + i < strips, U, 0))
                 dt += tl.load(at, mask=mask, other=0.0)
@@ -215,8 +231,8 @@ def settle_read(
         )
         if DROP == 1 and not UNIT:
             dt *= kept_share(seed, rows, u, 1, dropout)
-        dt = (dt * activate_slope(t_BU, GELU)).to(dz_NU.dtype.element_ty)
-        dg = (dg * activate_slope(g_BU, GELU)).to(dz_NU.dtype.element_ty)
+        dt = (dt * activate_derivative(t_BU, GELU)).to(dz_NU.dtype.element_ty)
+        dg = (dg * activate_derivative(g_BU, GELU)).to(dz_NU.dtype.element_ty)
         put_columns(dz_NU, rows, u, N, U, 2 * U, dt)
         put_columns(dz_NU + U, rows, u, N, U, 2 * U, dg)
         dx_x += tl.sum(dt.to(tl.float32) * t_BU, 1) + tl.sum(dg.to(tl.float32) * g_BU, 1)
@@ -259,10 +275,13 @@ def finish(
     grad_ND, h_ND, w_D, b_D, dq_NR, low_NR, dz_NU, dsize_N, kept, coef_N3, tin_UD, gin_UD, down_RD, seed,
     dh_ND, grads, N, span, dropout,
     D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, UP: tl.constexpr, RP: tl.constexpr,
-    NORM: tl.constexpr, OFFSET: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr, DROP: tl.constexpr,
-    WANTED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+    NORM: tl.constexpr, OFFSET: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr, INJECT: tl.constexpr,
+    DROP: tl.constexpr, WANTED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Put the gradient of h together (if `WANTED`), `span` rows of one strip of columns, and sum those of the matrices that met h or x."""
+    """Put the gradient of h together, if `WANTED`, `span` rows of one strip of columns.
+
+    Sum the gradients of the matrices that met h or x.
+    """
     strip, part = tl.program_id(0), tl.program_id(1)
     cols = strip * BD + tl.arange(0, BD)
     u, r = tl.arange(0, UP), tl.arange(0, RP)
@@ -288,7 +307,8 @@ def finish(
         inside = ok[:, None] & (cols[None, :] < D)
         h = tl.load(h_ND + at, mask=inside, other=0.0)
         x = h.to(tl.float32)
-        dh, dx = tl.zeros((BM, BD), tl.float32), tl.zeros((BM, BD), tl.float32)  # dx: of the reading
+        # dx is the gradient of the reading, gain its derivative by h but for the norm's row sums.
+        dh, dx = tl.zeros((BM, BD), tl.float32), tl.zeros((BM, BD), tl.float32)
         if INJECT:
             grad = tl.load(grad_ND + at, mask=inside, other=0.0)
             dq, low = columns(dq_NR, rows, r, N, R, R), columns(low_NR, rows, r, N, R, R)
@@ -308,9 +328,9 @@ def finish(
             dx = dot(dg, gin, dot(dt, tin, dx))
         if UNIT or NORM == 2:
             ka = tl.load(kept + line * width + 2 * R + 2, mask=ok, other=0.0)
-            slope = ka[:, None]
+            gain = ka[:, None]
             if NORM > 0:
-                slope = slope * w[None, :]
+                gain = gain * w[None, :]
                 c1 = tl.load(coef_N3 + line * 3 + 2, mask=ok, other=0.0)
             if NORM == 2:
                 x -= tl.load(kept + line * width + 2 * R + 1, mask=ok, other=0.0)[:, None]
@@ -320,11 +340,11 @@ def finish(
                     b_sum += tl.sum(dx, 0)
             if NORM > 0:
                 dh -= c1[:, None] * x
-            x *= slope
+            x *= gain
             if NORM == 2:
                 x += tl.load(kept + line * width + 2 * R + 3, mask=ok, other=0.0)[:, None] * b[None, :]
             p = tl.load(coef_N3 + line * 3, mask=ok, other=0.0)
-            dh += slope * (dx - p[:, None] * x)
+            dh += gain * (dx - p[:, None] * x)
         else:
             dh += dx
         if UPDATE:
@@ -350,9 +370,13 @@ def finish(
 @triton.jit
 def add_parts(
     grads, out, cols, first, along_k, along_d,
-    K: tl.constexpr, D: tl.constexpr, TALL: tl.constexpr, TWICE: tl.constexpr, PARTS: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, TALL: tl.constexpr, TWICE: tl.constexpr,
+    PARTS: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Add up the partial gradients of one weight, in rows from `first` (and `TWICE`, in the K after them), and write it as it is stored."""
+    """Add up the partial gradients of one weight, and write them as the weight is stored.
+
+    They are in K rows from `first`; `TWICE` if also in the K rows after them.
+    """
     for k0 in tl.static_range(0, K, BK):
         k = k0 + tl.arange(0, BK)
         total = tl.zeros((BK, BD), tl.float32)

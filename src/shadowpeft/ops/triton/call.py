@@ -10,16 +10,24 @@ _ALIGNED = 16
 
 
 class Call:
-    """A kernel with its grid and its constants; `call(*arguments)` launches it on the current stream of the current device.
+    """A kernel with its grid and its constants; `call(*arguments)` launches it on the current stream.
 
-    At each launch Triton's launcher works out what to compile for: of each tensor the type and whether it begins at a multiple of 16 bytes,
-    of each number the type. With some forty arguments that takes the host longer than most of these kernels run. Who keeps a `Call` gives
-    it arguments of one kind (`kinds_of`) each time, so that only the first goes through the launcher; the others go to the compiled kernel
-    that it gave back, as in Triton's tutorial on the fused softmax.
+    At each launch Triton's launcher works out what to compile for: of each tensor the type and whether it
+    begins at a multiple of 16 bytes, of each number the type. With some forty arguments that takes the host
+    longer than most of these kernels run. So only the first launch goes through the launcher, and the others
+    go to the compiled kernel that it returned, as in Triton's tutorial on the fused softmax. The arguments
+    have to be of the same kind (`kinds_of`) each time.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], constants: dict[str, Any], **options: Any) -> None:
-        """Keep a jitted kernel, the number of its programs, the values of its constants by name, and what Triton compiles it with."""
+        """Prepare the launches.
+
+        Args:
+            kernel: a jitted kernel.
+            grid: the number of its programs, in up to three dimensions.
+            constants: the values of its constants by name.
+            options: what Triton compiles it with.
+        """
         self._kernel, self._grid = kernel, (*grid, 1, 1)[:3]
         self._constants, self._options = constants, options
         self._compiled: Any = None
@@ -37,7 +45,10 @@ class Call:
 
 
 def kinds_of(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
-    """Tell tensors apart as Triton does: by type, by alignment, and whether there is one. What torch allocates anew is always aligned."""
+    """Return what Triton distinguishes tensors by: the type and the alignment, or `None` for a missing one.
+
+    What torch allocates anew is always aligned, so it needs no entry.
+    """
     return tuple(
         None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors
     )

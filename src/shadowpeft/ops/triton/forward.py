@@ -1,10 +1,11 @@
 """The fused boundary, forward: three kernels that read h, then s, then h again, and write s' and h'.
 
-`project` takes h to the narrow spaces of T, G and W_down and sums what the norm needs; `advance` settles the norm from these sums and
-moves the state; `inject` corrects the stream. Candidate and gate live in registers only.
+- `project` takes h to the narrow spaces of T, G and W_down, and sums what the norm needs.
+- `advance` settles the norm from these sums and moves the state. Candidate and gate are in registers only.
+- `inject` corrects the stream.
 
-The norm is folded into the first product. A reading is x = ka (h - mu) w + kb b with three numbers a row (mu, ka, kb) that are known only
-at a row's end, so x A' = ka (h (w A)' - mu sum(w A)) + kb b A'.
+The norm is folded into the first product. A reading is x = ka (h - mu) w + kb b with three numbers a row (mu,
+ka, kb) that are known only at a row's end, so x A' = ka (h (w A)' - mu sum(w A)) + kb b A'.
 """
 
 import triton
@@ -22,9 +23,12 @@ from shadowpeft.ops.triton.parts import (
     weight_tile,
 )
 
-# Columns of the partial sums (S, N, R + 6 + 2U): W_down h | sums of |h|, c, c^2, (c w)^2, c w^2, c w b (c = h less a shift) | T h | G h.
-# Columns of what is kept for the backward pass (N, 2R + 6 + 2U): x W_down | its bottleneck q | size, mu, ka, kb, x.w, x.b | z of T | of G.
-# Columns of what all rows share (R, R, 3, then 4 U): sums of w W_down and b W_down | w.w, w.b, b.b | the like of T and of G.
+# Columns of the partial sums (S, N, R + 6 + 2U), where c is h minus a shift:
+#   W_down h | sums of |h|, c, c^2, (c w)^2, c w^2, c w b | T h | G h.
+# Columns of what is kept of each row for the backward pass (N, 2R + 6 + 2U):
+#   x W_down | the bottleneck q | size, mu, ka, kb, x.w, x.b | z of T | z of G.
+# What is kept of all rows (2R + 3 + 4U):
+#   sums of w W_down, of b W_down | w.w, w.b, b.b | sums of w T, b T, w G, b G.
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -34,7 +38,10 @@ def project(
     NORM: tl.constexpr, OFFSET: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr, DOWN: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Multiply rows of h by T's and G's first matrices and W_down, over `span` columns; sum powers of h for the norm."""
+    """Multiply rows of h by T's and G's first matrices and W_down, over `span` columns.
+
+    Sum powers of h for the norm.
+    """
     split = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     u, r = tl.arange(0, UP), tl.arange(0, RP)
@@ -102,7 +109,7 @@ def project(
                 bx += tl.sum(d_RD.to(tl.float32) * b[None, :], 1)
             if UNIT and NORM > 0:
                 d_RD = d_RD.to(tl.float32) * w[None, :]
-            elif NORM == 2:  # through registers as T's and G's: see docs/kernels.md, "Exact"
+            elif NORM == 2:  # through registers like T's and G's matrices: see docs/kernels.md, "Exact"
                 d_RD = tl.where((cols < D)[None, :], d_RD.to(tl.float32), 0.0)
             d_RD = d_RD.to(h.dtype)
             if UNIT and NORM == 2:
@@ -143,9 +150,10 @@ def project(
 @triton.jit
 def scales(
     h_ND, part, shared, rows, N, eps,
-    D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, UNIT: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
+    D: tl.constexpr, U: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, UNIT: tl.constexpr,
+    S: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """From the sums over a row: its size mean|h|, the mu, ka and kb of its reading, and x.w and x.b."""
+    """Return a row's mean|h|, the mu, ka and kb of its reading, x.w and x.b, from the sums over the row."""
     width = R + 6 + 2 * U
     zero = tl.zeros((BM,), tl.float32)
     size, mu, ka, kb, xw, xb = zero, zero, zero + 1.0, zero + 1.0, zero, zero
@@ -185,9 +193,10 @@ def scales(
 @triton.jit
 def narrow_reading(
     part, shared, first, first_shared, rows, k, mu, ka, kb, N,
-    K: tl.constexpr, KP: tl.constexpr, U: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
+    K: tl.constexpr, KP: tl.constexpr, U: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
+    S: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """x A' of a narrow matrix A from the sums h (w A)': the norm, as far as it was folded."""
+    """Return x A' of a narrow matrix A from the sums h (w A)': apply the norm that was folded into A."""
     z_BK = summed(part + first, rows, k, N, K, R + 6 + 2 * U, S, BM, KP)
     if NORM == 2:
         sums_w = summed_vector(shared + first_shared, k, K, 2 * R + 3 + 4 * U, S, KP)

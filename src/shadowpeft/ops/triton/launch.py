@@ -1,6 +1,8 @@
-"""Allocate what the fused kernels write, and launch them in order by a plan that is made once for a kind of boundary."""
+"""Allocate what the fused kernels write, and launch them in order.
 
-from collections.abc import Sequence
+The plan of the launches is made once for each kind of boundary and kept.
+"""
+
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,15 +14,23 @@ from triton import cdiv
 from shadowpeft.ops.triton import backward as back
 from shadowpeft.ops.triton import forward as fore
 from shadowpeft.ops.triton.call import Call, kinds_of
-from shadowpeft.ops.triton.case import Case, Numbers, Weights, kept_widths, power_of_2
+from shadowpeft.ops.triton.case import (
+    Arguments,
+    BackwardArguments,
+    Case,
+    Weights,
+    kept_widths,
+    power_of_2,
+)
 from shadowpeft.ops.triton.parts import STATS, Tile, splits_for, tile_of
 
-# Plans kept at once: one for each number of rows (batches are padded to many), and forward and backward apart. Some kilobytes each.
+# Plans kept at once, of some kilobytes each. There is one for each number of rows (batches are padded to many
+# lengths), and forward and backward passes have their own.
 _PLANS = 1024
 
 
 class Step(NamedTuple):
-    """One launch: the kernel's call, how many columns or rows a program goes over, and the grid's second side."""
+    """One launch: the call, how many columns or rows a program goes over, and the second side of the grid."""
 
     call: Call
     span: int
@@ -28,7 +38,7 @@ class Step(NamedTuple):
 
 
 class ForwardPlan(NamedTuple):
-    """The launches of the forward pass; those left out that a boundary does not need."""
+    """The launches of the forward pass; `None` for one that a boundary does not need."""
 
     project: Step | None
     parts: int
@@ -37,7 +47,7 @@ class ForwardPlan(NamedTuple):
 
 
 class BackwardPlan(NamedTuple):
-    """The launches of the backward pass, and the numbers of strips and parts the sums are written in."""
+    """The launches of the backward pass, and in how many strips and parts the sums are written."""
 
     pull: Step | None
     settle_low: Call
@@ -54,11 +64,14 @@ def _shape(tile: Tile) -> dict[str, int]:
 
 
 def _options(tile: Tile) -> dict[str, int]:
-    return {"num_warps": tile.warps, **({"maxnreg": tile.registers} if tile.registers else {})}
+    options = {"num_warps": tile.warps}
+    if tile.registers:
+        options["maxnreg"] = tile.registers
+    return options
 
 
 class _Planner(NamedTuple):
-    """What a plan is made from."""
+    """What a plan is made from: the case, the number of rows, the stream's type and the device."""
 
     case: Case
     rows: int
@@ -93,20 +106,18 @@ class _Planner(NamedTuple):
 def _forward_plan(
     case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...]
 ) -> ForwardPlan:
-    """Settle the forward pass for boundaries whose tensors are of these `kinds`."""
+    """Plan the forward pass of boundaries whose tensors are of these `kinds`."""
     plan = _Planner(case, rows, kind, device)
     # The sums over h are in as many parts as `project` splits the columns, whether it is needed or not.
     project = plan.by_rows("project", fore.project, "D U R UP RP NORM OFFSET UNIT UPDATE DOWN")
     wide = power_of_2(2 * case.R + 3 + 4 * case.U)
     fields = "D U R UP RP NORM UNIT UPDATE INJECT DOWN GELU BIAS DROP FINE"
     advance = plan.by_rows("advance", fore.advance, fields, S=project.splits, SP=wide)
-    inject = plan.by_rows("inject", fore.inject, "D U R RP UNIT DROP", S=advance.splits)
-    return ForwardPlan(
-        project if case.UPDATE or case.DOWN else None,
-        project.splits,
-        advance,
-        inject if case.INJECT else None,
-    )
+    inject = None
+    if case.INJECT:
+        inject = plan.by_rows("inject", fore.inject, "D U R RP UNIT DROP", S=advance.splits)
+    projects = case.UPDATE or case.DOWN
+    return ForwardPlan(project if projects else None, parts=project.splits, advance=advance, inject=inject)
 
 
 @lru_cache(_PLANS)
@@ -119,47 +130,63 @@ def _backward_plan(
     follows: bool,
     wanted: bool,
 ) -> BackwardPlan:
-    """Settle the backward pass: `follows` if s' was read, `wanted` if h gets a gradient."""
+    """Plan the backward pass: `follows` if s' was read, `wanted` if h gets a gradient."""
     plan = _Planner(case, rows, kind, device)
-    pull = plan.by_rows("pull", back.pull, "D R RP") if case.INJECT else None
-    settle = tile_of("settle", kind, rows, 16)
-    blocks, options = (cdiv(rows, settle.rows),), {"num_warps": settle.warps}
-    fields = "U R UP RP UNIT UPDATE INJECT GELU DROP FINE"
-    settle_low = Call(
-        back.settle_low,
-        blocks,
-        {**case.pick(fields), "S": pull.splits if pull else 1, "BM": settle.rows},
-        **options,
-    )
-    fields = "D U R UP RP NORM UNIT UPDATE INJECT GELU DROP"
-    settle_read = Call(back.settle_read, blocks, {**case.pick(fields), "BM": settle.rows}, **options)
+    pull, splits, name = None, 1, "retreat_only"
+    if case.INJECT:
+        pull, name = plan.by_rows("pull", back.pull, "D R RP"), "retreat"
+        splits = pull.splits
+    settle_low, settle_read = _settling(plan, splits)
 
-    name = "retreat" if case.INJECT else "retreat_only"
     tile = plan.tile(name)
     strips = cdiv(case.D, tile.cols)
     parts = splits_for(strips, cdiv(rows, tile.rows), device)
-    retreat = plan.by_columns(
-        name, back.retreat, "D U R UP RP UPDATE INJECT BIAS DROP FINE", parts, NEXT=follows
-    )
-    finish = plan.by_columns(
-        "finish", back.finish, "D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP", parts, WANTED=wanted
+    fields = "D U R UP RP UPDATE INJECT BIAS DROP FINE"
+    retreat = plan.by_columns(name, back.retreat, fields, parts=parts, NEXT=follows)
+    fields = "D U R UP RP NORM OFFSET UNIT UPDATE INJECT DROP"
+    finish = plan.by_columns("finish", back.finish, fields, parts=parts, WANTED=wanted)
+    return BackwardPlan(
+        pull=pull,
+        settle_low=settle_low,
+        retreat=retreat,
+        settle_read=settle_read,
+        finish=finish,
+        gather=_gathering(plan, parts),
+        strips=strips,
+        parts=parts,
     )
 
-    tile, learned = tile_of("gather", kind, rows, 16), case.NORM == 2 and not case.UNIT
-    weights = 7 if learned or case.BIAS else 6 if case.UPDATE else 2
+
+def _settling(plan: _Planner, splits: int) -> tuple[Call, Call]:
+    """Plan `settle_low`, which adds up `pull`'s splits, and `settle_read`."""
+    case, tile = plan.case, tile_of("settle", plan.kind, plan.rows, 16)
+    blocks, options = (cdiv(plan.rows, tile.rows),), {"num_warps": tile.warps}
+    low = {**case.pick("U R UP RP UNIT UPDATE INJECT GELU DROP FINE"), "S": splits, "BM": tile.rows}
+    read = {**case.pick("D U R UP RP NORM UNIT UPDATE INJECT GELU DROP"), "BM": tile.rows}
+    return Call(back.settle_low, blocks, low, **options), Call(back.settle_read, blocks, read, **options)
+
+
+def _gathering(plan: _Planner, parts: int) -> Call:
+    """Plan `gather`, with a program for each strip of each weight."""
+    case, tile = plan.case, tile_of("gather", plan.kind, plan.rows, 16)
+    # Weights are W_down, W_up, the four matrices of T and G, and all vectors as one.
+    weights = 2
+    if case.UPDATE:
+        weights = 6
+    if case.trains_norm or case.BIAS:
+        weights = 7
     constants = {
         **case.pick("D U R UPDATE INJECT BIAS"),
-        "LEARNED": learned,
+        "LEARNED": case.trains_norm,
         "PARTS": parts,
         "BK": tile.rows,
         "BD": tile.cols,
     }
-    gather = Call(back.gather, (cdiv(case.D, tile.cols), weights), constants, num_warps=tile.warps)
-    return BackwardPlan(pull, settle_low, retreat, settle_read, finish, gather, strips, parts)
+    return Call(back.gather, (cdiv(case.D, tile.cols), weights), constants, num_warps=tile.warps)
 
 
 def forget_plans() -> None:
-    """Make plans anew: after a change of `triton_parts.TILES`."""
+    """Make plans anew: after a change of `parts.TILES`."""
     _forward_plan.cache_clear()
     _backward_plan.cache_clear()
 
@@ -171,17 +198,19 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device)
 
 
-def run_forward(
-    case: Case, h: Tensor, s: Tensor, w: Weights, seed: Tensor | None, n: Numbers
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return h' (empty without an injection), s' (empty without an update), and what is kept for each row and for all rows."""
-    h, s, w = h.contiguous(), s.contiguous(), w.contiguous()
-    rows = h.numel() // case.D
-    out = torch.empty_like(h) if case.INJECT else h.new_empty(0)
-    moved = torch.empty_like(s) if case.UPDATE else s.new_empty(0)
-    kept_width, shared_width = kept_widths(w.tin, w.down)
+def run_forward(case: Case, given: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the forward pass.
+
+    Returns:
+        h' (empty without an injection), s' (empty without an update), and what is kept for each row and for
+        all rows.
+    """
+    h, s, w, seed = given.h.contiguous(), given.s.contiguous(), given.weights.contiguous(), given.seed
+    n, rows = given.attributes, h.numel() // case.D
+    out, moved = _result(h, case.INJECT), _result(s, case.UPDATE)
+    kept_width, shared_width = kept_widths(w, case.NORM == 2)
     kept = h.new_empty(rows, kept_width, dtype=torch.float32)
-    shared = h.new_empty(shared_width if case.NORM == 2 else 0, dtype=torch.float32)
+    shared = h.new_empty(shared_width, dtype=torch.float32)
     if not rows:
         return out, moved, kept, shared
     with _on(h.device):
@@ -202,19 +231,17 @@ def run_forward(
     return out, moved, kept, shared
 
 
-def run_backward(
-    case: Case, dout: Tensor | None, dnext: Tensor | None, h: Tensor, s: Tensor, kept: Tensor, shared: Tensor,
-    w: Weights, seed: Tensor | None, n: Numbers, wanted: bool,
-) -> list[Tensor]:  # fmt: skip
+def run_backward(case: Case, given: BackwardArguments) -> list[Tensor]:
     """Return the gradients of h (empty unless `wanted`), of s and of the trained weights, in order."""
-    variant = "normed" if case.UNIT else "paper"
-    w, h, s = w.contiguous(), h.contiguous(), s.contiguous()
-    dout, dnext = (None if grad is None else grad.contiguous() for grad in (dout, dnext))
+    forward, kept, shared, wanted = given.forward, given.kept, given.shared, given.wanted
+    seed, n = forward.seed, forward.attributes
+    w, h, s = forward.weights.contiguous(), forward.h.contiguous(), forward.s.contiguous()
+    dout, dnext = (None if grad is None else grad.contiguous() for grad in (given.dout, given.dnext))
     rows = h.numel() // case.D
-    dh, ds = torch.empty_like(h) if wanted else h.new_empty(0), torch.empty_like(s)
-    dw = Weights(*_like(w if variant == "paper" else w[:10]), *(() if variant == "paper" else (None, None)))
+    dh = _result(h, wanted)
+    ds, dw = torch.empty_like(s), _like(w.trainable(case.trains_norm))
     if not rows:
-        return [dh, ds, *(grad.zero_() for grad in dw.trained(variant))]
+        return [dh, ds, *(grad.zero_() for grad in dw.present())]
     dq, low = h.new_empty(rows, case.R), h.new_empty(rows, case.R)
     act, dz = h.new_empty(rows, (2 + case.FINE) * case.U), h.new_empty(rows, 2 * case.U)
     dsize, coef = h.new_empty(rows, dtype=torch.float32), h.new_empty(rows, 3, dtype=torch.float32)
@@ -238,25 +265,21 @@ def run_backward(
             dh, grads, rows, plan.finish.span, n.dropout,
         )  # fmt: skip
         plan.gather(
-            grads,
-            dw.down,
-            dw.up,
-            dw.norm_w,
-            dw.norm_b,
-            dw.tin,
-            dw.tout,
-            dw.tout_b,
-            dw.gin,
-            dw.gout,
-            dw.gout_b,
-        )
+            grads, dw.down, dw.up, dw.norm_w, dw.norm_b, dw.tin, dw.tout, dw.tout_b,
+            dw.gin, dw.gout, dw.gout_b,
+        )  # fmt: skip
     if dw.tin_b is not None and dw.gin_b is not None:
         sums = dz.sum(0, dtype=torch.float32)
         dw.tin_b.copy_(sums[: case.U])
         dw.gin_b.copy_(sums[case.U :])
-    return [dh, ds, *dw.trained(variant)]
+    return [dh, ds, *dw.present()]
 
 
-def _like(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Allocate one tensor for each there is."""
-    return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+def _result(like: Tensor, written: bool) -> Tensor:
+    """Allocate a result, empty where no kernel writes it."""
+    return torch.empty_like(like) if written else like.new_empty(0)
+
+
+def _like(w: Weights) -> Weights:
+    """Allocate a gradient for each weight that there is."""
+    return Weights(*(None if weight is None else torch.empty_like(weight) for weight in w))

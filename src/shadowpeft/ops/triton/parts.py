@@ -1,7 +1,8 @@
-"""What the fused kernels share: loading a weight, sums over splits, activations, the dropout mask, and the size of their tiles.
+"""What the fused kernels share: loads, sums over splits, activations, the dropout mask, and the tiles' sizes.
 
-Shapes in names: N rows (tokens of a batch), D width, R rank, U width of the update's networks, S splits of a sum. UP and RP are U and R
-padded to what `tl.dot` takes, BM rows and BD columns of a tile. Every sum over splits has a fixed order, so results repeat to the last bit.
+Shape legend: N rows (tokens of a batch), D width, R rank, U width of the update's networks, S splits of a
+sum. UP and RP are U and R padded to what `tl.dot` takes, BM rows and BD columns of a tile. Every sum over
+splits has a fixed order, so results repeat to the last bit.
 """
 
 import functools
@@ -14,12 +15,13 @@ import triton.language as tl
 # On a CPU, with TRITON_INTERPRET=1: for tests.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-# Columns that describe a row: in sums over the coordinates (`project`) and, once settled, what the norm makes of it (`scales`).
+# Columns that describe a row: in sums over the coordinates (`project`) and, once settled, what the norm makes
+# of it (`scales`).
 STATS = 6
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a kernel's tile, warps of a program, depth of its software pipeline, and most registers a thread (0: any)."""
+    """A kernel's tile: `stages` is the depth of its pipeline, `registers` the most of a thread (0: any)."""
 
     rows: int
     cols: int
@@ -28,7 +30,8 @@ class Tile(NamedTuple):
     registers: int = 0
 
 
-# Kernel by kernel: for 2-byte streams of many rows, of few (decoding), and for float32. `recipes/kernels/boundary.py --sweep` finds them.
+# Kernel by kernel: for 2-byte streams of many rows, of few (decoding), and for float32.
+# `recipes/kernels/boundary.py --sweep` finds them.
 TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "project": (Tile(64, 64, 4, 4), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "advance": (Tile(64, 64, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
@@ -36,11 +39,8 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "settle": (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     "retreat": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
-    "retreat_only": (
-        Tile(64, 64, 4, 2),
-        Tile(16, 64, 4, 2),
-        Tile(16, 64, 4, 1),
-    ),  # without an injection Triton lays 32 rows out twice
+    # Without an injection Triton lays 32 rows out twice.
+    "retreat_only": (Tile(64, 64, 4, 2), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
     "finish": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
     "gather": (Tile(16, 128, 4, 1), Tile(16, 128, 4, 1), Tile(16, 128, 4, 1)),
 }
@@ -49,14 +49,22 @@ MOST_SPLITS = 8
 
 
 def tile_of(kernel: str, dtype: torch.dtype, rows_N: int, widest: int) -> Tile:
-    """Look up a kernel's tile; the wider the narrow matrices are, the narrower it is, so that the sums stay in registers."""
+    """Return a kernel's tile."""
     many, few, exact = TILES[kernel]
-    tile = exact if dtype == torch.float32 else few if rows_N <= FEW_ROWS else many
+    tile = many
+    if dtype == torch.float32:
+        tile = exact
+    elif rows_N <= FEW_ROWS:
+        tile = few
+    # The wider the narrow matrices are, the narrower is the tile, so that the sums stay in registers.
     return tile._replace(cols=max(16, tile.cols * 16 // max(16, widest // 2)))
 
 
 def splits_for(programs: int, most: int, device: torch.device) -> int:
-    """In how many parts to do work that has so many programs, so that a GPU has about two for each multiprocessor; a power of two."""
+    """Return in how many parts to do the work of so many programs, a power of two.
+
+    It is enough to give a GPU about two programs for each of its multiprocessors.
+    """
     wanted = _multiprocessors(device) * 3 // 2
     splits = 1
     while splits * 2 <= min(most, MOST_SPLITS) and splits * programs < wanted:
@@ -66,12 +74,14 @@ def splits_for(programs: int, most: int, device: torch.device) -> int:
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+    if device.type != "cuda":
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
 def weight_tile(w, k, cols, K, D, along_k, along_d):
-    """A tile [k, cols] of a matrix whose elements lie `along_k` and `along_d` apart; zero outside K x D."""
+    """Load a tile [k, cols] of a matrix with strides `along_k` and `along_d`; zero outside of K x D."""
     return tl.load(
         w + k[:, None] * along_k + cols[None, :] * along_d,
         mask=(k[:, None] < K) & (cols[None, :] < D),
@@ -81,15 +91,15 @@ def weight_tile(w, k, cols, K, D, along_k, along_d):
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a b in float32; float32 factors are not rounded to tf32."""
-    if INTERPRETED:  # its matrix product takes the bits of a bfloat16 for an integer
+    """Return acc + a b in float32; float32 factors are not rounded to tf32."""
+    if INTERPRETED:  # the interpreter's product takes the bits of a bfloat16 for an integer
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
 def remainder(value, rounded):
-    """What rounding took off a value, itself rounded: with it a factor of a product has twice the digits."""
+    """Return a value's rounding error, itself rounded: with it a factor of a product has twice the digits."""
     return (value - rounded.to(tl.float32)).to(rounded.dtype)
 
 
@@ -125,7 +135,7 @@ def summed_vector(part, k, K, width, S: tl.constexpr, KP: tl.constexpr):
 
 @triton.jit
 def columns(kept, rows, k, N, K, width):
-    """Columns k of a narrow matrix, (N, width), for some rows; zero outside."""
+    """Load columns k of a narrow matrix, (N, width), for some rows; zero outside."""
     return tl.load(
         kept + rows.to(tl.int64)[:, None] * width + k[None, :],
         mask=(rows[:, None] < N) & (k[None, :] < K),
@@ -145,7 +155,7 @@ def put_columns(kept, rows, k, N, K, width, value):
 
 @triton.jit
 def activate(z, GELU: tl.constexpr):
-    """silu(z), or the exact gelu(z)."""
+    """Return silu(z), or the exact gelu(z)."""
     if GELU:
         out = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     else:
@@ -154,19 +164,22 @@ def activate(z, GELU: tl.constexpr):
 
 
 @triton.jit
-def activate_slope(z, GELU: tl.constexpr):
-    """The derivative of `activate`."""
+def activate_derivative(z, GELU: tl.constexpr):
+    """Return the derivative of `activate`."""
     if GELU:
-        slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        derivative = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(
+            -0.5 * z * z
+        )
     else:
         sig = tl.sigmoid(z)
-        slope = sig * (1.0 + z * (1.0 - sig))
-    return slope
+        derivative = sig * (1.0 + z * (1.0 - sig))
+    return derivative
 
 
 @triton.jit
 def kept_share(seed, rows, k, site, p):
-    """The dropout mask [rows, k] of one site: 1 / (1 - p) where a value is kept, else 0. Philox of (row, column), so any tile agrees."""
+    """Return the dropout mask [rows, k] of one site: 1 / (1 - p) where a value is kept, else 0."""
+    # Philox of (row, column), so that the mask does not depend on the tiles.
     zero = rows[:, None] * 0 + k[None, :] * 0
     bits, _, _, _ = tl.philox(
         tl.load(seed), zero + k[None, :], zero + rows[:, None], zero + site, zero, n_rounds=7
@@ -176,7 +189,7 @@ def kept_share(seed, rows, k, site, p):
 
 @triton.jit(do_not_specialize=["N", "K"])
 def mask_kernel(seed, out_NK, N, K, site, p, BM: tl.constexpr, BK: tl.constexpr):
-    """Write a dropout mask out; for tests."""
+    """Write a dropout mask; for tests."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     put_columns(out_NK, rows, k, N, K, K, kept_share(seed, rows, k, site, p))
