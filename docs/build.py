@@ -1,0 +1,155 @@
+"""Build the site: gather the pages of the repository, check every link, and let Zensical write `site/`.
+
+The pages are those of `docs/`, the records in `results/`, the recipes, and a few more. They link to each other, and to files of the
+repository, as they stand there. Zensical wants all pages in one folder, so they are copied to `build/pages`, with their links rewritten.
+Zensical itself checks that pages, anchors and names exist; what it cannot see, a file that is no page, is checked here.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGE = ROOT / "build" / "pages"
+# Where pages stand in the site, by where they stand in the repository; the longest folder that fits counts.
+HOMES = {
+    "docs": "",
+    "results": "records",
+    "recipes": "recipes",
+    "src/shadowpeft/embedded": "embedded",
+    "CONTRIBUTING.md": "develop/contributing.md",
+    "CHANGELOG.md": "develop/changelog.md",
+    "README.md": "readme.md",
+}
+_LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
+_FENCE = re.compile(r"^\s*```")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Zensical's warnings: what is wrong, then the file, the line and the column.
+_WARNING = re.compile(r"Warning: (.+)\n.*?\[ (.+?):(\d+):(\d+) \]")
+
+
+def home(path: Path, root: Path = ROOT) -> str | None:
+    """Return where a file of the repository stands in the site, or `None` if it is not part of it."""
+    relative = path.relative_to(root).as_posix()
+    for prefix, place in HOMES.items():
+        if relative == prefix:
+            return place
+        if relative.startswith(prefix + "/"):
+            return f"{place}/{relative[len(prefix) + 1 :]}".lstrip("/")
+    return None
+
+
+def gather(root: Path = ROOT, stage: Path = STAGE) -> list[str]:
+    """Copy all pages, and the files that they link to, into one folder.
+
+    Args:
+        root: the repository.
+        stage: the folder; what was in it is removed.
+
+    Returns:
+        A sentence for each link that leads nowhere.
+    """
+    shutil.rmtree(stage, ignore_errors=True)
+    faults: list[str] = []
+    for page in pages(root):
+        place = home(page, root)
+        assert place is not None, "every page has a home"
+        target = stage / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(rewritten(page, target, root, stage, faults), encoding="utf-8")
+    # The theme's own additions, such as a style sheet.
+    if (root / "docs" / "assets").is_dir():
+        shutil.copytree(root / "docs" / "assets", stage / "assets", dirs_exist_ok=True)
+    return faults
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """List the pages of the site as they stand in the repository."""
+    found = []
+    for prefix in HOMES:
+        path = root / prefix
+        found += [path] if path.is_file() else sorted(path.rglob("*.md"))
+    return found
+
+
+def rewritten(page: Path, target: Path, root: Path, stage: Path, faults: list[str]) -> str:
+    """Return a page's text with its links as they must be at its new place, and copy the files that it links to.
+
+    Args:
+        page: the page in the repository.
+        target: its place in the stage.
+        root: the repository.
+        stage: the folder of all pages.
+        faults: gets a sentence for each link that leads nowhere.
+    """
+    in_code = False
+    lines = []
+    for number, line in enumerate(page.read_text(encoding="utf-8").split("\n"), 1):
+        if _FENCE.match(line):
+            in_code = not in_code
+        if not in_code:
+            place = f"{page.relative_to(root)}:{number}"
+            line = _LINK.sub(lambda found: _moved(found, page, target, root, stage, place, faults), line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _moved(
+    link: re.Match[str], page: Path, target: Path, root: Path, stage: Path, place: str, faults: list[str]
+) -> str:
+    """Rewrite one link; a file that is no page is copied beside the site."""
+    path = Path(os.path.normpath(page.parent / link[1]))
+    if not path.exists() or root not in path.parents:
+        faults.append(f"{place}: the link {link[1]} leads nowhere")
+        return link[0]
+    if path.is_dir():
+        if not (path / "README.md").is_file():
+            faults.append(f"{place}: the folder {link[1]} has no README.md to link to")
+            return link[0]
+        path = path / "README.md"
+    there = home(path, root)
+    if there is None:
+        there = f"files/{path.relative_to(root).as_posix()}"
+    copy = stage / there
+    if path.suffix != ".md":
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    elif not there.startswith("files/"):
+        return f"]({os.path.relpath(copy, target.parent)}{link[2] or ''})"
+    return f"]({os.path.relpath(copy, target.parent)})"
+
+
+def explain(output: str, stage: Path = STAGE, root: Path = ROOT) -> list[str]:
+    """Turn Zensical's warnings into one line each, with the page of the repository and the link that is wrong."""
+    sources = {home(page, root): page.relative_to(root) for page in pages(root)}
+    lines = []
+    for what, page, number, column in _WARNING.findall(_COLOUR.sub("", output)):
+        text = (stage / page).read_text(encoding="utf-8").split("\n")[int(number) - 1]
+        link = re.match(r"[^)\]\s]*", text[int(column) - 1 :])
+        assert link is not None, "the expression matches the empty text, too"
+        lines.append(f"{sources.get(page, page)}:{number}: {what}: {link[0]}")
+    return lines
+
+
+def main() -> int:
+    """Build the site; return 0, or 1 after naming what is wrong."""
+    faults = gather()
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    warnings = explain(output)
+    for line in [*faults, *warnings]:
+        print(line, file=sys.stderr)
+    if done.returncode and not warnings:
+        print(_COLOUR.sub("", output), file=sys.stderr)
+    if faults or done.returncode:
+        return 1
+    print(f"{len(pages())} pages in {ROOT / 'site'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
