@@ -140,8 +140,10 @@ def main() -> int:
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
+    # What leads nowhere at all is named once, not by Zensical again.
+    named = {fault.partition(": ")[0] for fault in faults}
     warnings = explain(output)
-    for line in [*faults, *warnings]:
+    for line in [*faults, *(line for line in warnings if line.partition(": ")[0] not in named)]:
         print(line, file=sys.stderr)
     if done.returncode and not warnings:
         print(_COLOUR.sub("", output), file=sys.stderr)
