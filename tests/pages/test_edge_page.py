@@ -1,4 +1,4 @@
-"""What docs/edge.md shows is run as it stands, as far as this environment goes: vLLM and llama.cpp have tests of their own."""
+"""What docs/guides/export.md shows is run as it stands, as far as this environment goes: vLLM and llama.cpp have tests of their own."""
 
 import re
 import shlex

@@ -1,6 +1,6 @@
 """All that is known of model layouts: nothing else looks inside a transformers model.
 
-To add a family, add a row to the table in `arch/families.py` and a tiny configuration to `tests/families.py`; `docs/families.md` walks
+To add a family, add a row to the table in `arch/families.py` and a tiny configuration to `tests/families.py`; `docs/develop/add-a-family.md` walks
 through it.
 """
 

@@ -56,7 +56,7 @@ def token_losses(
     differentiate = torch.is_grad_enabled() and x_ND.requires_grad
     aimed_N = targets_N != IGNORED
     y_N = torch.where(aimed_N, targets_N, 0)
-    # In a compiled graph one operation: traced, it took twice the memory of its chunks (docs/log.md).
+    # In a compiled graph one operation: traced, it took twice the memory of its chunks (docs/develop/log.md).
     losses_and_slopes = _operation if torch.compiler.is_compiling() else _TokenLosses.apply
     losses_N, _ = losses_and_slopes(x_ND, y_N, aimed_N, weight_VD, bias_V, softcap, differentiate)
     return torch.where(aimed_N, losses_N, 0)

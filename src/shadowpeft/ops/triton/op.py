@@ -2,7 +2,7 @@
 
 Two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole; where nobody looks at operations the same two functions
 behind an autograd function, as a custom operation is a detour for the host. Kernels: `triton_forward`, `triton_backward`; what they move
-and how long that takes: docs/kernels.md.
+and how long that takes: docs/develop/kernels.md.
 """
 
 from collections.abc import Callable, Iterable
