@@ -50,16 +50,22 @@ def _functions(verb: str) -> dict[str, Callable[..., Any]]:
 
 
 def _described(name: str, run: Callable[..., Any]) -> list[str]:
+    """Describe one parser: what it does, its own flags, then the settings of the adapter."""
     parser = _parser.build(name, run)
-    text = [_sentence((inspect.getdoc(run) or "").partition("\n\n")[0])]
-    for group in parser._action_groups:
-        rows = [_row(parser, action) for action in group._group_actions if _is_shown(action)]
-        if not rows:
-            continue
-        if any(action.dest.startswith("shadow.") for action in group._group_actions):
-            text.append("Settings of the adapter:")
-        text.append("\n".join(["| flag | value | default | meaning |", "| --- | --- | --- | --- |", *rows]))
+    actions = [action for action in parser._actions if _is_shown(action)]
+    # `--config` comes first in the parser and last for a reader.
+    actions.sort(key=lambda action: action.dest == "config")
+    own = [action for action in actions if not action.dest.startswith("shadow.")]
+    adapter = [action for action in actions if action.dest.startswith("shadow.")]
+    text = [_sentence((inspect.getdoc(run) or "").partition("\n\n")[0]), _table(parser, own)]
+    if adapter:
+        text += ["Settings of the adapter:", _table(parser, adapter)]
     return text
+
+
+def _table(parser: ArgumentParser, actions: list[Any]) -> str:
+    head = ["| flag | value | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *(_row(parser, action) for action in actions)])
 
 
 def _is_shown(action: Any) -> bool:
