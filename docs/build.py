@@ -1,8 +1,9 @@
 """Build the site: gather the pages of the repository, check every link, and let Zensical write `site/`.
 
-The pages are those of `docs/`, the records in `results/`, the recipes, and a few more. They link to each other, and to files of the
-repository, as they stand there. Zensical wants all pages in one folder, so they are copied to `build/pages`, with their links rewritten.
-Zensical itself checks that pages, anchors and names exist; what it cannot see, a file that is no page, is checked here.
+The pages are those of `docs/`, the records in `results/`, the recipes, and a few more. They link to each
+other, and to files of the repository, as they stand there. Zensical wants all pages in one folder, so they
+are copied to `build/pages`, with their links rewritten. Zensical itself checks that pages, anchors and names
+exist. What it cannot see, a file that is no page, is checked here.
 """
 
 import os
@@ -10,10 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGE = ROOT / "build" / "pages"
+STAGE = "build/pages"
 # Where pages stand in the site, by where they stand in the repository; the longest folder that fits counts.
 HOMES = {
     "docs": "",
@@ -25,24 +27,26 @@ HOMES = {
     "README.md": "readme.md",
 }
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
+# The target of a link, or the name in a reference to the API.
+_TARGET = re.compile(r"\[[^\]]*\][(\[]([^)\]]*)[)\]]")
 _FENCE = re.compile(r"^\s*```")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Zensical's warnings: what is wrong, then the file, the line and the column.
 _WARNING = re.compile(r"Warning: (.+)\n.*?\[ (.+?):(\d+):(\d+) \]")
 
 
-def home(path: Path, root: Path = ROOT) -> str | None:
+def home(path: Path, root: Path) -> str | None:
     """Return where a file of the repository stands in the site, or `None` if it is not part of it."""
     relative = path.relative_to(root).as_posix()
     for prefix, place in HOMES.items():
         if relative == prefix:
             return place
         if relative.startswith(prefix + "/"):
-            return f"{place}/{relative[len(prefix) + 1 :]}".lstrip("/")
+            return f"{place}/{relative.removeprefix(prefix)[1:]}".lstrip("/")
     return None
 
 
-def gather(root: Path = ROOT, stage: Path = STAGE) -> list[str]:
+def gather(root: Path, stage: Path) -> list[str]:
     """Copy all pages, and the files that they link to, into one folder.
 
     Args:
@@ -66,7 +70,7 @@ def gather(root: Path = ROOT, stage: Path = STAGE) -> list[str]:
     return faults
 
 
-def pages(root: Path = ROOT) -> list[Path]:
+def pages(root: Path) -> list[Path]:
     """List the pages of the site as they stand in the repository."""
     found = []
     for prefix in HOMES:
@@ -76,7 +80,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def rewritten(page: Path, target: Path, root: Path, stage: Path, faults: list[str]) -> str:
-    """Return a page's text with its links as they must be at its new place, and copy the files that it links to.
+    """Return a page's text with its links as they must be in the stage, and copy the files that it links to.
 
     Args:
         page: the page in the repository.
@@ -92,7 +96,10 @@ def rewritten(page: Path, target: Path, root: Path, stage: Path, faults: list[st
             in_code = not in_code
         if not in_code:
             place = f"{page.relative_to(root)}:{number}"
-            line = _LINK.sub(lambda found: _moved(found, page, target, root, stage, place, faults), line)
+            move = partial(
+                _moved, page=page, target=target, root=root, stage=stage, place=place, faults=faults
+            )
+            line = _LINK.sub(move, line)
         lines.append(line)
     return "\n".join(lines)
 
@@ -122,34 +129,41 @@ def _moved(
     return f"]({os.path.relpath(copy, target.parent)})"
 
 
-def explain(output: str, stage: Path = STAGE, root: Path = ROOT) -> list[str]:
-    """Turn Zensical's warnings into one line each, with the page of the repository and the link that is wrong."""
+def explain(output: str, root: Path, stage: Path) -> list[str]:
+    """Turn Zensical's warnings into one line each: the page of the repository, what is wrong, the link."""
     sources = {home(page, root): page.relative_to(root) for page in pages(root)}
     lines = []
     for what, page, number, column in _WARNING.findall(_COLOUR.sub("", output)):
         text = (stage / page).read_text(encoding="utf-8").split("\n")[int(number) - 1]
-        link = re.match(r"[^)\]\s]*", text[int(column) - 1 :])
-        assert link is not None, "the expression matches the empty text, too"
-        lines.append(f"{sources.get(page, page)}:{number}: {what}: {link[0]}")
+        lines.append(f"{sources.get(page, page)}:{number}: {what}: {_link_at(text, int(column) - 1)}")
     return lines
 
 
-def main() -> int:
-    """Build the site; return 0, or 1 after naming what is wrong."""
-    faults = gather()
+def _link_at(text: str, position: int) -> str:
+    """Return the target of the link that stands at a position of a line."""
+    for found in _TARGET.finditer(text):
+        if found.start() <= position < found.end():
+            return found[1]
+    return text[position:]
+
+
+def main(root: Path = ROOT) -> int:
+    """Build the site of a repository; return 0, or 1 after naming what is wrong."""
+    stage = root / STAGE
+    faults = gather(root, stage)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
     # What leads nowhere at all is named once, not by Zensical again.
     named = {fault.partition(": ")[0] for fault in faults}
-    warnings = explain(output)
+    warnings = explain(output, root, stage)
     for line in [*faults, *(line for line in warnings if line.partition(": ")[0] not in named)]:
         print(line, file=sys.stderr)
     if done.returncode and not warnings:
         print(_COLOUR.sub("", output), file=sys.stderr)
     if faults or done.returncode:
         return 1
-    print(f"{len(pages())} pages in {ROOT / 'site'}")
+    print(f"{len(pages(root))} pages in {root / 'site'}")
     return 0
 
 

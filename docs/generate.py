@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: the command line and the supported families. `--check` says which are stale."""
+"""Write the pages that follow from the code: command line and families. `--check` names stale ones."""
 
 import argparse
 import importlib
@@ -28,9 +28,10 @@ def command_line() -> str:
     text = [
         NOTE,
         "# The command line",
-        "`shadowpeft VERB [flags]`. Each flag may also stand in a YAML file, under its name with underscores: "
-        "`--config run.yaml`. A flag on the command line overrides the file. A switch, such as `--packing`, may stand alone. "
-        "Flags that begin with `--shadow.` are the settings of the adapter; in a file they stand under `shadow:`.",
+        "`shadowpeft VERB [flags]`. Each flag may also stand in a YAML file, under its name with "
+        "underscores: `--config run.yaml`. A flag on the command line overrides the file. A switch, such as "
+        "`--packing`, may stand alone. Flags that begin with `--shadow.` are the settings of the adapter; in "
+        "a file they stand under `shadow:`.",
         "The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, 130 after an interruption.",
         "\n".join(["| verb | what it does |", "| --- | --- |", *verbs]),
     ]
@@ -121,22 +122,26 @@ def _sentence(text: str) -> str:
 
 def families() -> str:
     """Describe the table of families."""
-    rows = [_family_row(family) for family in FAMILIES.values()]
-    head = ["| family | `model_type` | language model | classifier | notes |", "| --- | --- | --- | --- | --- |"]
-    return "\n\n".join(
-        [
-            NOTE,
-            "# Supported model families",
-            "A base of any of these families can be adapted, from a folder or from the hub, as a causal language model or as a "
-            "sequence classifier. Any other model is refused by name. [Add a family](../develop/add-a-family.md) says what "
-            "another one takes.",
-            "\n".join([*head, *rows]),
-            "- **No packing**: the decoder cannot keep the documents of a packed row apart, so `--packing` is refused.\n"
-            "- **No full graph**: the decoder drops unknown arguments, so `torch.compile(fullgraph=True)` is not possible.\n"
-            "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
-            "- **Soft cap**: the logits may pass through `cap * tanh(logits / cap)`; the exported model keeps the cap.",
-        ]
-    ) + "\n"
+    head = [
+        "| family | `model_type` | language model | classifier | notes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    text = [
+        NOTE,
+        "# Supported model families",
+        "A base of any of these families can be adapted, from a folder or from the hub, as a causal language "
+        "model or as a sequence classifier. Any other model is refused by name. "
+        "[Add a family](../develop/add-a-family.md) says what another one takes.",
+        "\n".join([*head, *(_family_row(family) for family in FAMILIES.values())]),
+        "- **No packing**: the decoder cannot keep the documents of a packed row apart, so `--packing` is "
+        "refused.\n"
+        "- **No full graph**: the decoder drops unknown arguments, so `torch.compile(fullgraph=True)` is not "
+        "possible.\n"
+        "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
+        "- **Soft cap**: the logits may pass through `cap * tanh(logits / cap)`; the exported model keeps "
+        "the cap.",
+    ]
+    return "\n\n".join(text) + "\n"
 
 
 def _family_row(family: Family) -> str:
