@@ -2,8 +2,8 @@
 
     python recipes/clinc150_subset/build.py SOURCE OUTPUT
 
-`SOURCE` holds CLINC150 as `{train,validation,test,train_oos_plus_extra}.jsonl` with the fields
-`text` and `intent` (`oos` marks out-of-scope); `OUTPUT` is the folder to write.
+`SOURCE` holds CLINC150 as `{train,validation,test,train_oos_plus_extra}.jsonl` with the fields `text` and
+`intent` (`oos` marks out-of-scope); `OUTPUT` is the folder to write.
 """
 
 import argparse
@@ -60,7 +60,7 @@ What was selected and changed, all by `recipes/clinc150_subset/build.py`:
 Figures on this subset are not comparable with published CLINC150 results, which use 150 intents.
 
 Intents: {names}.
-"""
+"""  # noqa: E501 - the fields are longer than what fills them
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -69,12 +69,12 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def completion(intent: str) -> str:
-    """The text that a model should continue a prompt with."""
+    """Return the text that a model should continue a prompt with."""
     return OUT_OF_SCOPE_COMPLETION if intent == OUT_OF_SCOPE else " " + intent.replace("_", " ")
 
 
 def select(source: Path, split: str) -> list[dict[str, str]]:
-    """The chosen rows of one split in prompt and completion form, in a fixed random order."""
+    """Return the chosen rows of one split as prompt and completion, in a fixed random order."""
     shuffler = random.Random(SEED)
     rows = read(source / f"{split}.jsonl")
     inside = [row for row in rows if row["intent"] in CHOSEN]

@@ -1,8 +1,9 @@
-"""Choose the demo's settings on the validation split: train each candidate, score it, print a line and a JSON record.
+"""Choose the demo's settings on the validation split.
 
     python recipes/demo_settings/search.py --output DIR --epochs 1 2 3 [--part K N]
 
-The test split is not opened. Made for a GPU, where one candidate takes seconds; runs anywhere.
+Trains and scores each candidate, and writes a line and a JSON record for it. The test split is not opened.
+One candidate takes seconds on a GPU; the script also runs on a CPU.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from shadowpeft.embedded import CLINC150, MODEL
 
 
 def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:
-    """List what is tried: a grid over the settings that matter most."""
+    """List the candidates: a grid over the settings that matter most."""
     loras = [Lora(rank, rate) for rank in (8, 32) for rate in (1e-3, 2e-3, 4e-3)]
     shadows = [
         Shadow(rank, alpha, weight, 0.05, rate)

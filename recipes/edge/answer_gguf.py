@@ -1,7 +1,9 @@
-"""Answer rows of prompt and completion with GGUF files in llama.cpp: the share of right answers, and milliseconds per answer.
+"""Answer rows of prompt and completion with GGUF files in llama.cpp, and count and time the answers.
 
-pip install xllamacpp
-python recipes/edge/answer_gguf.py --data test.jsonl small.gguf other.gguf
+    pip install xllamacpp
+    python recipes/edge/answer_gguf.py --data test.jsonl small.gguf other.gguf
+
+Prints the share of right answers and milliseconds per answer.
 """
 
 import argparse

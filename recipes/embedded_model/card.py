@@ -60,12 +60,13 @@ The model writes locally fluent English and little more. It knows few facts, sta
 not reason, follows instructions poorly, and has seen next to no code and hardly any language but English.
 It read each source many times over (`passes`) and can repeat training text.
 {risen}Its training context was {length} tokens. The novels carry the views and prejudices of
-their time; nothing was filtered for what it says and nothing was aligned. Adapt it, measure with it, do not serve it.
+their time; nothing was filtered for what it says and nothing was aligned.
+Adapt it, measure with it, do not serve it.
 """
 
 
 def risen(history: list[dict[str, float]], names: list[str]) -> str:
-    """Name the sources whose held-out loss, on the windows scored while training, rose again."""
+    """Name the sources whose held-out loss rose again during training."""
     best = {name: min(row[name] for row in history) for name in names}
     rises = [
         f"`{name}` {best[name]:.2f} to {history[-1][name]:.2f}"

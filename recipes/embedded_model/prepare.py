@@ -2,8 +2,8 @@
 
     python recipes/embedded_model/prepare.py --wiki DIR --novels DIR --dolly DIR --output DIR
 
-`--wiki` and `--novels` hold `train.jsonl[.gz]` and `validation.jsonl[.gz]` with a `text` field
-(`title` too for Wikipedia); `--dolly` holds `train.jsonl[.gz]` in databricks-dolly-15k's fields.
+`--wiki` and `--novels` hold `train.jsonl[.gz]` and `validation.jsonl[.gz]` with a `text` field (`title` too
+for Wikipedia); `--dolly` holds `train.jsonl[.gz]` in databricks-dolly-15k's fields.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def novel_documents(text: str) -> list[str]:
 
 
 def spoken(text: str) -> list[str]:
-    """The short quoted speeches of one novel, in order, lower-cased."""
+    """Return the short quoted speeches of one novel, in order, lower-cased."""
     found = (match.strip(" ,-").lower() for match in QUOTED.findall(novel_text(text)))
     return [speech for speech in found if 3 <= len(speech.split()) <= 25]
 
@@ -111,7 +111,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def write_shard(texts: list[str], tokenizer: PreTrainedTokenizerFast, path: Path) -> dict[str, int | str]:
-    """Tokenise documents, end each with the separator, write them as xz-compressed uint16."""
+    """Tokenize documents, end each with the separator, write them as xz-compressed uint16."""
     encode = lambda batch: {"ids": tokenizer(batch["text"])["input_ids"]}  # noqa: E731
     rows = Dataset.from_dict({"text": texts}).map(encode, batched=True, remove_columns="text")
     separator = tokenizer.convert_tokens_to_ids(END)
@@ -123,7 +123,7 @@ def write_shard(texts: list[str], tokenizer: PreTrainedTokenizerFast, path: Path
 
 
 def raw_texts(wiki: Path, novels: Path) -> dict[str, dict[str, list[str]]]:
-    """Document texts of the two plain sources and the speeches, by source and split."""
+    """Return the documents of the two plain sources and the speeches, by source and split."""
     articles, books = read(wiki), read(novels)
     sources: dict[str, dict[str, list[str]]] = {"wiki_en": {}, "novels_en": {}, "utterances": {}}
     for split in ("train", "validation"):

@@ -2,8 +2,8 @@
 
     python -u recipes/embedded_model/train.py --data DIR --output DIR --minutes 6.2
 
-The learning rate follows the elapsed share of the budget, so a run ends annealed whatever the
-speed of the machine. The output folder is a `transformers` checkpoint from the first save on.
+The learning rate follows the elapsed share of the budget, so a run ends annealed whatever the speed of the
+machine. The output folder is a `transformers` checkpoint from the first save on.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 SEED = 20250101
-# Small sources get few passes: with 11 % dolly and 9 % utterances their held-out loss rose from the third minute on.
+# Small sources get few passes: with 11 % dolly and 9 % utterances the held-out loss rose after three minutes.
 WEIGHTS = {"wiki_en": 0.48, "novels_en": 0.43, "dolly": 0.05, "dolly_lower": 0.02, "utterances": 0.02}
 PARTIAL_EVALUATION = 32  # windows a source while training
 FINAL_EVALUATION = 512
@@ -54,7 +54,7 @@ class Tokens:
         return self.data[start[:, None] + torch.arange(length + 1, device=start.device)].long()
 
     def windows(self, index: int, count: int, length: int) -> torch.Tensor:
-        """The first `count` disjoint windows of one source."""
+        """Return the first `count` disjoint windows of one source."""
         start, size = int(self.offsets[index]), int(self.lengths[index])
         count = min(count, (size - 1) // length)
         rows = torch.arange(count, device=self.data.device)[:, None] * length
@@ -62,7 +62,7 @@ class Tokens:
 
 
 def build(tokenizer: Any, length: int) -> Qwen3ForCausalLM:
-    """A small Qwen3 with tied embeddings, randomly initialised."""
+    """Build a small Qwen3 with tied embeddings, randomly initialised."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=256,
@@ -82,7 +82,7 @@ def build(tokenizer: Any, length: int) -> Qwen3ForCausalLM:
 
 
 def token_loss(model: Qwen3ForCausalLM, batch: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy of packed windows."""
+    """Return the mean next-token cross-entropy of packed windows."""
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
         hidden = model.model(batch[:, :-1], attention_mask=NO_MASK, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden)
@@ -91,7 +91,7 @@ def token_loss(model: Qwen3ForCausalLM, batch: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(model: Qwen3ForCausalLM, tokens: Tokens, count: int, length: int) -> dict[str, dict[str, float]]:
-    """Held-out loss, perplexity and bits per byte of each source."""
+    """Return held-out loss, perplexity and bits per byte of each source."""
     scores = {}
     for index, row in enumerate(tokens.rows):
         windows = tokens.windows(index, count, length)
@@ -107,14 +107,14 @@ def evaluate(model: Qwen3ForCausalLM, tokens: Tokens, count: int, length: int) -
 
 
 def learning_rate(share: float, peak: float) -> float:
-    """Linear warm-up over the first 2 % of the time, then cosine to zero."""
+    """Return the learning rate: linear warm-up over the first 2 % of the time, then cosine to zero."""
     if share < 0.02:
         return peak * share / 0.02
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.02) / 0.98)))
 
 
 def optimizer_for(model: Qwen3ForCausalLM, peak: float, decay: float) -> torch.optim.AdamW:
-    """AdamW, fused on a GPU, with weight decay on matrices only."""
+    """Build AdamW, fused on a GPU, with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -134,7 +134,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: Any, log: dict[str, Any], folder: P
 
 
 def describe(args: argparse.Namespace, model: Qwen3ForCausalLM, device: torch.device) -> dict[str, Any]:
-    """The facts of a run that are known before it starts."""
+    """Return the facts of a run that are known before it starts."""
     flags = {k: v for k, v in vars(args).items() if k not in ("data", "output", "resume") and v is not False}
     options = " ".join(f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in flags.items())
     resumed = " --resume PARTIAL" if args.resume else ""

@@ -1,9 +1,9 @@
-"""Train on GSM8K through the command line, kill a second run half-way, resume it, and compare every bit; then generate.
+"""Train on GSM8K through the command line, kill a second run half-way, resume it, and compare every bit.
 
     python recipes/gsm8k/verify.py --model GEMMA --data gsm8k.jsonl --work DIR [--steps 200] [--flags ...]
 
-Prints one JSON record: the losses, whether they went down, whether straight and resumed runs are equal, answers attached and
-detached, versions and device. `--flags` go to `shadowpeft train` unchanged.
+Prints one JSON record: the losses, whether they fell, whether the straight and the resumed run are equal,
+answers generated attached and detached, versions and device. `--flags` go to `shadowpeft train` unchanged.
 """
 
 import argparse
@@ -23,11 +23,14 @@ import transformers
 from safetensors.torch import load_file
 
 SHADOWPEFT = [sys.executable, "-m", "shadowpeft"]
-PROMPT = "Question: A baker makes 12 loaves in the morning and twice as many in the afternoon. She sells 30. How many are left?\nAnswer:"
+PROMPT = (
+    "Question: A baker makes 12 loaves in the morning and twice as many in the afternoon. "
+    "She sells 30. How many are left?\nAnswer:"
+)
 
 
 def train(args: argparse.Namespace, output: Path, *more: str) -> list[str]:
-    """The command of one run."""
+    """Return the command of one run."""
     fixed = [
         "--max-steps",
         str(args.steps),
@@ -54,7 +57,7 @@ def train(args: argparse.Namespace, output: Path, *more: str) -> list[str]:
 
 
 def run_and_kill(command: list[str], checkpoint: Path) -> int:
-    """Start a run, wait for a checkpoint to be complete and a little more, and kill it; return its exit code."""
+    """Start a run, kill it a little after a checkpoint is complete, and return its exit code."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.05)
@@ -121,8 +124,10 @@ def main() -> None:
     adapter = ["--model", args.model, "--adapter", str(straight / "adapter")]
     subprocess.run([*SHADOWPEFT, "export", *adapter, "--output", str(small)], check=True)
     record["answers"] = {
-        "attached": answer(*adapter), "detached": answer(*adapter, "--detached"), "exported": answer("--model", str(small)),
-    }  # fmt: skip
+        "attached": answer(*adapter),
+        "detached": answer(*adapter, "--detached"),
+        "exported": answer("--model", str(small)),
+    }
     print(json.dumps(record["answers"], indent=1), flush=True)
     (args.work / "verify.json").write_text(json.dumps(record, indent=1) + "\n")
     assert record["first_and_last_mean_loss"][0] > record["first_and_last_mean_loss"][1], (

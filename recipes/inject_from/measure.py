@@ -1,6 +1,8 @@
-"""Does it help that the shadow state reads the blocks below `inject_from`? Train with and without these updates: a JSON line each.
+"""Train with and without the updates of the shadow state below `inject_from`.
 
-python recipes/inject_from/measure.py
+    python recipes/inject_from/measure.py
+
+Shows whether it helps that the state reads the blocks below. Prints a JSON line for each run.
 """
 
 import argparse
@@ -55,8 +57,9 @@ def main() -> None:
         settings = ShadowConfig(inject_from=first, **SETTINGS[variant])  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(
-                model=str(MODEL), data=str(CLINC150 / "train.jsonl"), output=f"{folder}/run", eval_fraction=0, shadow=settings, epochs=1.0,
-                max_steps=args.max_steps, batch_size=32, learning_rate=1e-3, seed=seed, save_steps=10000, device="cpu",
+                model=str(MODEL), data=str(CLINC150 / "train.jsonl"), output=f"{folder}/run",
+                eval_fraction=0, shadow=settings, epochs=1.0, max_steps=args.max_steps, batch_size=32,
+                learning_rate=1e-3, seed=seed, save_steps=10000, device="cpu",
             )  # fmt: skip
             run = train(config)
             model = ShadowedModel.from_pretrained(

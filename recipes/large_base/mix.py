@@ -1,6 +1,9 @@
-"""Write text of two kinds for a shadow's projection: gsm8k's training rows twice and as many characters of wiki_en, shuffled.
+"""Write text of two kinds for a shadow's projection, shuffled.
 
-python recipes/large_base/mix.py --gsm8k DATA/gsm8k/train.jsonl --wiki DATA/wiki_en/train.jsonl.gz --output mix.jsonl
+    python recipes/large_base/mix.py --gsm8k DATA/gsm8k/train.jsonl --wiki DATA/wiki_en/train.jsonl.gz \\
+        --output mix.jsonl
+
+The text is gsm8k's training rows, twice, and as many characters of wiki_en.
 """
 
 import argparse
@@ -13,7 +16,7 @@ PASSES = 2
 
 
 def texts_of(gsm8k: Path, wiki: Path) -> list[str]:
-    """Give the shuffled texts of both."""
+    """Return the texts of both kinds, shuffled."""
     with gsm8k.open() as file:
         sums = [f"{row['question']}\n{row['answer']}" for row in map(json.loads, file)] * PASSES
     wanted, pages, size = sum(map(len, sums)), list[str](), 0

@@ -2,7 +2,8 @@
 
     python recipes/pretrained_shadow/tokens.py --wiki DIR --novels DIR --dolly DIR --output DIR
 
-The folders are those of `recipes/embedded_model`, whose documents and held-out parts these are; its tokenizer is the embedded model's.
+Documents, held-out parts and tokenizer are those of the embedded model; the folders are those that
+`recipes/embedded_model` reads.
 """
 
 import argparse
@@ -21,14 +22,14 @@ sys.path.append(str(Path(__file__).parents[1] / "embedded_model"))
 from prepare import dolly_chats, dolly_splits, raw_texts, read, utterance_documents
 
 SEED = 20250101
-# More of the short and of the instructive than the base was trained on: what a small model is asked is rarely a page of a novel.
+# More short and instructive text than the base saw: a small model is rarely asked for a page of a novel.
 SHARES = {"wiki_en": 0.35, "novels_en": 0.25, "dolly": 0.14, "dolly_lower": 0.14, "utterances": 0.12}
 
 
 def sources(
     wiki: Path, novels: Path, dolly: Path, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, dict[str, list[str]]]:
-    """The embedded model's documents by source and split."""
+    """Return the embedded model's documents by source and split."""
     found, chats = raw_texts(wiki, novels), dolly_splits(read(dolly)["train"])
     found["dolly"], found["dolly_lower"] = {}, {}
     for split in ("train", "validation"):
@@ -42,7 +43,7 @@ def sources(
 
 
 def tokens_of(texts: list[str], most: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
-    """Tokenise documents in random order, each with the separator behind it, until there are `most` tokens."""
+    """Tokenize documents in random order, each followed by the separator, up to `most` tokens."""
     taken, order = 0, random.Random(SEED).sample(texts, len(texts))
     for start in range(0, len(order), 64):
         for ids in tokenizer(order[start : start + 64], verbose=False)["input_ids"]:

@@ -1,10 +1,10 @@
-"""Pretrain the shadow that ships with the embedded model, within a time budget, on token files from `tokens.py`.
+"""Pretrain the shadow that ships with the embedded model within a time budget, on files of `tokens.py`.
 
     python -u recipes/pretrained_shadow/train.py --tokens DIR --output DIR --seconds 240
 
-Four blocks, copied from the base with the neurons of their MLPs that say most, learn the base's next-token probabilities and its state.
-OUTPUT/package is what ships: 3.9 MB in bfloat16. A run that is cut off leaves a shadow folder in its newest checkpoint, and
-`--ship CHECKPOINT` makes OUTPUT/package of that.
+Four blocks of the base are copied, each with the MLP neurons that contribute most. They learn the base's
+next-token probabilities and its state. OUTPUT/package is what ships: 3.9 MB in bfloat16. A run that is cut
+off leaves a shadow folder in its newest checkpoint, and `--ship CHECKPOINT` makes OUTPUT/package of that.
 """
 
 import argparse
@@ -32,9 +32,10 @@ BLOCKS, NEURONS = (0, 1, 2, 7), 384
 MOST_BYTES = 4_000_000
 _CARD = """# The embedded model's pretrained shadow
 
-{parameters:,} parameters in bfloat16: {blocks} blocks of the embedded model's kind, each with {neurons} neurons in its MLP. It reads the
-base's embeddings and speaks through its head. Start an adapter from it with `attach(base, shadow=<this folder>)`, where `base` is the
-model in `shadowpeft.embedded.MODEL`. The texts that it learned from are those of the base, whose README.md names them and their licences.
+{parameters:,} parameters in bfloat16: {blocks} blocks of the embedded model's kind, each with {neurons}
+neurons in its MLP. It reads the base's embeddings and answers through its head. Start an adapter from it with
+`attach(base, shadow=<this folder>)`, where `base` is the model in `shadowpeft.embedded.MODEL`. The texts that
+it learned from are those of the base, whose README.md names them and their licences.
 
 {run}
 """
@@ -43,7 +44,10 @@ model in `shadowpeft.embedded.MODEL`. The texts that it learned from are those o
 def loudest(
     base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT: torch.Tensor
 ) -> dict[int, torch.Tensor]:
-    """Which neurons of each copied block's MLP add most to the stream: size of the activation times that of what it writes."""
+    """Return the MLP neurons of each copied block that add most to the hidden state.
+
+    A neuron's score is the size of its activation times the size of what it writes.
+    """
     found = {}
 
     def note(block: int, x_BTM: torch.Tensor) -> None:
@@ -78,7 +82,7 @@ def cut_copy(base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT:
 
 
 def random_blocks(base: PreTrainedModel, blocks: int, neurons: int) -> Shadow:
-    """The same shadow from nothing."""
+    """Build the same shadow with random weights."""
     torch.manual_seed(0)
     return start.fresh(
         base, ShadowConfig(shadow_layers=blocks, shadow_intermediate_size=neurons), torch.float32
@@ -86,7 +90,10 @@ def random_blocks(base: PreTrainedModel, blocks: int, neurons: int) -> Shadow:
 
 
 def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
-    """Write a shadow folder as the package holds it: in bfloat16, without the paths of this machine; return the bytes of its weights."""
+    """Write a shadow folder as the package holds it, and return the bytes of its weights.
+
+    The weights are bfloat16, and no paths of this machine are kept.
+    """
     shadow = shadow_folder.load(base, folder).to(torch.bfloat16)
     run = json.loads((folder / shadow_folder.CONFIG).read_text(encoding="utf-8"))["run"]
     run = {name: value for name, value in run.items() if name not in ("command", "data", "start")}
@@ -106,7 +113,7 @@ def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
 
 
 def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
-    """The run; chosen on the held-out text by short runs on a CPU, see README.md."""
+    """Return the settings of the run, chosen on held-out text by short runs on a CPU (README.md)."""
     length = {"max_seconds": args.seconds} if args.steps is None else {"max_steps": args.steps}
     return PretrainConfig(
         model=str(MODEL),
@@ -168,7 +175,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> PretrainResult | None:
-    """Build the start, train, and say how large the result is."""
+    """Build the start, train, and print how large the result is."""
     began, args = time.monotonic(), arguments(words)
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     if args.ship is not None:

@@ -1,9 +1,9 @@
-"""Measure how large the hidden states of models are, block by block, as JSON; the reason for the variant `normed`.
+"""Measure how large the hidden states of models are, block by block: the reason for the variant `normed`.
 
     python recipes/scales/measure.py MODEL... [--text FILE] [--tokens 512] [--plot scales.png]
 
-Of each block's input h: the rms, mean |h| and max |h| over all tokens and coordinates, and the rms of what the block's attention reads,
-its input norm of h. In float32, on the CPU.
+Prints JSON: for each block's input h the rms, mean |h| and max |h| over all tokens and coordinates, and the
+rms of what the block's attention reads, which is the input norm of h. It runs in float32 on the CPU.
 """
 
 import argparse

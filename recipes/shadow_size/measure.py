@@ -1,6 +1,8 @@
-"""Train the demo's rows with shadows of several sizes, and score attached and detached on the validation split: a JSON line each.
+"""Train shadows of several sizes on the demo's rows, and score them on the validation split.
 
-python recipes/shadow_size/measure.py --seeds 0 1 --sizes full mlp/4 mlp/4,heads/4 mlp/12,heads/4
+    python recipes/shadow_size/measure.py --seeds 0 1 --sizes full mlp/4 mlp/4,heads/4 mlp/12,heads/4
+
+Prints a JSON line for each run, with the scores attached and detached.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What trimming a vocabulary to the tokens of a domain would save, and what it would cost.
-
-Tokens are kept that the domain's text uses, and those that they are merged of; text of the domain that was not seen is then cut
-otherwise where it uses a token that is gone.
+"""Measure what trimming a vocabulary to the tokens of a domain would save, and what it would cost.
 
     python recipes/vocabulary/measure.py --tokenizer FOLDER --width 896 --train train.jsonl --test test.jsonl
+
+The tokens kept are those that the domain's text uses, and those that they are merged from. Unseen text of the
+domain is then tokenized differently where it uses a token that is gone.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 
 def texts(path: Path, characters: int) -> Iterator[str]:
-    """Give the strings of each row, up to so many characters in all."""
+    """Yield the strings of each row, up to so many characters in all."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         for line in file:
             text = " ".join(value for value in json.loads(line).values() if isinstance(value, str))
@@ -27,7 +27,7 @@ def texts(path: Path, characters: int) -> Iterator[str]:
 
 
 def closed(used: set[int], vocabulary: dict[str, int], merges: list[list[str]]) -> set[int]:
-    """Add what tokens are merged of, and the bytes."""
+    """Add the tokens that tokens are merged from, and the bytes."""
     halves: dict[int, tuple[int, int]] = {}
     for left, right in merges:
         halves.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))
@@ -68,10 +68,12 @@ def main() -> None:
     gone = sum(index not in kept for index in tested) / len(tested)
     saved = (len(model["vocab"]) - len(kept)) * settings.width
     print(
-        f"{seen:,} tokens of the domain use {len(used):,} of {len(model['vocab']):,}; {len(kept):,} are kept with what they are merged of"
+        f"{seen:,} tokens of the domain use {len(used):,} of {len(model['vocab']):,}; "
+        f"{len(kept):,} are kept with what they are merged of"
     )
     print(
-        f"saved: {saved / 1e6:.1f} M numbers in each of the tables (embeddings, head); {gone:.2%} of {len(tested):,} new tokens are gone"
+        f"saved: {saved / 1e6:.1f} M numbers in each of the tables (embeddings, head); "
+        f"{gone:.2%} of {len(tested):,} new tokens are gone"
     )
 
 

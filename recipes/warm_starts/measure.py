@@ -1,11 +1,14 @@
-"""Compare the warm starts of a projection before any training: a table on stdout, one JSON line a row in --output.
+"""Compare the starts of a projection before any training: a table on stdout, one JSON line a row in --output.
 
-    python recipes/warm_starts/measure.py --model BASE --shadow SMALLER --data train.jsonl.gz --held-out validation.jsonl [flags]
+    python recipes/warm_starts/measure.py --model BASE --shadow SMALLER --data train.jsonl.gz \\
+        --held-out validation.jsonl [flags]
 
-Both models are folders or hub ids with one tokenizer; the text is what `shadowpeft pretrain` reads. Rows of the table: the base and the
-smaller model through their own heads, then the smaller model through P and the base's head (the detached shadow) with P as each method
-starts it. Perplexity is per token of the held-out rows. "error" is ||W_base P x - W x|| / ||W x|| over held-out states x, and the same
-of the weights, each with the mean logit taken away; of the states, ||P x - y|| / ||y|| with y what the base's own head reads.
+Both models are folders or hub ids with one tokenizer; the text is what `shadowpeft pretrain` reads. The first
+rows are the base and the smaller model through their own heads. The others are the smaller model through the
+projection P and the base's head (the detached shadow), with P as each method starts it. Perplexity is per
+token of the held-out rows. The errors are ||W_base P x - W x|| / ||W x|| over held-out states x; the same of
+the weights, each with the mean logit taken away; and, of the states, ||P x - y|| / ||y|| with y what the
+base's own head reads.
 """
 
 import argparse
@@ -55,7 +58,7 @@ def read_rows(
 
 @torch.inference_mode()
 def perplexity(states: Callable[[Tensor], Tensor], head_of: PreTrainedModel, rows: list[Tensor]) -> float:
-    """Perplexity per token of what a head says of the states that a decoder gives it."""
+    """Return the perplexity per token of a head on the states that a decoder gives it."""
     head, cap, total, tokens = arch.head_of(head_of), arch.softcap_of(head_of), 0.0, 0
     for ids_BT in rows:
         x_BTD = states(ids_BT)[:, :-1].to(head.weight.dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import nearest
+from shadowpeft.settings import check, nearest, within
 
 Variant = Literal["normed", "paper", "peft"]
 # What computes the boundaries; see `ops/choice.py`. No setting of an adapter: any of them computes the same.
@@ -41,65 +41,58 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Beyond any model; a number from a damaged file is refused before anything is built from it.
-_LARGEST = 2**31
+# Larger than in any model: a number from a damaged file is refused before anything is built from it.
+LARGEST = 2**31
 
 
 @dataclass(frozen=True)
 class ShadowConfig:
     """Settings of one adapter. `None` stands for the variant's value, and for the shadow's sizes for the base model's.
 
-    Args:
-        variant: `normed`, ours, compares shadow and hidden state at one scale; `paper` computes figure 2 of arXiv 2604.19254 as
-            the authors' package does; `peft` computes what Hugging Face PEFT does.
-        r: rank of the injection, `W_down` and `W_up` of eq. 3.
-        update_width: hidden width of the update's networks T and G (eq. 5 and 6).
-        alpha: strength of the injection (eq. 4); in the variant `normed` 0.6, beside a pretrained shadow 0.3.
-        dropout: probability, in training, of dropping values of the injection (and of T in the variant `paper`).
-        shadow_loss_weight: lambda of eq. 9, the weight of the loss on `head(s^(0))`.
-        inject_from: index (from 0) of the first block whose input is corrected; blocks before it run without gradients, and the shadow
-            state still reads what they put out.
-        shadow_layers: number of blocks of an implicit shadow.
-        shadow_intermediate_size: MLP width of the shadow's blocks; in the variant `normed` a quarter of the base's unless set.
-        shadow_attention_heads: attention heads of the shadow's blocks.
-        shadow_key_value_heads: key and value heads of the shadow's blocks.
-        shadow_head_dim: width of one attention head of the shadow's blocks.
-        unit_state: in the variant `normed`, whether s^(0) is brought to unit rms where the boundaries begin to read it; unless set, it is
-            for a pretrained shadow, whose states are of any size, and not for a random one, which begins at that size.
-        output_gains: in the variant `normed`, whether a correction is spread over channels as the norms behind a block's attention and MLP
-            spread what the block writes; unless set, it is where the base has such norms (Gemma 2 and 3, OLMo 2).
-        shadow_distil: share of the shadow's loss, from 0 to 1, that is learnt from the attached model's own answer instead of from the
-            labels. It counts in training alone: what an adapter computes does not depend on it.
-
     Raises:
         ConfigError: a value is out of range.
     """
 
     variant: Variant = "normed"
-    r: int | None = None
-    update_width: int | None = None
+    """`normed`, ours, compares shadow and hidden state at one scale; `paper` computes figure 2 of arXiv
+    2604.19254 as the authors' package does; `peft` computes what Hugging Face PEFT does."""
+    r: int | None = within(None, least=1, below=LARGEST)
+    """Rank of the injection, `W_down` and `W_up` of eq. 3."""
+    update_width: int | None = within(None, least=1, below=LARGEST)
+    """Hidden width of the update's networks T and G (eq. 5 and 6)."""
     alpha: float | None = None
-    dropout: float | None = None
-    shadow_loss_weight: float | None = None
-    inject_from: int | None = None
-    shadow_layers: int = 1
-    shadow_intermediate_size: int | None = None
-    shadow_attention_heads: int | None = None
-    shadow_key_value_heads: int | None = None
-    shadow_head_dim: int | None = None
+    """Strength of the injection (eq. 4); in the variant `normed` 0.6, beside a pretrained shadow 0.3."""
+    dropout: float | None = within(None, least=0, below=1)
+    """Probability, in training, of dropping values of the injection (and of T in the variant `paper`)."""
+    shadow_loss_weight: float | None = within(None, least=0, below=LARGEST)
+    """Lambda of eq. 9, the weight of the loss on `head(s^(0))`."""
+    inject_from: int | None = within(None, least=0, below=LARGEST)
+    """Index (from 0) of the first block whose input is corrected. Blocks before it run without gradients; the
+    shadow state still reads their outputs."""
+    shadow_layers: int = within(1, least=1, below=LARGEST)
+    """Number of blocks of an implicit shadow."""
+    shadow_intermediate_size: int | None = within(None, least=1, below=LARGEST)
+    """MLP width of the shadow's blocks; in the variant `normed` a quarter of the base's unless set."""
+    shadow_attention_heads: int | None = within(None, least=1, below=LARGEST)
+    """Attention heads of the shadow's blocks."""
+    shadow_key_value_heads: int | None = within(None, least=1, below=LARGEST)
+    """Key and value heads of the shadow's blocks."""
+    shadow_head_dim: int | None = within(None, least=1, below=LARGEST)
+    """Width of one attention head of the shadow's blocks."""
     unit_state: bool | None = None
+    """In the variant `normed`, scale s^(0) to unit rms before the first boundary reads it. By default this is done
+    for a pretrained shadow, whose states can have any size, and not for a random one, which starts at that size."""
     output_gains: bool | None = None
-    shadow_distil: float = 0.0
+    """In the variant `normed`, scale each channel of a correction as the norms behind a block's attention and MLP
+    scale what the block writes. By default this is done where the base has such norms (Gemma 2 and 3, OLMo 2)."""
+    shadow_distil: float = within(0.0, least=0, most=1)
+    """Share of the shadow's loss, from 0 to 1, that is the divergence from the attached model's own answer; the
+    rest is the loss on the labels. It matters in training only: what an adapter computes does not depend on it."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.variant, str) or self.variant not in _DEFAULTS:
-            raise ConfigError(
-                f"variant must be 'normed', 'paper' or 'peft', got {self.variant!r}{nearest(self.variant, _DEFAULTS)}"
-            )
-        for name, value in dataclasses.asdict(self).items():
-            _check(name, value)
-        for name in _SWITCHES:
-            if vars(self)[name] and self.variant != "normed":
+        check(self)
+        for name, switch in (("unit_state", self.unit_state), ("output_gains", self.output_gains)):
+            if switch and self.variant != "normed":
                 raise ConfigError(
                     f"{name} belongs to the variant 'normed', got it with {self.variant!r}; leave it out"
                 )
@@ -142,49 +135,6 @@ class ResolvedConfig(ShadowConfig):
     inject_from: int = 0
     unit_state: bool = False
     output_gains: bool = False
-
-
-_SWITCHES = ("unit_state", "output_gains")
-_OPTIONAL = (
-    "r",
-    "update_width",
-    "alpha",
-    "dropout",
-    "shadow_loss_weight",
-    "inject_from",
-    "shadow_intermediate_size",
-    "shadow_attention_heads",
-    "shadow_key_value_heads",
-    "shadow_head_dim",
-    *_SWITCHES,
-)
-
-
-def _check(name: str, value: object) -> None:
-    """Refuse a value of the wrong type or range before anything is built from it."""
-    if name == "variant" or (value is None and name in _OPTIONAL):
-        return
-    if name in _SWITCHES:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} must be true or false, got {value!r}")
-        return
-    if name in ("alpha", "dropout", "shadow_loss_weight", "shadow_distil"):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{name} must be a number, got {value!r}")
-        if not -_LARGEST < value < _LARGEST:  # nor NaN
-            raise ConfigError(f"{name} must be a finite number, got {value!r}")
-        if name == "dropout" and not 0 <= value < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {value!r}")
-        if name == "shadow_loss_weight" and value < 0:
-            raise ConfigError(f"shadow_loss_weight must be 0 or more, got {value!r}")
-        if name == "shadow_distil" and not 0 <= value <= 1:
-            raise ConfigError(f"shadow_distil must be from 0 to 1, got {value!r}")
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    least = 0 if name == "inject_from" else 1
-    if not least <= value < _LARGEST:
-        raise ConfigError(f"{name} must be {least} or more (and below {_LARGEST}), got {value!r}")
 
 
 def refuse_depth(inject_from: int, blocks: int) -> None:

@@ -1,44 +1,129 @@
-"""What every class of settings shares: names that are near, ranges, gaps and lists of names."""
+"""What every class of settings shares: a field with its range, the check of all fields, and names that are near.
+
+A setting is one typed field. Its range stands beside its default, its text below it; `check` reads both the type and the range.
+"""
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from shadowpeft.errors import ConfigError
 
-# Metadata of a field that holds several names, separated by commas: in a file they may be a list.
+_RANGE = "range"
+# Metadata of a field that holds several names, separated by commas. In a file they may be a list.
 SEVERAL = {"several": True}
 
 
+class Range(NamedTuple):
+    """The values that a number may have; `None` for no bound."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Return whether a number is in the range. NaN is in none."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """Say the range as a message does: `1 or more`, `above 0 and below 1`."""
+        if self.least is not None and self.most is not None:
+            return f"from {self.least} to {self.most}"
+        words = (
+            ("at least", self.least),
+            ("above", self.above),
+            ("at most", self.most),
+            ("below", self.below),
+        )
+        bounds = [f"{word} {bound}" for word, bound in words if bound is not None]
+        if bounds == [f"at least {self.least}"]:
+            return f"{self.least} or more"
+        return " and ".join(bounds)
+
+
+def within(
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Make a field of a settings class that holds a number in a range."""
+    return dataclasses.field(default=default, metadata={_RANGE: Range(least, above, most, below)})
+
+
+def holding_several(settings: type) -> list[str]:
+    """List the fields of a settings class that hold several names."""
+    return [entry.name for entry in dataclasses.fields(settings) if entry.metadata == SEVERAL]
+
+
+def check(settings: Any) -> None:
+    """Refuse a value that a field's type or range does not allow, before anything is made from it.
+
+    Raises:
+        ConfigError: names the field, what it may be and what was given.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for entry in dataclasses.fields(settings):
+        _check_value(entry.name, settings.__dict__[entry.name], hints[entry.name], entry.metadata.get(_RANGE))
+
+
+def _check_value(name: str, value: object, hint: Any, allowed: Range | None) -> None:
+    kinds = _kinds(hint)
+    if value is None:
+        if types.NoneType not in kinds:
+            raise ConfigError(f"{name} must have a value, got null")
+        return
+    kinds = [kind for kind in kinds if kind is not types.NoneType]
+    # A union of several types, such as `bool | str`, is checked where its values are read.
+    if len(kinds) != 1:
+        return
+    (kind,) = kinds
+    if typing.get_origin(kind) is Literal:
+        _check_choice(name, value, typing.get_args(kind))
+    elif kind is bool and not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+    elif kind in (int, float):
+        _check_number(name, value, kind, allowed or Range())
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ConfigError(f"{name} must be {listed}, got {value!r}{nearest(value, choices)}")
+
+
+def _check_number(name: str, value: object, kind: type, allowed: Range) -> None:
+    wanted, accepted = ("a whole number", int) if kind is int else ("a number", int | float)
+    bounds = f", {allowed}" * (str(allowed) != "")
+    # True and False are numbers in Python; as a setting of a number they are a mistake.
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise ConfigError(f"{name} must be {wanted}{bounds}, got {value!r}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number{bounds}, got {value!r}")
+    if not allowed.holds(value):
+        said = f"{wanted}{bounds}" if kind is int else str(allowed)
+        raise ConfigError(f"{name} must be {said}, got {value!r}")
+
+
+def _kinds(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return list(typing.get_args(hint))
+    return [hint]
+
+
 def nearest(word: object, known: Iterable[str]) -> str:
-    """Suggest the known name nearest to a misspelt one, ready to append to a message; empty if none is near."""
+    """Suggest the known name nearest to a misspelt one, ready to append to a message. Empty if none is near."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def refuse_gaps(settings: Any, optional: Iterable[str]) -> None:
-    """Refuse a dataclass of settings in which one has no value that must have one.
-
-    Raises:
-        ConfigError: names it.
-    """
-    for entry in dataclasses.fields(settings):
-        if vars(settings)[entry.name] is None and entry.name not in optional:
-            raise ConfigError(f"{entry.name} must have a value, got null")
-
-
-def refuse_below(settings: Any, least: Mapping[str, float], above_0: Iterable[str]) -> None:
-    """Refuse a dataclass of settings in which one is below its least value, or 0 or less where it must be above; `None` passes.
-
-    Raises:
-        ConfigError: names it.
-    """
-    for name, bound in least.items():
-        value = vars(settings)[name]
-        if value is not None and not value >= bound:  # nor NaN
-            raise ConfigError(f"{name} must be {bound} or more, got {value!r}")
-    for name in above_0:
-        value = vars(settings)[name]
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be above 0, got {value!r}")

@@ -10,7 +10,7 @@ from shadowpeft import ShadowConfig, arch
 from shadowpeft.losses import divergence
 from shadowpeft.losses.divergence import Head, divergences
 from shadowpeft.pretrain import start
-from shadowpeft.pretrain.objective import Lesson, Weights, train_parts, turns
+from shadowpeft.pretrain.objective import Objective, Weights, cosine_distance, train_parts
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 31
 
@@ -91,19 +91,19 @@ def test_divergence_never_holds_a_batch_of_logits(states, monkeypatch):
 def test_turn_ignores_sizes(states):
     """Catches a matching loss that depends on how large either state is, or that is not 0 where directions agree."""
     s_ND, h_ND = states
-    angle_N = turns(s_ND, h_ND)
+    angle_N = cosine_distance(s_ND, h_ND)
     cosine_N = (s_ND * h_ND).sum(-1) / (s_ND.norm(dim=-1) * h_ND.norm(dim=-1))
     torch.testing.assert_close(angle_N.double(), 1 - cosine_N, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(turns(7 * s_ND, 0.01 * h_ND), angle_N)
-    assert turns(3 * h_ND, h_ND).abs().max() < 1e-6
+    torch.testing.assert_close(cosine_distance(7 * s_ND, 0.01 * h_ND), angle_N)
+    assert cosine_distance(3 * h_ND, h_ND).abs().max() < 1e-6
 
 
-# The lesson
+# The objective
 
 
-def lesson_of(base: PreTrainedModel, **weights) -> Lesson:
+def objective_of(base: PreTrainedModel, **weights) -> Objective:
     torch.manual_seed(2)
-    return Lesson(base, start.fresh(base, ShadowConfig()), Weights(**{"next_token": 0.0, **weights}))
+    return Objective(base, start.fresh(base, ShadowConfig()), Weights(**{"next_token": 0.0, **weights}))
 
 
 def count_calls(base: PreTrainedModel) -> list[int]:
@@ -124,16 +124,16 @@ def count_calls(base: PreTrainedModel) -> list[int]:
 )
 def test_base_runs_only_where_a_loss_needs_it(base, ids, weights, runs):
     """Catches a base that runs for nothing, or once for each loss that wants it."""
-    calls, lesson = count_calls(base), lesson_of(base, **weights)
-    lesson(ids)["loss"].backward()
+    calls, objective = count_calls(base), objective_of(base, **weights)
+    objective(ids)["loss"].backward()
     assert len(calls) == runs
 
 
-def test_lesson_mixes_the_losses_as_weighted(base, ids):
+def test_the_objective_mixes_the_losses_as_weighted(base, ids):
     """Catches labels not shifted, a part left out of the sum, a wrong weight, and a base's state taken at the wrong place."""
-    lesson = lesson_of(base, next_token=0.7, distil=0.4, match=0.2, temperature=2.0, match_block=1)
-    out = lesson(ids)
-    s_BTD = lesson.shadow(ids, None, None, None, None)
+    objective = objective_of(base, next_token=0.7, distil=0.4, match=0.2, temperature=2.0, match_block=1)
+    out = objective(ids)
+    s_BTD = objective.shadow(ids, None, None, None, None)
     with torch.no_grad():
         stock = base(ids, output_hidden_states=True)
     logits_BTV = base.lm_head(s_BTD)
@@ -146,31 +146,32 @@ def test_lesson_mixes_the_losses_as_weighted(base, ids):
     wanted = 0.7 * next_token + 0.4 * distil + 0.2 * match
     torch.testing.assert_close(out["loss"], wanted)
     ours, theirs = (
-        torch.autograd.grad(loss, list(lesson.shadow.parameters())) for loss in (out["loss"], wanted)
+        torch.autograd.grad(loss, list(objective.shadow.parameters())) for loss in (out["loss"], wanted)
     )
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_lesson_trains_and_saves_no_part_of_the_base(base, ids):
+def test_the_objective_trains_and_saves_no_part_of_the_base(base, ids):
     """Catches a base that gets gradients, or that is moved, counted or saved with the shadow."""
-    lesson = lesson_of(base, next_token=1.0, distil=1.0)
-    lesson(ids)["loss"].backward()
+    objective = objective_of(base, next_token=1.0, distil=1.0)
+    objective(ids)["loss"].backward()
     assert all(parameter.grad is None for parameter in base.parameters())
-    assert all(name.startswith("shadow.") for name in lesson.state_dict())
-    assert not {id(p) for p in lesson.parameters()} & {id(p) for p in base.parameters()}
-    assert all(parameter.grad is not None for parameter in lesson.shadow.parameters())
+    assert all(name.startswith("shadow.") for name in objective.state_dict())
+    assert not {id(p) for p in objective.parameters()} & {id(p) for p in base.parameters()}
+    assert all(parameter.grad is not None for parameter in objective.shadow.parameters())
 
 
 def test_detached_losses_are_those_of_the_stock_models(base, ids):
     """Catches a held-out loss of something else than what is shipped: the shadow through the base's head, and the base itself."""
-    lesson = lesson_of(base, next_token=1.0)
+    objective = objective_of(base, next_token=1.0)
     stock = base(ids, labels=ids).loss
     shadow = F.cross_entropy(
-        base.lm_head(lesson.shadow(ids, None, None, None, None))[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        base.lm_head(objective.shadow(ids, None, None, None, None))[:, :-1].flatten(0, 1),
+        ids[:, 1:].flatten(),
     )
-    torch.testing.assert_close(lesson.base_losses(ids).mean(), stock)
-    torch.testing.assert_close(lesson.shadow_losses(ids).mean(), shadow)
-    torch.testing.assert_close(lesson.plain_loss(ids), shadow)
+    torch.testing.assert_close(objective.base_losses(ids).mean(), stock)
+    torch.testing.assert_close(objective.shadow_losses(ids).mean(), shadow)
+    torch.testing.assert_close(objective.plain_loss(ids), shadow)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from transformers import trainer_utils
 
 from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.cli import main
-from shadowpeft.pretrain import run as pretraining
 from shadowpeft.pretrain import text
 from shadowpeft.pretrain.config import PretrainConfig
+from shadowpeft.pretrain.initial import initial_shadow
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.run import pretrain
 from shadowpeft.pretrain.trainer import PROGRESS, PretrainProgress
@@ -441,7 +441,7 @@ def test_start_from_blocks_copies_them(base_folder, text_file, tmp_path):
     base = stock_models.load_model(str(base_folder), torch.float32)
     for settings, blocks in (({"blocks": [2, 1]}, [2, 1]), ({"layers": 3}, [0, 2, 3]), ({}, [0, 3])):
         config = _settings(base_folder, text_file, tmp_path / "run", **settings)
-        shadow, _ = pretraining._start(config, base, None, fits=True)  # type: ignore[arg-type] - no text is read
+        shadow, _ = initial_shadow(config, base, None, resumes=False)  # type: ignore[arg-type] - no text is read
         for place, block in enumerate(blocks):
             ours, theirs = shadow.backbone.layers[place].state_dict(), base.model.layers[block].state_dict()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -535,7 +535,7 @@ def test_start_from_a_shadow_folder(straight, base_folder, text_file, tmp_path):
         ({"intermediate_size": 8}, "intermediate_size cannot be set where the shadow starts from blocks"),
         ({"train_parts": "projection"}, "no projection"),
         ({"match_block": 4}, "one of the base's 4 blocks"),
-        ({"match_block": -1}, "match_block must be 0 or more, got -1"),
+        ({"match_block": -1}, "match_block must be a whole number, 0 or more, got -1"),
         ({"max_length": 4096}, "at most the model's 128 tokens"),
         ({"eval_documents": 42}, "behind the 42 documents held out"),
         ({"data": "missing.jsonl"}, "no such file"),

@@ -173,7 +173,7 @@ def test_recipe_of_the_scales(tmp_path):
     words = ("--text", ROOT / "LICENSE", "--tokens", 512, "--plot", tmp_path / "scales.png")
     (found,) = json.loads(run("scales/measure.py", MODEL, *words))["models"]
     assert (tmp_path / "scales.png").stat().st_size > 10_000
-    recorded = json.loads((ROOT / "results" / "scales" / "scales.json").read_text())["models"][-1]
+    recorded = json.loads((ROOT / "results" / "method" / "scales" / "scales.json").read_text())["models"][-1]
     assert found["tokens"] == recorded["tokens"] == 512
     for block, expected in zip(found["blocks"], recorded["blocks"], strict=True):
         assert block == pytest.approx(expected, rel=1e-2)

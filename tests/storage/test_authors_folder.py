@@ -18,9 +18,9 @@ from shadowpeft import (
     attach,
 )
 from shadowpeft.model import sources
-from shadowpeft.pretrain import run as pretrain_run
 from shadowpeft.pretrain import text, warm
 from shadowpeft.pretrain.config import PretrainConfig
+from shadowpeft.pretrain.initial import initial_shadow
 from shadowpeft.storage import authors_folder
 
 WEIGHTS = authors_folder.WEIGHTS
@@ -84,7 +84,7 @@ def test_pretraining_goes_on_from_it(kept):
     """Catches `--start FOLDER` taking it for a whole model, whose projection would then be fitted anew."""
     base, _, folder = kept
     config = PretrainConfig(model="base", data="text", output="run", start=str(folder), max_steps=1)
-    shadow, _ = pretrain_run._start(config, base, text.Text([], [], []), fits=True)
+    shadow, _ = initial_shadow(config, base, text.Text([], [], []), resumes=False)
     ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
     assert (

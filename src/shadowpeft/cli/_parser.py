@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import SEVERAL, nearest
+from shadowpeft.settings import holding_several, nearest
 
 # What jsonargparse says of a value that is none of several types.
 _UNION = re.compile(
@@ -22,6 +22,10 @@ _UNION = re.compile(
 )
 # What a name may be in a file; a rank is a number.
 _NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
+
+
+# A setting's text stands under its field.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _Parser(ArgumentParser):
@@ -61,7 +65,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
     settings = typing.get_type_hints(run).get("settings")
     if settings is not None:
         parser.add_class_arguments(settings)
-        parser.several = [entry.name for entry in dataclasses.fields(settings) if entry.metadata == SEVERAL]
+        parser.several = holding_several(settings)
     parser.add_function_arguments(run, skip={"settings"})
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))

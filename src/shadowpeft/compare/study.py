@@ -11,7 +11,7 @@ import yaml
 
 from shadowpeft.compare.cell import Setting
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import SEVERAL, nearest, refuse_gaps
+from shadowpeft.settings import SEVERAL, check, nearest, within
 
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
 OURS = ("shadow", "shadow-paper", "shadow-explicit")
@@ -31,7 +31,7 @@ _PUBLISHED = tuple(
         (3e-4, 0.3),
     )
 )
-# What did best in results/method_search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
+# What did best in results/method/search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
 _RANDOM = tuple(
     Setting(rate, alpha)
     for rate, alpha in (
@@ -68,99 +68,86 @@ SEARCH: dict[str, tuple[Setting, ...]] = {
     "shadow": _RANDOM,
     "shadow-explicit": _PRETRAINED,
 }
-_LEAST = {
-    "seeds": 1, "trials": 1, "finalists": 1, "steps": 1, "batch_size": 1, "train_rows": 1, "validation_rows": 1, "test_rows": 1,
-    "max_length": 2, "eval_batch_size": 1, "forgetting_rows": 0, "search_seed": 0, "workers": 1,
-}  # fmt: skip
-_OPTIONAL = ("name", "shadow_model", "data_dir", "train_rows", "test_rows", "max_length")
 
 
 @dataclass(frozen=True)
 class Study:
     """Settings of a study.
 
-    Args:
-        model: folders or hub ids of the bases, separated by commas; in a file a list will do, here and for tasks, methods and ranks.
-        tasks: names of the tasks, separated by commas.
-        output: folder of the study; gets study.yaml, compare-NAME.jsonl, table.md and the plots.
-        methods: names of the methods, separated by commas.
-        name: name of the study, part of its file's name; by default the name of the output folder.
-        seeds: how many seeds each final cell is trained from (0, 1, ...).
-        trials: how many settings of each method are tried on the validation split.
-        finalists: how many of each method's best trials are trained again from a second seed (search_seed + 1); the choice is by the mean
-            of both; 1 for none.
-        tie_standard_errors: settings whose validation value is within so many standard errors of the best one count as equal, and of
-            equals the lowest learning rate is chosen; 0 lets the best value decide.
-        steps: optimizer steps of every training run.
-        batch_size: rows per step.
-        ranks: LoRA ranks that set the budget of trainable parameters; the search is made at the first one.
-        search: settings to try in place of the built-in ones: method -> list of {learning_rate, alpha, backbone_learning_rate}; equally
-            many for every method.
-        overrides: settings of a method in place of its defaults: method -> {setting: value}.
-        shadow_model: folder of the pretrained shadow for `shadow-explicit`, or folder or hub id of a pretrained model.
-        data_dir: folder with one folder a data set; by default rows come from the hub.
-        train_rows: rows of the training split to draw from; by default all.
-        validation_rows: rows of the validation split to choose settings on.
-        test_rows: rows of the test split to report on; by default all.
-        test_skip: rows of each test split to leave out first: those that an earlier study of so many test_rows read, since a test row is
-            read once; of several earlier studies a list in their order, such as [1000, 1000], each drawn from what the ones before left;
-            where tasks differ a mapping from the names of tasks or partners to either, of which a task not named leaves out none.
-        max_length: tokens of a training row; by default the task's own.
-        eval_batch_size: rows at a time when measuring.
-        ood: test every final model on its task's partners, too.
-        forgetting_rows: windows of held-out text on which the rise in perplexity is measured; 0 for none.
-        search_seed: seed of the search's training runs.
-        bf16: load the base in bfloat16 and compute in it; adapters are trained in float32 either way.
-        device: auto for the GPUs if there are any, or cpu.
-        workers: training runs at a time on each device; above 1 the times are measured apart, one run at a time.
-
     Raises:
         ConfigError: a value is unknown, out of range or contradicts another.
     """
 
     model: str = field(metadata=SEVERAL)
+    """Folders or hub ids of the bases, separated by commas; in a file a list will do, here and for tasks,
+    methods and ranks."""
     tasks: str = field(metadata=SEVERAL)
+    """Names of the tasks, separated by commas."""
     output: str
+    """Folder of the study; gets study.yaml, compare-NAME.jsonl, table.md and the plots."""
     methods: str = field(default="base,lora,shadow", metadata=SEVERAL)
+    """Names of the methods, separated by commas."""
     name: str | None = None
-    seeds: int = 3
-    trials: int = 4
-    finalists: int = 1
-    tie_standard_errors: float = 1.0
-    steps: int = 300
-    batch_size: int = 16
+    """Name of the study, part of its file's name; by default the name of the output folder."""
+    seeds: int = within(3, least=1)
+    """How many seeds each final cell is trained from (0, 1, ...)."""
+    trials: int = within(4, least=1)
+    """How many settings of each method are tried on the validation split."""
+    finalists: int = within(1, least=1)
+    """How many of each method's best trials are trained again from a second seed (search_seed + 1). The mean of
+    both values decides. With 1 no trial is repeated."""
+    tie_standard_errors: float = within(1.0, least=0)
+    """Settings whose validation value is within this many standard errors of the best one count as equal. Of
+    equal settings the lowest learning rate is chosen. With 0 the best value decides."""
+    steps: int = within(300, least=1)
+    """Optimizer steps of every training run."""
+    batch_size: int = within(16, least=1)
+    """Rows per step."""
     ranks: str = field(default="16", metadata=SEVERAL)
+    """LoRA ranks that set the budget of trainable parameters; the search is made at the first one."""
     search: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """Settings to try in place of the built-in ones: method -> list of {learning_rate, alpha,
+    backbone_learning_rate}. Every method must list the same number."""
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of a method in place of its defaults: method -> {setting: value}."""
     shadow_model: str | None = None
+    """Folder of the pretrained shadow for `shadow-explicit`, or folder or hub id of a pretrained model."""
     data_dir: str | None = None
-    train_rows: int | None = None
-    validation_rows: int = 1000
-    test_rows: int | None = None
+    """Folder with one folder a data set; by default rows come from the hub."""
+    train_rows: int | None = within(None, least=1)
+    """Rows of the training split to draw from; by default all."""
+    validation_rows: int = within(1000, least=1)
+    """Rows of the validation split to choose settings on."""
+    test_rows: int | None = within(None, least=1)
+    """Rows of the test split to report on; by default all."""
     test_skip: int | list[int] | dict[str, int | list[int]] = 0
-    max_length: int | None = None
-    eval_batch_size: int = 64
+    """Rows of each test split that an earlier study read and this one leaves out, since a test row is read once:
+    the `test_rows` of that study. For several earlier studies give a list in their order, such as
+    [1000, 1000]; each drew from what the ones before it left. Where tasks differ, give a mapping from the
+    names of tasks or partners to either; a task that it does not name leaves out none."""
+    max_length: int | None = within(None, least=2)
+    """Tokens of a training row; by default the task's own."""
+    eval_batch_size: int = within(64, least=1)
+    """Rows at a time when measuring."""
     ood: bool = True
-    forgetting_rows: int = 64
-    search_seed: int = 1000
+    """Test every final model on its task's partners, too."""
+    forgetting_rows: int = within(64, least=0)
+    """Windows of held-out text on which the rise in perplexity is measured; 0 for none."""
+    search_seed: int = within(1000, least=0)
+    """Seed of the search's training runs."""
     bf16: bool = False
+    """Load the base in bfloat16 and compute in it; adapters are trained in float32 either way."""
     device: str = "auto"
-    workers: int = 1
+    """`auto` for all GPUs, if there are any, or `cpu`."""
+    workers: int = within(1, least=1)
+    """Training runs at a time on each device; above 1 the times are measured apart, one run at a time."""
 
     def __post_init__(self) -> None:
-        refuse_gaps(self, _OPTIONAL)
-        for name, least in _LEAST.items():
-            value = vars(self)[name]
-            if value is not None and not _is_whole(value, least):
-                raise ConfigError(f"{name} must be a whole number, {least} or more, got {value!r}")
+        check(self)
         if self.finalists > self.trials:
             raise ConfigError(
                 f"finalists must be {self.trials} or less, the number of trials they are taken from, got {self.finalists}; "
                 "lower them or raise trials"
-            )
-        if not _is_number(self.tie_standard_errors) or not 0 <= self.tie_standard_errors < math.inf:
-            raise ConfigError(
-                f"tie_standard_errors must be a number, 0 or more, got {self.tie_standard_errors!r}; 0 lets the best value decide"
             )
         if self.device not in ("auto", "cpu"):
             raise ConfigError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# What pretrained shadows were measured with (results/large_base, results/method_search); 0.6 was for random ones alone.
+# What pretrained shadows were measured with (results/quality/large_base, results/method/search); 0.6 was for random ones alone.
 PRETRAINED_ALPHA = 0.3
 
 

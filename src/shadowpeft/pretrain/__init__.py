@@ -1,1 +1,4 @@
-"""Pretraining a shadow: where it starts, what it is trained on, and the folder that comes out."""
+"""How a shadow learns from plain text before it is attached: its start, its text, its objective and the run.
+
+Imports `train` and all below it. Importing `config` and `run` does not import torch.
+"""

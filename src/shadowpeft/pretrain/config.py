@@ -8,142 +8,132 @@ from typing import Literal
 import yaml
 
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import refuse_below, refuse_gaps
+from shadowpeft.settings import check, within
 
 TrainParts = Literal["projection", "all-but-embeddings", "everything"]
 WarmStart = Literal["none", "pinv", "weighted", "ridge"]
 Schedule = Literal["cosine", "linear", "constant"]
 FRESH, BLOCKS = "fresh", "blocks"
-_LEAST: dict[str, float] = {
-    "max_steps": 1, "max_seconds": 0, "batch_size": 1, "gradient_accumulation": 1, "max_length": 2, "shuffle_rows": 1, "eval_documents": 1,
-    "eval_rows": 1, "warm_start_rows": 1, "next_token": 0, "distil": 0, "match": 0, "match_block": 0, "top_k": 1, "warmup": 0,
-    "weight_decay": 0, "max_grad_norm": 0, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "seed": 0,
-}  # fmt: skip
-_ABOVE_0 = ("learning_rate", "temperature", "max_seconds")
 _SIZES = ("layers", "intermediate_size", "attention_heads", "key_value_heads", "head_dim")
-_OPTIONAL = (
-    "blocks",
-    "eval_data",
-    "max_steps",
-    "max_seconds",
-    "top_k",
-    "match_block",
-    "attn_implementation",
-    *_SIZES,
-)
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Settings of a pretraining run. Say how long it lasts with `max_steps` or `max_seconds`.
 
-    Args:
-        model: the base: a folder or hub id of a causal language model; it stays frozen.
-        data: plain text: a .jsonl, .jsonl.gz, .txt or .parquet file, a .npz file of token ids
-            (array `ids`), a folder of these, or a hub id.
-        output: folder of the run; gets shadow/, checkpoints/, run.yaml and metrics.jsonl.
-        text_field: the field of a row that holds its text.
-        eval_data: text to evaluate on, as `data`; by default the first `eval_documents` of `data`, which are then never trained on.
-        eval_documents: how many documents to hold out where there is no `eval_data`.
-        eval_rows: evaluate on at most so many rows of `max_length` tokens.
-        start: `fresh` for random blocks of the base's kind, `blocks` for copies of some of the base's own, a shadow folder to go on
-            from, or the folder or hub id of a smaller model with the base's tokenizer.
-        layers: blocks of a fresh shadow (2 by default), or how many of the base's to copy, spread evenly over its depth (2).
-        blocks: which blocks of the base to copy, such as [0, 7]; in place of `layers`.
-        intermediate_size: MLP width of a fresh shadow's blocks; a quarter of the base's by default.
-        attention_heads: attention heads of a fresh shadow's blocks; as many as the base by default.
-        key_value_heads: key and value heads of a fresh shadow's blocks; as many as the base by default.
-        head_dim: width of an attention head of a fresh shadow's blocks; the base's by default.
-        warm_start: how the projection of a model of another width is started: `pinv` as published, `weighted` by how often tokens occur,
-            `ridge` from the hidden states of both; none for at random.
-        warm_start_rows: rows of text that it reads.
-        train_parts: `projection` for it alone, `all-but-embeddings`, or `everything`. A shadow of the base's own kind reads the base's
-            embeddings, which stay frozen whatever is chosen, so that the last two are one for it.
-        next_token: weight of the loss of the next token, through the base's head.
-        distil: weight of the divergence from the base's own next-token probabilities; costs a run of the base.
-        match: weight of the angle between the shadow's state and the base's hidden state, whatever their sizes; costs a run of the base.
-        temperature: flattens both sides' probabilities in `distil`.
-        top_k: in `distil` tell only the base's likeliest so many tokens apart, all others together; by default each is told apart.
-        match_block: match the output of this block of the base (from 0); by default what the base's head reads.
-        max_steps: optimizer steps.
-        max_seconds: train for so long instead; the learning rate then follows the time, so two runs are not equal to the bit.
-        batch_size: rows per forward pass.
-        gradient_accumulation: forward passes per optimizer step.
-        max_length: tokens of a row; documents fill rows one behind another, the end-of-text token between, and see each other in a row.
-        shuffle_rows: rows are shuffled within blocks of so many; 1 for the order of the text.
-        learning_rate: peak learning rate (AdamW).
-        scheduler: how the learning rate goes on after the warm-up.
-        warmup: steps of linear warm-up, or a share of the run if below 1.
-        weight_decay: weight decay of AdamW, of matrices alone.
-        max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
-        bf16: load the base in bfloat16 and compute in it; the shadow is trained in float32 either way.
-        gradient_checkpointing: compute the shadow's activations again in the backward pass instead of keeping them.
-        attn_implementation: attention code of transformers; by default its own choice.
-        device: auto for the first GPU if there is one, or cpu.
-        deterministic: choose only GPU operations that give the same bits every time, so that a resumed run ends as an
-            uninterrupted one to the last bit; slower. On a CPU it is so anyway.
-        seed: decides the initial weights and the order of rows.
-        eval_steps: evaluate every so many steps, before the first and at the end.
-        save_steps: save a checkpoint every so many steps, and at the end.
-        save_total_limit: how many checkpoints to keep.
-        logging_steps: log the losses every so many steps.
-        report_to: where transformers reports to, such as tensorboard or wandb; none for nowhere but metrics.jsonl.
-        resume: true to continue the run in `output` from its newest complete checkpoint, or the folder of a checkpoint.
-
     Raises:
         ConfigError: a value is out of range or contradicts another.
     """
 
     model: str
+    """The base: a folder or hub id of a causal language model; it stays frozen."""
     data: str
+    """Plain text: a .jsonl, .jsonl.gz, .txt or .parquet file, a .npz file of token ids (array `ids`), a
+    folder of these, or a hub id."""
     output: str
+    """Folder of the run; gets shadow/, checkpoints/, run.yaml and metrics.jsonl."""
     text_field: str = "text"
+    """The field of a row that holds its text."""
     eval_data: str | None = None
-    eval_documents: int = 100
-    eval_rows: int = 200
+    """Text to evaluate on, as `data`; by default the first `eval_documents` of `data`, which are then never
+    trained on."""
+    eval_documents: int = within(100, least=1)
+    """How many documents to hold out where there is no `eval_data`."""
+    eval_rows: int = within(200, least=1)
+    """The most rows, of `max_length` tokens each, to evaluate on."""
     start: str = FRESH
+    """`fresh` for random blocks of the base's kind, `blocks` for copies of some of the base's own, a shadow
+    folder to go on from, or the folder or hub id of a smaller model with the base's tokenizer."""
     layers: int | None = None
+    """Blocks of a fresh shadow (2 by default), or how many of the base's to copy, spread evenly over its
+    depth (2)."""
     blocks: list[int] | None = None
+    """Which blocks of the base to copy, such as [0, 7]; in place of `layers`."""
     intermediate_size: int | None = None
+    """MLP width of a fresh shadow's blocks; a quarter of the base's by default."""
     attention_heads: int | None = None
+    """Attention heads of a fresh shadow's blocks; as many as the base by default."""
     key_value_heads: int | None = None
+    """Key and value heads of a fresh shadow's blocks; as many as the base by default."""
     head_dim: int | None = None
+    """Width of an attention head of a fresh shadow's blocks; the base's by default."""
     warm_start: WarmStart = "weighted"
-    warm_start_rows: int = 256
+    """Initial projection of a smaller model: `pinv` as published, `weighted` by how often tokens occur, `ridge`
+    from the hidden states of both models, `none` for random weights."""
+    warm_start_rows: int = within(256, least=1)
+    """Rows of text that the warm start reads."""
     train_parts: TrainParts = "all-but-embeddings"
-    next_token: float = 0.5
-    distil: float = 0.5
-    match: float = 0.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    match_block: int | None = None
-    max_steps: int | None = None
-    max_seconds: float | None = None
-    batch_size: int = 8
-    gradient_accumulation: int = 1
-    max_length: int = 512
-    shuffle_rows: int = 256
-    learning_rate: float = 1e-3
+    """What is trained: `projection`, `all-but-embeddings` or `everything`. A shadow of the base's own kind reads
+    the base's embeddings, which always stay frozen, so the last two are the same for it."""
+    next_token: float = within(0.5, least=0)
+    """Weight of the next-token loss, computed through the base's head."""
+    distil: float = within(0.5, least=0)
+    """Weight of the divergence from the base's own next-token probabilities. It needs a forward pass of the base."""
+    match: float = within(0.0, least=0)
+    """Weight of one minus the cosine of the shadow's state and the base's hidden state. It needs a forward pass
+    of the base."""
+    temperature: float = within(1.0, above=0)
+    """Temperature of both models' probabilities in `distil`."""
+    top_k: int | None = within(None, least=1)
+    """Number of the base's likeliest tokens that `distil` compares one by one. All other tokens count as one
+    event. By default every token is compared."""
+    match_block: int | None = within(None, least=0)
+    """Index (from 0) of the base's block whose output `match` compares with. By default it is the state that the
+    base's head reads."""
+    max_steps: int | None = within(None, least=1)
+    """Optimizer steps."""
+    max_seconds: float | None = within(None, above=0)
+    """Seconds to train, in place of `max_steps`. The learning rate then follows the clock, so two runs do not
+    end with the same bits."""
+    batch_size: int = within(8, least=1)
+    """Rows per forward pass."""
+    gradient_accumulation: int = within(1, least=1)
+    """Forward passes per optimizer step."""
+    max_length: int = within(512, least=2)
+    """Tokens of a row. Documents fill the rows one after another, with the end-of-text token between them, and
+    the documents of one row attend to each other."""
+    shuffle_rows: int = within(256, least=1)
+    """Number of rows that are shuffled together. 1 keeps the order of the text."""
+    learning_rate: float = within(1e-3, above=0)
+    """Peak learning rate (AdamW)."""
     scheduler: Schedule = "cosine"
-    warmup: float = 0.02
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    """How the learning rate changes after the warm-up."""
+    warmup: float = within(0.02, least=0)
+    """Steps of linear warm-up, or a share of the run if below 1."""
+    weight_decay: float = within(0.01, least=0)
+    """Weight decay of AdamW, of matrices alone."""
+    max_grad_norm: float = within(1.0, least=0)
+    """Gradients are scaled down to this norm; 0 for no limit."""
     bf16: bool = False
+    """Load the base in bfloat16 and compute in it; the shadow is trained in float32 either way."""
     gradient_checkpointing: bool = False
+    """Compute the shadow's activations again in the backward pass instead of keeping them."""
     attn_implementation: str | None = None
+    """Attention code of transformers; by default its own choice."""
     device: Literal["auto", "cpu"] = "auto"
+    """`auto` for the first GPU, if there is one, or `cpu`."""
     deterministic: bool = False
-    seed: int = 0
-    eval_steps: int = 500
-    save_steps: int = 500
-    save_total_limit: int = 2
-    logging_steps: int = 10
+    """Use only GPU operations that give the same bits every time. A resumed run then ends with the same bits as
+    an uninterrupted one, but every step is slower. On a CPU this holds without the setting."""
+    seed: int = within(0, least=0)
+    """Seed of the initial weights and of the order of rows."""
+    eval_steps: int = within(500, least=1)
+    """Steps between two evaluations. The run also evaluates before its first step and at its end."""
+    save_steps: int = within(500, least=1)
+    """Steps between two checkpoints. The run also saves one at its end."""
+    save_total_limit: int = within(2, least=1)
+    """The most checkpoints to keep; older ones are deleted."""
+    logging_steps: int = within(10, least=1)
+    """Steps between two entries of the log."""
     report_to: str = "none"
+    """Tracker that transformers reports to, such as `tensorboard` or `wandb`. With `none` the run writes
+    metrics.jsonl alone."""
     resume: bool | str = False
+    """`true` to continue the run in `output` from its newest complete checkpoint, or the folder of a
+    checkpoint."""
 
     def __post_init__(self) -> None:
-        refuse_gaps(self, _OPTIONAL)
-        refuse_below(self, _LEAST, _ABOVE_0)
+        check(self)
         if (self.max_steps is None) == (self.max_seconds is None):
             raise ConfigError("say how long to train: max_steps or max_seconds, one of the two")
         if not (self.next_token or self.distil or self.match):
@@ -226,11 +216,6 @@ class PretrainConfig:
                 raise ConfigError(
                     f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}"
                 )
-
-    @property
-    def runs_base(self) -> bool:
-        """Whether a loss needs the base's own answer."""
-        return self.distil > 0 or self.match > 0
 
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft pretrain --config` reads."""

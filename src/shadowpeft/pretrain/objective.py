@@ -1,4 +1,4 @@
-"""A shadow with what it learns from, as transformers' Trainer sees it: token ids in, a loss out.
+"""What a shadow is pretrained on, as a module that transformers' Trainer runs: token ids in, a loss out.
 
 Shape legend: B rows, T tokens a row, N = B (T - 1) predicted tokens, D width of the base.
 """
@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from shadowpeft import arch
 from shadowpeft.losses.divergence import Head, divergences
 from shadowpeft.losses.linear_ce import token_losses
+from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.shadow import Shadow
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each loss counts, and how it is taken; see `PretrainConfig`."""
+    """Weights of the losses and settings of the losses themselves, as in `PretrainConfig`."""
 
     next_token: float = 1.0
     distil: float = 0.0
@@ -29,11 +30,24 @@ class Weights:
     top_k: int | None = None
     match_block: int | None = None
 
+    @classmethod
+    def of(cls, config: PretrainConfig) -> "Weights":
+        """Return those of a run's settings."""
+        return cls(
+            next_token=config.next_token,
+            distil=config.distil,
+            match=config.match,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            match_block=config.match_block,
+        )
 
-class Lesson(nn.Module):
+
+class Objective(nn.Module):
     """Compute the weighted losses of a shadow on rows of tokens.
 
-    The base is no part of this module: it is neither moved, saved nor trained with it, and runs only where a loss asks for its answer.
+    The base is not a submodule: it is neither moved, saved nor trained with this module, and it runs only if a loss
+    compares with it.
 
     Args:
         base: the frozen base, on the device of the work.
@@ -65,22 +79,29 @@ class Lesson(nn.Module):
             h_ND = read_BTD[:, :-1].flatten(0, 1)
             parts["distil"] = divergences(s_ND, h_ND, head, weights.temperature, weights.top_k).mean()
         if weights.match:
-            parts["match"] = turns(s_BTD, matched_BTD).mean()
-        loss = torch.stack([vars(weights)[name] * part for name, part in parts.items()]).sum()
+            parts["match"] = cosine_distance(s_BTD, matched_BTD).mean()
+        factors = {"next_token": weights.next_token, "distil": weights.distil, "match": weights.match}
+        loss = torch.stack([factors[name] * part for name, part in parts.items()]).sum()
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
     @torch.no_grad()
     def _base_states(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What the base's head reads, and what the shadow's state is to match."""
+        """Return what the base's head reads, and the state that the shadow's is compared with."""
         block = self.weights.match_block if self.weights.match else None
         out = arch.decoder_of(self.base)(
             input_ids=input_ids, use_cache=False, return_dict=True, output_hidden_states=block is not None
         )
+        if block is None:
+            return out.last_hidden_state, out.last_hidden_state
         # The first of the hidden states is the first block's input.
-        return out.last_hidden_state, out.last_hidden_state if block is None else out.hidden_states[block + 1]
+        return out.last_hidden_state, out.hidden_states[block + 1]
+
+    def trained_values(self) -> int:
+        """Count the values of the shadow that train."""
+        return sum(weight.numel() for weight in self.shadow.parameters() if weight.requires_grad)
 
     def plain_loss(self, input_ids: Tensor) -> Tensor:
-        """The next-token loss as any model computes it, logits held: what the speed is compared with."""
+        """Compute the next-token loss with the logits in memory, as any model does. Speed is compared with it."""
         s_BTD = self.shadow(input_ids, None, None, None, None)
         return F.cross_entropy(
             arch.logits(self.base, s_BTD)[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
@@ -88,12 +109,12 @@ class Lesson(nn.Module):
 
     @torch.no_grad()
     def shadow_losses(self, input_ids: Tensor) -> Tensor:
-        """The next-token losses of the shadow detached, (N,)."""
+        """Compute the next-token losses of the detached shadow, (N,)."""
         return self._losses(self.shadow(input_ids, None, None, None, None), input_ids)
 
     @torch.no_grad()
     def base_losses(self, input_ids: Tensor) -> Tensor:
-        """The next-token losses of the base, (N,)."""
+        """Compute the next-token losses of the base, (N,)."""
         return self._losses(
             arch.decoder_of(self.base)(
                 input_ids=input_ids, use_cache=False, return_dict=True
@@ -118,7 +139,7 @@ def own_loss(model: PreTrainedModel, rows: Sequence[Tensor]) -> float:
 
 
 def train_parts(shadow: Shadow, parts: str) -> None:
-    """Let the chosen parts of a shadow train, and nothing else; embeddings it borrows are not its own and never do.
+    """Make the chosen parts of a shadow trainable and freeze the rest. Embeddings that it borrows are never trained.
 
     Args:
         shadow: the shadow.
@@ -134,7 +155,7 @@ def train_parts(shadow: Shadow, parts: str) -> None:
 
 @contextmanager
 def parts_trained(shadow: Shadow, parts: str) -> Iterator[list[nn.Parameter]]:
-    """Let the chosen parts train, as `train_parts` does, while the context lasts; gives their weights."""
+    """Make the chosen parts trainable, as `train_parts` does, while the context lasts; yield their weights."""
     before = [(parameter, parameter.requires_grad) for parameter in shadow.parameters()]
     train_parts(shadow, parts)
     try:
@@ -144,6 +165,6 @@ def parts_trained(shadow: Shadow, parts: str) -> Iterator[list[nn.Parameter]]:
             parameter.requires_grad_(trained)
 
 
-def turns(s_ND: Tensor, h_ND: Tensor) -> Tensor:
-    """Compute 1 - cos(s, h) of each token, (N,): what the directions differ by, whatever the sizes."""
+def cosine_distance(s_ND: Tensor, h_ND: Tensor) -> Tensor:
+    """Compute 1 - cos(s, h) of each token, (N,). It compares directions and ignores sizes; h gets no gradient."""
     return 1 - F.cosine_similarity(s_ND.float(), h_ND.detach().float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Documents to rows of tokens, one behind another, from any place of the text on: what was read before need not be read again.
+"""Documents to rows of tokens, one after another, from any place in the text. What was read before is not read again.
 
 Shapes in names: N tokens of a document, T of a row.
 """
@@ -21,15 +21,15 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 class Place(NamedTuple):
-    """A place in the text, between two rows.
+    """A place in the text between two rows.
 
     Attributes:
-        lap: how many times the text was read to its end.
+        lap: how many times the text has been read to its end.
         document: index of the document in which the block of rows begins.
         offset: how many of that document's tokens come before the block.
-        row: how many of the block's rows, as shuffled, come before the place.
+        row: how many of the block's rows, in shuffled order, come before the place.
         empty: empty rows of the source before the block.
-        undecodable: undecodable ones.
+        undecodable: rows of the source before the block that could not be decoded.
     """
 
     lap: int = 0
@@ -40,8 +40,15 @@ class Place(NamedTuple):
     undecodable: int = 0
 
 
+class _Row(NamedTuple):
+    """A row of tokens, and the place where the next row begins."""
+
+    ids_T: np.ndarray
+    after: Place
+
+
 class Encoder:
-    """A document to token ids: what the tokenizer puts before a text, the text, and the separator behind it.
+    """The map from a document to token ids: what the tokenizer puts before a text, the text, and a separator.
 
     Args:
         tokenizer: the base's.
@@ -53,7 +60,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        # A chat model's end-of-sequence token ends a turn; the text it was pretrained on was divided by the other one.
+        # A chat model's end-of-sequence token ends a turn. Its pretraining text was divided by the end-of-text token.
         separator = tokenizer.get_vocab().get(_END_OF_TEXT, tokenizer.eos_token_id)
         if separator is None:
             raise ConfigError(
@@ -61,9 +68,11 @@ class Encoder:
             )
         self.separator = int(separator)
         bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-        self._before = (
-            whole[: len(whole) - len(bare)] if whole[-len(bare) :] == bare else whole[: whole.index(bare[0])]
-        )
+        # Most tokenizers put tokens before a text alone; others put some behind it, too.
+        before = len(whole) - len(bare)
+        if whole[before:] != bare:
+            before = whole.index(bare[0])
+        self._before = whole[:before]
 
     def __call__(self, document: Document) -> np.ndarray:
         """Map a document, or a piece of one, to int64 ids.
@@ -73,11 +82,10 @@ class Encoder:
         """
         if isinstance(document.content, str):
             ids = self._tokenizer(document.content, add_special_tokens=False, verbose=False)["input_ids"]
-            ids = [
-                *(self._before if document.begins else []),
-                *ids,
-                *([self.separator] if document.ends else []),
-            ]
+            if document.begins:
+                ids = [*self._before, *ids]
+            if document.ends:
+                ids = [*ids, self.separator]
         else:
             ids = document.content
         ids_N: np.ndarray = np.asarray(ids, dtype=np.int64)
@@ -89,20 +97,22 @@ class Encoder:
 
 
 class Rows(IterableDataset):
-    """Endless rows of T tokens, shuffled within blocks, each with the place behind it. What fills no row at the end of a lap is left out.
+    """An endless stream of rows of T tokens, shuffled within blocks, each with the place after it.
+
+    Tokens at the end of a lap that fill no row are left out.
 
     Args:
         corpus: the documents.
-        encoder: makes tokens of them.
+        encoder: maps documents to token ids.
         length: T.
-        held_out: so many first documents are left out, with the unusable rows among and before them.
-        block: rows that are shuffled together.
-        seed: decides their order, and where rows begin in later laps.
+        held_out: how many first documents are left out, with the unusable rows among them.
+        block: number of rows that are shuffled together.
+        seed: seed of their order, and of where rows begin in later laps.
 
     Attributes:
-        first: index of the row of the source behind what is held out.
+        first: index of the first row of the source after what is held out.
         start: where to begin.
-        skipped: rows of the source without a document, by kind, as far as it was read in the first lap.
+        skipped: rows of the source without a document, by kind, in the part that the first lap has read.
         first_skipped: the first of each kind.
     """
 
@@ -118,43 +128,43 @@ class Rows(IterableDataset):
         self.first_skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Give rows from `start` on."""
+        """Yield rows from `start` on, lap after lap."""
         place = self.start
         self.skipped = Counter(empty=place.empty, undecodable=place.undecodable)
         while True:
-            rows, got = self._in_order(place), False
-            while True:
-                block = list(islice(rows, self._block))
-                if not block:
-                    break
-                got = True
-                order = list(range(len(block)))
-                random.Random(f"{self._seed} {place.lap} {place.document} {place.offset}").shuffle(order)
-                for number in range(place.row, len(block)):
-                    yield {
-                        "input_ids": block[order[number]][0],
-                        "place": np.array(place._replace(row=number + 1)),
-                    }
-                _, document, offset, empty, undecodable = block[-1]
-                place = Place(place.lap, document, offset, 0, empty, undecodable)
-            if not got and place[:3] == (0, self.first, 0):
+            begin = place
+            rows = self._in_order(begin)
+            while block := list(islice(rows, self._block)):
+                yield from self._shuffled(block, place)
+                place = block[-1].after
+            # The whole first lap gave no row. Later laps would give none either, and the loop would never end.
+            if place is begin and begin[:3] == (0, self.first, 0):
                 self._refuse_too_short()
             place = self._next_lap(place)
 
+    def _shuffled(self, block: "list[_Row]", place: Place) -> Iterator[dict[str, np.ndarray]]:
+        """Yield a block's rows in shuffled order, from the place's row on, each with the place after it."""
+        order = list(range(len(block)))
+        # The seed is made of where the block begins, so that a resumed run shuffles it as the interrupted one did.
+        random.Random(f"{self._seed} {place.lap} {place.document} {place.offset}").shuffle(order)
+        for number in range(place.row, len(block)):
+            after = place._replace(row=number + 1)
+            yield {"input_ids": block[order[number]].ids_T, "place": np.array(after)}
+
     def head(self, most: int) -> list[np.ndarray]:
-        """Take the first rows in order; where the text fills none, what there is of it.
+        """Return the first `most` rows in order. If the text fills none, return what there is of it.
 
         Raises:
             DataError: there is not even a token to predict.
         """
-        rows = [row for row, *_ in islice(self._in_order(self.start, keep_short=True), most)]
+        rows = [row.ids_T for row in islice(self._in_order(self.start, keep_short=True), most)]
         whole = [row for row in rows if len(row) == self.length]
         if not rows or (not whole and len(rows[0]) < 2):
             self._refuse_too_short()
         return whole or rows
 
     def _behind(self, documents: int) -> int:
-        """Find the row of the source behind so many documents, or its end."""
+        """Return the index of the row of the source after `documents` documents, or of its end."""
         index = 0
         for found in self._corpus.read() if documents else ():
             index += 1
@@ -167,50 +177,62 @@ class Rows(IterableDataset):
         return index
 
     def _refuse_too_short(self) -> None:
-        beyond = f" behind the {_counted(self._held_out, 'document')} held out" if self._held_out else ""
+        beyond, bad = "", ""
+        if self._held_out:
+            beyond = f" behind the {_counted(self._held_out, 'document')} held out"
         passed = +(self._passed + self.skipped)
-        bad = ", ".join(_counted(count, f"{kind} row") for kind, count in passed.items())
-        were = "was" if passed.total() == 1 else "were"
+        if passed:
+            kinds = ", ".join(_counted(count, f"{kind} row") for kind, count in passed.items())
+            bad = f" ({kinds} {'was' if passed.total() == 1 else 'were'} passed over)"
         raise DataError(
-            f"{self._corpus.source}: expected at least one row of {self.length} tokens{beyond}, got less text"
-            f"{f' ({bad} {were} passed over)' if bad else ''}; add text, lower max_length or hold out less"
+            f"{self._corpus.source}: expected at least one row of {self.length} tokens{beyond}, got less text{bad}; "
+            "add text, lower max_length or hold out less"
         )
 
     def _next_lap(self, place: Place) -> Place:
-        """Begin again a little further on, so that rows are not cut where they were."""
+        """Return the start of the next lap, shifted by a part of a row, so that rows are cut at other tokens."""
         lap = place.lap + 1
         shift = random.Random(f"{self._seed} {lap}").randrange(self.length)
-        return Place(lap, self.first, shift, 0, self.skipped["empty"], self.skipped["undecodable"])
+        return self._place(lap, self.first, shift)
 
-    def _in_order(
-        self, place: Place, keep_short: bool = False
-    ) -> Iterator[tuple[np.ndarray, int, int, int, int]]:
-        """Give rows with the document and offset that the next one begins at, and the counts of what was passed over till there."""
+    def _in_order(self, place: Place, keep_short: bool = False) -> "Iterator[_Row]":
+        """Yield rows in the order of the text, from a place to the end of the lap."""
         parts: list[np.ndarray] = []
         missing = self.length
         for index, found in enumerate(self._corpus.read(place.document), start=place.document):
             if isinstance(found, Unusable):
-                if not place.lap:
-                    self.skipped[found.kind] += 1
-                    self.first_skipped.setdefault(found.kind, found.where)
+                self._count_unusable(found, place.lap)
                 continue
-            ids, taken = self._encoder(found), place.offset if index == place.document else 0
+            ids, taken = self._encoder(found), 0
+            if index == place.document:
+                taken = place.offset
+            # A document may fill several rows; what is left of it begins the next one.
             while len(ids) - taken >= missing:
                 row_T = np.concatenate([*parts, ids[taken : taken + missing]])
                 taken, parts, missing = taken + missing, [], self.length
-                yield row_T, index, taken, self.skipped["empty"], self.skipped["undecodable"]
+                yield _Row(row_T, self._place(place.lap, index, taken))
             if taken < len(ids):
                 parts.append(ids[taken:])
                 missing -= len(ids) - taken
         if keep_short and parts:
-            yield np.concatenate(parts), 0, 0, 0, 0
+            yield _Row(np.concatenate(parts), place)
+
+    def _count_unusable(self, row: Unusable, lap: int) -> None:
+        # Later laps read the same rows again.
+        if lap:
+            return
+        self.skipped[row.kind] += 1
+        self.first_skipped.setdefault(row.kind, row.where)
+
+    def _place(self, lap: int, document: int, offset: int) -> Place:
+        return Place(lap, document, offset, 0, self.skipped["empty"], self.skipped["undecodable"])
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Batch rows: `input_ids`, (B, T), and `places`, where the text goes on behind each."""
+    """Stack rows into `input_ids`, (B, T), and `places`, the place in the text after each row."""
     ids_BT = torch.from_numpy(np.stack([row["input_ids"] for row in rows]))
     return {"input_ids": ids_BT, "places": torch.from_numpy(np.stack([row["place"] for row in rows]))}

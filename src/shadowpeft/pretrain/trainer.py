@@ -1,4 +1,4 @@
-"""transformers' Trainer for pretraining: the shadow alone is saved, with the place in the text; losses and speed are logged."""
+"""transformers' Trainer for pretraining. It saves the shadow alone with the place in the text, and logs losses and speed."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shadowpeft.errors import CheckpointError
-from shadowpeft.pretrain.objective import Lesson, parts_trained
+from shadowpeft.pretrain.objective import Objective, parts_trained
 from shadowpeft.pretrain.pace import Pace, rate_factor
 from shadowpeft.pretrain.packing import Place, Rows, collate
 from shadowpeft.storage import shadow_folder
@@ -27,10 +27,10 @@ PROGRESS = "progress.json"
 
 
 class PretrainTrainer(SafeTrainer):
-    """Train the shadow of a lesson on a stream of rows.
+    """Train the shadow of an objective on a stream of rows.
 
     Args:
-        lesson: shadow, base and losses.
+        objective: shadow, base and losses.
         args: the Trainer's own settings.
         rows: what to train on.
         held_out: rows to evaluate on.
@@ -44,7 +44,7 @@ class PretrainTrainer(SafeTrainer):
 
     def __init__(
         self,
-        lesson: Lesson,
+        objective: Objective,
         args: TrainingArguments,
         rows: Rows,
         held_out: list[np.ndarray],
@@ -54,7 +54,7 @@ class PretrainTrainer(SafeTrainer):
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(
-            model=lesson,
+            model=objective,
             args=args,
             data_collator=collate,
             train_dataset=rows,
@@ -62,24 +62,21 @@ class PretrainTrainer(SafeTrainer):
             callbacks=[_Clock(pace, self._begin), *callbacks],
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which belongs to results
-        self.lesson, self.rows, self.held_out, self.pace, self.schedule = (
-            lesson,
-            rows,
-            held_out,
-            pace,
-            schedule,
-        )
-        self._facts = BaseFacts.of(lesson.base)
+        # Not `objective`, which the Trainer has for its search of hyperparameters.
+        self.shadow_objective = objective
+        self.rows, self.held_out = rows, held_out
+        self.pace, self.schedule = pace, schedule
+        self._facts = BaseFacts.of(objective.base)
         self._place: Tensor = torch.tensor(rows.start)
         self.tokens = 0
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
-        self._watch = _Watch()
+        self._stopwatch = _Stopwatch()
 
     def _begin(self) -> None:
-        """Start the clocks behind all that is loaded and measured before."""
+        """Start the clocks, after all that is loaded and measured beforehand."""
         self.pace.start()
-        self._watch.start(self.tokens)
+        self._stopwatch.start(self.tokens)
 
     def compute_loss(
         self,
@@ -88,24 +85,24 @@ class PretrainTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the weighted losses, keep each for the log, and remember where in the text this batch ends."""
+        """Compute the weighted losses, keep each for the log, and remember where in the text the batch ends."""
         with self.compute_loss_context_manager():
             out = model(inputs["input_ids"])
         for name, value in out.items():
             if name != "loss":
                 self._sums[name] = self._sums.get(name, 0) + value
         self._batches += 1
-        # Read only when it is saved: to ask the GPU for it now would be to wait for the batch.
+        # It is read only when it is saved: reading it here would make the host wait for the batch.
         self._place = inputs["places"][-1]
         self.tokens += inputs["input_ids"].numel()
         return (out["loss"], out) if return_outputs else out["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with each part of the loss averaged over the same steps, and the speed since the last entry."""
+        """Log the loss, each of its parts averaged over the same steps, and the speed since the last entry."""
         if "loss" in logs and self._batches:
             logs.update({name: value.item() / self._batches for name, value in self._sums.items()})
             logs["tokens"] = self.tokens
-            logs["tokens_per_second"] = round(self._watch.rate(self.tokens), 1)
+            logs["tokens_per_second"] = round(self._stopwatch.rate(self.tokens), 1)
             self._sums, self._batches = {}, 0
         super().log(logs, start_time)
 
@@ -113,14 +110,16 @@ class PretrainTrainer(SafeTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Measure the next-token loss of the detached shadow on the held-out rows."""
-        with self._watch.paused():
-            metrics = perplexity_metrics(metric_key_prefix, self.held_out_loss(self.lesson.shadow_losses))
+        with self._stopwatch.paused():
+            metrics = perplexity_metrics(
+                metric_key_prefix, self.held_out_loss(self.shadow_objective.shadow_losses)
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def held_out_loss(self, losses_of: Any) -> float:
-        """Average the losses that a function gives for ids (B, T) over all held-out tokens."""
+        """Return the mean over all held-out tokens of the losses that `losses_of` computes for ids (B, T)."""
         total, count = 0.0, 0
         size = self.args.per_device_train_batch_size
         for start in range(0, len(self.held_out), size):
@@ -132,24 +131,24 @@ class PretrainTrainer(SafeTrainer):
         return total / count
 
     def plain_rate(self, passes: int = 3) -> float | None:
-        """Time plain forward and backward passes of the shadow on a batch, all but embeddings trained and logits held, in tokens a second.
+        """Time plain forward and backward passes of the shadow on a batch, in tokens a second.
 
-        This is what any training of the same model would cost without an optimizer, whatever parts this run trains; its rate is compared
-        with it.
+        All parts but the embeddings are trained and the logits are in memory, whatever this run trains. Any training
+        of the same model would cost this without an optimizer, so the run's own speed is compared with it.
 
         Returns:
-            The best of so many passes; `None` where the logits of a batch do not fit into memory.
+            The best of `passes` passes; `None` if the logits of a batch do not fit into memory.
         """
         ids_BT = torch.from_numpy(
             np.stack([self.rows.head(1)[0]] * self.args.per_device_train_batch_size)
         ).to(self.args.device)
         rates = []
         try:
-            with parts_trained(self.lesson.shadow, "all-but-embeddings") as chosen:
+            with parts_trained(self.shadow_objective.shadow, "all-but-embeddings") as chosen:
                 for _ in range(passes + 1):
                     began = time.perf_counter()
                     with self.accelerator.autocast():
-                        loss = self.lesson.plain_loss(ids_BT)
+                        loss = self.shadow_objective.plain_loss(ids_BT)
                     torch.autograd.grad(loss, chosen)
                     if ids_BT.is_cuda:
                         torch.cuda.synchronize()
@@ -159,15 +158,15 @@ class PretrainTrainer(SafeTrainer):
         return round(max(rates[1:]), 1)
 
     def session_rate(self) -> float | None:
-        """Return the tokens a second of this session's training; `None` where there was none."""
-        return self._watch.overall()
+        """Return the tokens a second of this session's training; `None` if there was none."""
+        return self._stopwatch.overall()
 
     def place(self) -> Place:
-        """Return where in the text training has come to."""
+        """Return the place in the text that training has reached."""
         return Place(*self._place.tolist())
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Let the learning rate follow the steps, or the time where that is what the run has."""
+        """Make the learning rate follow the steps, or the clock if the run has a time limit."""
         if self.lr_scheduler is None:
             chosen = optimizer or self.optimizer
             assert chosen is not None
@@ -178,13 +177,9 @@ class PretrainTrainer(SafeTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         assert output_dir is not None
         folder = Path(output_dir)
-        with self._watch.paused():
-            shadow_folder.save(
-                self.lesson.shadow,
-                self._facts,
-                folder,
-                {"steps": self.state.global_step, "tokens": self.tokens},
-            )
+        with self._stopwatch.paused():
+            run = {"steps": self.state.global_step, "tokens": self.tokens}
+            shadow_folder.save(self.shadow_objective.shadow, self._facts, folder, run)
             progress = {
                 "place": self.place()._asdict(),
                 "tokens": self.tokens,
@@ -193,14 +188,14 @@ class PretrainTrainer(SafeTrainer):
             (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
     def save_shadow(self, folder: str | Path, run: Mapping[str, Any]) -> None:
-        """Write the shadow folder, which tells of the run; with bf16 in bfloat16, which the checkpoints are not."""
-        if self.args.bf16:  # in what the base is loaded and computed in
-            self.lesson.shadow.to(torch.bfloat16)
-        shadow_folder.save(self.lesson.shadow, self._facts, folder, run)
+        """Write the shadow folder with facts of the run. With bf16 it is in bfloat16; checkpoints are in float32."""
+        if self.args.bf16:  # the type that the base is loaded in and that the run computes in
+            self.shadow_objective.shadow.to(torch.bfloat16)
+        shadow_folder.save(self.shadow_objective.shadow, self._facts, folder, run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = shadow_folder.load(self.lesson.base, resume_from_checkpoint)
-        self.lesson.shadow.load_state_dict(saved.state_dict(), strict=True)
+        saved = shadow_folder.load(self.shadow_objective.base, resume_from_checkpoint)
+        self.shadow_objective.shadow.load_state_dict(saved.state_dict(), strict=True)
         path = Path(resume_from_checkpoint) / PROGRESS
         try:
             progress = json.loads(path.read_text(encoding="utf-8"))
@@ -214,15 +209,16 @@ class PretrainTrainer(SafeTrainer):
 
 
 def perplexity_metrics(prefix: str, loss: float) -> dict[str, float]:
-    """Return loss and perplexity by name; not by math.exp, which raises where the result is too large for a float."""
+    """Return loss and perplexity by name."""
+    # math.exp would raise where the result is too large for a float; torch returns infinity.
     return {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": torch.tensor(loss, dtype=torch.float64).exp().item(),
     }
 
 
-class _Watch:
-    """Tokens per second of training, evaluation and saving left out."""
+class _Stopwatch:
+    """The speed of training in tokens a second, without evaluation and saving."""
 
     def __init__(self) -> None:
         self.start(0)
@@ -238,21 +234,24 @@ class _Watch:
         return self._between(self._marks[-2], self._marks[-1])
 
     def overall(self) -> float | None:
-        """Return the rate up to the last call of `rate`; from the first one on if there were several, which leaves warming up out."""
-        first = 1 if len(self._marks) > 2 else 0
-        return round(self._between(self._marks[first], self._marks[-1]), 1) if len(self._marks) > 1 else None
+        """Return the rate up to the last call of `rate`, or `None` if there was none."""
+        if len(self._marks) < 2:
+            return None
+        # With several marks the first stretch is left out, as it holds the warm-up of the device.
+        first = min(1, len(self._marks) - 2)
+        return round(self._between(self._marks[first], self._marks[-1]), 1)
 
     def _between(self, first: tuple[float, int], last: tuple[float, int]) -> float:
         return (last[1] - first[1]) / max(last[0] - first[0], 1e-9)
 
     def paused(self) -> "_Pause":
-        """Leave out the time of a context."""
+        """Return a context whose time is left out."""
         return _Pause(self)
 
 
 class _Pause:
-    def __init__(self, watch: _Watch) -> None:
-        self._watch = watch
+    def __init__(self, stopwatch: _Stopwatch) -> None:
+        self._stopwatch = stopwatch
 
     def __enter__(self) -> None:
         if torch.cuda.is_available():
@@ -260,11 +259,11 @@ class _Pause:
         self._began = time.monotonic()
 
     def __exit__(self, *error: object) -> None:
-        self._watch.left_out += time.monotonic() - self._began
+        self._stopwatch.left_out += time.monotonic() - self._began
 
 
 class _Clock(TrainerCallback):
-    """Tell when a session begins, and end a run whose time is up."""
+    """Call a function when a session begins, and end a run whose time is up."""
 
     def __init__(self, pace: Pace, begin: Callable[[], None]) -> None:
         self._pace, self._begin = pace, begin
@@ -272,7 +271,7 @@ class _Clock(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Pass it on."""
+        """Call the function."""
         self._begin()
 
     def on_step_end(
@@ -312,11 +311,7 @@ class PretrainProgress(TrainerCallback):
     ) -> None:
         """Show losses and speed."""
         names = ("loss", "next_token", "distil", "match", "eval_loss", "tokens", "tokens_per_second")
-        shown = {
-            name: f"{logs[name]:,.0f}" if "tokens" in name else f"{logs[name]:.4g}"
-            for name in names
-            if logs and name in logs
-        }
+        shown = {name: _shown(name, logs[name]) for name in names if logs and name in logs}
         if not shown:
             return
         self._bar.set_postfix(shown)
@@ -333,3 +328,7 @@ class PretrainProgress(TrainerCallback):
     ) -> None:
         """Leave the finished bar."""
         self._bar.close()
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:,.0f}" if "tokens" in name else f"{value:.4g}"

@@ -1,0 +1,90 @@
+"""Every class of settings is checked by its fields' types and ranges, and every field has its text under it."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import docstring_parser
+import pytest
+
+from shadowpeft import ConfigError, ShadowConfig
+from shadowpeft.bench.settings import Bench, TrainBench
+from shadowpeft.compare.study import Study
+from shadowpeft.pretrain.config import PretrainConfig
+from shadowpeft.settings import Range, check, nearest, within
+from shadowpeft.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Oven:
+    """Settings of an oven."""
+
+    name: str
+    loaves: int = within(2, least=1)
+    degrees: float | None = within(None, above=0, below=300)
+    share: float = within(0.5, least=0, most=1)
+    fan: bool = False
+    kind: Literal["gas", "wood"] = "gas"
+    door: bool | str = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": None}, "name must have a value, got null"),
+        ({"loaves": 0}, "loaves must be a whole number, 1 or more, got 0"),
+        ({"loaves": 1.5}, "loaves must be a whole number, 1 or more, got 1.5"),
+        ({"loaves": True}, "loaves must be a whole number, 1 or more, got True"),
+        ({"loaves": None}, "loaves must have a value, got null"),
+        ({"degrees": 0}, "degrees must be above 0 and below 300, got 0"),
+        ({"degrees": 300.0}, "degrees must be above 0 and below 300, got 300.0"),
+        ({"degrees": math.nan}, "degrees must be a finite number, above 0 and below 300, got nan"),
+        ({"degrees": "hot"}, "degrees must be a number, above 0 and below 300, got 'hot'"),
+        ({"share": 1.5}, "share must be from 0 to 1, got 1.5"),
+        ({"fan": 1}, "fan must be true or false, got 1"),
+        ({"kind": "wod"}, "kind must be 'gas' or 'wood', got 'wod' (did you mean 'wood'?)"),
+    ],
+)
+def test_a_value_out_of_type_or_range_is_one_sentence(given, said):
+    """Catches a range that is written and not checked, and a check that lets True, NaN or null pass as a number."""
+    with pytest.raises(ConfigError) as error:
+        Oven(**{"name": "old", **given})
+    assert str(error.value) == said
+
+
+def test_values_at_the_edge_of_their_range_pass():
+    """Catches a bound that is off by one."""
+    Oven("old", loaves=1, degrees=299.9, share=1, door="left")
+    Oven("old", degrees=None, share=0)
+
+
+def test_a_range_says_what_it_holds():
+    """Catches a message that promises another range than is checked."""
+    assert [str(Range(least=1)), str(Range(most=3)), str(Range(above=0, most=1))] == [
+        "1 or more",
+        "at most 3",
+        "above 0 and at most 1",
+    ]
+    assert str(Range()) == ""
+
+
+def test_the_nearest_name_is_suggested():
+    """Catches a suggestion that has nothing to do with what was written."""
+    assert nearest("lora_", ["lora", "dora"]) == " (did you mean 'lora'?)"
+    assert nearest("xyz", ["lora", "dora"]) == ""
+
+
+@pytest.mark.parametrize("settings", [ShadowConfig, TrainConfig, PretrainConfig, Study, Bench, TrainBench])
+def test_every_setting_has_its_text_under_it(settings):
+    """Catches a setting that the help of the command line could not explain."""
+    texts = {
+        text.args[1]: text.description
+        for kind in settings.__mro__[:-1]
+        for text in docstring_parser.parse_from_object(kind).params
+    }
+    untold = [entry.name for entry in dataclasses.fields(settings) if not texts.get(entry.name)]
+    assert not untold
