@@ -231,6 +231,7 @@ def test_recipe_of_inject_from():
     )
 
 
+@pytest.mark.slow
 def test_recipe_of_gsm8k(tmp_path):
     """Train, kill with SIGKILL, resume, compare every bit; then generate attached, detached and exported."""
     rows = [
