@@ -24,7 +24,7 @@ HOMES = {
     "src/shadowpeft/embedded": "embedded",
     "CONTRIBUTING.md": "develop/contributing.md",
     "CHANGELOG.md": "develop/changelog.md",
-    "README.md": "readme.md",
+    "README.md": "index.md",
 }
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 # The target of a link, or the name in a reference to the API.
@@ -36,13 +36,17 @@ _WARNING = re.compile(r"Warning: (.+)\n.*?\[ (.+?):(\d+):(\d+) \]")
 
 
 def home(path: Path, root: Path) -> str | None:
-    """Return where a file of the repository stands in the site, or `None` if it is not part of it."""
+    """Return where a file of the repository stands in the site, or `None` if it is not part of it.
+
+    A folder's `README.md` is its `index.md`, as Zensical's navigation wants it.
+    """
     relative = path.relative_to(root).as_posix()
     for prefix, place in HOMES.items():
         if relative == prefix:
             return place
         if relative.startswith(prefix + "/"):
-            return f"{place}/{relative.removeprefix(prefix)[1:]}".lstrip("/")
+            inside = re.sub(r"(^|/)README\.md$", r"\1index.md", relative.removeprefix(prefix)[1:])
+            return f"{place}/{inside}".lstrip("/")
     return None
 
 
@@ -62,8 +66,11 @@ def gather(root: Path, stage: Path) -> list[str]:
         place = home(page, root)
         assert place is not None, "every page has a home"
         target = stage / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(rewritten(page, target, root, stage, faults), encoding="utf-8")
+        text = rewritten(page, target, root, stage, faults)
+        # The site has a home page of its own in place of the README, whose links are checked all the same.
+        if page != root / "README.md":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
     # The theme's own additions, such as a style sheet.
     if (root / "docs" / "assets").is_dir():
         shutil.copytree(root / "docs" / "assets", stage / "assets", dirs_exist_ok=True)
@@ -131,7 +138,8 @@ def _moved(
 
 def explain(output: str, root: Path, stage: Path) -> list[str]:
     """Turn Zensical's warnings into one line each: the page of the repository, what is wrong, the link."""
-    sources = {home(page, root): page.relative_to(root) for page in pages(root)}
+    written = [page for page in pages(root) if page != root / "README.md"]
+    sources = {home(page, root): page.relative_to(root) for page in written}
     lines = []
     for what, page, number, column in _WARNING.findall(_COLOUR.sub("", output)):
         text = (stage / page).read_text(encoding="utf-8").split("\n")[int(number) - 1]

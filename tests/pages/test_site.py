@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.pages import DOCS, tool
+from test_layers import LAYERS
 
 import shadowpeft
 
@@ -89,6 +90,13 @@ def test_paths_exist():
     assert not missing
 
 
+def test_the_page_of_the_architecture_has_the_layers_of_the_code():
+    """Catches a folder that moved to another layer, or a new one, without its line on the page."""
+    page = (DOCS / "develop" / "architecture.md").read_text()
+    rows = re.findall(r"^\| \d+ \| (.+?) \|", page, re.M)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == LAYERS
+
+
 def test_generated_pages_are_fresh():
     """Catches a flag, a help text or a family that changed without its page; run python docs/generate.py."""
     for path, text in generate.generated().items():
@@ -131,10 +139,10 @@ def test_links_are_rewritten(tmp_path):
     assert build.gather(tmp_path, tmp_path / "build" / "pages") == []
     pages = tmp_path / "build" / "pages"
     text = (pages / "index.md").read_text()
-    assert "[a](records/a/README.md#a) [b](records/a/rows.jsonl) [c](records/a/README.md)" in text
+    assert "[a](records/a/index.md#a) [b](records/a/rows.jsonl) [c](records/a/index.md)" in text
     assert "[d](nowhere.md)" in text
     assert "[e](https://example.org/x.md) [f](#x)" in text
-    assert "(../../guides/train.md#data)" in (pages / "records" / "a" / "README.md").read_text()
+    assert "(../../guides/train.md#data)" in (pages / "records" / "a" / "index.md").read_text()
     assert (pages / "records" / "a" / "rows.jsonl").is_file()
 
 
