@@ -66,7 +66,7 @@ def gather(root: Path, stage: Path) -> list[str]:
         place = home(page, root)
         assert place is not None, "every page has a home"
         target = stage / place
-        text = rewritten(page, target, root, stage, faults)
+        text = rewritten(page, target, root, stage=stage, faults=faults)
         # The site has a home page of its own in place of the README, whose links are checked all the same.
         if page != root / "README.md":
             target.parent.mkdir(parents=True, exist_ok=True)
