@@ -30,6 +30,8 @@ _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 # The target of a link, or the name in a reference to the API.
 _TARGET = re.compile(r"\[[^\]]*\][(\[]([^)\]]*)[)\]]")
 _FENCE = re.compile(r"^\s*```")
+# What mkdocstrings says of a name that the package does not have.
+_GONE = re.compile(r"^mkdocstrings: (.+ could not be found)$", re.M)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Zensical's warnings: what is wrong, then the file, the line and the column.
 _WARNING = re.compile(r"Warning: (.+)\n.*?\[ (.+?):(\d+):(\d+) \]")
@@ -137,11 +139,12 @@ def _moved(
 
 
 def explain(output: str, root: Path, stage: Path) -> list[str]:
-    """Turn Zensical's warnings into one line each: the page of the repository, what is wrong, the link."""
+    """Turn the warnings into one line each: the page of the repository, what is wrong, the link."""
     written = [page for page in pages(root) if page != root / "README.md"]
     sources = {home(page, root): page.relative_to(root) for page in written}
-    lines = []
-    for what, page, number, column in _WARNING.findall(_COLOUR.sub("", output)):
+    output = _COLOUR.sub("", output)
+    lines = [f"API: {fault}" for fault in _GONE.findall(output)]
+    for what, page, number, column in _WARNING.findall(output):
         text = (stage / page).read_text(encoding="utf-8").split("\n")[int(number) - 1]
         lines.append(f"{sources.get(page, page)}:{number}: {what}: {_link_at(text, int(column) - 1)}")
     return lines

@@ -126,6 +126,7 @@ def write_site(root: Path, index: str) -> None:
     (root / "zensical.toml").write_text(
         '[project]\nsite_name = "x"\ndocs_dir = "build/pages"\nsite_dir = "site"\n'
         "[project.theme]\nfont = false\n"
+        f"[project.plugins.mkdocstrings.handlers.python]\npaths = ['{PACKAGE.parent}']\n"
     )
 
 
@@ -167,11 +168,12 @@ def test_a_broken_link_is_named(tmp_path, link, fault):
         ("[a](guides/train.md#gone)", "docs/index.md:3: anchor does not exist: guides/train.md#gone"),
         ("[a](#gone)", "docs/index.md:3: anchor does not exist: #gone"),
         ("[a](gone.md)", "docs/index.md:3: the link gone.md leads nowhere"),
+        ("::: shadowpeft.errors.Gone", "API: shadowpeft.errors.Gone could not be found"),
         ("[a](guides/train.md#data)", ""),
     ],
 )
-def test_a_broken_anchor_fails_the_build(tmp_path, capsys, link, fault):
-    """Catches a build that passes over an anchor that is not there."""
+def test_what_does_not_resolve_fails_the_build(tmp_path, capsys, link, fault):
+    """Catches a build that passes over an anchor or a name that is not there."""
     pytest.importorskip("zensical")
     write_site(tmp_path, f"# X\n\n{link}\n")
     assert build.main(tmp_path) == bool(fault)
