@@ -1,10 +1,10 @@
-# Two commands for users: `make demo` and `make test`. Both make and reuse .venv. `make check` is what CI does.
+# Two commands for users: `make demo` and `make test`. Both make and reuse .venv. `make check` is what CI does: all tests, and more.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a worker: the models in the tests are too small to gain from more.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo study-smoke test coverage lint types check clean
+.PHONY: demo study-smoke test test-slow coverage lint types docs check clean
 
 demo: .venv/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft demo --report report.html
@@ -14,8 +14,12 @@ study-smoke: .venv/.demo
 	$(BIN)/python recipes/compare/smoke_data.py runs/study-smoke-data
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft compare --config recipes/compare/smoke.yaml
 
+# All tests but those marked slow, which `test-slow` runs.
 test: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: .venv/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m slow
 
 # Apart from `test`, which it would make take a third longer.
 coverage: .venv/.dev
@@ -28,7 +32,12 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
-check: lint types test
+# The site, in site/. A link, an anchor or a name that does not resolve fails, and so does a generated page that is stale.
+docs: .venv/.dev
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/build.py
+
+check: lint types docs test test-slow
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "shadowpeft needs Python 3.10 or later; set PYTHON=..."; exit 1; }
@@ -48,4 +57,4 @@ check: lint types test
 	touch $@ .venv/.demo
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache report.html
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build site report.html

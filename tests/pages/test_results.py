@@ -10,7 +10,7 @@ from shadowpeft.bench.settings import Bench, TrainBench
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/*/README.md"))
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PAGES += [*(ROOT / "recipes").rglob("*.md"), *RESULTS.rglob("*.md")]
 
 

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model's shadow: tokens from tiny sources, two steps of training, and the folder that ships."""
+"""The recipe of the embedded model's shadow: tokens of tiny sources, two training steps, what ships."""
 
 import json
 import runpy
@@ -68,7 +68,7 @@ def tokens(tmp_path, monkeypatch) -> Path:
 
 
 def test_two_steps_make_a_folder_that_ships(tokens, tmp_path, capsys):
-    """Catches a recipe that no longer runs, sources left out, a shadow over its size, and paths of this machine in what ships."""
+    """Catches a recipe that no longer runs, a lost source, a shadow over its size, a local path shipped."""
     manifest = json.loads((tokens / "manifest.json").read_text())
     assert all(count > 0 for split in manifest.values() for count in split.values())
     ids = np.load(tokens / "train.npz")["ids"]
@@ -100,7 +100,7 @@ def test_two_steps_make_a_folder_that_ships(tokens, tmp_path, capsys):
 
 
 def test_copies_keep_the_neurons_that_say_most(tokens):
-    """Catches MLPs cut at other neurons in one matrix than in the next: with all neurons kept, the copy must be the block itself."""
+    """Catches an MLP cut at other neurons in one matrix than in the next: with all kept, it is unchanged."""
     train = recipe("train")
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     ids_BT = torch.from_numpy(np.load(tokens / "train.npz")["ids"][:512].astype(np.int64)).view(4, -1)

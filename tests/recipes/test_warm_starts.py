@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "warm_starts" / "measure.py"
 
 
 def test_the_table_is_complete_and_true(tmp_path):
-    """Runs recipes/warm_starts: where the base's head can say all that the smaller one says, `pinv` and `weighted` are as good as it."""
+    """If the base's head can say all that the smaller one says, `pinv` and `weighted` are as good as it."""
     base = save_base(tmp_path / "base", tie_word_embeddings=False)
     small = save_base(
         tmp_path / "small", seed=1, hidden_size=16, intermediate_size=24, tie_word_embeddings=False

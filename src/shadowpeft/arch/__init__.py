@@ -1,7 +1,7 @@
 """All that is known of model layouts: no other folder looks inside a transformers model.
 
 Imports `config` and `errors` alone. To add a family, add a row to the table in `arch/families.py` and a tiny
-configuration to `tests/helpers/families.py`; `docs/families.md` shows each step.
+configuration to `tests/helpers/families.py`; `docs/develop/add-a-family.md` shows each step.
 """
 
 from shadowpeft.arch.configs import (

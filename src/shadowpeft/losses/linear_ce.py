@@ -35,7 +35,7 @@ def token_losses(x_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     differentiate = frozen_head.wants_gradient(x_ND)
     aimed_N = targets_N != IGNORED
     y_N = torch.where(aimed_N, targets_N, 0)
-    # In a compiled graph one operation: traced, it took twice the memory of its chunks (docs/log.md).
+    # In a compiled graph one operation: traced, it took twice the memory of its chunks (docs/develop/log.md).
     if torch.compiler.is_compiling():
         losses_N, _ = _operation(x_ND, y_N, aimed_N, *head, differentiate)
     else:

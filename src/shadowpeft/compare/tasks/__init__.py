@@ -1,4 +1,4 @@
-"""The tasks of a study, each written from its own definition; docs/tasks.md has the table."""
+"""The tasks of a study, each written from its own definition; docs/reference/tasks.md has the table."""
 
 from shadowpeft.compare.tasks import arc, clinc, gsm8k, mawps, mmlu, newsgroups, squad, stars
 from shadowpeft.compare.tasks.base import Item, Scores, Task

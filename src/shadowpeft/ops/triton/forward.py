@@ -109,7 +109,9 @@ def project(
                 bx += tl.sum(d_RD.to(tl.float32) * b[None, :], 1)
             if UNIT and NORM > 0:
                 d_RD = d_RD.to(tl.float32) * w[None, :]
-            elif NORM == 2:  # through registers like T's and G's matrices: see docs/kernels.md, "Exact"
+            elif (
+                NORM == 2
+            ):  # through registers like T's and G's matrices: see docs/develop/kernels.md, "Exact"
                 d_RD = tl.where((cols < D)[None, :], d_RD.to(tl.float32), 0.0)
             d_RD = d_RD.to(h.dtype)
             if UNIT and NORM == 2:

@@ -5,7 +5,7 @@ They keep nothing as wide as the model for the backward pass but h and s.
 There are two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole. Where nobody looks
 at operations, the same two functions run behind an autograd function, as a custom operation costs the host
 more time. The kernels are in `forward` and `backward`; what they move and how long that takes:
-docs/kernels.md.
+docs/develop/kernels.md.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,0 +1,177 @@
+"""Write the pages that follow from the code: command line and families. `--check` names stale ones."""
+
+import argparse
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from shadowpeft.arch import FAMILIES, Family
+from shadowpeft.cli import PARTS, VERBS, _parser
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
+
+
+def generated() -> dict[Path, str]:
+    """Return the text of each generated page."""
+    return {REFERENCE / "cli.md": command_line(), REFERENCE / "families.md": families()}
+
+
+def command_line() -> str:
+    """Describe every verb and its flags, as the parser knows them."""
+    verbs = [f"| [`{verb}`](#{_anchor(verb)}) | {summary} |" for verb, summary in VERBS.items()]
+    text = [
+        NOTE,
+        "# The command line",
+        "`shadowpeft VERB [flags]`. Each flag may also stand in a YAML file, under its name with "
+        "underscores: `--config run.yaml`. A flag on the command line overrides the file. A switch, such as "
+        "`--packing`, may stand alone. Flags that begin with `--shadow.` are the settings of the adapter; in "
+        "a file they stand under `shadow:`.",
+        "The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, 130 after an interruption.",
+        "\n".join(["| verb | what it does |", "| --- | --- |", *verbs]),
+    ]
+    for verb in VERBS:
+        if verb in PARTS:
+            text += [f"## {verb}", _sentence(VERBS[verb])]
+        for name, run in _functions(verb).items():
+            text += [f"{'###' if verb in PARTS else '##'} {name}", *_described(name, run)]
+    return "\n\n".join(text) + "\n"
+
+
+def _functions(verb: str) -> dict[str, Callable[..., Any]]:
+    module = vars(importlib.import_module(f"shadowpeft.cli.{verb}"))
+    if verb not in PARTS:
+        return {verb: module["run"]}
+    return {f"{verb} {part}": module[part] for part in PARTS[verb]}
+
+
+def _described(name: str, run: Callable[..., Any]) -> list[str]:
+    """Describe one parser: what it does, its own flags, then the settings of the adapter."""
+    parser = _parser.build(name, run)
+    actions = [action for action in parser._actions if _is_shown(action)]
+    # `--config` comes first in the parser and last for a reader.
+    actions.sort(key=lambda action: action.dest == "config")
+    own = [action for action in actions if not action.dest.startswith("shadow.")]
+    adapter = [action for action in actions if action.dest.startswith("shadow.")]
+    text = [_sentence((inspect.getdoc(run) or "").partition("\n\n")[0]), _table(parser, own)]
+    if adapter:
+        text += ["Settings of the adapter:", _table(parser, adapter)]
+    return text
+
+
+def _table(parser: ArgumentParser, actions: list[Any]) -> str:
+    head = ["| flag | value | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *(_row(parser, action) for action in actions)])
+
+
+def _is_shown(action: Any) -> bool:
+    return bool(action.option_strings) and action.dest != "help" and action.help != "==SUPPRESS=="
+
+
+def _row(parser: ArgumentParser, action: Any) -> str:
+    flag = action.option_strings[-1]
+    help_text = " ".join(str(action.help or "").split()).rstrip(".")
+    cells = [f"`{flag}`", _values(action), _default(parser, action), help_text]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _values(action: Any) -> str:
+    """Say in the reader's words what a flag takes."""
+    if action.dest == "config":
+        return "a file"
+    hint = vars(action).get("_typehint")
+    if hint is None:
+        return "a folder"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    text = str(hint).replace("typing.", "").replace(" | None", "").replace("<class '", "").replace("'>", "")
+    if text.startswith("Literal["):
+        return text.removeprefix("Literal[").removesuffix("]").replace("'", "`")
+    for kind, word in names.items():
+        text = text.replace(kind.__name__, word)
+    return text.replace(" | ", " or ")
+
+
+def _default(parser: ArgumentParser, action: Any) -> str:
+    if action.dest == "config" or vars(action).get("_typehint") is None:
+        return ""
+    if action.required:
+        return "required"
+    value = parser.get_defaults().get(action.dest)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"`{value}`"
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
+    return text[:1].upper() + text[1:] + "."
+
+
+def families() -> str:
+    """Describe the table of families."""
+    head = [
+        "| family | `model_type` | language model | classifier | notes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    text = [
+        NOTE,
+        "# Supported model families",
+        "A base of any of these families can be adapted, from a folder or from the hub, as a causal language "
+        "model or as a sequence classifier. Any other model is refused by name. "
+        "[Add a family](../develop/add-a-family.md) says what another one takes.",
+        "\n".join([*head, *(_family_row(family) for family in FAMILIES.values())]),
+        "- **No packing**: the decoder cannot keep the documents of a packed row apart, so `--packing` is "
+        "refused.\n"
+        "- **No full graph**: the decoder drops unknown arguments, so `torch.compile(fullgraph=True)` is not "
+        "possible.\n"
+        "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
+        "- **Soft cap**: the logits may pass through `cap * tanh(logits / cap)`; the exported model keeps "
+        "the cap.",
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def _family_row(family: Family) -> str:
+    notes = {
+        "no packing": not family.packs,
+        "no full graph": not family.passes_kwargs,
+        "output norms": bool(family.output_norms),
+        "soft cap": family.softcaps,
+    }
+    said = ", ".join(note for note, is_so in notes.items() if is_so)
+    return f"| {family.name} | `{family.model_type}` | `{family.causal}` | `{family.classifier}` | {said} |"
+
+
+def main() -> int:
+    """Write the pages, or with `--check` return 1 and name those that are stale."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is stale")
+    check = parser.parse_args().check
+    stale = []
+    for path, text in generated().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path.name)
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    if check and stale:
+        print(f"stale: {', '.join(stale)}; run python docs/generate.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
