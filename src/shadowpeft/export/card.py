@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
-import transformers
 from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft.export.source import Source
+from shadowpeft.reporting.provenance import frameworks
 from shadowpeft.storage.card import base_line
 
 _CARD = """---
@@ -63,8 +62,7 @@ def model_card(source: Source, model: PreTrainedModel, to: str, dtype: str) -> s
         ),
         run=_run(source.folder / "README.md"),
         version=shadowpeft.__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        **frameworks(),
     )
 
 

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 import shadowpeft
 from shadowpeft.config import ShadowConfig
+from shadowpeft.reporting.provenance import frameworks
 
 _TEMPLATE = """---
 library_name: shadowpeft
@@ -88,8 +86,7 @@ def model_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: M
         ),
         run=_table(run) if run else "Not recorded: saved outside `shadowpeft train`.",
         version=shadowpeft.__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        **frameworks(),
     )
 
 
@@ -115,8 +112,7 @@ def shadow_card(
         sizes=_table({name: value for name, value in sizes.items() if value is not None}),
         run=_table(run) if run else "Not recorded.",
         version=shadowpeft.__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        **frameworks(),
     )
 
 
