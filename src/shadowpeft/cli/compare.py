@@ -36,7 +36,7 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
         )
         return INTERRUPTED
     from shadowpeft.cli._models import print_result
-    from shadowpeft.compare.report import terminal
+    from shadowpeft.compare.summary import terminal
 
     if json:
         print_result(asdict(result), as_json=True)
