@@ -1,4 +1,4 @@
-"""The base as it was built, so that methods that change it can be taken off it, and one that is kept put on again."""
+"""The base as it was built, so that a method can be removed from it, and one that is kept put on again."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,37 +8,39 @@ from shadowpeft.decoder.loan import Lent
 Children = dict[nn.Module, dict[str, nn.Module | None]]
 
 
-class Bare:
-    """Note what a base consists of. LoRA replaces its linear layers, the shadows of others its blocks, and both leave marks and hooks.
+class BaseSnapshot:
+    """What a base consists of before a method is put on it.
 
-    Each library has a way back of its own or none; this one is the same for all, and takes no part of the method apart.
+    LoRA replaces its linear layers, the shadows of others its blocks, and both leave attributes and hooks.
+    Each library has its own way back or none; this one is the same for all, and does not look inside the
+    method.
 
     Args:
-        base: the base, before anything is put on it; frozen here.
+        base: the base, before anything is put on it; it is frozen here.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base.requires_grad_(False)
         self.lent = Lent.freeze(base)
-        self.names = set(vars(base))
+        self.attributes = set(vars(base))
         self.children: Children = {module: dict(module._modules) for module in base.modules()}
 
-    def dressing(self) -> Children:
-        """Tell what a method that is on the base has replaced, for `put_on`."""
+    def changes(self) -> Children:
+        """Return the submodules as the method on the base has replaced them, for `reapply`."""
         return {
             module: dict(module._modules)
             for module, children in self.children.items()
             if module._modules != children
         }
 
-    def put_on(self, dressing: Children) -> None:
-        """Put a method that was taken off on again."""
-        _set(dressing)
+    def reapply(self, changes: Children) -> None:
+        """Put a method that was removed on the base again."""
+        _set(changes)
 
-    def take_off(self) -> None:
-        """Make the base what it was: modules, hooks, flags and marks."""
+    def restore(self) -> None:
+        """Make the base what it was: its modules, hooks, flags and attributes."""
         _set(self.children)
-        for name in set(vars(self.base)) - self.names:
+        for name in set(vars(self.base)) - self.attributes:
             del vars(self.base)[name]
         self.lent.restore(self.base)
 
@@ -46,5 +48,6 @@ class Bare:
 def _set(children: Children) -> None:
     for module, own in children.items():
         if module._modules != own:
+            # In place, so that the order of the submodules is the noted one, too.
             module._modules.clear()
             module._modules.update(own)
