@@ -46,7 +46,8 @@ def part(data_dir: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> tu
         earlier, left = earlier | drawn, [number for number in fresh if number not in earlier | drawn]
         if not 0 < wanted <= len(left):
             raise UserError(
-                f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, got {wanted:,}"
+                f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, "
+                f"got {wanted:,}"
             )
         drawn = set(random.Random(SEED).sample(left, wanted))
     return [row for number, row in enumerate(rows) if number not in earlier | drawn], [

@@ -1,4 +1,4 @@
-"""Try changes of the method on validation data, one at a time: each job is one training run with one change of the boundary.
+"""Try changes of the method on validation data: each job is a training run with one change of the boundary.
 
     python recipes/method_search/search.py --model MODEL --jobs JOBS.jsonl --output ROWS.jsonl [--data-dir
     DATA] [--bf16]
@@ -39,9 +39,16 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         tasks=job["task"], methods=method, output="-", overrides={method: job.get("config", {})}, **given
     )
     cell = Cell(
-        "final" if job.get("final") else "search", study.model, job["task"], method, study.budgets[0], job.get("seed", 0),
-        job["learning_rate"], job.get("alpha"), job.get("backbone_learning_rate"),
-    )  # fmt: skip
+        stage="final" if job.get("final") else "search",
+        model=study.model,
+        task=job["task"],
+        method=method,
+        rank=study.budgets[0],
+        seed=job.get("seed", 0),
+        learning_rate=job["learning_rate"],
+        alpha=job.get("alpha"),
+        backbone_learning_rate=job.get("backbone_learning_rate"),
+    )
     changes = (
         Change(**job.get("change", {}))
         if method in ("shadow", "shadow-explicit") and "change" in job
@@ -69,7 +76,7 @@ def changed(how: Change | None) -> Iterator[None]:
 
 
 def run_both(cell: Cell, study: Study) -> list[dict[str, Any]]:
-    """Train as a search does, and measure attached and detached on the validation split in the task's own way."""
+    """Train as a search does, and measure attached and detached on validation rows in the task's own way."""
     plain = run_cell.CellRun.search
 
     def search(self: run_cell.CellRun) -> list[dict[str, Any]]:
@@ -137,7 +144,8 @@ def main() -> None:
         with open(output, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} {row['error'] or ''}",
+            f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} "
+            f"{row['error'] or ''}",
             flush=True,
         )
 

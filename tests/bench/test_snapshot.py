@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 )
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_a_method_comes_off_without_a_trace(text, checkpointing, snapshot, ids):
-    """Catches LoRA layers, hooks, flags or marks of one method that are still on the base when the next is timed."""
+    """Catches layers, hooks, flags or attributes of one method on the base when the next is timed."""
     base, settings = snapshot.base, TrainBench(checkpointing=checkpointing, warmup=0, repeats=1)
     names, marks = [name for name, _ in base.named_parameters()], set(vars(base))
     with torch.no_grad():

@@ -64,7 +64,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=96, num_hidden_layers=BLOCKS,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, tie_word_embeddings=True,
     )  # fmt: skip
     tiny_model("qwen3", config=config).save_pretrained(folder)
@@ -82,6 +83,5 @@ def study(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     (tmp_path / "wiki_en" / "validation.jsonl").write_text("\n".join(texts), encoding="utf-8")
     return Study(
         model=tiny, tasks="classes", output=str(tmp_path / "out"), data_dir=str(tmp_path), steps=2,
-        batch_size=2, forgetting_rows=3,
-        eval_batch_size=4, shadow_model=tiny, device="cpu", ood=False,
+        batch_size=2, forgetting_rows=3, eval_batch_size=4, shadow_model=tiny, device="cpu", ood=False,
     )  # fmt: skip

@@ -22,7 +22,7 @@ def processor_seconds() -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # minutes where the cores are free; on cores that others use, several times as long
 def test_the_smoke_study(tmp_path, capsys):
-    """Runs what `make study-smoke` runs: every part of a study on a real model, from the data to the plots, in under five minutes.
+    """Run what `make study-smoke` runs: a study on a real model, from the data to the plots, in five minutes.
 
     It is the processor's time that counts: other work on the same cores does not change it.
     """
