@@ -61,11 +61,9 @@ class Weights(NamedTuple):
 
     def sizes(self) -> tuple[int, int]:
         """Return U and R, each 0 where its half of the boundary is missing."""
-        return _height(self.tin), _height(self.down)
-
-
-def _height(matrix: Tensor | None) -> int:
-    return 0 if matrix is None else matrix.shape[0]
+        U = 0 if self.tin is None else self.tin.shape[0]
+        R = 0 if self.down is None else self.down.shape[0]
+        return U, R
 
 
 _FIRST_OF_NORM = Weights._fields.index("norm_w")

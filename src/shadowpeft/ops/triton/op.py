@@ -102,8 +102,9 @@ def _fused(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPart
 
 def _refusal(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormParts | None) -> str | None:
     """Return why the kernels cannot serve a boundary, `None` if they can."""
-    if h_BTD.device.type != "cuda" and not INTERPRETED.value:
-        return f"needs tensors on a GPU, got them on {h_BTD.device.type!r}"
+    device = h_BTD.device
+    if device.type != "cuda" and not INTERPRETED.value:
+        return f"needs tensors on a GPU, got them on {device.type!r}"
     update_w, inject_w, *_ = crossing
     weights = []
     if update_w is not None:
@@ -113,8 +114,8 @@ def _refusal(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPa
     for tensor in (h_BTD, s_BTD, *weights):
         if tensor.dtype not in DTYPES:
             return f"takes bfloat16 and float32, got {tensor.dtype}"
-        if tensor.device != h_BTD.device:
-            return f"needs hidden states and weights on one device, got {h_BTD.device} and {tensor.device}"
+        if tensor.device != device:
+            return f"needs hidden states and weights on one device, got {device} and {tensor.device}"
     # The norm is looked at again only where it is not known, for the message.
     norms = () if norm is not None else (crossing.norm,)
     return _unserved([weight.shape[0] for weight in weights], norms)
