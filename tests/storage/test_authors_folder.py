@@ -18,6 +18,7 @@ from shadowpeft import (
     attach,
 )
 from shadowpeft.model import sources
+from shadowpeft.model.preflight import Preflight
 from shadowpeft.pretrain import text, warm
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.pretrain.initial import initial_shadow
@@ -89,10 +90,8 @@ def test_pretraining_goes_on_from_it(kept):
     shadow, _ = initial_shadow(config, base, text.Text([], [], []), resumes=False)
     ours = authors_folder.load(tiny_model("qwen3"), folder).state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in shadow.state_dict().items())
-    assert (
-        text._positions(config, base.config, None)
-        == sources.config_of(folder, base.config).max_position_embeddings
-    )
+    started = sources.config_of(folder, base.config)
+    assert Preflight(base.config, None, started).positions == started.max_position_embeddings
 
 
 def test_an_adapter_that_started_from_it_is_kept_as_any_other(kept, tmp_path):

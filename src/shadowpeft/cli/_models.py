@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.cli._choice import ModelChoice
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.model import ShadowedModel
+from shadowpeft.model import ShadowedModel, preflight
 from shadowpeft.reporting.devices import pick_device
 from shadowpeft.storage import stock_models
 from shadowpeft.storage.adapter_folder import CONFIG
@@ -35,9 +35,7 @@ def load(choice: ModelChoice) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         raise CheckpointError(f"no adapter folder at {choice.adapter}")
     refuse_swapped(choice.model, choice.adapter)
     device = pick_device(choice.device)
-    # The configuration first: one request finds out that a model cannot be reached.
-    stock_models.load_config(choice.model)
-    tokenizer = stock_models.load_tokenizer(choice.model)
+    tokenizer = preflight.inspect(choice.model, needs_family=False).tokenizer
     base = stock_models.load_model(choice.model, choice.dtype).to(device).eval()  # type: ignore[arg-type]
     if choice.adapter is None or choice.base:
         return base, tokenizer

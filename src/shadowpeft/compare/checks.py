@@ -13,7 +13,7 @@ from shadowpeft.compare.tasks import find
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.workers import count_gpus, device_name
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.model import sources
+from shadowpeft.model import preflight
 from shadowpeft.storage import stock_models
 
 SAMPLE = 64
@@ -31,13 +31,9 @@ def check_models(study: Study) -> None:
     from shadowpeft.compare import methods
 
     for model in study.names("model"):
-        config = stock_models.load_config(model)
-        tokenizer = stock_models.load_tokenizer(model)
-        if set(study.names("methods")) & set(SHADOWS):
-            arch.family_of_config(config)
-        if study.shadow_model is not None and "shadow-explicit" in study.names("methods"):
-            sources.config_of(study.shadow_model, config)
-            sources.refuse_other_tokens(study.shadow_model, tokenizer)
+        methods_used = set(study.names("methods"))
+        shadow_model = study.shadow_model if "shadow-explicit" in methods_used else None
+        preflight.inspect(model, shadow_model, needs_family=bool(methods_used & set(SHADOWS)))
     methods.check(study)
 
 

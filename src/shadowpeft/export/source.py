@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from shadowpeft import arch
 from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import CheckpointError, ConfigError
-from shadowpeft.model import ShadowedModel
+from shadowpeft.model import ShadowedModel, preflight
 from shadowpeft.model.detach import detached_shadow
 from shadowpeft.storage import adapter_folder, reading, shadow_folder, stock_models
 from shadowpeft.storage.base_facts import BaseFacts
@@ -58,9 +58,7 @@ class Source:
             )
         if adapter is not None and not Path(adapter).is_dir():
             raise CheckpointError(f"no adapter folder at {adapter}")
-        # First the configuration: one request shows that a base cannot be reached.
-        config = stock_models.load_config(base)
-        tokenizer = stock_models.load_tokenizer(base)
+        config, tokenizer, _ = preflight.inspect(base, needs_family=False)
         task: arch.Task = "causal-lm"
         if adapter is None:
             assert shadow is not None

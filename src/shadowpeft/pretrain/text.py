@@ -14,8 +14,8 @@ from shadowpeft.pretrain.config import BLOCKS, FRESH, PretrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from shadowpeft.model.preflight import Preflight
     from shadowpeft.pretrain.corpus import Corpus, Document, Unusable
     from shadowpeft.pretrain.packing import Encoder, Rows
 
@@ -44,15 +44,17 @@ def read_text(config: PretrainConfig) -> Text:
         ConfigError: base, tokenizer and settings do not fit.
     """
     from shadowpeft.data.encode import context_length
+    from shadowpeft.model import preflight
     from shadowpeft.pretrain.packing import Encoder
-    from shadowpeft.storage import stock_models
 
     corpus, eval_corpus = _open(config)
-    base = stock_models.load_config(config.model)
-    _refuse_no_projection(config, base)
-    tokenizer = stock_models.load_tokenizer(config.model)
-    length = context_length(_positions(config, base, tokenizer), tokenizer, config.max_length)
-    return _rows(config, corpus, eval_corpus, encoder=Encoder(tokenizer, base.vocab_size), length=length)
+    start = None if config.start in (FRESH, BLOCKS) else config.start
+    found = preflight.inspect(config.model, start, needs_family=True)
+    if start is not None:
+        _refuse_no_projection(config, found)
+    length = context_length(found.positions, found.tokenizer, config.max_length)
+    encoder = Encoder(found.tokenizer, found.config.vocab_size)
+    return _rows(config, corpus, eval_corpus, encoder=encoder, length=length)
 
 
 def _open(config: PretrainConfig) -> "tuple[Corpus, Corpus | None]":
@@ -107,35 +109,19 @@ class _FirstRows:
         return itertools.islice(self._corpus.read(first), max(0, self._rows - first))
 
 
-def _refuse_no_projection(config: PretrainConfig, base: "PretrainedConfig") -> None:
+def _refuse_no_projection(config: PretrainConfig, found: "Preflight") -> None:
     """Refuse settings of a projection where the start has none, or has one that is trained already."""
     from shadowpeft.model import sources
 
-    if config.start in (FRESH, BLOCKS):  # the settings have refused these themselves
-        return
     if sources.holds(config.start):
         config.refuse_warm_start(f"the shadow in {config.start} goes on from what it is")
-    if sources.config_of(config.start, base).hidden_size != base.hidden_size:
+    if found.shadow.hidden_size != found.config.hidden_size:
         return
     if config.train_parts == "projection":
         raise ConfigError(
             f"{config.start} has the base's width and so no projection to train; choose other train_parts"
         )
     config.refuse_warm_start(f"{config.start} has the base's width and so no projection to fit")
-
-
-def _positions(
-    config: PretrainConfig, base: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
-) -> int | None:
-    """Return how many positions base and shadow both have; refuse a start from a model with other tokens."""
-    from shadowpeft import arch
-    from shadowpeft.model import sources
-
-    limits = [arch.context_of(base)]
-    if config.start not in (FRESH, BLOCKS):
-        limits.append(arch.context_of(sources.config_of(config.start, base)))
-        sources.refuse_other_tokens(config.start, tokenizer)
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def warn_of_skipped(rows: "Rows", what: str) -> None:

@@ -8,7 +8,7 @@ from shadowpeft.errors import ConfigError
 from shadowpeft.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from shadowpeft.data.encode import Example
     from shadowpeft.data.rows import Row
@@ -36,29 +36,20 @@ def read(config: TrainConfig) -> Examples:
     """
     from shadowpeft import arch
     from shadowpeft.data.encode import context_length, encode_all, pack
-    from shadowpeft.model import sources
-    from shadowpeft.storage import stock_models
+    from shadowpeft.model import preflight
 
     rows, held_out = _rows(config)
-    base = stock_models.load_config(config.model)
-    refuse_depth(config.shadow.resolved().inject_from, arch.depth_of(base))
-    shadow = base
-    if config.shadow_model is not None:
-        shadow = sources.config_of(config.shadow_model, base)
-    if config.packing:
-        _check_packs(base, shadow)
-    # Before the tokenizer, which may be missing: a model of an unknown family is the graver mistake.
-    positions = arch.context_of(base)
-    tokenizer = stock_models.load_tokenizer(config.model)
-    if config.shadow_model is not None:
-        sources.refuse_other_tokens(config.shadow_model, tokenizer)
-    limit = context_length(positions, tokenizer, config.max_length)
-    examples = encode_all(rows, tokenizer, limit)
-    eval_examples = encode_all(held_out, tokenizer, limit) if held_out else []
-    _check_ids([*examples, *eval_examples], config.model, base.vocab_size)
+    found = preflight.inspect(
+        config.model, config.shadow_model, needs_family=True, needs_packing=config.packing
+    )
+    refuse_depth(config.shadow.resolved().inject_from, arch.depth_of(found.config))
+    limit = context_length(found.positions, found.tokenizer, config.max_length)
+    examples = encode_all(rows, found.tokenizer, limit)
+    eval_examples = encode_all(held_out, found.tokenizer, limit) if held_out else []
+    _check_ids([*examples, *eval_examples], config.model, found.config.vocab_size)
     if config.packing:
         examples = pack(examples, limit)
-    return Examples(tokenizer, examples, eval_examples)
+    return Examples(found.tokenizer, examples, eval_examples)
 
 
 def _rows(config: TrainConfig) -> "tuple[Sequence[Row], Sequence[Row]]":
@@ -71,18 +62,6 @@ def _rows(config: TrainConfig) -> "tuple[Sequence[Row], Sequence[Row]]":
     if config.eval_fraction:
         return split_rows(rows, config.eval_fraction, config.seed)
     return rows, []
-
-
-def _check_packs(base: "PretrainedConfig", shadow: "PretrainedConfig") -> None:
-    """Refuse to pack for a model whose documents would see each other."""
-    from shadowpeft import arch
-
-    for family in (arch.family_of_config(base), arch.family_of_config(shadow)):
-        if not family.packs:
-            raise ConfigError(
-                f"{family.name} cannot be trained on packed rows: "
-                "its documents would see each other; leave out packing"
-            )
 
 
 def _check_ids(examples: "Sequence[Example]", model: str, vocab_size: int) -> None:
