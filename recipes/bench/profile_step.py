@@ -1,9 +1,12 @@
-"""Say which kernels a training step spends its time in: of each method, eager and compiled, microseconds a step by kernel, as JSON lines.
+"""Print the kernels that a training step spends its time in, as JSON lines.
 
-    python recipes/bench/profile_step.py [--shape 8b] [--batch 4] [--tokens 1024] [--steps 3] [--methods base-chunked,shadow]
-                                         [--compiled base-chunked,shadow] [--adapter-dtype base] [--output FILE]
+    python recipes/bench/profile_step.py [--shape 8b] [--batch 4] [--tokens 1024] [--steps 3]
+        [--methods base-chunked,shadow] [--compiled base-chunked,shadow] [--adapter-dtype base] [--output
+        FILE]
 
-`span_us` is a step from its first kernel to its last, `busy_us` the sum of its kernels, so the difference is what the GPU waited for.
+Each line is a method, eager or compiled, with the microseconds per step of each kernel. `span_us` is a step
+from its first kernel to its last, `busy_us` the sum of its kernels: the difference is the time that the GPU
+waited.
 """
 
 import argparse
@@ -18,22 +21,22 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from shadowpeft.bench import measure, methods, shapes
-from shadowpeft.bench.bare import Bare
 from shadowpeft.bench.settings import TrainBench
+from shadowpeft.bench.snapshot import BaseSnapshot
 from shadowpeft.bench.specs import Spec
 
-KEPT = 60  # kernels named; the rest are added up
+KEPT = 60  # kernels that are named; the others are summed
 
 
 def kernels_of(
-    call: measure.Call, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int
+    runner: measure.Runner, snapshot: BaseSnapshot, ids_BT: torch.Tensor, settings: TrainBench, steps: int
 ) -> dict[str, Any]:
     """Profile warm steps."""
     settled = TrainBench(**{**vars(settings), "warmup": 2, "repeats": 1})
-    measure.train(call, bare.base, ids_BT, settled)
+    measure.train(runner, snapshot.base, ids_BT, settled)
     timed = TrainBench(**{**vars(settings), "warmup": 0, "repeats": steps})
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        visit = measure.train(call, bare.base, ids_BT, timed)
+        turn = measure.train(runner, snapshot.base, ids_BT, timed)
     time, count = Counter[str](), Counter[str]()
     begun, ended = [], []
     for event in found.events():
@@ -48,8 +51,8 @@ def kernels_of(
     ]
     rest = sum(time.values()) - sum(us for _, us in time.most_common(KEPT))
     return {
-        "ms": visit.ms, "span_us": round((max(ended) - min(begun)) / steps, 1), "busy_us": round(sum(time.values()) / steps, 1),
-        "kernels": top, "rest_us": round(rest / steps, 1),
+        "ms": turn.ms, "span_us": round((max(ended) - min(begun)) / steps, 1),
+        "busy_us": round(sum(time.values()) / steps, 1), "kernels": top, "rest_us": round(rest / steps, 1),
     }  # fmt: skip
 
 
@@ -67,12 +70,13 @@ def main() -> None:
     parser.add_argument("--output")
     options = parser.parse_args()
     settings = TrainBench(
-        shape=options.shape, batch=options.batch, tokens=options.tokens, methods=options.methods, compiled=options.compiled,
-        adapter_dtype=options.adapter_dtype, device="cuda",
+        shape=options.shape, batch=options.batch, tokens=options.tokens, methods=options.methods,
+        compiled=options.compiled, adapter_dtype=options.adapter_dtype, device="cuda",
     )  # fmt: skip
     device = torch.device("cuda")
-    bare = Bare(shapes.build(options.shape, device, settings.base_dtype(device), settings.seed))
-    ids_BT = torch.randint(3, bare.base.config.vocab_size, (options.batch, options.tokens), device=device)
+    base = shapes.build(options.shape, device, settings.base_dtype(device), seed=settings.seed)
+    snapshot = BaseSnapshot(base)
+    ids_BT = torch.randint(3, base.config.vocab_size, (options.batch, options.tokens), device=device)
     facts = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -86,7 +90,7 @@ def main() -> None:
             "method": spec.name,
             **facts,
         }
-        row |= profiled(spec, bare, ids_BT, settings, options.steps)
+        row |= profiled(spec, snapshot, ids_BT, settings=settings, steps=options.steps)
         line = json.dumps(row)
         print(
             f"{spec.name}: {row['busy_us'] / 1000:.1f} ms busy of {row['span_us'] / 1000:.1f}",
@@ -100,18 +104,18 @@ def main() -> None:
 
 
 def profiled(
-    spec: Spec, bare: Bare, ids_BT: torch.Tensor, settings: TrainBench, steps: int
+    spec: Spec, snapshot: BaseSnapshot, ids_BT: torch.Tensor, settings: TrainBench, steps: int
 ) -> dict[str, Any]:
     """Put a method on the base, profile it and take it off."""
     torch.manual_seed(settings.seed)
-    fitted = methods.fit(spec, bare.base, settings)
-    call = measure.Call(fitted, spec.compiled)
-    measure.prepare(fitted, settings)
+    applied = methods.apply(spec, snapshot.base, settings)
+    runner = measure.Runner(applied, spec.compiled)
+    measure.prepare(applied, settings)
     try:
-        return kernels_of(call, bare, ids_BT, settings, steps)
+        return kernels_of(runner, snapshot, ids_BT, settings=settings, steps=steps)
     finally:
-        del call, fitted
-        bare.take_off()
+        del runner, applied
+        snapshot.restore()
         torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()

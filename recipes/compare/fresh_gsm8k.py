@@ -1,13 +1,16 @@
-"""Write a gsm8k folder with test rows that no study has measured on, now that all test rows of the published one have been read.
+"""Write a gsm8k folder with test rows that no study has measured on.
 
     python recipes/compare/fresh_gsm8k.py DATA/gsm8k OUT/gsm8k --test-rows 1300 [--drawn-before 1300]
 
-DATA/gsm8k is the published set (train.jsonl, test.jsonl). Of its train split, OUT/gsm8k/test.jsonl gets rows that `shadowpeft compare` has
-trained on and never measured on: not the validation rows it cuts off there, which have been read. All other rows, those validation rows
-included, are OUT/gsm8k/train.jsonl, in their order; no question is in both files. The validation rows of the new folder are among those
-of the published one. Where such test rows have been read in turn, `--drawn-before` says how many were drawn (several numbers: one draw
-after the other): they are left out of both files, and the draw is made of the others. A base may have seen the published train split in
-its pretraining: compare methods on these rows, and no figure of theirs with one of the published test split.
+DATA/gsm8k is the published set (train.jsonl, test.jsonl), all of whose test rows have been read.
+OUT/gsm8k/test.jsonl gets rows of its train split that `shadowpeft compare` has trained on and never measured
+on; the validation rows that it cuts off there have been read and are not among them. All other rows, with
+those validation rows, are OUT/gsm8k/train.jsonl, in their order; no question is in both files. The validation
+rows of the new folder are among those of the published one. If such test rows have been read too,
+`--drawn-before` says how many were drawn (several
+numbers: one draw after the other). They are left out of both files, and the draw is made from the others. A
+base may have seen the published train split in its pretraining: compare methods on these rows, and do not
+compare a figure on them with one on the published test split.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shadowpeft.compare.tasks.gsm8k import HUB, TASK, word_problem
-from shadowpeft.compare.tasks.source import Source, get
+from shadowpeft.compare.tasks.source import RowSource, get
 from shadowpeft.compare.tasks.splits import squeezed
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import UserError
@@ -28,12 +31,13 @@ SEED = 0
 
 
 def part(data_dir: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> tuple[list[Row], list[Row]]:
-    """Part the published train rows into new (train, test), without those of earlier draws."""
-    source = Source(str(data_dir))
+    """Part the published train rows into new (train, test) rows, without those of earlier draws."""
+    source = RowSource(str(data_dir))
     rows = source.rows(TASK.name, "train", HUB)
     questions = [squeezed(word_problem(get(row, "question", str))) for row in rows]
     trained_on, times = {squeezed(item.prompt) for item in TASK.load("train", source)}, Counter(questions)
-    # A question that occurs twice stays in train as a whole.
+    # A question that occurs twice stays in train with both rows: the loader would drop one that is also in
+    # test.
     fresh = [
         number for number, question in enumerate(questions) if question in trained_on and times[question] == 1
     ]
@@ -42,7 +46,8 @@ def part(data_dir: Path, test_rows: int, drawn_before: Iterable[int] = ()) -> tu
         earlier, left = earlier | drawn, [number for number in fresh if number not in earlier | drawn]
         if not 0 < wanted <= len(left):
             raise UserError(
-                f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, got {wanted:,}"
+                f"{flag} must be 1 to {len(left):,}, the train rows that no study has measured on, "
+                f"got {wanted:,}"
             )
         drawn = set(random.Random(SEED).sample(left, wanted))
     return [row for number, row in enumerate(rows) if number not in earlier | drawn], [

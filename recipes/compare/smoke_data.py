@@ -1,9 +1,10 @@
-"""Make a small data folder for `make study-smoke` without a network: requests from the package, sums and texts from a script.
+"""Make a small data folder for `make study-smoke` without a network.
 
     python recipes/compare/smoke_data.py DIR
 
-`clinc150` holds the subset of CLINC150 that ships in the package (CC BY 3.0, see its README), in the layout of the full set; `gsm8k`
-holds word problems of one addition, made here; `wiki_en` holds plain sentences, made here, to measure forgetting on.
+`clinc150` holds the subset of CLINC150 that ships in the package (CC BY 3.0, see its README), in the layout
+of the full set; `gsm8k` holds word problems of one addition, made here; `wiki_en` holds plain sentences, made
+here, to measure forgetting on.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def requests(split: str) -> list[dict]:
 
 
 def sums(draw: random.Random) -> dict[str, list[dict]]:
-    """Make different problems for every split, since their names, things and numbers are drawn together without repetition."""
+    """Make different problems for every split: names, things and numbers are drawn without repetition."""
     known = [
         (name, thing, a, b) for name in NAMES for thing in THINGS for a in range(1, 10) for b in range(1, 10)
     ]

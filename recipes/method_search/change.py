@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shadowpeft import arch
-from shadowpeft.compare import fit
+from shadowpeft.compare import training
 from shadowpeft.compare.methods import Built
 from shadowpeft.ops import read, update
 from shadowpeft.shadow.adapter import Adapter
@@ -333,7 +333,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
 @contextmanager
 def rates(factors: Mapping[str, float]) -> Iterator[None]:
     """Multiply the learning rate of some parts of an adapter while the context lasts; the parts are those of `PARTS`."""
-    plain = fit._Trainer.create_optimizer
+    plain = training._Trainer.create_optimizer
 
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = plain(self, *args, **kwargs)
@@ -351,17 +351,17 @@ def rates(factors: Mapping[str, float]) -> Iterator[None]:
                     optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})
         return optimizer
 
-    fit._Trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
+    training._Trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
     try:
         yield
     finally:
-        fit._Trainer.create_optimizer = plain  # type: ignore[method-assign]
+        training._Trainer.create_optimizer = plain  # type: ignore[method-assign]
 
 
 @contextmanager
 def loss_weights(first_and_last: tuple[float, float] | None) -> Iterator[None]:
     """Let the weight of the shadow's loss go from one number to another, in a straight line over the steps, while the context lasts."""
-    plain = fit._Trainer.compute_loss
+    plain = training._Trainer.compute_loss
 
     def compute_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         first, last = first_and_last or (0.0, 0.0)
@@ -371,8 +371,8 @@ def loss_weights(first_and_last: tuple[float, float] | None) -> Iterator[None]:
         return plain(self, model, *args, **kwargs)
 
     if first_and_last:
-        fit._Trainer.compute_loss = compute_loss  # type: ignore[method-assign]
+        training._Trainer.compute_loss = compute_loss  # type: ignore[method-assign]
     try:
         yield
     finally:
-        fit._Trainer.compute_loss = plain  # type: ignore[method-assign]
+        training._Trainer.compute_loss = plain  # type: ignore[method-assign]

@@ -1,19 +1,21 @@
-"""Try changes of the method on validation data, one at a time: each job is one training run with one change of the boundary.
+"""Try changes of the method on validation data: each job is a training run with one change of the boundary.
 
-    python recipes/method_search/search.py --model MODEL --jobs JOBS.jsonl --output ROWS.jsonl [--data-dir DATA] [--bf16]
+    python recipes/method_search/search.py --model MODEL --jobs JOBS.jsonl --output ROWS.jsonl [--data-dir
+    DATA] [--bf16]
 
-A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or another one of `shadowpeft compare`, "learning_rate": ...,
-"alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model, "config": {settings of ShadowConfig}, "study": {settings
-of a study}, "change": {options of `Change`}, "rates": {part: factor}, "loss_weights": [at the first step, at the last], "detached": true
-to measure the detached model, too, and for a task that is answered in words not the loss alone, "final": true to read the test split as
-a study's final runs do}. Budgets, data, training and measuring are those of `shadowpeft compare`.
+A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or another one of `shadowpeft
+compare`, "learning_rate": ..., "alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model,
+"config": {settings of ShadowConfig}, "study": {settings of a study}, "change": {options of `Change`},
+"rates": {part: factor}, "loss_weights": [at the first step, at the last], "detached": true to measure the
+detached model, too, and for a task that is answered in words not the loss alone, "final": true to read the
+test split as a study's final runs do}. Budgets, data, training and measuring are those of `shadowpeft
+compare`.
 
-Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder: a job is run by the first
-that claims it.
+Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder:
+a job is run by the first that claims it.
 """
 
 import argparse
-import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -23,12 +25,10 @@ from typing import Any
 
 from change import Change, change_adapter, loss_weights, rates
 
-from shadowpeft import arch
-from shadowpeft.compare import fit, measure, run_cell
+from shadowpeft.compare import run_cell
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.workers import attempt, silence
-from shadowpeft.data import tokenizers
 
 
 def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -39,9 +39,16 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         tasks=job["task"], methods=method, output="-", overrides={method: job.get("config", {})}, **given
     )
     cell = Cell(
-        "final" if job.get("final") else "search", study.model, job["task"], method, study.budgets[0], job.get("seed", 0),
-        job["learning_rate"], job.get("alpha"), job.get("backbone_learning_rate"),
-    )  # fmt: skip
+        stage="final" if job.get("final") else "search",
+        model=study.model,
+        task=job["task"],
+        method=method,
+        rank=study.budgets[0],
+        seed=job.get("seed", 0),
+        learning_rate=job["learning_rate"],
+        alpha=job.get("alpha"),
+        backbone_learning_rate=job.get("backbone_learning_rate"),
+    )
     changes = (
         Change(**job.get("change", {}))
         if method in ("shadow", "shadow-explicit") and "change" in job
@@ -61,7 +68,7 @@ def changed(how: Change | None) -> Iterator[None]:
     """Build shadows with the change while the context lasts."""
     plain = run_cell.build
     if how is not None:
-        run_cell.build = lambda *given: change_adapter(plain(*given), how)
+        run_cell.build = lambda *given, **named: change_adapter(plain(*given, **named), how)
     try:
         yield
     finally:
@@ -69,40 +76,26 @@ def changed(how: Change | None) -> Iterator[None]:
 
 
 def run_both(cell: Cell, study: Study) -> list[dict[str, Any]]:
-    """Train as a search does, and measure attached and detached on the validation split in the task's own way."""
-    plain = run_cell._Run.search
+    """Train as a search does, and measure attached and detached on validation rows in the task's own way."""
+    plain = run_cell.CellRun.search
 
-    def search(self: Any) -> list[dict[str, Any]]:
-        fitted = self._fit(self.study.steps)
-        rows = []
-        for mode, model in self._modes():
-            measured = self._measure(model, self.task, "validation", self.study.validation_rows)
+    def search(self: run_cell.CellRun) -> list[dict[str, Any]]:
+        outcome = self.train_for(self.study.steps)
+        records = []
+        for mode, model in self.modes():
+            measured = self.measure_on(model, self.task, "validation", self.study.validation_rows)
             if self.task.kind == "generation":
+                examples = self.examples("validation", self.study.validation_rows)
                 headed = model if mode == "detached" else self.built.stock
-                measured["metrics"] = {**measured["metrics"], "loss": loss_of(self, headed, model)}
-            rows.append(self._row(fitted, mode, "validation", **measured))
-        return rows
+                measured["metrics"]["loss"] = self.loss_of(model, headed, examples)
+            records.append(self.record(outcome, mode, "validation", **measured))
+        return records
 
-    run_cell._Run.search = search  # type: ignore[method-assign]
+    run_cell.CellRun.search = search  # type: ignore[method-assign]
     try:
         return run_cell.run_cell(cell, study)
     finally:
-        run_cell._Run.search = plain  # type: ignore[method-assign]
-
-
-def loss_of(cell: Any, headed: Any, model: Any) -> float:
-    """Average a model's loss on the answers of the validation split, in nats a token."""
-    examples = cell._examples("validation", cell.study.validation_rows)
-    head = functools.partial(arch.logits, headed)
-    with fit.precision(cell.device, cell.study.bf16):
-        return measure.token_loss(
-            model,
-            head,
-            examples,
-            tokenizers.padding_id(cell.tokenizer),
-            cell.study.eval_batch_size,
-            causal=True,
-        )
+        run_cell.CellRun.search = plain  # type: ignore[method-assign]
 
 
 def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:
@@ -151,7 +144,8 @@ def main() -> None:
         with open(output, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} {row['error'] or ''}",
+            f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} "
+            f"{row['error'] or ''}",
             flush=True,
         )
 

@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 
 import shadowpeft
 from shadowpeft import arch
+from shadowpeft.reporting.provenance import version_of
 
 _LIBRARIES = (
     "torch",
@@ -33,18 +34,11 @@ def examine() -> dict[str, Any]:
         "shadowpeft": shadowpeft.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": {name: version_of(name) for name in _LIBRARIES},
         "devices": _devices(),
         "extras": {extra: _missing(extra) for extra in _extras()},
         "families": [family.name for family in arch.FAMILIES.values()],
     }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -84,7 +78,7 @@ def _missing(extra: str) -> list[str]:
         if wanted.name == "shadowpeft":
             missing += [name for other in sorted(wanted.extras) for name in _missing(other)]
             continue
-        version = _version(wanted.name)
+        version = version_of(wanted.name)
         if version is None or not wanted.specifier.contains(version, prereleases=True):
             missing.append(f"{wanted.name}{wanted.specifier}")
     return list(dict.fromkeys(missing))

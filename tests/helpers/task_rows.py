@@ -1,6 +1,11 @@
 """Rows of every task in the two layouts: a local folder's and the hub's."""
 
-from shadowpeft.compare.tasks import clinc, newsgroups
+import gzip
+import json
+from pathlib import Path
+
+from shadowpeft.compare.tasks import TASKS, Item, RowSource, clinc, find, newsgroups
+from shadowpeft.compare.tasks.splits import squeezed
 
 SPLITS = ("train", "validation", "test")
 SUBJECTS = ("abstract_algebra", "virology")
@@ -125,3 +130,40 @@ def hub_rows() -> dict[tuple, list[dict]]:
         {"text": "long " * 60},
     ]
     return found
+
+
+def write_sets(folder: Path, sets: dict[str, dict[str, list[dict]]], suffix: str = ".jsonl") -> RowSource:
+    for name, splits in sets.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for split, rows in splits.items():
+            content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            (folder / name / f"{split}{suffix}").write_bytes(
+                gzip.compress(content) if suffix.endswith("gz") else content
+            )
+    return RowSource(str(folder))
+
+
+def everything(name: str, source: RowSource) -> dict[str, list[Item]]:
+    return {split: find(name).load(split, source) for split in SPLITS}
+
+
+def all_names(items: dict[str, list[Item]]) -> dict[str, set[str]]:
+    return {split: {squeezed(item.prompt) for item in items[split]} for split in items}
+
+
+def assert_sound(name: str, items: dict[str, list[Item]]) -> None:
+    """A task's splits share nothing and are answerable: right answers score 1 in every metric."""
+    task, prompts = TASKS[name], all_names(items)
+    assert all(prompts.values())
+    assert not prompts["train"] & prompts["validation"]
+    assert not prompts["test"] & (prompts["train"] | prompts["validation"])
+    for split in SPLITS:
+        oracle = [item.answer if task.kind == "generation" else item.target for item in items[split]]
+        scores = task.score(items[split], oracle)
+        assert set(scores.metrics.values()) == {1.0}
+        assert task.metric in scores.metrics
+        assert scores.correct == [1] * len(items[split])
+        if task.kind == "choice":
+            assert all(item.answer == item.choices[item.target] for item in items[split])
+        if task.kind == "classification":
+            assert all(0 <= item.target < len(task.labels) and not item.answer for item in items[split])

@@ -1,4 +1,4 @@
-"""The numerical test before any time is taken: every implementation against the reference on the base that will be timed."""
+"""The numerical test before anything is timed: every implementation against the reference."""
 
 import time
 from collections.abc import Iterable
@@ -8,134 +8,147 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import ShadowedModel
-from shadowpeft.bench.bare import Bare
-from shadowpeft.bench.measure import Call
-from shadowpeft.bench.methods import Fitted, config_of, ours, precision
+from shadowpeft.bench.measure import Runner
+from shadowpeft.bench.methods import AppliedMethod, config_of, ours, precision
 from shadowpeft.bench.settings import Bench, TrainBench
+from shadowpeft.bench.snapshot import BaseSnapshot
 from shadowpeft.errors import UserError
 from shadowpeft.reporting.devices import synchronise
 
 ROWS, TOKENS = 2, 128
-# A result may be this many times as far from the truth as the reference in the same type is, and a rounding step more.
+# A result may be so many times as far from the truth as the reference in the same type, and a rounding step
+# more.
 SLACK = 3.0
 
 
-class Red(UserError):
+class NumericalTestFailed(UserError):
     """The numerical test failed: the run reports nothing."""
 
 
-def check(bare: Bare, impls: Iterable[str], ids_BT: Tensor, settings: Bench) -> float:
-    """Compare loss and gradients of each implementation with the truth: the reference on the same weights at higher precision.
+def check(snapshot: BaseSnapshot, impls: Iterable[str], ids_BT: Tensor, settings: Bench) -> float:
+    """Compare loss and gradients of each implementation with the truth.
 
-    The base is widened in place for the truth and narrowed again, which gives back its very weights and needs no second base.
+    The truth is the reference on the same weights at higher precision.
 
     Args:
-        bare: the base.
+        snapshot: the base.
         impls: the implementations that will be timed.
         ids_BT: token ids; the first rows and tokens are used.
-        settings: give the variant.
+        settings: the measurement, for its variant and seed.
 
     Returns:
-        How far the reference's worst gradient is from the truth, relative to its size.
+        The error of the reference's worst gradient, relative to its size.
 
     Raises:
-        Red: an implementation is further from the truth than it may be; the message names it.
+        NumericalTestFailed: an implementation is further from the truth than it may be; the message names it.
     """
-    base, ids_BT = bare.base, ids_BT[:ROWS, :TOKENS]
-    narrow, wide = base.dtype, torch.float64 if base.dtype == torch.float32 else torch.float32
+    base, ids_BT = snapshot.base, ids_BT[:ROWS, :TOKENS]
+    narrow, wide = base.dtype, torch.float32
+    if narrow == torch.float32:
+        wide = torch.float64
     torch.manual_seed(settings.seed)
     with torch.device(base.device):
         model = ours(base, settings.variant, "reference", dropout=0.0).train()
-        _jolt(model)
+        _perturb(model)
     try:
         found = {name: _by(model, name, ids_BT) for name in dict.fromkeys(("reference", *impls))}
+        # Widened in place and narrowed again, which restores the same weights and needs no second base.
         _cast(model, wide)
         truth = _by(model, "reference", ids_BT)
     finally:
         _cast(model, narrow)
-        bare.take_off()
+        snapshot.restore()
     noise = {name: error(found["reference"][name], truth[name]) for name in truth}
     for impl, results in found.items():
         for name in truth:
-            refuse_beyond(
-                SLACK * noise[name], results[name], truth[name], f"{name} of the implementation {impl!r}"
-            )
+            what = f"{name} of the implementation {impl!r}"
+            refuse_beyond(SLACK * noise[name], results[name], truth[name], what=what)
     return max(noise.values())
 
 
 def check_compiled(
-    call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: Bench, noise: float | None
+    runner: Runner, base: PreTrainedModel, ids_BT: Tensor, settings: Bench, noise: float | None
 ) -> float:
-    """Let a compiled method compile, and compare its first step with the same step uncompiled where that is to be.
+    """Let a compiled method compile, and compare its first step with the same step uncompiled.
 
-    Gradients are compared where there is no dropout: its random numbers are not the same.
+    With dropout, gradients are not compared: the random numbers are not the same.
 
     Args:
-        call: the method; nothing of it has run.
+        runner: the method; nothing of it has run.
         base: the base.
         ids_BT: token ids.
         settings: the measurement.
-        noise: what `check` returned; `None` not to compare.
+        noise: what `check` returned; `None` to skip the comparison.
 
     Returns:
         Seconds of the compiled step, compiling included.
 
     Raises:
-        Red: they differ by more than the test before allows for.
+        NumericalTestFailed: they differ by more than the errors that `check` found explain.
     """
     began = time.perf_counter()
-    compiled = _first(call, call.fitted, base, ids_BT, settings)
+    compiled = _first_step(runner, runner.applied, base=base, ids_BT=ids_BT, settings=settings)
     synchronise(base.device)
     seconds = time.perf_counter() - began
-    if noise is not None:
-        eager = _first(call.fitted, call.fitted, base, ids_BT, settings)
-        dropout = config_of(settings.variant).resolved().dropout
-        for name in eager if not dropout else {"loss", "logits"} & eager.keys():
-            # Each is as far from the truth as the other may be.
-            refuse_beyond(
-                (1 + SLACK) * noise,
-                compiled[name],
-                eager[name],
-                f"{name} of the compiled model against the uncompiled one",
-            )
+    if noise is None:
+        return seconds
+    eager = _first_step(runner.applied, runner.applied, base=base, ids_BT=ids_BT, settings=settings)
+    names = set(eager)
+    if config_of(settings.variant).resolved().dropout:
+        names &= {"loss", "logits"}
+    for name in names:
+        # Each of the two may be as far from the truth as the other.
+        refuse_beyond(
+            (1 + SLACK) * noise,
+            compiled[name],
+            eager[name],
+            what=f"{name} of the compiled model against the uncompiled one",
+        )
     return seconds
 
 
 def refuse_beyond(allowed: float, value: Tensor, truth: Tensor, what: str) -> None:
-    """Refuse a result that is further off than is allowed, a rounding step of its type apart.
+    """Refuse a result whose error is larger than allowed and a rounding step of its type together.
 
     Raises:
-        Red: it is.
+        NumericalTestFailed: it is.
     """
     allowed += torch.finfo(value.dtype).eps
     found = error(value, truth)
     if not found <= allowed:
-        raise Red(
-            f"nothing is reported, since the numerical test is red: {what} is off by {found:.1e} of its size in {value.dtype}, where the "
-            f"reference's own error allows {allowed:.1e}; leave it out of methods to time the others"
+        raise NumericalTestFailed(
+            f"nothing is reported, since the numerical test is red: {what} is off by {found:.1e} of its size "
+            f"in {value.dtype}, where the reference's own error allows {allowed:.1e}; "
+            "leave it out of methods to time the others"
         )
 
 
 def error(value: Tensor, truth: Tensor) -> float:
-    """Return ||a - b|| / ||b||."""
+    """Return ||value - truth|| / ||truth||; the distance alone if the truth is zero."""
     distance = (value.to(truth.dtype) - truth).norm()
-    return float(distance / truth.norm()) if truth.any() else float(distance)
+    if truth.any():
+        distance = distance / truth.norm()
+    return float(distance)
 
 
-def _first(
-    way: Call | Fitted, fitted: Fitted, base: PreTrainedModel, ids_BT: Tensor, settings: Bench
+def _first_step(
+    runner: Runner | AppliedMethod,
+    applied: AppliedMethod,
+    base: PreTrainedModel,
+    ids_BT: Tensor,
+    settings: Bench,
 ) -> dict[str, Tensor]:
-    """Run one step, compiled or not, without touching the weights."""
+    """Run one step, compiled or not, without changing the weights."""
     if not isinstance(settings, TrainBench):
         with torch.no_grad(), precision(base, settings):
-            return {"logits": way.prefill(ids_BT)}
+            return {"logits": runner.prefill(ids_BT)}
     with precision(base, settings):
-        return _results(way.loss(*fitted.inputs(ids_BT)), fitted.model)
+        return _results(runner.loss(*applied.inputs(ids_BT)), applied.model)
 
 
 @torch.no_grad()
-def _jolt(model: ShadowedModel) -> None:
-    """Move every trained weight off its start, where W_up is zero and hides what a boundary computes."""
+def _perturb(model: ShadowedModel) -> None:
+    """Move every trained weight from its start, where W_up is zero and hides what a boundary computes."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -147,19 +160,17 @@ def _by(model: ShadowedModel, impl: str, ids_BT: Tensor) -> dict[str, Tensor]:
 
 
 def _results(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    """Give the loss and all gradients by name, and leave none behind."""
+    """Return the loss and all gradients by name; no gradient is left on the model."""
     loss.backward()
     results = {"loss": loss.detach()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            results[f"the gradient of {name}"] = (
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            )
-            parameter.grad = None
+            gradient, parameter.grad = parameter.grad, None
+            results[f"the gradient of {name}"] = torch.zeros_like(parameter) if gradient is None else gradient
     return results
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Change the type of the weights alone: a model's buffers (rotary frequencies) are float32 in every type."""
+    """Change the type of the weights alone: a model's buffers (rotary frequencies) are always float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

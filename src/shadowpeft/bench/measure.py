@@ -1,17 +1,17 @@
-"""Timing a method's steps and reading the memory they take."""
+"""Time a method's steps, and read the memory that they take."""
 
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadowpeft.bench.methods import Fitted, precision
+from shadowpeft.bench.methods import AppliedMethod, precision
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.errors import UserError
 from shadowpeft.reporting.devices import synchronise
@@ -23,13 +23,13 @@ COMPILER = "inductor"
 
 
 @dataclass(frozen=True)
-class Visit:
-    """What one turn of a method came to.
+class Turn:
+    """One turn of a method.
 
     Attributes:
-        ms: time of each step.
-        peak_gb: most memory in use over the weights of base and method, in 10^9 bytes; `None` on a CPU.
-        loss: of the last step; `None` for a prefill.
+        ms: time of each step in milliseconds.
+        peak_gb: most memory in use above the weights of base and method, in 10^9 bytes; `None` on a CPU.
+        loss: loss of the last step; `None` for a prefill.
     """
 
     ms: list[float]
@@ -37,33 +37,46 @@ class Visit:
     loss: float | None
 
 
-class Call:
-    """A method's loss and prefill, compiled on demand; kept as long as what was compiled is to be used."""
+class Runner:
+    """A method's loss and prefill, compiled if that is wanted.
 
-    def __init__(self, fitted: Fitted, compiled: bool) -> None:
-        self.fitted, self.compiled = fitted, compiled
+    torch drops what was compiled together with the functions, so a runner is kept as long as it is used.
 
-        def wrap(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            return torch.compile(call, backend=COMPILER, dynamic=False, fullgraph=True) if compiled else call
+    Args:
+        applied: the method.
+        compiled: whether to compile the two.
+    """
 
-        self.loss, self.prefill = wrap(fitted.loss), wrap(fitted.prefill)
+    def __init__(self, applied: AppliedMethod, compiled: bool) -> None:
+        self.applied, self.compiled = applied, compiled
+        self.loss, self.prefill = applied.loss, applied.prefill
+        if compiled:
+            self.loss, self.prefill = _compiled(applied.loss), _compiled(applied.prefill)
 
 
-def prepare(fitted: Fitted, settings: Bench) -> None:
-    """Set a method that was just put on to training or evaluation."""
-    fitted.model.train(isinstance(settings, TrainBench))
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, backend=COMPILER, dynamic=False, fullgraph=True)
+
+
+def prepare(applied: AppliedMethod, settings: Bench) -> None:
+    """Set a method that was just put on the base to training or evaluation."""
+    applied.model.train(isinstance(settings, TrainBench))
     if isinstance(settings, TrainBench) and settings.checkpointing:
-        recompute_activations(fitted.model)
+        recompute_activations(applied.model)
 
 
-def train(call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: TrainBench) -> Visit:
-    """Time training steps: forward, backward, a step of AdamW on what is trained, gradients dropped."""
-    trained = call.fitted.trained()
+def train(runner: Runner, base: PreTrainedModel, ids_BT: Tensor, settings: TrainBench) -> Turn:
+    """Time training steps: forward, backward, a step of AdamW on what is trained, and dropping the gradients.
+
+    Raises:
+        UserError: the loss is not a finite number.
+    """
+    trained = runner.applied.trained()
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True) if trained else None
 
     def step() -> Tensor:
         with precision(base, settings):
-            loss = call.loss(*call.fitted.inputs(ids_BT))
+            loss = runner.loss(*runner.applied.inputs(ids_BT))
         loss.backward()
         if optimizer is not None:
             optimizer.step()
@@ -71,42 +84,48 @@ def train(call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: TrainBenc
         return loss.detach()
 
     with sound_attention():
-        visit, loss = _timed(step, base.device, settings, call.compiled)
+        turn, loss = _timed(step, base.device, settings, compiled=runner.compiled)
     if not math.isfinite(loss.item()):
         raise UserError("the loss is not a finite number, so a time would mean nothing")
-    return Visit(*visit, loss.item())
+    return replace(turn, loss=loss.item())
 
 
-def prefill(call: Call, base: PreTrainedModel, ids_BT: Tensor, settings: Bench) -> Visit:
-    """Time reading a prompt."""
+def prefill(runner: Runner, base: PreTrainedModel, ids_BT: Tensor, settings: Bench) -> Turn:
+    """Time the reading of a prompt.
+
+    Raises:
+        UserError: the logits are not finite numbers.
+    """
 
     def step() -> Tensor:
         with torch.no_grad(), precision(base, settings):
-            return call.prefill(ids_BT)
+            return runner.prefill(ids_BT)
 
-    visit, logits = _timed(step, base.device, settings, call.compiled)
+    turn, logits = _timed(step, base.device, settings, compiled=runner.compiled)
     if not logits.isfinite().all():
         raise UserError("the logits are not finite numbers, so a time would mean nothing")
-    return Visit(*visit, None)
+    return turn
 
 
 def _timed(
     step: Callable[[], Tensor], device: torch.device, settings: Bench, compiled: bool
-) -> tuple[tuple[list[float], float | None], Tensor]:
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+) -> tuple[Turn, Tensor]:
+    """Time steps after the warm-up; return the turn, without a loss, and the result of the last step."""
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
     for _ in range(settings.warmup):
         step()
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     with _without_compiling(compiled):
-        ms, last = _laps(step, settings.repeats, device)
-    peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9 if device.type == "cuda" else None
-    return (ms, peak), last
+        ms, last = _step_times(step, settings.repeats, device)
+    peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9 if on_gpu else None
+    return Turn(ms, peak, None), last
 
 
 @contextmanager
 def _without_compiling(compiled: bool) -> Iterator[None]:
-    """Let a step that would be compiled once more fail in place of being timed with that."""
+    """Let a step fail that would be compiled once more: its time would be the compiler's."""
     if not compiled:
         yield
         return
@@ -114,14 +133,15 @@ def _without_compiling(compiled: bool) -> Iterator[None]:
         yield
 
 
-def _laps(step: Callable[[], Tensor], count: int, device: torch.device) -> tuple[list[float], Tensor]:
-    """Time steps in milliseconds and give the last one's result. Between two, a GPU is not waited for, as no training loop does."""
+def _step_times(step: Callable[[], Tensor], count: int, device: torch.device) -> tuple[list[float], Tensor]:
+    """Return the time of each step in milliseconds, and the result of the last one."""
     if device.type != "cuda":
         marks = [time.perf_counter()]
         for _ in range(count):
             last = step()
             marks.append(time.perf_counter())
         return [1000 * (after - before) for before, after in itertools.pairwise(marks)], last
+    # Events, since waiting for the GPU between steps would add a gap that no training loop has.
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     synchronise(device)
     events[0].record()

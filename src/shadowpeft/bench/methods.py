@@ -1,4 +1,4 @@
-"""The methods that are timed: how each is put on the base, and what is called to train a step or to read a prompt.
+"""The methods that are timed: how each is put on the base, and what a step of training or reading calls.
 
 B rows, T tokens.
 """
@@ -24,16 +24,17 @@ RANK = 8  # of LoRA and DoRA
 
 
 @dataclass(frozen=True)
-class Fitted:
+class AppliedMethod:
     """A method that is on the base.
 
     Attributes:
-        model: what holds the trained parameters.
+        model: holds the trained parameters.
         inputs: makes the arguments of `loss` from token ids, (B, T); never compiled.
-        loss: the loss of a training step.
-        prefill: from token ids, the logits of the last position, the cache filled as `generate` fills it.
+        loss: computes the loss of a training step.
+        prefill: computes the logits of the last position from token ids, and fills the cache as `generate`
+            does.
         impl: how the boundary is computed; `None` for other methods.
-        inject_from: the first adapted block, `None` for a method that knows of none.
+        inject_from: the first adapted block; `None` for a method without such a setting.
     """
 
     model: nn.Module
@@ -44,11 +45,11 @@ class Fitted:
     inject_from: int | None = None
 
     def trained(self) -> list[nn.Parameter]:
-        """List what a step trains."""
+        """Return the parameters that a step trains."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
-def fit(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
+def apply(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     """Put a method on a frozen base, its weights drawn on the base's device.
 
     Raises:
@@ -56,54 +57,53 @@ def fit(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
         UserError: the method cannot do this here.
     """
     with torch.device(base.device), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing`", FutureWarning
-        )  # PEFT asks by a deprecated name
-        fitted = _METHODS[spec.method](spec, base, settings)
+        # PEFT asks transformers by a deprecated name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        applied = _METHODS[spec.method](spec, base, settings)
     if settings.adapter_dtype != "own":
-        for parameter in fitted.trained():
-            parameter.data = parameter.data.to(
-                torch.float32 if settings.adapter_dtype == "float32" else base.dtype
-            )
-    return fitted
+        dtype = torch.float32 if settings.adapter_dtype == "float32" else base.dtype
+        for parameter in applied.trained():
+            parameter.data = parameter.data.to(dtype)
+    return applied
 
 
 def ours(base: PreTrainedModel, variant: Variant | None, impl: str, **changes: Any) -> ShadowedModel:
-    """Attach a shadow as a user does, with what is left open at its defaults."""
+    """Attach a shadow as a user does; open settings have their defaults."""
     return attach(base, replace(config_of(variant), **changes), impl=impl)
 
 
 def config_of(variant: Variant | None) -> ShadowConfig:
-    """Give the settings of a shadow: the defaults of its variant, or those of ShadowConfig."""
+    """Return the settings of a shadow: the defaults of its variant, or of ShadowConfig."""
     return ShadowConfig() if variant is None else ShadowConfig(variant=variant)
 
 
-def _shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
+def _shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     block = spec.block(len(arch.blocks_of(base)))
     model = ours(base, settings.variant, spec.impl or "auto", inject_from=block)
-    first = block if block is not None else config_of(settings.variant).resolved().inject_from
-    return _plain(model, model, {}, impl=spec.impl, inject_from=first)
+    if block is None:
+        block = config_of(settings.variant).resolved().inject_from
+    return _plain(model, impl=spec.impl, inject_from=block)
 
 
-def _base(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
-    """The floor: nothing is trained, but every block hands a gradient through."""
+def _base(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
+    """Apply nothing: the floor, in which nothing is trained but every block passes a gradient on."""
     if spec.method == "base-chunked":
-        return Fitted(
+        return AppliedMethod(
             base,
             _embedded_and_ids(base),
-            lambda x_BTD, ids_BT: _lean_loss(base, ids_BT, inputs_embeds=x_BTD),
-            _no_prefill,
+            loss=lambda x_BTD, ids_BT: _loss_without_logits(base, ids_BT, inputs_embeds=x_BTD),
+            prefill=_no_prefill,
         )
-    return Fitted(
+    return AppliedMethod(
         base,
         _embedded_and_ids(base),
-        lambda x_BTD, ids_BT: base(inputs_embeds=x_BTD, labels=ids_BT, use_cache=False).loss,
-        lambda ids_BT: base(input_ids=ids_BT, use_cache=True, logits_to_keep=1).logits,
+        loss=lambda x_BTD, ids_BT: base(inputs_embeds=x_BTD, labels=ids_BT, use_cache=False).loss,
+        prefill=lambda ids_BT: base(input_ids=ids_BT, use_cache=True, logits_to_keep=1).logits,
     )
 
 
-def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
-    """LoRA or DoRA; at a depth, on the linear layers of the upper blocks alone, so that no gradient goes below."""
+def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
+    """Apply LoRA or DoRA; at a depth on the upper blocks alone, so that no gradient goes below them."""
     from peft import LoraConfig
 
     first = spec.block(len(arch.blocks_of(base)))
@@ -116,33 +116,34 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
     )
     model = _by_peft(base, config, settings)
     if spec.method == "lora-chunked":
-        return Fitted(
+        return AppliedMethod(
             model,
             _ids,
-            lambda ids_BT: _lean_loss(base, ids_BT, input_ids=ids_BT),
-            _no_prefill,
+            loss=lambda ids_BT: _loss_without_logits(base, ids_BT, input_ids=ids_BT),
+            prefill=_no_prefill,
             inject_from=first,
         )
-    return _plain(model, model, {"use_cache": False}, inject_from=first)
+    return _plain(model, use_cache=False, inject_from=first)
 
 
-def _peft_shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
+def _peft_shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     from peft import ShadowConfig as PeftShadowConfig
 
     model = _by_peft(base, PeftShadowConfig(task_type="CAUSAL_LM"), settings)
-    return _plain(model, model, {"use_cache": False}, inject_from=0)
+    return _plain(model, use_cache=False, inject_from=0)
 
 
-def _shadow_peft(spec: Spec, base: PreTrainedModel, settings: Bench) -> Fitted:
+def _shadow_peft(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     import shadow_peft
 
     model = shadow_peft.ShadowForCausalLM(shadow_peft.get_shadow_model(base, shadow_peft.ShadowConfig()))
-    for parameter in model.parameters():  # they leave it to their scripts to give the shadow the base's type
+    # The library leaves it to its users to give the shadow the base's type.
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(base.dtype)
-    return _plain(model, model, {"use_cache": False}, inject_from=1)
+    return _plain(model, use_cache=False, inject_from=1)
 
 
-_METHODS: dict[str, Callable[[Spec, PreTrainedModel, Bench], Fitted]] = {
+_METHODS: dict[str, Callable[[Spec, PreTrainedModel, Bench], AppliedMethod]] = {
     "base": _base,
     "base-chunked": _base,
     "lora": _lora,
@@ -154,14 +155,28 @@ _METHODS: dict[str, Callable[[Spec, PreTrainedModel, Bench], Fitted]] = {
 }
 
 
-def _plain(model: nn.Module, call: Callable[..., Any], without_cache: dict[str, Any], **facts: Any) -> Fitted:
-    """What a user calls: `model(input_ids, labels=...).loss`; the libraries of others keep a cache even then unless told not to."""
-    return Fitted(
+def _plain(
+    model: nn.Module, use_cache: bool | None = None, impl: str | None = None, inject_from: int | None = None
+) -> AppliedMethod:
+    """Return a method that computes what a user calls, `model(input_ids, labels=...).loss`.
+
+    Args:
+        model: the model.
+        use_cache: what the loss is called with: False for the models of other libraries, which else keep a
+            cache even while they train.
+        impl: how the boundary is computed.
+        inject_from: the first adapted block.
+    """
+    options: dict[str, Any] = {}
+    if use_cache is not None:
+        options["use_cache"] = use_cache
+    return AppliedMethod(
         model,
         _ids,
-        lambda ids_BT: call(input_ids=ids_BT, labels=ids_BT, **without_cache).loss,
-        lambda ids_BT: call(input_ids=ids_BT, use_cache=True, logits_to_keep=1).logits,
-        **facts,
+        loss=lambda ids_BT: model(input_ids=ids_BT, labels=ids_BT, **options).loss,
+        prefill=lambda ids_BT: model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).logits,
+        impl=impl,
+        inject_from=inject_from,
     )
 
 
@@ -170,7 +185,7 @@ def _ids(ids_BT: Tensor) -> tuple[Tensor, ...]:
 
 
 def _embedded_and_ids(base: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Embeddings that want a gradient: so every block has one to compute, as below a trained layer."""
+    """Return embeddings that need a gradient, so that every block computes one."""
     table = arch.token_embedding_of(base)
     return lambda ids_BT: (table(ids_BT).detach().requires_grad_(True), ids_BT)
 
@@ -179,14 +194,15 @@ def _no_prefill(_: Tensor) -> Tensor:
     raise AssertionError("a method for training alone was asked for a prefill")
 
 
-def _lean_loss(base: PreTrainedModel, ids_BT: Tensor, **inputs: Tensor) -> Tensor:
-    """The base's loss without its logits, as ours is computed."""
+def _loss_without_logits(base: PreTrainedModel, ids_BT: Tensor, **inputs: Tensor) -> Tensor:
+    """Return the base's loss, computed like ours: without keeping the logits of all tokens."""
     h_BTD = arch.decoder_of(base)(**inputs, use_cache=False).last_hidden_state
-    return frozen_head_losses((h_BTD,), Head.of(base), ids_BT, None, None)[0]
+    (loss,) = frozen_head_losses((h_BTD,), Head.of(base), labels_BT=ids_BT, shift_labels=None, num_items=None)
+    return loss
 
 
 def _linear_layers(base: PreTrainedModel, first: int) -> Iterator[tuple[str, nn.Module]]:
-    """Name the linear layers of the blocks from one on, as the base names them."""
+    """Return the linear layers of the blocks from `first` on, with their names in the base."""
     upper = {
         layer
         for block in list(arch.blocks_of(base))[first:]
@@ -203,7 +219,7 @@ def _by_peft(base: PreTrainedModel, config: Any, settings: Bench) -> Any:
 
 
 def precision(base: PreTrainedModel, settings: Bench) -> contextlib.AbstractContextManager[Any]:
-    """Return the context a step is computed in: autocast where what is trained is of another type than the base."""
+    """Return the context of a step: autocast if what is trained has another type than the base."""
     if settings.adapter_dtype == "float32" and base.dtype != torch.float32:
         return torch.autocast(base.device.type, base.dtype)
     return contextlib.nullcontext()

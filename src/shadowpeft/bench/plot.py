@@ -1,4 +1,4 @@
-"""The picture of a run: a bar for each method's time, with its spread, and one for its peak memory where that is known."""
+"""The picture of a run: a bar for each method's time, with its spread, and one for its peak memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from shadowpeft.bench.record import Row
+from shadowpeft.bench.measurements import Measurement
 from shadowpeft.reporting.tables import STYLES
 from shadowpeft.storage import atomic
 
@@ -18,50 +18,49 @@ _COLOURS = {
 }
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the rows of one run as a PNG file.
+def draw(measurements: Sequence[Measurement], path: Path) -> None:
+    """Draw the measurements of one run as a PNG file; without a measured time, draw nothing.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    shapes = list(dict.fromkeys(row["shape"] for row in rows if row["ms"] is not None))
-    if not shapes:
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        if measurement["ms"] is not None:
+            groups.setdefault(measurement["shape"], []).append(measurement)
+    if not groups:
         return
-    groups = [[row for row in rows if row["shape"] == shape and row["ms"] is not None] for shape in shapes]
-    width = 2 if any(row["peak_gb"] is not None for row in rows) else 1
-    height = sum(1 + 0.28 * len(group) for group in groups)
+    width = 1 + any(measurement["peak_gb"] is not None for measurement in measurements)
+    height = sum(1 + 0.28 * len(group) for group in groups.values())
     with plt.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
     ):
         figure, axes = plt.subplots(
             len(groups), width, figsize=(5 * width + 1, height + 0.5), squeeze=False, constrained_layout=True,
-            height_ratios=[1 + len(group) for group in groups],
+            height_ratios=[1 + len(group) for group in groups.values()],
         )  # fmt: skip
-        for row_of_axes, group in zip(axes, groups, strict=True):
-            _bars(
-                row_of_axes[0],
-                group,
-                "ms",
-                f"{group[0]['shape']}: ms, {group[0]['batch']} x {group[0]['tokens']:,} tokens",
-            )
+        for panels, (shape, group) in zip(axes, groups.items(), strict=True):
+            title = f"{shape}: ms, {group[0]['batch']} x {group[0]['tokens']:,} tokens"
+            _bars(panels[0], group, "ms", title=title)
             if width == 2:
-                _bars(row_of_axes[1], group, "peak_gb", "peak over the weights, GB")
+                _bars(panels[1], group, "peak_gb", title="peak over the weights, GB")
         atomic.write_together(
             path.absolute().parent, {path.name: lambda where: figure.savefig(where, format="png")}
         )
         plt.close(figure)
 
 
-def _bars(axes: Axes, group: Sequence[Row], field: str, title: str) -> None:
-    values = [row[field] or 0.0 for row in group]
-    spread = [(row["ms_spread"] or 0.0) / 2 for row in group] if field == "ms" else None
-    names, colours = [row["name"] for row in group], [_COLOURS[row["method"]] for row in group]
+def _bars(axes: Axes, group: Sequence[Measurement], field: str, title: str) -> None:
+    values = [entry[field] or 0.0 for entry in group]
+    spread = None
+    if field == "ms":
+        spread = [(entry["ms_spread"] or 0.0) / 2 for entry in group]
     bars = axes.barh(
-        names,
+        [entry["name"] for entry in group],
         values,
         xerr=spread,
-        color=colours,
-        hatch=["//" * row["compiled"] for row in group],
+        color=[_COLOURS[entry["method"]] for entry in group],
+        hatch=["//" * entry["compiled"] for entry in group],
         edgecolor="white",
     )
     axes.bar_label(bars, [f"{value:.4g}" for value in values], padding=4, fontsize=8)

@@ -1,12 +1,12 @@
-"""The table of a run: one line a method, with its time and memory beside those of LoRA, PEFT's Shadow and the frozen base."""
+"""The table of a run: each method's time and memory, beside those of LoRA, PEFT's Shadow and the base."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from shadowpeft.bench.record import Row
+from shadowpeft.bench.measurements import Measurement
 from shadowpeft.reporting.tables import number, ratio, table, whole
 
-# What others are compared with: its name in the rows, and at the head of its column.
+# What the others are compared with: its name among the measurements, and the head of its column.
 _REFERENCES = {
     "train": {
         "lora": "LoRA",
@@ -23,69 +23,64 @@ _REFERENCES = {
     },
 }
 _PEAKS = ("lora",)
-_MEDIAN = "in milliseconds: the median, ± half the range that holds the middle half of them. Peak is over the weights, in 10^9 bytes."
+_MEDIAN = (
+    "in milliseconds: the median, ± half the range that holds the middle half of them. "
+    "Peak is over the weights, in 10^9 bytes."
+)
 _READING = {
-    "train": f"A step is forward, backward and optimizer step, {_MEDIAN} The floor is the frozen base that hands gradients through, with "
-    "the loss that ours uses (`base-chunked`).",
+    "train": f"A step is forward, backward and optimizer step, {_MEDIAN} The floor is the frozen base that "
+    "hands gradients through, with the loss that ours uses (`base-chunked`).",
     "forward": f"A prompt is read as `generate` reads it, {_MEDIAN}",
 }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Lay out the rows of one run as Markdown, a table for each shape."""
-    if not rows:
+def markdown(measurements: Sequence[Measurement]) -> str:
+    """Lay out the measurements of one run as Markdown, with a table for each shape."""
+    if not measurements:
         return "Nothing was measured."
-    kind, first = rows[0]["kind"], rows[0]
+    first = measurements[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
     made = f"Run {first['run']} on {first['device']}; commit {first['commit'] or 'unknown'}; {versions}."
-    return "\n\n".join(
-        [
-            *(_section(group, kind) for group in _groups(rows)),
-            _READING[kind],
-            made,
-            f"```sh\n{first['command']}\n```",
-        ]
-    )
+    sections = [_section(group, first["kind"]) for group in _by_shape(measurements)]
+    return "\n\n".join([*sections, _READING[first["kind"]], made, f"```sh\n{first['command']}\n```"])
 
 
-def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Give every method's time and peak over those of the references, for programs."""
-    kind = rows[0]["kind"] if rows else "train"
+def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Return every method's time and peak over those of the references, for programs."""
     found = []
-    for group in _groups(rows):
-        for row in group:
-            times = {f"ms/{name}": over(row, group, name, "ms") for name in _REFERENCES[kind]}
-            peaks = {f"peak_gb/{name}": over(row, group, name, "peak_gb") for name in _PEAKS}
-            found.append({"shape": row["shape"], "name": row["name"], **times, **peaks})
+    for group in _by_shape(measurements):
+        for entry in group:
+            kind = entry["kind"]
+            times = {f"ms/{name}": over(entry, group, name, field="ms") for name in _REFERENCES[kind]}
+            peaks = {f"peak_gb/{name}": over(entry, group, name, field="peak_gb") for name in _PEAKS}
+            found.append({"shape": entry["shape"], "name": entry["name"], **times, **peaks})
     return found
 
 
-def over(row: Row, group: Sequence[Row], reference: str, field: str) -> float | None:
-    """Divide a row's field by that of the reference in its group; `None` where either is unknown."""
-    other = next((entry for entry in group if entry["name"] == reference), None)
-    if other is None or row[field] is None or not other[field]:
+def over(entry: Measurement, group: Sequence[Measurement], reference: str, field: str) -> float | None:
+    """Divide a field by that of the reference in the same group; `None` if either is unknown."""
+    other = next((candidate for candidate in group if candidate["name"] == reference), None)
+    if other is None or entry[field] is None or not other[field]:
         return None
-    return row[field] / other[field]
+    return entry[field] / other[field]
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["shape"], []).append(row)
+def _by_shape(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
+    groups: dict[str, list[Measurement]] = {}
+    for entry in measurements:
+        groups.setdefault(entry["shape"], []).append(entry)
     return list(groups.values())
 
 
-def _section(group: Sequence[Row], kind: str) -> str:
-    first = group[0]
-    what = "a training step" if kind == "train" else "a prefill"
-    more = ", gradient checkpointing" if first.get("checkpointing") else ""
-    adapters = "" if first["adapter_dtype"] == "base" else f", trained weights {first['adapter_dtype']}"
-    title = f"## {first['shape']}: {what} of {first['batch']} x {first['tokens']:,} tokens, {first['dtype']}{adapters}{more}"
-    shown = {
+def _section(group: Sequence[Measurement], kind: str) -> str:
+    measured = [entry for entry in group if entry["ms"] is not None]
+    times = {
         name: head
         for name, head in _REFERENCES[kind].items()
-        if any(row["name"] == name and row["ms"] for row in group)
+        if any(entry["name"] == name and entry["ms"] for entry in group)
     }
+    has_peaks = any(entry["peak_gb"] for entry in group)
+    peaks = [name for name in _PEAKS if name in times and has_peaks]
     heads = [
         "method",
         "inject from",
@@ -93,30 +88,38 @@ def _section(group: Sequence[Row], kind: str) -> str:
         "tokens/s",
         "peak GB",
         "trainable",
-        *(f"/ {head}" for head in shown.values()),
+        *(f"/ {head}" for head in times.values()),
+        *(f"peak / {times[name]}" for name in peaks),
     ]
-    peaks = [name for name in _PEAKS if name in shown and any(row["peak_gb"] for row in group)]
-    heads += [f"peak / {shown[name]}" for name in peaks]
-    lines = [_line(row, group, list(shown), peaks) for row in group if row["ms"] is not None]
-    missing = [f"- `{row['name']}`: {row['status']}" for row in group if row["status"] != "ok"]
-    return "\n\n".join(
-        [
-            title,
-            table(heads, lines),
-            *(["Not measured to the end:\n\n" + "\n".join(missing)] if missing else []),
-        ]
-    )
+    rows = [_row(entry, group, times=list(times), peaks=peaks) for entry in measured]
+    parts = [_title(group[0], kind), table(heads, rows)]
+    missing = [f"- `{entry['name']}`: {entry['status']}" for entry in group if entry["status"] != "ok"]
+    if missing:
+        parts.append("Not measured to the end:\n\n" + "\n".join(missing))
+    return "\n\n".join(parts)
 
 
-def _line(row: Row, group: Sequence[Row], times: list[str], peaks: list[str]) -> list[str]:
-    spread = "" if row["ms_spread"] is None else f" ± {row['ms_spread'] / 2:.1f}"
+def _title(first: Measurement, kind: str) -> str:
+    what = "a training step" if kind == "train" else "a prefill"
+    title = f"## {first['shape']}: {what} of {first['batch']} x {first['tokens']:,} tokens, {first['dtype']}"
+    if first["adapter_dtype"] != "base":
+        title += f", trained weights {first['adapter_dtype']}"
+    if first.get("checkpointing"):
+        title += ", gradient checkpointing"
+    return title
+
+
+def _row(entry: Measurement, group: Sequence[Measurement], times: list[str], peaks: list[str]) -> list[str]:
+    ms = f"{entry['ms']:.1f}"
+    if entry["ms_spread"] is not None:
+        ms += f" ± {entry['ms_spread'] / 2:.1f}"
     return [
-        f"`{row['name']}`",
-        whole(row["inject_from"]),
-        f"{row['ms']:.1f}{spread}",
-        whole(row["tokens_per_second"]),
-        number(row["peak_gb"], 2),
-        whole(row["trainable"]),
-        *(ratio(over(row, group, name, "ms")) for name in times),
-        *(ratio(over(row, group, name, "peak_gb")) for name in peaks),
+        f"`{entry['name']}`",
+        whole(entry["inject_from"]),
+        ms,
+        whole(entry["tokens_per_second"]),
+        number(entry["peak_gb"], 2),
+        whole(entry["trainable"]),
+        *(ratio(over(entry, group, name, field="ms")) for name in times),
+        *(ratio(over(entry, group, name, field="peak_gb")) for name in peaks),
     ]

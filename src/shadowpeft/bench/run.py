@@ -1,90 +1,100 @@
-"""A measurement from its settings to its rows: methods take turns on one base (A B C A B C), and each turn is recorded at once."""
+"""A bench from its settings to its measurements: methods take turns on one base (A B C A B C).
+
+Every turn is recorded at once.
+"""
 
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from shadowpeft import arch
 from shadowpeft.bench import measure, methods, shapes
-from shadowpeft.bench.bare import Bare
-from shadowpeft.bench.check import Red, check, check_compiled
-from shadowpeft.bench.line import Line, begin
-from shadowpeft.bench.record import Record, Row
+from shadowpeft.bench.check import NumericalTestFailed, check, check_compiled
+from shadowpeft.bench.measurements import MeasurementFile
 from shadowpeft.bench.settings import Bench, TrainBench
+from shadowpeft.bench.snapshot import BaseSnapshot
 from shadowpeft.bench.specs import Spec
+from shadowpeft.bench.timings import Timings, begin
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.reporting.devices import is_out_of_memory
+from shadowpeft.reporting.progress import progress_bar
 from shadowpeft.reporting.provenance import commit, versions
 
 
 class Show(Protocol):
-    """Tells what a turn came to; `None` of one that was left out."""
+    """Shows the outcome of a turn; the timings of a turn that was left out are `None`."""
 
-    def __call__(self, shape: str, spec: Spec, line: Line | None) -> None: ...  # noqa: D102
+    def __call__(self, shape: str, spec: Spec, timings: Timings | None) -> None: ...  # noqa: D102
 
 
-def bench(settings: Bench, device: torch.device, command: str) -> Record:
-    """Measure every method and return the record of the run.
+def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFile:
+    """Measure every method and return the file of the run.
 
     Args:
-        settings: a `TrainBench` to time training steps, else prefills are timed.
+        settings: a `TrainBench` to time training steps; any other times prefills.
         device: where.
-        command: what the rows say made them.
+        command: what the measurements name as the command that made them.
 
     Raises:
         UserError: something that was asked for cannot be measured here; no weights were built.
-        Red: the numerical test failed; the rows of this run were taken back.
+        NumericalTestFailed: an implementation is wrong; the measurements of this run were removed.
     """
     unable = refuse(settings, device)
-    record = Record(settings.rows)
-    deadline = (
-        time.monotonic() + settings.limit_seconds if settings.limit_seconds is not None else float("inf")
-    )
+    file = MeasurementFile(settings.rows)
+    deadline = time.monotonic() + (settings.limit_seconds or float("inf"))
     facts = {
         "kind": settings.kind,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": _device_name(device),
         "command": command,
         "versions": versions("triton", "shadow-peft"),
         "commit": commit(),
     }
     gc.collect()
     gc.freeze()  # code, mostly; each collection between two turns would look through it again
-    # torch counts what is compiled from one line of code, of which several methods share some.
+    # torch limits how often it compiles one line of code, and several methods share some lines.
     with _on(device), torch._dynamo.config.patch(recompile_limit=64), _progress(settings) as show:
         for shape in settings.shapes:
             try:
-                _Rotation(settings, shape, device, record, facts, unable).run(deadline, show)
-            except Red:
-                record.withdraw()
+                # Without a name, so that nothing holds the base of a shape when the next one is built.
+                _Rotation(settings, shape, device=device, file=file, facts=facts, unable=unable).run(
+                    deadline, show
+                )
+            except NumericalTestFailed:
+                file.withdraw()
                 raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 raise UserError(
-                    f"the shape {shape} and its numerical test do not fit into the memory of {device}; choose a smaller shape"
+                    f"the shape {shape} and its numerical test do not fit into the memory of {device}; "
+                    "choose a smaller shape"
                 ) from None
-            torch.compiler.reset()  # what was compiled at this shape, whose base goes
+            torch.compiler.reset()  # what was compiled for the base of this shape
             _tidy()
-    return record
+    return file
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
     """Refuse what cannot be measured before any weights are built.
 
     Returns:
-        Of the implementations that were not asked for by name, those that cannot run here, with the reason.
+        The implementations that were not asked for by name and cannot run here, with the reason.
 
     Raises:
-        ConfigError: tokens beyond the context, a block beyond the last, a device or implementation that cannot be used.
+        ConfigError: tokens beyond the context, a block beyond the last, a device or implementation that
+            cannot be used.
     """
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
@@ -102,13 +112,7 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
             spec.block(config.num_hidden_layers)
         for impl in {spec.impl for spec in specs if spec.impl is not None}:
             try:
-                with torch.device("meta"):
-                    base = arch.build(config, "causal-lm").to(settings.base_dtype(device))  # type: ignore[arg-type]
-                    methods.ours(base, settings.variant, impl)
-                if impl == "triton" and device.type == "cpu" and torch.cuda.is_available():
-                    raise ConfigError(
-                        "impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation"
-                    )
+                _refuse_impl(impl, config, settings, device=device)
             except ConfigError as error:
                 if settings.methods is not None:
                     raise
@@ -116,98 +120,145 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
     return unable
 
 
+def _refuse_impl(impl: str, config: Any, settings: Bench, device: torch.device) -> None:
+    """Refuse an implementation that cannot run on a device, by attaching it to a base without weights."""
+    with torch.device("meta"):
+        base = arch.build(config, "causal-lm").to(settings.base_dtype(device))  # type: ignore[arg-type]
+        methods.ours(base, settings.variant, impl)
+    if impl == "triton" and device.type == "cpu" and torch.cuda.is_available():
+        raise ConfigError(
+            "impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation"
+        )
+
+
 class _Rotation:
-    """The turns of all methods at one shape."""
+    """The turns of all methods at one shape.
+
+    Args:
+        settings: the measurement.
+        shape: the shape of the base, which is built here.
+        device: where.
+        file: gets the measurements.
+        facts: what all measurements share.
+        unable: implementations that cannot run here, with the reason.
+    """
 
     def __init__(
         self,
         settings: Bench,
         shape: str,
         device: torch.device,
-        record: Record,
-        facts: Row,
+        file: MeasurementFile,
+        facts: Mapping[str, Any],
         unable: Mapping[str, str],
     ) -> None:
-        self.settings, self.shape, self.record = settings, shape, record
+        self.settings, self.shape, self.file = settings, shape, file
         dtype = settings.base_dtype(device)
-        self.bare = Bare(shapes.build(shape, device, dtype, settings.seed))
+        self.snapshot = BaseSnapshot(shapes.build(shape, device, dtype, seed=settings.seed))
         batch, tokens = settings.size(shape)
-        vocabulary, generator = self.bare.base.config.vocab_size, torch.Generator().manual_seed(settings.seed)
+        vocabulary, generator = self.base.config.vocab_size, torch.Generator().manual_seed(settings.seed)
         self.ids_BT: Tensor = torch.randint(3, vocabulary, (batch, tokens), generator=generator).to(device)
-        facts = {
+        shared = {
             "shape": shape,
             "batch": batch,
             "tokens": tokens,
             "dtype": str(dtype).removeprefix("torch."),
             **facts,
         }
-        self.lines = {spec: begin(spec, settings, facts) for spec in settings.specs()}
-        for spec, line in self.lines.items():
+        self.timings = {spec: begin(spec, settings, shared) for spec in settings.specs()}
+        for spec, timings in self.timings.items():
             if spec.impl is not None and spec.impl in unable:
-                line.status = f"missing: {unable[spec.impl]}"
-                self.record.put(f"{shape} {spec.name}", line.complete())
+                timings.status = f"missing: {unable[spec.impl]}"
+                self._record(spec, timings)
         self.noise = 0.0
+
+    @property
+    def base(self) -> Any:
+        """The base, with or without a method on it."""
+        return self.snapshot.base
 
     def run(self, deadline: float, show: Show) -> None:
         """Test, then take turns until the rounds or the time are over."""
         impls = [
-            spec.impl for spec, line in self.lines.items() if spec.impl is not None and line.status == "ok"
+            spec.impl
+            for spec, timings in self.timings.items()
+            if spec.impl is not None and timings.status == "ok"
         ]
         if impls:
-            self.noise = check(self.bare, impls, self.ids_BT, self.settings)
-            torch.compiler.reset()  # what was compiled for few tokens would be compiled for any number of them at the next
+            self.noise = check(self.snapshot, impls, self.ids_BT, settings=self.settings)
+            # The test compiles for few tokens. At the next length torch would compile for any length, which
+            # is slower.
+            torch.compiler.reset()
             _tidy()
         for _ in range(self.settings.rounds):
-            for spec, line in self.lines.items():
+            for spec, timings in self.timings.items():
                 if time.monotonic() > deadline:
                     show(self.shape, spec, None)
                     return
-                if line.status == "ok":
-                    self._turn(spec, line)
-                    self.record.put(f"{self.shape} {spec.name}", line.complete())
-                show(self.shape, spec, line)
+                if timings.status == "ok":
+                    self._try_turn(spec, timings)
+                    self._record(spec, timings)
+                show(self.shape, spec, timings)
 
-    def _turn(self, spec: Spec, line: Line) -> None:
-        """Measure a method once; what goes wrong with it is recorded and the others go on."""
+    def _record(self, spec: Spec, timings: Timings) -> None:
+        self.file.put(f"{self.shape} {spec.name}", timings.measurement())
+
+    def _try_turn(self, spec: Spec, timings: Timings) -> None:
+        """Measure a method once; if it fails, that is recorded and the others go on."""
         try:
-            self._visit(spec, line)
-        except Red:
+            self._turn(spec, timings)
+        except NumericalTestFailed:
             raise
-        except ImportError as error:
-            line.status = f"missing: {error.name or error} is not installed"
         except Exception as error:
-            message = " ".join(str(error).split())[:300]
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            line.status = "out of memory" if is_out_of_memory(error) else f"failed: {kind}{message}"
-        # Outside the handlers: until these end, the error's frames hold their tensors.
-        if line.status != "ok":
-            line.kept = None
-        self.bare.take_off()
+            timings.status = _status(error)
+        # Outside the handler: until it ends, the frames of the error hold their tensors.
+        if timings.status != "ok":
+            timings.kept = None
+        self.snapshot.restore()
         _tidy()
 
-    def _visit(self, spec: Spec, line: Line) -> None:
-        settings, base, ids_BT = self.settings, self.bare.base, self.ids_BT
-        if line.kept is not None:
-            call, dressing = line.kept
-            self.bare.put_on(dressing)
-            measure.prepare(call.fitted, settings)
+    def _turn(self, spec: Spec, timings: Timings) -> None:
+        if timings.kept is not None:
+            runner, changes = timings.kept
+            self.snapshot.reapply(changes)
+            measure.prepare(runner.applied, self.settings)
         else:
-            torch.manual_seed(settings.seed)
-            fitted = methods.fit(spec, base, settings)
-            call = measure.Call(fitted, spec.compiled)
-            measure.prepare(fitted, settings)
-            line.row |= {
-                "inject_from": fitted.inject_from,
-                "trainable": sum(parameter.numel() for parameter in fitted.trained()),
-            }
-            if spec.compiled:
-                line.kept = call, self.bare.dressing()
-                noise = self.noise if spec.method == "shadow" else None
-                line.row["compile_seconds"] = check_compiled(call, base, ids_BT, settings, noise)
-        if isinstance(settings, TrainBench):
-            line.visits.append(measure.train(call, base, ids_BT, settings))
+            runner = self._first(spec, timings)
+        if isinstance(self.settings, TrainBench):
+            turn = measure.train(runner, self.base, self.ids_BT, settings=self.settings)
         else:
-            line.visits.append(measure.prefill(call, base, ids_BT, settings))
+            turn = measure.prefill(runner, self.base, self.ids_BT, settings=self.settings)
+        timings.turns.append(turn)
+
+    def _first(self, spec: Spec, timings: Timings) -> measure.Runner:
+        """Put a method on the base for its first turn; if it is compiled, compile, check and keep it."""
+        torch.manual_seed(self.settings.seed)
+        applied = methods.apply(spec, self.base, self.settings)
+        runner = measure.Runner(applied, spec.compiled)
+        measure.prepare(applied, self.settings)
+        timings.facts |= {
+            "inject_from": applied.inject_from,
+            "trainable": sum(parameter.numel() for parameter in applied.trained()),
+        }
+        if spec.compiled:
+            timings.kept = runner, self.snapshot.changes()
+            noise = self.noise if spec.method == "shadow" else None
+            timings.facts["compile_seconds"] = check_compiled(
+                runner, self.base, self.ids_BT, settings=self.settings, noise=noise
+            )
+        return runner
+
+
+def _status(error: Exception) -> str:
+    """Say in a few words why a method has no more turns."""
+    if isinstance(error, ImportError):
+        return f"missing: {error.name or error} is not installed"
+    if is_out_of_memory(error):
+        return "out of memory"
+    message = " ".join(str(error).split())[:300]
+    if isinstance(error, UserError):
+        return f"failed: {message}"
+    return f"failed: {type(error).__name__}: {message}"
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -222,33 +273,26 @@ def _tidy() -> None:
 
 @contextmanager
 def _progress(settings: Bench) -> Iterator[Show]:
-    """Say on standard error what each turn came to, under a bar where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """Show the outcome of each turn on standard error."""
     total = len(settings.shapes) * settings.rounds * len(settings.specs())
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"bench {settings.kind}", total=total)
+    with progress_bar(f"bench {settings.kind}", total) as bar:
 
-        def show(shape: str, spec: Spec, line: Line | None) -> None:
-            bar.advance(task)
-            print(f"{shape} {spec.name}: {_outcome(line)}", file=sys.stderr, flush=True)
+        def show(shape: str, spec: Spec, timings: Timings | None) -> None:
+            bar.advance()
+            bar.say(f"{shape} {spec.name}: {_outcome(timings)}")
 
         yield show
 
 
-def _outcome(line: Line | None) -> str:
-    if line is None:
+def _outcome(timings: Timings | None) -> str:
+    if timings is None:
         return "not begun, limit_seconds are over"
-    if line.status != "ok":
-        return line.status
-    last = line.visits[-1]
-    peak = "" if last.peak_gb is None else f", {last.peak_gb:.2f} GB"
-    compiled = (
-        ""
-        if len(line.visits) > 1 or line.row["compile_seconds"] is None
-        else f", compiled in {line.row['compile_seconds']:.0f} s"
-    )
-    return f"{statistics.median(last.ms):.1f} ms{peak}{compiled}"
+    if timings.status != "ok":
+        return timings.status
+    last = timings.turns[-1]
+    outcome = f"{statistics.median(last.ms):.1f} ms"
+    if last.peak_gb is not None:
+        outcome += f", {last.peak_gb:.2f} GB"
+    if len(timings.turns) == 1 and timings.facts["compile_seconds"] is not None:
+        outcome += f", compiled in {timings.facts['compile_seconds']:.0f} s"
+    return outcome

@@ -1,6 +1,7 @@
-"""What is measured: a method, and for some how it is computed, from which block on, and whether torch.compile has the whole of it.
+"""What is measured: a method, its implementation, its first block, and whether it is compiled.
 
-Written METHOD[:IMPL][@DEPTH], such as `lora`, `shadow:triton`, `shadow@1/2` or `lora@18`; `+compiled` is added to names in tables.
+Written METHOD[:IMPL][@DEPTH], such as `lora`, `shadow:triton`, `shadow@1/2` or `lora@18`. Tables add
+`+compiled` to the names of methods that torch.compile compiles as a whole.
 """
 
 import re
@@ -10,16 +11,24 @@ from typing import NamedTuple
 from shadowpeft.errors import ConfigError
 from shadowpeft.settings import nearest
 
-# Each method, whether it is for training alone, whether a depth can be given, whether it can be compiled whole.
-_KNOWN: dict[str, tuple[bool, bool, bool]] = {
-    "base": (False, False, True),
-    "base-chunked": (True, False, True),
-    "lora": (False, True, True),
-    "lora-chunked": (True, True, True),
-    "dora": (False, False, False),
-    "peft-shadow": (False, False, False),
-    "shadow-peft": (False, False, False),
-    "shadow": (False, True, True),
+
+class _Traits(NamedTuple):
+    """What a method can do."""
+
+    trains_only: bool = False
+    takes_depth: bool = False
+    compiles: bool = False
+
+
+_KNOWN = {
+    "base": _Traits(compiles=True),
+    "base-chunked": _Traits(trains_only=True, compiles=True),
+    "lora": _Traits(takes_depth=True, compiles=True),
+    "lora-chunked": _Traits(trains_only=True, takes_depth=True, compiles=True),
+    "dora": _Traits(),
+    "peft-shadow": _Traits(),
+    "shadow-peft": _Traits(),
+    "shadow": _Traits(takes_depth=True, compiles=True),
 }
 IMPLS = ("auto", "reference", "compile", "triton")
 _FORM = re.compile(r"([\w.-]+)(?::(\w+))?(?:@(\d+)(?:/(\d+))?)?")
@@ -33,7 +42,15 @@ DEFAULTS = {
 
 
 class Spec(NamedTuple):
-    """One line of the table. `depth` is a block, or a share of the depth as (numerator, denominator); `None` for the method's own."""
+    """What one line of the table measures.
+
+    Attributes:
+        method: the method.
+        impl: how our boundary is computed; `None` for other methods.
+        depth: the first adapted block, or its share of the blocks as (numerator, denominator); `None` for the
+            method's own.
+        compiled: whether torch.compile compiles the method.
+    """
 
     method: str
     impl: str | None = None
@@ -42,41 +59,47 @@ class Spec(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Write it as it is given, with `+compiled` where it is."""
-        depth = (
-            ""
-            if self.depth is None
-            else "@" + (f"{self.depth}" if isinstance(self.depth, int) else "/".join(map(str, self.depth)))
-        )
-        impl = "" if self.impl in (None, "auto") else f":{self.impl}"
-        return f"{self.method}{impl}{depth}{'+compiled' * self.compiled}"
+        """The words of the command line, with `+compiled` if the method is compiled."""
+        name = self.method
+        if self.impl not in (None, "auto"):
+            name += f":{self.impl}"
+        if isinstance(self.depth, int):
+            name += f"@{self.depth}"
+        elif self.depth is not None:
+            name += "@{}/{}".format(*self.depth)
+        return name + "+compiled" * self.compiled
 
     def block(self, blocks: int) -> int | None:
-        """Give the first adapted block of a model of so many.
+        """Return the first adapted block of a model with so many blocks; `None` for the method's own.
 
         Raises:
             ConfigError: it is past the last block.
         """
         if self.depth is None:
             return None
-        block = self.depth if isinstance(self.depth, int) else blocks * self.depth[0] // self.depth[1]
+        block = self.depth
+        if not isinstance(block, int):
+            numerator, denominator = block
+            block = blocks * numerator // denominator
         if block >= blocks:
             raise ConfigError(
-                f"{self.name}: inject_from must be below the model's {blocks} blocks, got {block}; choose another depth"
+                f"{self.name}: inject_from must be below the model's {blocks} blocks, got {block}; "
+                "choose another depth"
             )
         return block
 
 
 def parse(methods: str, compiled: str, kind: str) -> list[Spec]:
-    """Read the two lists of the command line: what is measured as it is, and what is measured compiled as well.
+    """Read the two lists of the command line: what is measured as it is, and what is also measured compiled.
 
     Args:
         methods: names, separated by commas.
-        compiled: names, separated by commas; `all` for every one of `methods` that can be.
+        compiled: names, separated by commas; `all` for every one of `methods` that can be compiled.
         kind: `train` or `forward`.
 
     Raises:
-        ConfigError: a name, implementation or depth is not known, or not of this kind of measurement.
+        ConfigError: a name, implementation or depth is unknown, or does not belong to this kind of
+            measurement.
     """
     plain = [_spec(text, kind) for text in _split(methods)]
     if not plain:
@@ -84,12 +107,12 @@ def parse(methods: str, compiled: str, kind: str) -> list[Spec]:
             f"methods must name at least one, got {methods!r}; there are: {', '.join(_of(kind))}"
         )
     if compiled.strip() == "all":
-        chosen = [spec for spec in plain if _KNOWN[spec.method][2] and spec.impl in (None, "auto")]
+        chosen = [spec for spec in plain if _KNOWN[spec.method].compiles and spec.impl in (None, "auto")]
     else:
         chosen = [_spec(text, kind) for text in _split(compiled)]
     for spec in chosen:
-        if not _KNOWN[spec.method][2]:
-            can = ", ".join(name for name in _of(kind) if _KNOWN[name][2])
+        if not _KNOWN[spec.method].compiles:
+            can = ", ".join(name for name in _of(kind) if _KNOWN[name].compiles)
             raise ConfigError(f"compiled: {spec.method} cannot be compiled whole; what can: {can}")
     both = [*plain, *(spec._replace(compiled=True) for spec in chosen)]
     twice = next((spec for number, spec in enumerate(both) if spec in both[:number]), None)
@@ -103,31 +126,49 @@ def _split(names: str) -> Iterable[str]:
 
 
 def _of(kind: str) -> list[str]:
-    return [name for name, (training_only, *_) in _KNOWN.items() if kind == "train" or not training_only]
+    """Return the methods of a kind of measurement."""
+    return [name for name, traits in _KNOWN.items() if kind == "train" or not traits.trains_only]
 
 
 def _spec(text: str, kind: str) -> Spec:
     match = _FORM.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"methods: expected METHOD, METHOD:IMPL or METHOD@DEPTH, such as shadow:triton or lora@1/2, got {text!r}"
+            "methods: expected METHOD, METHOD:IMPL or METHOD@DEPTH, such as shadow:triton or lora@1/2, "
+            f"got {text!r}"
         )
     method, impl, block, parts = match.groups()
     if method not in _of(kind):
         raise ConfigError(
-            f"there is no method {method!r} here{nearest(method, _of(kind))}; the methods are: {', '.join(_of(kind))}"
+            f"there is no method {method!r} here{nearest(method, _of(kind))}; "
+            f"the methods are: {', '.join(_of(kind))}"
         )
     if impl is not None and method != "shadow":
         raise ConfigError(f"{text}: only shadow has implementations, {method} has none; leave out ':{impl}'")
     if impl is not None and impl not in IMPLS:
         raise ConfigError(
-            f"{text}: there is no implementation {impl!r}{nearest(impl, IMPLS)}; there are: {', '.join(IMPLS)}"
+            f"{text}: there is no implementation {impl!r}{nearest(impl, IMPLS)}; "
+            f"there are: {', '.join(IMPLS)}"
         )
-    if block is not None and not _KNOWN[method][1]:
+    if block is not None and not _KNOWN[method].takes_depth:
         raise ConfigError(f"{text}: {method} takes no depth; shadow and lora do")
-    depth = None if block is None else int(block) if parts is None else (int(block), int(parts))
-    if isinstance(depth, tuple) and not depth[0] < depth[1]:
+    if method == "shadow":
+        impl = impl or "auto"
+    return Spec(method, impl, _depth(text, block, parts))
+
+
+def _depth(text: str, block: str | None, parts: str | None) -> int | tuple[int, int] | None:
+    """Read a block, or a share of the blocks.
+
+    Raises:
+        ConfigError: the share is not below 1.
+    """
+    if block is None:
+        return None
+    if parts is None:
+        return int(block)
+    if int(block) >= int(parts):
         raise ConfigError(
             f"{text}: a depth must be a block or a share below 1, such as 18 or 1/2, got {block}/{parts}"
         )
-    return Spec(method, (impl or "auto") if method == "shadow" else None, depth)
+    return int(block), int(parts)

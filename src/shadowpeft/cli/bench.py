@@ -44,7 +44,7 @@ def table(rows: str, run: str | None = None, json: bool = False) -> None:
         json: print rows and ratios as JSON in place of the table.
     """
     require("a measurement", NEEDS, extra="compare")
-    from shadowpeft.bench.record import last_run, read
+    from shadowpeft.bench.measurements import last_run, read
 
     if not Path(rows).is_file():
         raise UserError(f"there is no file of rows at {rows}; shadowpeft bench train or forward writes one")
@@ -56,9 +56,9 @@ def _bench(settings: Bench, json: bool) -> int:
     from shadowpeft.bench.run import bench
     from shadowpeft.reporting.devices import pick_device
 
-    record = bench(settings, pick_device(settings.device), _runs.command())
-    rows = list(record.rows.values())
-    _report(rows, record.path, json)
+    file = bench(settings, pick_device(settings.device), _runs.command())
+    rows = list(file.measurements.values())
+    _report(rows, file.path, json)
     return 0 if any(row["ms"] is not None for row in rows) else FAILURE
 
 

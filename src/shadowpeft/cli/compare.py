@@ -39,7 +39,7 @@ def run(settings: Study, json: bool = False, retry: bool = False, report_only: b
 
 def _print(result: "StudyResult", as_json: bool) -> None:
     from shadowpeft.cli._models import print_result
-    from shadowpeft.compare.report import terminal
+    from shadowpeft.compare.summary import terminal
 
     if as_json:
         print_result(asdict(result), as_json=True)

@@ -1,9 +1,10 @@
-"""Equal numbers of trainable parameters: what LoRA trains at a rank is the budget, and the other methods choose their sizes to meet it.
+"""Equal numbers of trainable parameters: LoRA's number at a rank is the budget of the other methods.
 
-A shadow's count is linear in each of its sizes, so a few counts on the meta device give the slopes and the rest is arithmetic.
+A shadow's number of parameters is linear in each of its sizes. A few counts on the meta device give the cost
+of one unit of each size, and the rest is arithmetic.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from shadowpeft.errors import ConfigError
@@ -15,7 +16,7 @@ Sizes = dict[str, int]
 
 @dataclass(frozen=True)
 class Proportions:
-    """How a shadow would spend its budget; sizes shrink from the method's own defaults only as far as these shares ask.
+    """The shares of a shadow's budget; sizes shrink from the method's defaults only as far as these ask.
 
     Attributes:
         backbone: most of the budget that the shadow's backbone may take.
@@ -33,7 +34,7 @@ PREFERRED = Proportions()
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone with one choice of attention: the settings that make it, and its count as `fixed + per_mlp * width of the MLP`."""
+    """A backbone with one choice of attention; it has `fixed + per_mlp * width of the MLP` parameters."""
 
     settings: Sizes
     fixed: int
@@ -45,12 +46,12 @@ class Costs:
     """What each size of a shadow costs in trainable parameters.
 
     Attributes:
-        names: how the method calls its sizes: `r`, and where they can be set `mlp` and `update`.
+        names: the method's names for its sizes: `r`, and if they can be set `mlp` and `update`.
         given: sizes among them that the user has set.
         defaults: what `mlp` and `update` are unless they must shrink.
         backbones: choices of attention, from the base's own to the smallest.
         per_rank: parameters for each unit of r.
-        per_update: parameters for each unit of the updates' width; 0 where it follows r.
+        per_update: parameters for each unit of the updates' width; 0 if that follows r.
         rest: parameters that no size changes.
     """
 
@@ -63,7 +64,7 @@ class Costs:
     rest: int
 
     def count(self, backbone: Backbone, sizes: Sizes) -> int:
-        """Add up a shadow of these sizes."""
+        """Return how many parameters a shadow of these sizes trains."""
         mlp, update = sizes.get("mlp", 0), sizes.get("update", 0)
         return (
             self.rest
@@ -82,12 +83,12 @@ class Match:
     count: int
 
     def meets(self, budget: int) -> bool:
-        """Tell whether the count is near enough to the budget."""
+        """Return whether the count is near enough to the budget."""
         return abs(self.count - budget) <= TOLERANCE * budget
 
 
 def match(budget: int, costs: Costs, proportions: Proportions = PREFERRED) -> Match:
-    """Choose the sizes of a shadow: shrink the updates, the attention and the MLP to their shares, then fill up with r.
+    """Choose the sizes of a shadow: shrink updates, attention and MLP to their shares, then fill up with r.
 
     Args:
         budget: trainable parameters wanted.
@@ -103,10 +104,12 @@ def match(budget: int, costs: Costs, proportions: Proportions = PREFERRED) -> Ma
     narrows = "mlp" not in costs.given and backbone.per_mlp > 0
     if narrows and backbone.fixed + backbone.per_mlp * sizes["mlp"] > room:
         sizes["mlp"] = _even((room - backbone.fixed) / backbone.per_mlp)
+    # What the shares leave goes to r.
     if "r" not in costs.given:
         left = budget - costs.count(backbone, {**sizes, "r": 0})
         sizes["r"] = max(1, round(left / costs.per_rank))
-    if narrows and sizes["mlp"] < costs.defaults["mlp"]:  # one unit of r is coarse where the budget is small
+    # With a small budget one unit of r is coarse, and the MLP takes up the rest.
+    if narrows and sizes["mlp"] < costs.defaults["mlp"]:
         left = budget - costs.count(backbone, {**sizes, "mlp": 0})
         sizes["mlp"] = min(costs.defaults["mlp"], _even(left / backbone.per_mlp))
     chosen = {costs.names[size]: value for size, value in sizes.items()}
@@ -116,7 +119,7 @@ def match(budget: int, costs: Costs, proportions: Proportions = PREFERRED) -> Ma
 def refuse_unmatched(
     method: str, rank: int, budget_of: Callable[[int], int], best: Callable[[int], Match]
 ) -> Match:
-    """Return the match at a rank, or say what would do.
+    """Return the match at a rank, or refuse the rank and name one that would do.
 
     Args:
         method: its name.
@@ -130,12 +133,14 @@ def refuse_unmatched(
     found, budget = best(budget_of(rank)), budget_of(rank)
     if found.meets(budget):
         return found
-    others = (other for other in _outward(rank) if best(budget_of(other)).meets(budget_of(other)))
-    nearest = next(others, None)
-    advice = "change its sizes" if nearest is None else f"rank {nearest} would do"
+    others = range(rank + 1, 16 * rank + 64)
+    nearest = next((other for other in others if best(budget_of(other)).meets(budget_of(other))), None)
+    advice = "change its sizes"
+    if nearest is not None:
+        advice = f"rank {nearest} would do"
     raise ConfigError(
-        f"{method} cannot be matched to LoRA's {budget:,} trainable parameters at rank {rank}: the nearest it comes is {found.count:,}, "
-        f"more than 5 % off; {advice}"
+        f"{method} cannot be matched to LoRA's {budget:,} trainable parameters at rank {rank}: "
+        f"the nearest it comes is {found.count:,}, more than 5 % off; {advice}"
     )
 
 
@@ -150,22 +155,17 @@ def nearest_rank(fixed: int, per_rank: int) -> Callable[[int], Match]:
 
 
 def _attention(costs: Costs, sizes: Sizes, room: float, proportions: Proportions) -> Backbone:
-    """Take the largest attention that leaves the MLP its share; where the whole backbone fits, the base's own."""
+    """Return the first attention that leaves the MLP its share; the base's own if the whole backbone fits."""
     for backbone in costs.backbones:
         fits_whole = backbone.fixed + backbone.per_mlp * sizes.get("mlp", 0) <= room
-        if fits_whole or (
-            "mlp" not in costs.given
-            and backbone.per_mlp > 0
-            and backbone.fixed <= proportions.attention * room
-        ):
+        can_narrow = "mlp" not in costs.given and backbone.per_mlp > 0
+        if fits_whole or (can_narrow and backbone.fixed <= proportions.attention * room):
             return backbone
     return costs.backbones[-1]
 
 
 def _even(width: float) -> int:
-    """Round an MLP's width down to what a GPU multiplies well, if it is wide enough to."""
-    return int(width) // 8 * 8 if width >= 64 else max(1, int(width))
-
-
-def _outward(rank: int) -> Iterator[int]:
-    yield from range(rank + 1, 16 * rank + 64)
+    """Round an MLP's width down to a multiple of 8, which a GPU multiplies fast, if it is at least 64."""
+    if width >= 64:
+        return int(width) // 8 * 8
+    return max(1, int(width))

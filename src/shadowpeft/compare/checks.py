@@ -1,4 +1,4 @@
-"""What is checked before any work: models, methods, data, tokenizers, and that each base computes numbers on its device."""
+"""What is checked before any work: models, methods, data, tokenizers, and that bases compute numbers."""
 
 import contextlib
 import gc
@@ -25,8 +25,8 @@ def check_models(study: Study) -> None:
     """Refuse models that cannot be reached or on which a method cannot be built at the study's budgets.
 
     Raises:
-        UserError: configuration or tokenizer cannot be loaded, the family is not supported, a method cannot be matched, or it does not
-            know a setting.
+        UserError: configuration or tokenizer cannot be loaded, the family is not supported, a method cannot
+            be matched, or a method does not know a setting.
     """
     from shadowpeft.compare import methods
 
@@ -42,53 +42,49 @@ def check_models(study: Study) -> None:
 
 
 def check_data(study: Study) -> dict[str, list[str]]:
-    """Read the rows of every task, of its partners and of the text for forgetting; warn where a model's tokenizer does not fit them.
+    """Read the rows of every task, of its partners and of the text for forgetting.
+
+    Warn if a model's tokenizer does not fit them.
 
     Returns:
         The first prompts of each task's validation split.
 
     Raises:
-        DataError: a split is missing or damaged, has labels that are not seen in training, or has no test row left behind `test_skip`.
+        DataError: a split is missing or damaged, has labels that are not seen in training, or has no test row
+            left after `test_skip`.
     """
-    from shadowpeft.compare.tasks.source import Source, held_out_text
+    from shadowpeft.compare.tasks.source import RowSource, held_out_text
 
-    source, prompts = Source(study.data_dir), {}
+    source, prompts = RowSource(study.data_dir), {}
     for task in map(find, study.names("tasks")):
         for other in (task, *(find(partner) for partner in task.partners if study.ood)):
             other.load("train", source)
             other.load("validation", source)
             if skips := study.skips_of(other.name):
-                _refuse_no_test_rows(task, other, len(other.load("test", source)), skips)
+                _refuse_no_test_rows(task, other, count=len(other.load("test", source)), skips=skips)
         prompts[task.name] = [item.prompt for item in task.load("validation", source)[:SAMPLE]]
         for model in study.names("model"):
             tokenizer = stock_models.load_tokenizer(model)
-            _warn_of_tokens(model, tokenizer, task, prompts[task.name])
-            _warn_of_length(
-                model,
-                tokenizer,
-                task,
-                task.load("train", source)[:SAMPLE],
-                study.max_length or task.max_length,
-            )
+            _warn_of_tokens(model, tokenizer, task, texts=prompts[task.name])
+            items = task.load("train", source)[:SAMPLE]
+            _warn_of_length(model, tokenizer, task, items=items, most=study.max_length or task.max_length)
     if study.forgetting_rows:
         held_out_text(source, 1)
     return prompts
 
 
 def _refuse_no_test_rows(task: Task, tested: Task, count: int, skips: Sequence[int]) -> None:
-    """Refuse to leave out all test rows of a task, or of the partner that it is tested on.
+    """Refuse to leave out all test rows of a task, or of a partner that it is tested on.
 
     Raises:
         DataError: nothing would be left.
     """
     if count > sum(skips):
         return
-    name, remedy = (
-        f"{tested.name}, an out-of-distribution test of {task.name},",
-        "a smaller test_skip, or ood: false",
-    )
-    if tested is task:
-        name, remedy = task.name, "a smaller test_skip"
+    name, remedy = task.name, "a smaller test_skip"
+    if tested is not task:
+        name = f"{tested.name}, an out-of-distribution test of {task.name},"
+        remedy = "a smaller test_skip, or ood: false"
     left_out = " + ".join(f"{skip:,}" for skip in skips)
     raise DataError(
         f"{name} has {count:,} test rows, and a test_skip of {left_out} leaves none of them; choose {remedy}"
@@ -96,40 +92,44 @@ def _refuse_no_test_rows(task: Task, tested: Task, count: int, skips: Sequence[i
 
 
 def _warn_of_tokens(model: str, tokenizer: Any, task: Task, texts: Sequence[str]) -> None:
-    """Warn of a tokenizer that takes texts apart into single signs: one that was converted wrongly gives ids nothing is learned on."""
-    tokens, characters = (
-        sum(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])),
-        sum(map(len, texts)),
-    )
+    """Warn of a tokenizer that splits texts into single characters.
+
+    A tokenizer that was converted wrongly does so, and nothing can be learned on its ids.
+    """
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    tokens, characters = sum(map(len, ids)), sum(map(len, texts))
     if tokens > MOST_TOKENS_PER_CHARACTER * characters:
         warnings.warn(
-            f"the tokenizer of {model} makes {tokens:,} tokens of the {characters:,} characters of {len(texts)} prompts of {task.name}, "
-            f"more than {MOST_TOKENS_PER_CHARACTER} a character; unless their script is of such signs it was converted wrongly or is "
-            "another model's: compare its ids of a sentence with another copy's before training anything",
+            f"the tokenizer of {model} makes {tokens:,} tokens of the {characters:,} characters of "
+            f"{len(texts)} prompts of {task.name}, more than {MOST_TOKENS_PER_CHARACTER} per character; "
+            "unless each character of their script is a word, it was converted wrongly or belongs to another "
+            "model: compare its ids of a sentence with another copy's before training anything",
             stacklevel=3,
         )
 
 
 def _warn_of_length(model: str, tokenizer: Any, task: Task, items: Sequence[Item], most: int) -> None:
-    """Warn of training rows that are too long to be learned; texts to classify are cut, which is no loss of rows."""
+    """Warn of training rows that are too long and left out; texts to classify are only cut."""
     if task.kind == "classification":
         return
     lengths = [len(tokenizer(item.prompt + item.answer, verbose=False)["input_ids"]) for item in items]
     long = sum(length > most for length in lengths)
     if long > len(lengths) / 10:
         warnings.warn(
-            f"{long} of the first {len(lengths)} training rows of {task.name} have more than max_length={most} tokens of {model} and are "
-            "left out; raise max_length to train on them",
+            f"{long} of the first {len(lengths)} training rows of {task.name} have more than "
+            f"max_length={most} tokens of {model} and are left out; raise max_length to train on them",
             stacklevel=3,
         )
 
 
 def check_numbers(study: Study, prompts: Mapping[str, Sequence[str]]) -> None:
-    """Run every base once on padded batches, where it computes on a GPU or in bfloat16; on a CPU in float32 there is nothing to fear.
+    """Run every base once on padded batches, if it computes on a GPU or in bfloat16.
+
+    On a CPU in float32 a fault of the device or of the precision cannot arise.
 
     Args:
         study: the study.
-        prompts: some of each task.
+        prompts: some prompts of each task.
 
     Raises:
         ConfigError: the last hidden state of a text is not finite.
@@ -137,9 +137,11 @@ def check_numbers(study: Study, prompts: Mapping[str, Sequence[str]]) -> None:
     import torch
 
     gpu = count_gpus(study) > 0
-    for model in study.names("model") if gpu or study.bf16 else []:
-        with contextlib.suppress(torch.OutOfMemoryError):  # the cells will tell
-            _check_base(model, study, prompts, torch.device("cuda" if gpu else "cpu"))
+    if not gpu and not study.bf16:
+        return
+    for model in study.names("model"):
+        with contextlib.suppress(torch.OutOfMemoryError):  # the cells will say so
+            _check_base(model, study, prompts, device=torch.device("cuda" if gpu else "cpu"))
         gc.collect()
         if gpu:
             torch.cuda.empty_cache()
@@ -148,9 +150,11 @@ def check_numbers(study: Study, prompts: Mapping[str, Sequence[str]]) -> None:
 def _check_base(model: str, study: Study, prompts: Mapping[str, Sequence[str]], device: Any) -> None:
     import torch
 
-    from shadowpeft.compare.fit import encode_texts, precision
-    from shadowpeft.compare.measure import last_hidden, padded
+    from shadowpeft.compare.examples import encode_texts
+    from shadowpeft.compare.measure import last_hidden
+    from shadowpeft.compare.training import precision
     from shadowpeft.data.tokenizers import padding_id
+    from shadowpeft.evaluation.batches import padded
 
     dtype = torch.bfloat16 if study.bf16 else torch.float32
     tokenizer = stock_models.load_tokenizer(model)
@@ -159,15 +163,14 @@ def _check_base(model: str, study: Study, prompts: Mapping[str, Sequence[str]], 
     for task, side in product(prompts, ("right", "left")):
         length = min(study.max_length or find(task).max_length, most)
         rows = sorted(encode_texts(prompts[task], tokenizer, length), key=len)
-        ids_BT, mask_BT = (
-            tensor.to(device)
-            for tensor in padded([*rows[:_ROWS], *rows[-_ROWS:]], padding_id(tokenizer), side)
-        )
+        # The shortest and the longest rows together: this is the most padding that a batch can have.
+        batch = padded([*rows[:_ROWS], *rows[-_ROWS:]], padding_id(tokenizer), side)
+        ids_BT, mask_BT = (tensor.to(device) for tensor in batch)
         with torch.inference_mode(), precision(device, study.bf16):
             hidden_BTD = last_hidden(base, ids_BT, mask_BT, causal=True)
         if not hidden_BTD[mask_BT.bool()].isfinite().all():
             raise ConfigError(
-                f"the base {model}, untrained, computes values that are not finite numbers in {str(dtype).removeprefix('torch.')} on "
-                f"{device_name(study)} (texts of {task}, padded on the {side}); expected numbers: change bf16, the device or the version "
-                "of torch"
+                f"the base {model}, untrained, computes values that are not finite numbers in "
+                f"{str(dtype).removeprefix('torch.')} on {device_name(study)} (texts of {task}, padded on "
+                f"the {side}); expected numbers: change bf16, the device or the version of torch"
             )

@@ -1,42 +1,43 @@
-"""One cell of a study from its base to its rows: build, train, measure."""
+"""One cell of a study from its base to its records: build, train, measure."""
 
 import functools
 import gc
-import hashlib
-import json
-import random
 import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from shadowpeft import arch
 from shadowpeft.compare import measure, tasks
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.fit import ClassCollator, Collate, Fit, Training, encode_items, fit, precision
+from shadowpeft.compare.cell_data import (
+    draw,
+    examples_of,
+    items_of,
+    length_limit,
+    questions_of,
+    tokenizer_of,
+)
+from shadowpeft.compare.examples import ClassCollator
+from shadowpeft.compare.forgetting import Reference, reference_of
 from shadowpeft.compare.methods import Built, build
+from shadowpeft.compare.records import Record, identity
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Split, Task
-from shadowpeft.compare.tasks.source import Source, held_out_text
-from shadowpeft.data.encode import Collator, Example
+from shadowpeft.compare.training import Collate, Training, TrainingOutcome, precision, train
+from shadowpeft.data.encode import Collator
 from shadowpeft.data.tokenizers import padding_id
-from shadowpeft.errors import DataError
-from shadowpeft.storage import stock_models
+from shadowpeft.evaluation.calibration import calibration, negative_log_likelihood
 
-WINDOW = 256
 TIMED_ITEMS, TIMED_TOKENS = 8, 32
 WARM_UP_STEPS, TIMED_STEPS = 5, 20
-_ROWS_SEED = 0
-
-T = TypeVar("T")
-Row = dict[str, Any]
 
 
-def run_cell(cell: Cell, study: Study) -> list[Row]:
+def run_cell(cell: Cell, study: Study) -> list[Record]:
     """Train one method on one task and measure it.
 
     Args:
@@ -44,60 +45,64 @@ def run_cell(cell: Cell, study: Study) -> list[Row]:
         study: the settings that all cells share.
 
     Returns:
-        Rows of results, complete but for where they come from (study, versions, commit, device, time).
+        Records of the results, complete except for their provenance (study, versions, commit, device, time).
 
     Raises:
         UserError: a setting, a model or the data cannot be used.
         torch.OutOfMemoryError: the device is too small.
     """
-    gc.collect()  # the Trainer of the cell before is a cycle that holds its model
-    device = (
-        torch.device("cpu")
-        if study.device == "cpu" or not torch.cuda.is_available()
-        else torch.device("cuda")
-    )
-    forgets = cell.stage == "final" and study.forgetting_rows > 0
-    reference = (
-        _reference(
-            cell.model, study.data_dir, study.forgetting_rows, study.bf16, study.eval_batch_size, device
+    gc.collect()  # the Trainer of the last cell is a reference cycle that holds its model
+    device = _device(study)
+    reference = None
+    # Before the cell's own model is built: the two together may not fit on the device.
+    if cell.stage == "final" and study.forgetting_rows > 0:
+        reference = reference_of(
+            cell.model,
+            study.data_dir,
+            rows=study.forgetting_rows,
+            bf16=study.bf16,
+            batch_size=study.eval_batch_size,
+            device=device,
         )
-        if forgets
-        else None
-    )
-    task, tokenizer = tasks.find(cell.task), _tokenizer(cell.model)
+    task, tokenizer = tasks.find(cell.task), tokenizer_of(cell.model)
     set_seed(cell.seed)
-    built = build(cell, study, task, padding_id(tokenizer), device)
+    built = build(cell, study, task, pad_token_id=padding_id(tokenizer), device=device)
     built.model.eval()
-    run = _Run(cell, study, task, tokenizer, device, built, _limit(cell.model, study, task))
+    run = CellRun(
+        cell=cell,
+        study=study,
+        task=task,
+        tokenizer=tokenizer,
+        device=device,
+        built=built,
+        max_length=length_limit(cell.model, study, task),
+    )
     if cell.stage == "search":
         return run.search()
-    return run.final(reference) if cell.stage == "final" else run.cost()
+    if cell.stage == "final":
+        return run.final(reference)
+    return run.cost()
 
 
-def draw(rows: Sequence[T], limit: int | None, skips: Sequence[int] = ()) -> list[T]:
-    """Draw at most so many rows, in their order; the same ones in every run.
+def _device(study: Study) -> torch.device:
+    if study.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
 
-    Args:
-        rows: what to draw from.
-        limit: the most to draw; `None` for all.
-        skips: leave out the rows that draws of so many take, one after another, each from what the ones before left.
+
+@dataclass(kw_only=True)
+class CellRun:
+    """A cell whose model is built.
+
+    Attributes:
+        cell: the cell.
+        study: the settings that all cells share.
+        task: what it is trained on.
+        tokenizer: the base's.
+        device: where the model is.
+        built: the model.
+        max_length: tokens that a training row may have.
     """
-    left: Sequence[int] = range(len(rows))
-    for skip in skips:
-        taken = set(_sample(left, skip))
-        left = [index for index in left if index not in taken]
-    return [rows[index] for index in _sample(left, limit)]
-
-
-def _sample(indices: Sequence[int], limit: int | None) -> Sequence[int]:
-    if limit is None or limit >= len(indices):
-        return indices
-    return sorted(random.Random(_ROWS_SEED).sample(indices, limit))
-
-
-@dataclass
-class _Run:
-    """A cell whose model is built."""
 
     cell: Cell
     study: Study
@@ -107,251 +112,175 @@ class _Run:
     built: Built
     max_length: int
 
-    def search(self) -> list[Row]:
-        """Train, and measure on the validation split."""
-        fitted = self._fit(self.study.steps)
+    def search(self) -> list[Record]:
+        """Train, and measure on the validation split; a task of generated answers by its loss."""
+        outcome = self.train_for(self.study.steps)
         if self.task.kind == "generation":
-            examples = self._examples("validation", self.study.validation_rows)
-            head = functools.partial(arch.logits, self.built.stock)
-            with precision(self.device, self.study.bf16):
-                loss = measure.token_loss(
-                    self.built.model,
-                    head,
-                    examples,
-                    padding_id(self.tokenizer),
-                    self.study.eval_batch_size,
-                    causal=True,
-                )
-            return [
-                self._row(
-                    fitted,
-                    "attached",
-                    "validation",
-                    metric="loss",
-                    value=loss,
-                    metrics={"loss": loss},
-                    items=len(examples),
-                )
-            ]
-        measured = self._measure(self.built.model, self.task, "validation", self.study.validation_rows)
-        chosen_on = {name: measured[name] for name in ("metric", "value", "metrics", "items")}
-        return [self._row(fitted, "attached", "validation", **chosen_on)]
+            examples = self.examples("validation", self.study.validation_rows)
+            loss = self.loss_of(self.built.model, self.built.stock, examples)
+            measured = {"metric": "loss", "value": loss, "metrics": {"loss": loss}, "items": len(examples)}
+        else:
+            found = self.measure_on(self.built.model, self.task, "validation", self.study.validation_rows)
+            measured = {name: found[name] for name in ("metric", "value", "metrics", "items")}
+        return [self.record(outcome, "attached", "validation", **measured)]
 
-    def final(self, reference: "_Reference | None") -> list[Row]:
+    def final(self, reference: Reference | None) -> list[Record]:
         """Train, and measure on the test split of the task and of its partners, attached and detached."""
-        fitted = self._fit(self.study.steps)
-        forgetting = None if reference is None else reference.forgetting(self.built)
-        partners = [tasks.find(name) for name in self.task.partners] if self.study.ood else []
-        rows = []
-        for mode, model in self._modes():
-            costs: Row = {"forgetting": forgetting if mode == "attached" else None}
-            if (
-                self.study.workers == 1
-            ):  # else the time is taken in the stage `cost`, where no other run is in the way
-                costs["ms_per_answer"] = self._ms(model, _items(self.task, "validation", self.study.data_dir))
-            for task in (self.task, *partners):
-                measured = self._measure(
-                    model, task, "test", self.study.test_rows, self.study.skips_of(task.name)
-                )
-                rows.append(self._row(fitted, mode, "test", task=task.name, **costs, **measured))
-        return rows
+        outcome = self.train_for(self.study.steps)
+        forgetting = {}
+        if reference is not None:
+            forgetting["attached"] = reference.forgetting(self.built)
+        tested = [self.task]
+        if self.study.ood:
+            tested += map(tasks.find, self.task.partners)
+        records = []
+        for mode, model in self.modes():
+            costs: Record = {"forgetting": forgetting.get(mode)}
+            # With several workers other runs disturb the timing: the stage `cost` takes it, where none is in
+            # the way.
+            if self.study.workers == 1:
+                items = items_of(self.task, "validation", self.study.data_dir)
+                costs["ms_per_answer"] = self.time_answers(model, items)
+            for task in tested:
+                skips = self.study.skips_of(task.name)
+                measured = self.measure_on(model, task, "test", limit=self.study.test_rows, skips=skips)
+                records.append(self.record(outcome, mode, "test", task=task.name, **costs, **measured))
+        return records
 
-    def cost(self) -> list[Row]:
+    def cost(self) -> list[Record]:
         """Time training steps and answers; nothing is scored, and no test row is read."""
-        fitted = self._fit(WARM_UP_STEPS + TIMED_STEPS, timed=True)
-        step_ms = statistics.median(fitted.step_ms[WARM_UP_STEPS:]) if fitted.step_ms else None
-        items = _items(self.task, "validation", self.study.data_dir)
-        measured = {"metric": "train_ms_per_step", "value": step_ms}
+        outcome = self.train_for(WARM_UP_STEPS + TIMED_STEPS, timed=True)
+        step_ms = statistics.median(outcome.step_ms[WARM_UP_STEPS:]) if outcome.step_ms else None
+        items = items_of(self.task, "validation", self.study.data_dir)
         return [
-            self._row(fitted, mode, "none", **measured, ms_per_answer=self._ms(model, items))
-            for mode, model in self._modes()
+            self.record(
+                outcome,
+                mode,
+                "none",
+                metric="train_ms_per_step",
+                value=step_ms,
+                ms_per_answer=self.time_answers(model, items),
+            )
+            for mode, model in self.modes()
         ]
 
-    def _fit(self, steps: int, timed: bool = False) -> Fit:
+    def train_for(self, steps: int, timed: bool = False) -> TrainingOutcome:
+        """Train the model; an untuned base is left as it is."""
         if not self.built.trainable(heads=True):
-            return Fit()
-        cell, pad = self.cell, padding_id(self.tokenizer)
+            return TrainingOutcome()
+        pad = padding_id(self.tokenizer)
         collate: Collate = ClassCollator(pad) if self.task.kind == "classification" else Collator(pad)
         training = Training(
-            steps,
-            self.study.batch_size,
-            cell.learning_rate,
-            cell.seed,
-            self.device,
-            self.study.bf16,
-            timed,
-            cell.backbone_learning_rate,
+            steps=steps,
+            batch_size=self.study.batch_size,
+            learning_rate=self.cell.learning_rate,
+            seed=self.cell.seed,
+            device=self.device,
+            bf16=self.study.bf16,
+            timed=timed,
+            backbone_learning_rate=self.cell.backbone_learning_rate,
         )
-        return fit(self.built.model, self._examples("train", self.study.train_rows), collate, training)
+        examples = self.examples("train", self.study.train_rows)
+        return train(self.built.model, examples, collate=collate, training=training)
 
-    def _examples(self, split: Split, limit: int | None) -> list[Any]:
-        return _encoded(self.cell.model, self.task, split, self.study.data_dir, limit, self.max_length)
-
-    def _modes(self) -> list[tuple[str, Any]]:
-        attached = [("attached", self.built.model)]
-        return (
-            attached if self.built.detach is None else [*attached, ("detached", self.built.detach().eval())]
+    def examples(self, split: Split, limit: int | None) -> list[Any]:
+        """Return at most `limit` rows of a split as training examples."""
+        return examples_of(
+            self.cell.model,
+            self.task,
+            split,
+            data_dir=self.study.data_dir,
+            limit=limit,
+            max_length=self.max_length,
         )
 
-    def _measure(
+    def modes(self) -> list[tuple[str, Any]]:
+        """Return the models to measure, each with the name of its mode."""
+        attached = ("attached", self.built.model)
+        if self.built.detach is None:
+            return [attached]
+        return [attached, ("detached", self.built.detach().eval())]
+
+    def loss_of(self, model: Any, headed: Any, examples: Sequence[Any]) -> float:
+        """Return a model's loss in nats per answer token, through the language-model head of `headed`."""
+        head, pad = functools.partial(arch.logits, headed), padding_id(self.tokenizer)
+        with precision(self.device, self.study.bf16):
+            return measure.token_loss(
+                model, head, examples, pad=pad, batch_size=self.study.eval_batch_size, causal=True
+            )
+
+    def measure_on(
         self, model: Any, task: Task, split: Split, limit: int | None, skips: tuple[int, ...] = ()
-    ) -> Row:
-        asked = _asked(self.cell.model, task, split, self.study.data_dir, limit, skips, self.max_length)
-        items, batch_size = asked.items, self.study.eval_batch_size
+    ) -> Record:
+        """Score a model's answers to a split; return the fields of a record that say how good they are."""
+        questions = questions_of(
+            self.cell.model,
+            task,
+            split,
+            data_dir=self.study.data_dir,
+            limit=limit,
+            skips=skips,
+            max_length=self.max_length,
+        )
+        items = questions.items
         with precision(self.device, self.study.bf16):
             given = measure.answer(
-                model, self.tokenizer, task, items, batch_size, self.max_length, encoded=asked.encoded
+                model,
+                self.tokenizer,
+                task,
+                items,
+                batch_size=self.study.eval_batch_size,
+                max_length=self.max_length,
+                encoded=questions.encoded,
             )
         if given.cut:
             warnings.warn(
-                f"{task.name}: {given.cut} of {len(items)} prompts of the {split} split leave no room for an answer in the context of "
-                f"{self.cell.model} and lost their beginning; choose a model with a longer context",
+                f"{task.name}: {given.cut} of {len(items)} prompts of the {split} split leave no room for an "
+                f"answer in the context of {self.cell.model} and lost their beginning; "
+                "choose a model with a longer context",
                 stacklevel=2,
             )
-        scores, calibration, metrics = task.score(items, given.answers), None, {}
+        scores, confidence, metrics = task.score(items, given.answers), None, {}
         if given.probabilities is not None:
-            calibration = measure.calibration(given.probabilities, scores.correct)
-            metrics = {
-                "nll": measure.negative_log_likelihood(given.probabilities, [item.target for item in items])
-            }
+            confidence = calibration(given.probabilities, scores.correct)
+            targets = [item.target for item in items]
+            metrics = {"nll": negative_log_likelihood(given.probabilities, targets)}
         metrics = {**scores.metrics, **metrics}
         return {
             "metric": task.metric, "value": metrics[task.metric], "metrics": metrics, "items": len(items),
-            "correct": "".join(map(str, scores.correct)), "items_digest": asked.digest, "calibration": calibration,
-            "prompts_cut": given.cut,
+            "correct": "".join(map(str, scores.correct)), "items_digest": questions.digest,
+            "calibration": confidence, "prompts_cut": given.cut,
         }  # fmt: skip
 
-    def _ms(self, model: Any, items: Sequence[Item]) -> float:
+    def time_answers(self, model: Any, items: Sequence[Item]) -> float:
+        """Return the time of an answer to a single item, in milliseconds."""
+
         def ask(item: Item) -> None:
-            measure.answer(model, self.tokenizer, self.task, [item], 1, self.max_length, most=TIMED_TOKENS)
+            measure.answer(
+                model,
+                self.tokenizer,
+                self.task,
+                [item],
+                batch_size=1,
+                max_length=self.max_length,
+                most=TIMED_TOKENS,
+            )
 
         with precision(self.device, self.study.bf16):
             return measure.ms_per_answer(ask, draw(items, TIMED_ITEMS), self.device)
 
-    def _row(self, fitted: Fit, mode: str, split: str, **measured: Any) -> Row:
+    def record(self, outcome: TrainingOutcome, mode: str, split: str, **measured: Any) -> Record:
+        """Return a record of the cell; its fields stand in the same order whatever was measured."""
         cell, built = self.cell, self.built
-        speed = fitted.tokens / fitted.seconds if fitted.steps else None
+        speed = outcome.tokens / outcome.seconds if outcome.steps else None
         return {
-            "stage": cell.stage, "status": "ok", "error": None, "key": cell.key, "model": cell.model, "task": cell.task,
-            "trained_on": cell.task, "method": cell.method, "mode": mode, "rank": cell.rank, "seed": cell.seed,
-            **cell.setting._asdict(), "split": split, "metric": None, "value": None, "metrics": {}, "items": None,
-            "correct": None, "items_digest": None, "calibration": None, "prompts_cut": None, "trainable": built.trainable(),
-            "trainable_with_heads": built.trainable(heads=True), "steps": fitted.steps, "train_seconds": fitted.seconds,
-            "train_tokens_per_second": speed, "peak_gb": fitted.peak_gb, "adapter_bytes": built.adapter_bytes(),
-            "ms_per_answer": None, "forgetting": None, "train_loss": fitted.train_loss,
+            **identity(cell, "ok", None), "mode": mode, "rank": cell.rank, "seed": cell.seed,
+            **cell.setting._asdict(), "split": split, "metric": None, "value": None, "metrics": {},
+            "items": None, "correct": None, "items_digest": None, "calibration": None, "prompts_cut": None,
+            "trainable": built.trainable(), "trainable_with_heads": built.trainable(heads=True),
+            "steps": outcome.steps, "train_seconds": outcome.seconds, "train_tokens_per_second": speed,
+            "peak_gb": outcome.peak_gb, "adapter_bytes": built.adapter_bytes(),
+            "ms_per_answer": None, "forgetting": None, "train_loss": outcome.train_loss,
             "config": {**built.config, "max_length": self.max_length},
             **measured,
         }  # fmt: skip
-
-
-# What is read once in a process
-
-
-@functools.cache
-def _tokenizer(model: str) -> PreTrainedTokenizerBase:
-    return stock_models.load_tokenizer(model)
-
-
-@functools.cache
-def _config(model: str) -> PretrainedConfig:
-    return stock_models.load_config(model)
-
-
-@functools.cache
-def _source(data_dir: str | None) -> Source:
-    return Source(data_dir)
-
-
-def _limit(model: str, study: Study, task: Task) -> int:
-    most = arch.context_of(_config(model))
-    wanted = study.max_length or task.max_length
-    return wanted if most is None else min(wanted, most)
-
-
-def _items(task: Task, split: Split, data_dir: str | None) -> list[Item]:
-    items = task.load(split, _source(data_dir))
-    if not items:
-        raise DataError(f"{task.name}: the {split} split has no rows; add some")
-    return items
-
-
-@functools.lru_cache(maxsize=16)
-def _encoded(
-    model: str, task: Task, split: Split, data_dir: str | None, limit: int | None, max_length: int
-) -> list[Any]:
-    return encode_items(task, draw(_items(task, split, data_dir), limit), _tokenizer(model), max_length)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Items that are measured on, as token ids too, and their digest."""
-
-    items: list[Item]
-    encoded: list[list[int]]
-    digest: str
-
-
-@functools.lru_cache(maxsize=16)
-def _asked(
-    model: str,
-    task: Task,
-    split: Split,
-    data_dir: str | None,
-    limit: int | None,
-    skips: tuple[int, ...],
-    max_length: int,
-) -> _Asked:
-    items = draw(_items(task, split, data_dir), limit, skips)
-    return _Asked(items, measure.encode_questions(_tokenizer(model), task, items, max_length), _digest(items))
-
-
-def _digest(items: Sequence[Item]) -> str:
-    """Tell whether two measurements were made on the same items in the same order."""
-    content = json.dumps([[item.prompt, item.target, item.choices] for item in items], default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-@dataclass
-class _Reference:
-    """The untuned base on held-out text: its loss, and its head, on the CPU until it is needed."""
-
-    headed: PreTrainedModel
-    windows: list[Example]
-    pad: int
-    batch_size: int
-    device: torch.device
-    bf16: bool
-    loss: float = 0.0
-
-    def forgetting(self, built: Built) -> float:
-        """Return how much the loss rose, in nats per token; a classifier is read through the base's language-model head."""
-        if arch.task_of(built.stock) == "causal-lm":
-            return self.loss_of(built.model, built.stock) - self.loss
-        self.headed.to(self.device)  # type: ignore[arg-type]
-        risen = self.loss_of(built.model, self.headed, causal=False) - self.loss
-        self.headed.to("cpu")  # type: ignore[arg-type]
-        return risen
-
-    def loss_of(self, model: Any, headed: PreTrainedModel, causal: bool = True) -> float:
-        """Measure a model's hidden states through the head of another."""
-        head = functools.partial(arch.logits, headed)
-        with precision(self.device, self.bf16):
-            return measure.token_loss(model, head, self.windows, self.pad, self.batch_size, causal)
-
-
-@functools.lru_cache(maxsize=4)
-def _reference(
-    model: str, data_dir: str | None, rows: int, bf16: bool, batch_size: int, device: torch.device
-) -> _Reference:
-    tokenizer = _tokenizer(model)
-    windows = measure.windows(
-        held_out_text(_source(data_dir), rows),
-        tokenizer,
-        min(WINDOW, arch.context_of(_config(model)) or WINDOW),
-    )
-    base = stock_models.load_model(model, torch.bfloat16 if bf16 else torch.float32).to(device).eval()  # type: ignore[arg-type]
-    reference = _Reference(base, windows, padding_id(tokenizer), batch_size, device, bf16)
-    reference.loss = reference.loss_of(base, base)
-    del arch.blocks_of(base)[:]  # embeddings and head are all that is needed from here on
-    base.to("cpu")
-    return reference

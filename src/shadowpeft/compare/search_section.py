@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from shadowpeft.compare.results import Results, Row, read, short
+from shadowpeft.compare.model_names import short
+from shadowpeft.compare.records import Record, number
+from shadowpeft.compare.results import Results
 from shadowpeft.compare.study import Study
-from shadowpeft.reporting.tables import table
+from shadowpeft.reporting.tables import UNKNOWN, plural, table
 
 _SECOND = "second seed"
 
 
 class _Trial(NamedTuple):
-    """What a trial is told by."""
+    """What identifies a trial."""
 
     model: str
     task: str
@@ -22,47 +24,59 @@ class _Trial(NamedTuple):
 
 
 def search_section(results: Results) -> str:
-    """Tell of the search, finished or not; of a study without trials nothing."""
+    """Return the section on the search, finished or not; nothing if the study has no trials."""
     if not results.trials:
         return ""
     trials = _trials(results)
-    chosen = {_trial_of(row) for row in results.rows if row["stage"] == "final"}
-    name, twice = short(results.models), results.study.finalists > 1
-    apart = any(
-        trial.backbone_learning_rate is not None for trial in trials
-    )  # as most studies have none, it gets a column where it is
-    lines = []
-    for trial, runs in sorted(
-        trials.items(), key=lambda pair: results.place(pair[0].model, pair[0].task, pair[0].method)
-    ):
-        settings = [
-            f"{trial.learning_rate:g}",
-            _optional(trial.alpha),
-            *[_optional(trial.backbone_learning_rate)] * apart,
-        ]
-        metric = next(iter(runs.values())).get("metric") or "-"
-        values = [_value(runs.get(run)) for run in ("attached", "detached", *[_SECOND] * twice)]
-        values += [_mean_of_both(runs)] * twice
-        mark = (
-            ""
-            if trial not in chosen
-            else "chosen, at the edge of the rates tried"
-            if _at_edge(trial, trials)
-            else "chosen"
-        )
-        lines.append([name(trial.model), trial.task, trial.method, *settings, metric, *values, mark])
-    settings, seconds = (
-        ["learning rate", "alpha", *["backbone's rate"] * apart],
-        [_SECOND, "mean of both"] * twice,
+    chosen = {_trial_of(record) for record in results.records if record["stage"] == "final"}
+    name, has_second = short(results.models), results.study.finalists > 1
+    # Most studies search no rate of the backbone: the column is there only if one does.
+    has_backbone = any(trial.backbone_learning_rate is not None for trial in trials)
+    in_order = sorted(
+        trials.items(), key=lambda entry: results.place(entry[0].model, entry[0].task, entry[0].method)
     )
-    heads = ["model", "task", "method", *settings, "metric", "attached", "detached", *seconds, ""]
-    return f"## Search\n\n{_note(results.study)}\n\n{table(heads, lines)}"
+    rows = []
+    for trial, runs in in_order:
+        settings = [f"{trial.learning_rate:g}", _optional(trial.alpha)]
+        if has_backbone:
+            settings.append(_optional(trial.backbone_learning_rate))
+        metric = next(iter(runs.values())).get("metric") or UNKNOWN
+        values = [_value(runs.get("attached")), _value(runs.get("detached"))]
+        if has_second:
+            values += [_value(runs.get(_SECOND)), _mean_of_both(runs)]
+        mark = _mark(trial, trials) if trial in chosen else ""
+        rows.append([name(trial.model), trial.task, trial.method, *settings, metric, *values, mark])
+    heads = _heads(has_backbone, has_second)
+    return f"## Search\n\n{_note(results.study)}\n\n{table(heads, rows)}"
+
+
+def _heads(has_backbone: bool, has_second: bool) -> list[str]:
+    settings, values = ["learning rate", "alpha"], ["attached", "detached"]
+    if has_backbone:
+        settings.append("backbone's rate")
+    if has_second:
+        values += [_SECOND, "mean of both"]
+    return ["model", "task", "method", *settings, "metric", *values, ""]
+
+
+def _mark(trial: _Trial, trials: Iterable[_Trial]) -> str:
+    """Say that a trial was chosen, and whether the best rate may lie beyond those tried."""
+    rates = {other.learning_rate for other in trials if other[:3] == trial[:3]}
+    if len(rates) > 1 and trial.learning_rate in (min(rates), max(rates)):
+        return "chosen, at the edge of the rates tried"
+    return "chosen"
 
 
 def _note(study: Study) -> str:
-    note = "On the validation split; `loss` is per answer token, lower is better. Final runs use what is chosen, by the attached model."
+    note = (
+        "On the validation split; `loss` is per answer token, lower is better. "
+        "Final runs use what is chosen, by the attached model."
+    )
     if study.finalists > 1:
-        note += f" The best {study.finalists} of each method ran from a second seed, too; among these the mean of both seeds decides."
+        note += (
+            f" The best {study.finalists} of each method ran from a second seed, too; "
+            "among these the mean of both seeds decides."
+        )
     return f"{note} {_rule(study)}"
 
 
@@ -71,50 +85,61 @@ def _rule(study: Study) -> str:
     if not width:
         return "The best value is chosen, of equal ones the earlier trial's."
     return (
-        f"Values within {width:g} standard error{'s' * (width != 1)} of the best (of a share p of n answers, √(p(1-p)/n); of a loss, 0) "
-        "count as equal, and of equals the lowest learning rate is chosen, then the lowest alpha, then the lowest rate of the backbone."
+        f"Values within {width:g} standard {plural(width, 'error')} of the best (of a share p of n answers, "
+        "√(p(1-p)/n); of a loss, 0) count as equal, and of equals the lowest learning rate is chosen, "
+        "then the lowest alpha, then the lowest rate of the backbone."
     )
 
 
-def _trials(results: Results) -> dict[_Trial, dict[str, Row]]:
-    """Put the rows of the search in order: by trial, and there by mode; the second seed's is apart."""
-    trials: dict[_Trial, dict[str, Row]] = {}
-    for row in results.trials:
-        if row["task"] == row["trained_on"]:
-            is_second = row["seed"] == results.study.search_seed + 1
-            trials.setdefault(_trial_of(row), {})[_SECOND if is_second else row["mode"]] = row
+def _trials(results: Results) -> dict[_Trial, dict[str, Record]]:
+    """Group the records of the search by trial, and there by mode; those of the second seed are apart."""
+    trials: dict[_Trial, dict[str, Record]] = {}
+    for record in results.trials:
+        if record["task"] == record["trained_on"]:
+            is_second = record["seed"] == results.study.search_seed + 1
+            run = _SECOND if is_second else record["mode"]
+            trials.setdefault(_trial_of(record), {})[run] = record
     return trials
 
 
-def _trial_of(row: Row) -> _Trial:
-    """Tell the trial that a row is of, or that was chosen for it; rows from before there was a rate of the backbone do not have it."""
-    place = row["model"], row["trained_on"], row["method"]
-    return _Trial(*place, row["learning_rate"], row.get("alpha"), row.get("backbone_learning_rate"))
-
-
-def _at_edge(trial: _Trial, trials: Iterable[_Trial]) -> bool:
-    rates = {other.learning_rate for other in trials if other[:3] == trial[:3]}
-    return len(rates) > 1 and trial.learning_rate in (min(rates), max(rates))
+def _trial_of(record: Record) -> _Trial:
+    """Return the trial of a record, or the one chosen for it; old records have no rate of the backbone."""
+    return _Trial(
+        record["model"],
+        record["trained_on"],
+        record["method"],
+        learning_rate=record["learning_rate"],
+        alpha=record.get("alpha"),
+        backbone_learning_rate=record.get("backbone_learning_rate"),
+    )
 
 
 def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
-
-
-def _value(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    value = read(row, "value")
     if value is None:
-        return row["status"] if row["status"] != "ok" else "-"
-    return _validation(row["metric"], value)
+        return UNKNOWN
+    return f"{value:g}"
 
 
-def _mean_of_both(runs: Mapping[str, Row]) -> str:
-    rows = [runs[run] for run in ("attached", _SECOND) if run in runs]
-    values = [value for row in rows if (value := read(row, "value")) is not None]
-    return _validation(rows[0]["metric"], sum(values) / 2) if len(values) == 2 else "-"
+def _value(record: Record | None) -> str:
+    if record is None:
+        return UNKNOWN
+    value = number(record, "value")
+    if value is not None:
+        return _validation(record["metric"], value)
+    if record["status"] == "ok":
+        return UNKNOWN
+    return record["status"]
+
+
+def _mean_of_both(runs: Mapping[str, Record]) -> str:
+    records = [runs[run] for run in ("attached", _SECOND) if run in runs]
+    values = [value for record in records if (value := number(record, "value")) is not None]
+    if len(values) < 2:
+        return UNKNOWN
+    return _validation(records[0]["metric"], sum(values) / 2)
 
 
 def _validation(metric: str, value: float) -> str:
-    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f}"
+    if metric == "loss":
+        return f"{value:.4f}"
+    return f"{100 * value:.2f}"

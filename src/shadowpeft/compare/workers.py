@@ -1,6 +1,6 @@
-"""Running cells: one after another in this process, or in several processes that each live for many cells.
+"""Run cells: one after another in this process, or in several processes that each live for many cells.
 
-A cell that fails is handed back as a row that says so; the others go on.
+A cell that fails is returned as a record that says so; the others go on.
 """
 
 import contextlib
@@ -16,65 +16,74 @@ from pathlib import Path
 from typing import Any
 
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.ledger import Row, failed
+from shadowpeft.compare.records import Record, failed
 from shadowpeft.compare.study import Study
 from shadowpeft.reporting.devices import is_out_of_memory
 
-RunCell = Callable[[Cell, Study], list[Row]]
-Done = Callable[[Cell, list[Row], str], object]  # takes the name of the device, too
+RunCell = Callable[[Cell, Study], list[Record]]
+Done = Callable[[Cell, list[Record], str], object]  # the last argument is the name of the device
 
 
 def run_cells(
     cells: Sequence[Cell], study: Study, run_cell: RunCell, done: Done, alone: bool = False
 ) -> None:
-    """Run cells and hand each one's rows to `done` as soon as there are any.
+    """Run cells and pass each one's records to `done` as soon as it has ended.
 
     Args:
-        cells: what to run, in this order where one process runs them all.
+        cells: what to run; if one process runs them all, in this order.
         study: the study.
-        run_cell: runs one cell; a function of a module, since other processes have to find it.
-        done: is called in this process with the cell, its rows and the name of the device.
-        alone: run one cell at a time, whatever the study's `workers`.
+        run_cell: runs one cell; a function of a module, since other processes have to import it.
+        done: is called in this process with the cell, its records and the name of the device.
+        alone: run one cell at a time, for any value of the study's `workers`.
     """
     gpus = count_gpus(study)
-    width = 1 if alone else min(study.workers * max(gpus, 1), len(cells))
-    if width <= 1:
+    width = min(study.workers * max(gpus, 1), len(cells))
+    if alone or width <= 1:
         name = device_name(study)
         for cell in cells:
             done(cell, attempt(cell, study, run_cell), name)
         return
     crowded: list[Cell] = []
 
-    def keep(cell: Cell, rows: list[Row], device: str) -> None:
-        if rows[0]["status"] == "out-of-memory":
+    def keep(cell: Cell, records: list[Record], device: str) -> None:
+        if records[0]["status"] == "out-of-memory":
             crowded.append(cell)
         else:
-            done(cell, rows, device)
+            done(cell, records, device)
 
-    pool = _Pool(study, run_cell, [index % gpus if gpus else None for index in range(width)])
+    pool = _Pool(study, run_cell, _share_out(gpus, width))
     try:
         pool.run(cells, keep)
     finally:
         pool.stop()
-    if crowded:  # beside others there was no room; whether there is any is known only of a cell that has the device to itself
-        run_cells(crowded, study, run_cell, done, alone=True)
+    # A cell that found no room beside others may well have room when it has the device to itself.
+    if crowded:
+        run_cells(crowded, study, run_cell=run_cell, done=done, alone=True)
 
 
-def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Row]:
-    """Run a cell; out of memory or another failure becomes a row that tells of it."""
+def _share_out(gpus: int, width: int) -> list[int | None]:
+    """Return the GPU of each of so many workers; `None` if there are no GPUs."""
+    if not gpus:
+        return [None] * width
+    return [index % gpus for index in range(width)]
+
+
+def attempt(cell: Cell, study: Study, run_cell: RunCell) -> list[Record]:
+    """Run a cell; if it runs out of memory or fails otherwise, return a record that says so."""
     import torch
 
     try:
         return run_cell(cell, study)
-    except Exception as error:  # whatever it is, it is recorded and the study goes on
+    except Exception as error:  # any error is recorded, and the study goes on
         if is_out_of_memory(error):
-            rows = failed(cell, "out-of-memory", " ".join(str(error).split()))
+            records = failed(cell, "out-of-memory", " ".join(str(error).split()))
         else:
-            rows = failed(cell, "crashed", _describe(error))
-    gc.collect()  # outside the handlers: until these end, the error's frames hold their tensors
+            records = failed(cell, "crashed", _describe(error))
+    # Outside the handler: until it ends, the frames of the error hold their tensors.
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return rows
+    return records
 
 
 def _describe(error: Exception) -> str:
@@ -84,27 +93,33 @@ def _describe(error: Exception) -> str:
 
 
 def count_gpus(study: Study) -> int:
-    """Count the GPUs that the study may use."""
+    """Return how many GPUs the study may use."""
     import torch
 
-    return 0 if study.device == "cpu" else torch.cuda.device_count()
+    if study.device == "cpu":
+        return 0
+    return torch.cuda.device_count()
 
 
 def device_name(study: Study) -> str:
-    """Name the device that this process computes on."""
+    """Return the name of the device that this process computes on."""
     import torch
 
-    return "cpu" if study.device == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name()
-
-
-# Several processes
+    if study.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name()
 
 
 @dataclass
 class _Worker:
-    """A process, the GPU it sees (`None` for none) and the cell it is at.
+    """A process that runs cells.
 
-    `device` is empty until the process has said that it is ready.
+    Attributes:
+        process: the process.
+        pipe: the way to it.
+        gpu: the GPU it sees; `None` for none.
+        device: the name of its device; empty until the process has said that it is ready.
+        cell: the cell it runs now.
     """
 
     process: Any
@@ -116,7 +131,7 @@ class _Worker:
 
 @dataclass
 class _Pool:
-    """Processes that take cells as they get free; one that dies is replaced."""
+    """Processes that each take the next cell when they have finished one; a process that dies is replaced."""
 
     study: Study
     run_cell: RunCell
@@ -134,7 +149,7 @@ class _Pool:
             for worker in self.workers:
                 if worker.device and worker.cell is None and waiting:
                     worker.cell = waiting.pop(0)
-                    with contextlib.suppress(OSError):  # it died meanwhile, of which `_hear` will hear
+                    with contextlib.suppress(OSError):  # it has died since; `_hear` finds that out
                         worker.pipe.send(worker.cell)
 
     def stop(self) -> None:
@@ -155,7 +170,7 @@ class _Pool:
         process = context.Process(target=_work, args=(theirs, self.study, self.run_cell), daemon=True)
         with _environment(gpu, len(self.gpus)):
             process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # the process has the only other end now, so that its death ends the pipe
         return _Worker(process, ours, gpu)
 
     def _hear(self, worker: _Worker, done: Done) -> None:
@@ -167,12 +182,12 @@ class _Pool:
         if not worker.device:
             worker.device = message
         else:
-            assert worker.cell is not None, "only a worker with a cell has rows"
+            assert worker.cell is not None, "only a worker with a cell has records"
             cell, worker.cell = worker.cell, None
             done(cell, message, worker.device)
 
     def _bury(self, worker: _Worker, done: Done) -> None:
-        """Record the cell of a process that died, and put another process in its place."""
+        """Record the cell of a process that died, and start another process in its place."""
         worker.process.join()
         worker.pipe.close()
         self.workers.remove(worker)
@@ -187,16 +202,15 @@ class _Pool:
 def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
-    return f"was killed by {signal.Signals(-code).name}" + (
-        " (perhaps the machine's memory ran out)" if -code == signal.SIGKILL else ""
-    )
+    if -code == signal.SIGKILL:
+        return "was killed by SIGKILL (perhaps the machine's memory ran out)"
+    return f"was killed by {signal.Signals(-code).name}"
 
 
 def _work(pipe: Connection, study: Study, run_cell: RunCell) -> None:
-    """Be a worker: say the device's name, then answer each cell with its rows until the pipe ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process of a terminal; the first one ends the others
+    """Be a worker: send the device's name, then answer each cell with its records until the pipe ends."""
+    # Ctrl-C reaches every process of a terminal; the first process ends the others in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence()
     try:
         pipe.send(device_name(study))
@@ -208,9 +222,10 @@ def _work(pipe: Connection, study: Study, run_cell: RunCell) -> None:
 
 
 def _tidy() -> None:
-    """Leave the memory of the cell before to the neighbours on the device, and make later garbage collections fast.
+    """Free the memory of the last cell for the neighbours on the device, and speed up later collections.
 
-    What lives on is code and data, which each collection (the Trainer makes one, too) would look through again for most of a second.
+    What is still alive is code and data. Each collection (the Trainer runs one, too) would search it again
+    for most of a second.
     """
     import torch
 
@@ -221,7 +236,7 @@ def _tidy() -> None:
 
 
 def silence() -> None:
-    """Leave standard error to the study's own progress."""
+    """Keep standard error for the study's own progress."""
     import warnings
 
     from transformers.utils import logging
@@ -233,17 +248,15 @@ def silence() -> None:
 
 @contextlib.contextmanager
 def _environment(gpu: int | None, width: int) -> Iterator[None]:
-    """Let a process that starts now see one GPU, if it is to have one, and its share of the cores: both are read when torch is imported."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    changes = (
-        {}
-        if "OMP_NUM_THREADS" in os.environ
-        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // width))}
-    )
-    if gpu is not None:
-        changes["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
+    """Let a process that starts now see one GPU, or none, and its share of the cores.
+
+    Both have to be in its environment before it imports torch, which reads them once.
+    """
     before = dict(os.environ)
-    os.environ.update(changes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // width)))
+    if gpu is not None:
+        visible = [name for name in before.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ import numbers
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +19,7 @@ from shadowpeft import arch
 from shadowpeft.data.encode import context_length
 from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import ConfigError, DataError, UserError
+from shadowpeft.reporting.provenance import version_of
 
 # Names of tasks that a message suggests.
 _SUGGESTIONS = 3
@@ -146,7 +146,7 @@ def run_harness(
             stacklevel=2,
         )
     names = ("lm_eval", "transformers", "torch", "datasets")
-    return {"tasks": _plain(found), "versions": {name: metadata.version(name) for name in names}}
+    return {"tasks": _plain(found), "versions": {name: version_of(name) for name in names}}
 
 
 def table(result: dict[str, Any]) -> str:

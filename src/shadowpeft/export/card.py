@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
-import transformers
 from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft.export.source import Source
+from shadowpeft.reporting.provenance import frameworks
 from shadowpeft.storage.card import base_line
 
 _CARD = """---
@@ -74,8 +73,7 @@ def model_card(source: Source, model: PreTrainedModel, to: str, dtype: str) -> s
         use=_USE[to].format(auto=of_task["auto"]),
         run=_run(source.folder / "README.md"),
         version=shadowpeft.__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
+        **frameworks(),
     )
 
 

@@ -1,4 +1,5 @@
-"""What every measurement needs besides its measure: statistics, tables, provenance, devices and the progress bar.
+"""What every measurement needs besides its measure: statistics, tables, provenance, devices, progress.
 
-Imports `errors` and nothing that computes; `compare`, `bench`, `demo` and the runs import it.
+`compare`, `bench`, `demo`, the model cards and the training runs import it.
+It imports `errors` and nothing of the package that computes.
 """

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 import shadowpeft
 from shadowpeft.config import ShadowConfig
+from shadowpeft.reporting.provenance import frameworks
 
 _ADAPTER = """---
 library_name: shadowpeft
@@ -127,8 +125,7 @@ def _common(base: str) -> dict[str, str]:
         "base_line": base_line(base),
         "base": base or "(a model built in memory)",
         "version": shadowpeft.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **frameworks(),
     }
 
 

@@ -2,11 +2,11 @@
 
 from shadowpeft.compare.tasks import arc, clinc, gsm8k, mawps, mmlu, newsgroups, squad, stars
 from shadowpeft.compare.tasks.base import Item, Scores, Task
-from shadowpeft.compare.tasks.source import Source, held_out_text
+from shadowpeft.compare.tasks.source import RowSource, held_out_text
 from shadowpeft.errors import ConfigError
 from shadowpeft.settings import nearest
 
-__all__ = ["TASKS", "Item", "Scores", "Source", "Task", "find", "held_out_text"]
+__all__ = ["TASKS", "Item", "RowSource", "Scores", "Task", "find", "held_out_text"]
 
 TASKS = {
     task.name: task

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from shadowpeft.compare.tasks.source import Source
+    from shadowpeft.compare.tasks.source import RowSource
 
 Kind = Literal["classification", "generation", "choice"]
 Split = Literal["train", "validation", "test"]
@@ -17,10 +17,14 @@ class Item:
 
     Attributes:
         prompt: what the model reads: the text to classify, or the prompt to continue.
-        answer: what training teaches after the prompt, with its leading space; empty for a classification task.
-        target: what an answer is scored against: the index of the class or choice, or for generation whatever the metric compares with.
-        group: what the metrics are told apart by, such as a subject, "answerable" or "out-of-scope"; empty for none.
-        choices: for a choice task the continuations whose likelihoods are compared, each with its leading space.
+        answer: what training teaches after the prompt, with its leading space; empty for a classification
+            task.
+        target: what an answer is scored against: the index of the class or choice, or for generation whatever
+            the metric compares with.
+        group: what the metrics are reported by, such as a subject, "answerable" or "out-of-scope"; empty
+            for none.
+        choices: for a choice task the continuations whose likelihoods are compared, each with its leading
+            space.
     """
 
     prompt: str
@@ -32,10 +36,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task makes of a model's answers.
+    """The scores of a model's answers.
 
     Attributes:
-        correct: 1 or 0 for every item, by the task's primary metric: what paired comparisons need.
+        correct: 1 or 0 for every item by the task's primary metric, for paired comparisons.
         metrics: all metrics of the task, the primary one among them, as shares between 0 and 1.
     """
 
@@ -48,16 +52,17 @@ class Task:
     """A task: how it is loaded, answered and scored.
 
     Attributes:
-        name: what users call it.
-        kind: `classification` trains a head and answers by its largest logit; `generation` answers by greedy generation; `choice`
-            answers by the likeliest of an item's choices.
+        name: the name that users give.
+        kind: `classification` trains a head and answers by its largest logit; `generation` answers by greedy
+            generation; `choice` answers by the likeliest of an item's choices.
         metric: name of the primary metric, a key of `Scores.metrics`.
-        load: gives the items of a split.
-        score: scores the answers of a model to items: an index each for classification and choice, a text each for generation.
+        load: returns the items of a split.
+        score: scores the answers of a model to items: an index each for classification and choice, a text
+            each for generation.
         labels: classes of a classification task, in order.
         partners: tasks that a model trained on this one is also tested on, out of distribution.
-        max_length: tokens that an item may have in training, its answer included; a longer text to classify is cut, a longer item of
-            another kind left out of training.
+        max_length: tokens that an item may have in training, its answer included; a longer text to classify
+            is cut, a longer item of another kind left out of training.
         max_new_tokens: tokens of a generated answer.
         stop: texts at which a generated answer ends.
     """
@@ -65,7 +70,7 @@ class Task:
     name: str
     kind: Kind
     metric: str
-    load: "Callable[[Split, Source], list[Item]]"
+    load: "Callable[[Split, RowSource], list[Item]]"
     score: Callable[[Sequence[Item], Sequence[Any]], Scores]
     labels: tuple[str, ...] = ()
     partners: tuple[str, ...] = ()

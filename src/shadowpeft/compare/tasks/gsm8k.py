@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.compare.tasks.scoring import mean, until_stop
-from shadowpeft.compare.tasks.source import Hub, Source, get
+from shadowpeft.compare.tasks.source import Hub, RowSource, get
 from shadowpeft.compare.tasks.splits import Items, loader, official, squeezed
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
@@ -14,17 +14,19 @@ from shadowpeft.errors import DataError
 HUB = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
 STOP = ("\nQuestion:",)
 CALCULATOR = re.compile(r"<<[^<>]*>>")
-# A minus between two numbers is a subtraction, no sign.
+# A minus between two numbers is a subtraction, not a sign.
 NUMBER = re.compile(r"(?:(?<![0-9)])-\$?|\$-?)?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
 
 
 def final_number(text: str) -> float | None:
-    """Find the number that a solution ends in: the first one after the last `####`, else the last one of the text."""
-    marked = NUMBER.search(text.rpartition("####")[2]) if "####" in text else None
-    found = [marked.group()] if marked else NUMBER.findall(text)
+    """Return the number that a solution ends in: the first after the last `####`, or the text's last."""
+    _, mark, final = text.rpartition("####")
+    found = NUMBER.findall(text)[-1:]
+    if mark:
+        found = NUMBER.findall(final)[:1] or found
     if not found:
         return None
-    return float(re.sub("[,$]", "", found[-1]))
+    return float(re.sub("[,$]", "", found[0]))
 
 
 def word_problem(question: str) -> str:
@@ -33,10 +35,11 @@ def word_problem(question: str) -> str:
 
 
 def exact_match(tolerance: float) -> Callable[[Sequence[Item], Sequence[str]], Scores]:
-    """Make the metric of word problems.
+    """Return the metric of word problems.
 
     Args:
-        tolerance: how far the final number may be off, for sets whose answers are fractions written as decimals.
+        tolerance: how far the final number may be off, for sets whose answers are fractions written as
+            decimals.
     """
 
     def score(items: Sequence[Item], answers: Sequence[str]) -> Scores:
@@ -55,13 +58,14 @@ def _item(row: Row) -> Item:
     number = final_number(final)
     if not mark or number is None:
         raise DataError(
-            f"{row.where}: expected an answer that ends in '#### NUMBER', got {mark + final!r:.60}; add the number"
+            f"{row.where}: expected an answer that ends in '#### NUMBER', got {mark + final!r:.60}; "
+            "add the number"
         )
     worked = CALCULATOR.sub("", solution).strip()
     return Item(word_problem(get(row, "question", str)), number, f" {worked}\n#### {final.strip()}")
 
 
-def _read(source: Source) -> Items:
+def _read(source: RowSource) -> Items:
     rows = official("gsm8k", HUB, source, unit=lambda row: squeezed(get(row, "question", str)))
     return {split: [_item(row) for row in rows[split]] for split in rows}
 

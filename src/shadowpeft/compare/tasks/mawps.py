@@ -1,8 +1,8 @@
-"""MAWPS (Koncel-Kedziorski et al. 2016): short word problems with a number for an answer and no worked solution."""
+"""MAWPS (Koncel-Kedziorski et al. 2016): short word problems, answered by a number without a solution."""
 
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.tasks.gsm8k import STOP, exact_match, word_problem
-from shadowpeft.compare.tasks.source import Hub, Source, get
+from shadowpeft.compare.tasks.source import Hub, RowSource, get
 from shadowpeft.compare.tasks.splits import Items, loader, official, squeezed
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
@@ -12,7 +12,8 @@ TOLERANCE = 1e-4
 
 
 def _item(row: Row) -> Item:
-    given = get(row, "result_float" if "result_float" in row.fields else "answer", float, int, str)
+    field = "result_float" if "result_float" in row.fields else "answer"
+    given = get(row, field, float, int, str)
     try:
         number = float(given)
     except ValueError:
@@ -23,7 +24,7 @@ def _item(row: Row) -> Item:
     return Item(word_problem(get(row, "question", str)), number, f" #### {written}")
 
 
-def _read(source: Source) -> Items:
+def _read(source: RowSource) -> Items:
     rows = official("mawps", HUB, source, unit=lambda row: squeezed(get(row, "question", str)))
     return {split: [_item(row) for row in rows[split]] for split in rows}
 

@@ -1,22 +1,22 @@
-"""MMLU (Hendrycks et al. 2021): four-way questions of 57 subjects, answered by the likeliest letter, without examples."""
+"""MMLU (Hendrycks et al. 2021): questions on 57 subjects, answered by the likeliest of four letters."""
 
 from collections.abc import Sequence
 
 from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.compare.tasks.scoring import accuracy, by_group, mean
-from shadowpeft.compare.tasks.source import Hub, Source, get
+from shadowpeft.compare.tasks.source import Hub, RowSource, get
 from shadowpeft.compare.tasks.splits import Items, Rows, cut, loader, squeezed
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
 
 HUB = Hub("cais/mmlu", {split: split for split in ("auxiliary_train", "dev", "validation", "test")}, "all")
 LETTERS = "ABCDEFGH"
-# Of the validation split where that has to serve for training too.
+# The share of the validation split that stays, if the rest has to serve for training.
 LOCAL_VALIDATION_SHARE = 1 / 3
 
 
 def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, subject: str = "") -> Item:
-    """Make an item of a question with lettered choices.
+    """Return the item of a question with lettered choices.
 
     Args:
         row: where it comes from, for messages.
@@ -30,7 +30,8 @@ def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, su
     """
     if not 2 <= len(choices) <= len(LETTERS) or not 0 <= answer < len(choices):
         raise DataError(
-            f"{row.where}: expected 2 to {len(LETTERS)} choices and the index of one, got {len(choices)} and {answer}; fix the row"
+            f"{row.where}: expected 2 to {len(LETTERS)} choices and the index of one, "
+            f"got {len(choices)} and {answer}; fix the row"
         )
     about = f" about {subject.replace('_', ' ')}" if subject else ""
     lines = [f"{letter}. {str(choice).strip()}" for letter, choice in zip(LETTERS, choices, strict=False)]
@@ -47,30 +48,36 @@ def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, su
 
 
 def without_header(item: Item) -> str:
-    """Return the question and its choices alone: the same ones occur under several subjects."""
+    """Return the question and its choices alone, since the same ones occur under several subjects."""
     return item.prompt.partition("\n\n")[2]
 
 
 def score(items: Sequence[Item], answers: Sequence[int]) -> Scores:
-    """Score by the share of questions that is right, which weights subjects by size, and by the mean over subjects."""
+    """Score by the share of right answers over all questions, and by its mean over subjects."""
     scores = accuracy(items, answers)
     macro = mean(list(by_group(items, scores.correct).values()))
     return Scores(scores.correct, {**scores.metrics, "accuracy_macro": macro})
 
 
 def _flat(row: Row) -> Row:
-    nested = row.fields.get("train")  # so are the rows of one version of auxiliary_train
-    return Row(nested, row.where) if isinstance(nested, dict) else row
+    # One version of auxiliary_train on the hub nests its rows.
+    nested = row.fields.get("train")
+    if isinstance(nested, dict):
+        return Row(nested, row.where)
+    return row
 
 
 def _item(row: Row) -> Item:
-    choices = get(row, "choices", list)
     return choice_item(
-        row, get(row, "question", str), choices, get(row, "answer", int), row.fields.get("subject") or ""
+        row,
+        get(row, "question", str),
+        get(row, "choices", list),
+        answer=get(row, "answer", int),
+        subject=row.fields.get("subject") or "",
     )
 
 
-def _rows(source: Source) -> Rows:
+def _rows(source: RowSource) -> Rows:
     validation = source.rows("mmlu", "validation", HUB)
     if source.has("mmlu", "auxiliary_train", HUB):
         train = [_flat(row) for row in source.rows("mmlu", "auxiliary_train", HUB)]
@@ -86,7 +93,7 @@ def _rows(source: Source) -> Rows:
     return {"train": train, "validation": validation, "test": source.rows("mmlu", "test", HUB)}
 
 
-def _read(source: Source) -> Items:
+def _read(source: RowSource) -> Items:
     rows = _rows(source)
     return {split: [_item(row) for row in rows[split]] for split in rows}
 

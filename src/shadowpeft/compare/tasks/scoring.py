@@ -7,7 +7,7 @@ from shadowpeft.compare.tasks.base import Item, Scores
 
 
 def accuracy(items: Sequence[Item], answers: Sequence[Any]) -> Scores:
-    """Score indices of classes or choices by the share that is right."""
+    """Score indices of classes or choices by the share of right ones."""
     correct = [int(item.target == answer) for item, answer in zip(items, answers, strict=True)]
     return Scores(correct, {"accuracy": mean(correct)})
 
@@ -21,12 +21,12 @@ def by_group(items: Sequence[Item], values: Sequence[float]) -> dict[str, float]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Average at least one value."""
+    """Return the mean of at least one value."""
     assert values, "a task is scored on at least one item"
     return sum(values) / len(values)
 
 
 def until_stop(text: str, stop: Sequence[str]) -> str:
-    """Strip a generated answer and cut it where the first stop text begins."""
+    """Strip a generated answer and cut it at the first stop text."""
     text = text.strip()
     return text[: min([text.find(end) for end in stop if end in text], default=len(text))].rstrip()

@@ -10,7 +10,7 @@ from shadowpeft.errors import DataError
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".jsonl.gz")
-SHORTEST_TEXT = 200  # characters; leaves out headings and stubs
+SHORTEST_TEXT = 200  # characters; shorter texts are headings and stubs
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Hub:
 
     Attributes:
         path: its id.
-        splits: name of the split here -> its name there; what is not listed does not exist there.
+        splits: name of the split here -> its name there; a split that is not listed does not exist there.
         config: name of its configuration, if it has several.
         options: further arguments of `datasets.load_dataset`.
     """
@@ -33,11 +33,12 @@ class Hub:
 WIKITEXT = Hub("Salesforce/wikitext", {"validation": "validation"}, "wikitext-2-raw-v1")
 
 
-class Source:
+class RowSource:
     """Rows of all tasks, read at most once.
 
     Args:
-        data_dir: folder with one folder a data set, in it `SPLIT.jsonl` or `SPLIT.jsonl.gz`; `None` for the hub.
+        data_dir: folder with one folder a data set, in it `SPLIT.jsonl` or `SPLIT.jsonl.gz`; `None` for the
+            hub.
     """
 
     def __init__(self, data_dir: str | None = None):
@@ -45,7 +46,7 @@ class Source:
         self._kept: dict[Hashable, Any] = {}
 
     def has(self, name: str, split: str, hub: Hub) -> bool:
-        """Whether the folder holds the split, or the hub is known to."""
+        """Return whether the folder has the split, or the hub is known to have it."""
         if self.data_dir is None:
             return split in hub.splits
         return self._file(self.data_dir, name, split) is not None
@@ -80,8 +81,10 @@ class Source:
         return next((path for path in candidates if path.is_file()), None)
 
 
-def held_out_text(source: Source, count: int) -> list[str]:
-    """Return plain English texts that no task trains on: `wiki_en` of the folder, WikiText-2's validation split on the hub.
+def held_out_text(source: RowSource, count: int) -> list[str]:
+    """Return plain English texts that no task trains on.
+
+    They are `wiki_en` of the folder, or the validation split of WikiText-2 on the hub.
 
     Args:
         source: where to read.
@@ -94,7 +97,8 @@ def held_out_text(source: Source, count: int) -> list[str]:
     long_enough = [text for text in texts if len(text) >= SHORTEST_TEXT]
     if not long_enough:
         raise DataError(
-            f"wiki_en: expected texts of at least {SHORTEST_TEXT} characters to measure forgetting on, got none; add longer ones"
+            f"wiki_en: expected texts of at least {SHORTEST_TEXT} characters to measure forgetting on, "
+            "got none; add longer ones"
         )
     return long_enough[:count]
 
@@ -107,23 +111,34 @@ def get(row: Row, name: str, *kinds: type) -> Any:
     """
     value = row.fields.get(name)
     if not isinstance(value, kinds) or isinstance(value, bool):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        got = "no such field" if name not in row.fields else f"{type(value).__name__} {value!r:.60}"
+        expected, got = " or ".join(kind.__name__ for kind in kinds), "no such field"
+        if name in row.fields:
+            got = f"{type(value).__name__} {value!r:.60}"
         raise DataError(
-            f"{row.where}: expected {name!r} to be {expected}, got {got}; the fields are {', '.join(row.fields)}"
+            f"{row.where}: expected {name!r} to be {expected}, got {got}; "
+            f"the fields are {', '.join(row.fields)}"
         )
     return value
 
 
 def _missing(data_dir: Path, name: str, split: str) -> str:
     if not data_dir.is_dir():
-        return f"there is no data folder {data_dir}; give --data-dir a folder with one folder a data set, such as {data_dir / name}"
+        return (
+            f"there is no data folder {data_dir}; give --data-dir a folder with one folder a data set, "
+            f"such as {data_dir / name}"
+        )
     folder = data_dir / name
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in data_dir.iterdir() if path.is_dir())) or "no folder"
-        return f"the data folder {data_dir} has no set {name!r}, only {there}; add {folder / f'{split}.jsonl'} or leave --data-dir out"
+        return (
+            f"the data folder {data_dir} has no set {name!r}, only {there}; "
+            f"add {folder / f'{split}.jsonl'} or leave --data-dir out"
+        )
     there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    return f"the data folder {folder} has no split {split!r} ({split}.jsonl or {split}.jsonl.gz), only {there}; add it or leave --data-dir out"
+    return (
+        f"the data folder {folder} has no split {split!r} ({split}.jsonl or {split}.jsonl.gz), only {there}; "
+        "add it or leave --data-dir out"
+    )
 
 
 def _read_hub(name: str, split: str, hub: Hub) -> list[Row]:
@@ -133,24 +148,21 @@ def _read_hub(name: str, split: str, hub: Hub) -> list[Row]:
         raise DataError(
             "reading a task from the hub needs the datasets library; pip install 'shadowpeft[train]'"
         ) from error
-    configuration = () if hub.config is None else (hub.config,)
     try:
-        dataset = datasets.load_dataset(hub.path, *configuration, split=hub.splits[split], **hub.options)
+        dataset = datasets.load_dataset(hub.path, hub.config, split=hub.splits[split], **hub.options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"the data set {hub.path} cannot be loaded from the hub ({' '.join(str(error).split()):.200}); connect to it, or pass "
-            f"--data-dir with a folder that holds {name}/{split}.jsonl"
+            f"the data set {hub.path} cannot be loaded from the hub ({' '.join(str(error).split()):.200}); "
+            f"connect to it, or pass --data-dir with a folder that holds {name}/{split}.jsonl"
         ) from error
+    # The hub numbers the classes in an order of its own; their names are the same as in a folder.
     named = {
         column: feature
         for column, feature in dataset.features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    where = f"{hub.path}[{hub.splits[split]!r}]"
-    return [
-        Row(
-            {**fields, **{column: feature.int2str(fields[column]) for column, feature in named.items()}},
-            f"{where}[{index}]",
-        )
-        for index, fields in enumerate(dataset)
-    ]
+    where, rows = f"{hub.path}[{hub.splits[split]!r}]", []
+    for index, fields in enumerate(dataset):
+        names = {column: feature.int2str(fields[column]) for column, feature in named.items()}
+        rows.append(Row({**fields, **names}, f"{where}[{index}]"))
+    return rows

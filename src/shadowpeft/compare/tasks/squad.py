@@ -1,4 +1,4 @@
-"""SQuAD 2.0 (Rajpurkar et al. 2018) and SubjQA (Bjerva et al. 2020): find the answer in a passage, or say that it has none."""
+"""SQuAD 2.0 (Rajpurkar et al. 2018) and SubjQA (Bjerva et al. 2020): answers that a passage holds, or not."""
 
 import re
 import string
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from shadowpeft.compare.tasks.base import Item, Scores, Split, Task
 from shadowpeft.compare.tasks.scoring import by_group, mean, until_stop
-from shadowpeft.compare.tasks.source import Hub, Source, get
+from shadowpeft.compare.tasks.source import Hub, RowSource, get
 from shadowpeft.compare.tasks.splits import Items, Rows, cut, loader, official, squeezed
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import DataError
 
 SQUAD = Hub("rajpurkar/squad_v2", {"train": "train", "validation": "validation"})
 SUBJQA_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-# The main branch holds a loading script, which datasets 4 does not run; this branch holds the same rows, a folder a domain.
+# The main branch holds a loading script, which datasets 4 does not run; this branch holds the same rows, a
+# folder a domain.
 SUBJQA = Hub(
     "megagonlabs/subjqa",
     {split: split for split in SUBJQA_SPLITS},
@@ -30,16 +31,20 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(text: str) -> str:
-    """Normalise an answer as the official script does: lower case, no punctuation, no articles, single spaces."""
+    """Normalise an answer like the official script: lower case, no punctuation or articles, single spaces."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(ARTICLES.sub(" ", bare).split())
 
 
 def exact_and_f1(prediction: str, golds: Sequence[str]) -> tuple[int, float]:
-    """Score an answer against each right one and take the best; a question without an answer has none, and wants an empty one."""
+    """Return the best exact match and F1 of an answer over all right ones.
+
+    A question without an answer has no right one, and wants an empty answer.
+    """
     wanted = [normalise(gold) for gold in golds if normalise(gold)] or [""]
     given = normalise(prediction)
-    given = "" if given == NO_ANSWER else given
+    if given == NO_ANSWER:
+        given = ""
     return max(int(given == gold) for gold in wanted), max(_f1(given, gold) for gold in wanted)
 
 
@@ -51,7 +56,7 @@ def _f1(given: str, gold: str) -> float:
 
 
 def score(items: Sequence[Item], answers: Sequence[str]) -> Scores:
-    """Score answers by exact match and F1, over all questions and over those with and without an answer apart."""
+    """Score answers by exact match and F1, over all questions, and over those with and without an answer."""
     results = [
         exact_and_f1(until_stop(answer, STOP), item.target)
         for item, answer in zip(items, answers, strict=True)
@@ -70,28 +75,26 @@ def _context(row: Row) -> str:
 def _item(row: Row, answers: Sequence[str]) -> Item:
     prompt = f"Context: {_context(row)}\nQuestion: {get(row, 'question', str).strip()}\nAnswer:"
     golds = tuple(dict.fromkeys(answers))
-    return Item(
-        prompt, golds, f" {golds[0] if golds else NO_ANSWER}", "answerable" if golds else "unanswerable"
-    )
+    if not golds:
+        return Item(prompt, golds, answer=f" {NO_ANSWER}", group="unanswerable")
+    return Item(prompt, golds, answer=f" {golds[0]}", group="answerable")
 
 
 def _answers(row: Row) -> list[str]:
     texts = get(row, "answers", dict).get("text")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DataError(
-            f"{row.where}: expected 'answers' to hold a list 'text', empty for no answer, got {texts!r:.60}; rewrite the row"
+            f"{row.where}: expected 'answers' to hold a list 'text', empty for no answer, "
+            f"got {texts!r:.60}; rewrite the row"
         )
     return [text.strip() for text in texts if normalise(text) and text.strip() != NO_ANSWER_MARK]
-
-
-# SQuAD
 
 
 def _title(row: Row) -> str:
     return get(row, "title", str)
 
 
-def _squad_rows(source: Source) -> Rows:
+def _squad_rows(source: RowSource) -> Rows:
     dev = source.rows("squad_v2", "validation", SQUAD)
     if source.has("squad_v2", "train", SQUAD):
         train, test = source.rows("squad_v2", "train", SQUAD), dev
@@ -101,23 +104,24 @@ def _squad_rows(source: Source) -> Rows:
         )
         if not train or not test:
             raise DataError(
-                f"the data folder {source.data_dir}/squad_v2 has no split 'train', and its validation rows no 'cs224n_part' of "
-                "'dev' and 'test' to train and test on; add train.jsonl or leave --data-dir out"
+                f"the data folder {source.data_dir}/squad_v2 has no split 'train', and its validation rows "
+                "no 'cs224n_part' of 'dev' and 'test' to train and test on; "
+                "add train.jsonl or leave --data-dir out"
             )
     train, validation = cut("squad_v2", train, unit=_title)
     return {"train": train, "validation": validation, "test": test}
 
 
-def _read_squad(source: Source) -> Items:
+def _read_squad(source: RowSource) -> Items:
     rows = _squad_rows(source)
     return {split: [_item(row, _answers(row)) for row in rows[split]] for split in rows}
 
 
-# SubjQA
-
-
 def _merged(rows: Sequence[Row]) -> list[Item]:
-    """Make one item of all rows about one question on one passage: what any annotator marked is right, and none of them is no answer."""
+    """Make one item of all rows about one question on one passage.
+
+    What any annotator marked is right; if none marked anything, there is no answer.
+    """
     first: dict[str, Row] = {}
     answers: dict[str, list[str]] = {}
     for row in rows:
@@ -127,7 +131,7 @@ def _merged(rows: Sequence[Row]) -> list[Item]:
     return [_item(first[key], answers[key]) for key in first]
 
 
-def _read_subjqa(source: Source) -> Items:
+def _read_subjqa(source: RowSource) -> Items:
     rows = official("subjqa", SUBJQA, source, unit=lambda row: squeezed(_context(row)))
     return {split: _merged(rows[split]) for split in rows}
 

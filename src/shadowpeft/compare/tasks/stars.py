@@ -1,10 +1,10 @@
-"""Stars of a text: Amazon reviews in five classes, and the five sentiments of SST (Socher et al. 2013) as their partner."""
+"""The stars of a text: Amazon reviews, and their partner, the five classes of SST (Socher et al. 2013)."""
 
 from collections.abc import Callable
 
 from shadowpeft.compare.tasks.base import Split, Task
 from shadowpeft.compare.tasks.scoring import accuracy
-from shadowpeft.compare.tasks.source import Hub, Source, get
+from shadowpeft.compare.tasks.source import Hub, RowSource, get
 from shadowpeft.compare.tasks.splits import Items, Labelled, classified, loader, official, squeezed
 from shadowpeft.data.rows import Row
 
@@ -17,20 +17,22 @@ SST = Hub("SetFit/sst5", {split: split for split in ALL})
 def _text(row: Row) -> str:
     body = get(row, "text", str).strip()
     title = (row.fields.get("title") or "").strip()
-    return f"{title}. {body}" if title else body
+    if title:
+        return f"{title}. {body}"
+    return body
 
 
 def _stars(row: Row) -> str:
     if "stars" in row.fields:
         return str(get(row, "stars", int))
     label = get(row, "label", int)
-    return str(
-        label + 1 if "label_text" in row.fields else label
-    )  # the hub's rows count from 0, and name each label
+    # The rows of the hub name each label, and count them from 0.
+    is_from_hub = "label_text" in row.fields
+    return str(label + is_from_hub)
 
 
-def _reader(name: str, hub: Hub) -> Callable[[Source], Items]:
-    def read(source: Source) -> Items:
+def _reader(name: str, hub: Hub) -> Callable[[RowSource], Items]:
+    def read(source: RowSource) -> Items:
         rows = official(name, hub, source, unit=lambda row: squeezed(_text(row)), stratum=_stars)
         texts: dict[Split, list[Labelled]] = {
             split: [(_text(row), _stars(row)) for row in rows[split] if _text(row)] for split in rows

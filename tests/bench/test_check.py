@@ -1,0 +1,63 @@
+"""The numerical test: a wrong implementation costs the whole run."""
+
+import pytest
+import torch
+from helpers.benches import CPU, command
+
+from shadowpeft.bench import measure, shapes
+from shadowpeft.bench.check import check
+from shadowpeft.bench.measurements import read
+from shadowpeft.bench.settings import TrainBench
+from shadowpeft.bench.snapshot import BaseSnapshot
+from shadowpeft.cli import main
+from shadowpeft.ops import choice, reference
+
+# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.mark.parametrize("wrong", ["forward", "backward"])
+def test_red_reports_nothing(wrong, tmp_path, capsys, monkeypatch):
+    """Catches a wrong implementation whose speed is reported all the same; rows of earlier runs stay."""
+    rows = tmp_path / "rows.jsonl"
+    assert main(command("train", "base", rows, "--rounds", "1")) == 0
+    before = rows.read_text()
+
+    def spoiled(*args):
+        h_BTD, s_BTD = reference.boundary(*args)
+        return (1.001 * h_BTD if wrong == "forward" else h_BTD + 0.001 * (h_BTD - h_BTD.detach())), s_BTD
+
+    monkeypatch.setattr(choice, "compiled", spoiled)
+    monkeypatch.setattr(choice, "_require_compiler", lambda: None)
+    assert main(command("train", "base,shadow:compile", rows, "--rounds", "1")) != 0
+    said = capsys.readouterr().err
+    assert "nothing is reported, since the numerical test is red" in said.splitlines()[-1]
+    assert "'compile'" in said.splitlines()[-1]
+    assert rows.read_text() == before
+
+
+def test_red_while_compiling_takes_back_what_was_written(tmp_path, capsys, monkeypatch):
+    def wrong(graph, examples):
+        return lambda *args: [out * 1.01 if out.dtype.is_floating_point else out for out in graph(*args)]
+
+    monkeypatch.setattr(measure, "COMPILER", wrong)
+    rows = tmp_path / "rows.jsonl"
+    assert (
+        main(command("forward", "base,shadow:reference", rows, "--rounds", "1", "--compiled", "shadow")) != 0
+    )
+    assert "nothing is reported" in capsys.readouterr().err.splitlines()[-1]
+    assert read(rows) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_numerical_test_leaves_the_base_as_it_was(dtype, ids):
+    """Catches weights or rotary frequencies that do not survive the way to higher precision and back."""
+    base = shapes.build("tiny", CPU, dtype, 0)
+    before = {name: tensor.clone() for name, tensor in [*base.named_parameters(), *base.named_buffers()]}
+    assert 0 < check(BaseSnapshot(base), ["reference"], ids, TrainBench()) < 0.1
+    after = dict([*base.named_parameters(), *base.named_buffers()])
+    assert after.keys() == before.keys()
+    assert all(
+        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor)
+        for name, tensor in before.items()
+    )
