@@ -44,9 +44,11 @@ covers this subset too.
 
 What was selected and changed, all by `recipes/clinc150_subset/build.py`:
 
-- Of the 150 intents {intents} are kept: the alphabetically first three of each of the ten domains, fixed before
+- Of the 150 intents {intents} are kept: the alphabetically first three of each of the ten domains, \
+fixed before
   any training and not for easiness. Each keeps all its rows of the official splits.
-- Out-of-scope rows: all 100 official training rows, the {extra} training rows that only the "oos plus" variant
+- Out-of-scope rows: all 100 official training rows, the {extra} training rows that only the "oos plus" \
+variant
   has, all 100 validation rows, and of the 1,000 test rows a random {oos_test} (seed {seed}).
 - Each text, unaltered, became `prompt` (`Request: TEXT`, a line break, `Intent:`); the intent, its
   underscores turned into spaces, became `completion` after one space; out-of-scope rows have ` [REMOTE]`.
@@ -70,7 +72,9 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def completion(intent: str) -> str:
     """Return the text that a model should continue a prompt with."""
-    return OUT_OF_SCOPE_COMPLETION if intent == OUT_OF_SCOPE else " " + intent.replace("_", " ")
+    if intent == OUT_OF_SCOPE:
+        return OUT_OF_SCOPE_COMPLETION
+    return " " + intent.replace("_", " ")
 
 
 def select(source: Path, split: str) -> list[dict[str, str]]:

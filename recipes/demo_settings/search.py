@@ -12,14 +12,15 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shadowpeft.data.encode import encode_all
+from shadowpeft.data.encode import Example, encode_all
 from shadowpeft.data.rows import read_rows
 from shadowpeft.demo.labels import label_scores
-from shadowpeft.demo.methods import fit, with_lora, with_shadow
+from shadowpeft.demo.methods import Curve, fit, with_lora, with_shadow
 from shadowpeft.demo.run import MAX_LENGTH, count, load_base
 from shadowpeft.demo.settings import Lora, Settings, Shadow
 from shadowpeft.embedded import CLINC150, MODEL
@@ -29,10 +30,12 @@ def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:
     """List the candidates: a grid over the settings that matter most."""
     loras = [Lora(rank, rate) for rank in (8, 32) for rate in (1e-3, 2e-3, 4e-3)]
     shadows = [
-        Shadow(rank, alpha, weight, 0.05, rate)
-        for rank, alpha, weight, rate in itertools.product((64,), (1.0, 4.0), (0.5, 1.0), (1e-3, 2e-3, 3e-3))
+        Shadow(rank=64, alpha=alpha, loss_weight=weight, dropout=0.05, learning_rate=rate)
+        for alpha, weight, rate in itertools.product((1.0, 4.0), (0.5, 1.0), (1e-3, 2e-3, 3e-3))
     ]
-    shadows += [Shadow(16, 4.0, 0.5, 0.05, rate) for rate in (1e-3, 3e-3)]
+    shadows += [
+        Shadow(rank=16, alpha=4.0, loss_weight=0.5, dropout=0.05, learning_rate=rate) for rate in (1e-3, 3e-3)
+    ]
     return [(epoch, method) for epoch in epochs for method in [*loras, *shadows]]
 
 
@@ -43,6 +46,28 @@ def accuracy(model: torch.nn.Module, tokenizer: object, rows: list, labels: list
         labels[best] == row.fields["completion"]
         for best, row in zip(scores.argmax(1).tolist(), rows, strict=True)
     ) / len(rows)
+
+
+def trained(
+    method: Lora | Shadow, settings: Settings, rows: list[Example], *, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Any, Curve]:
+    """Train one candidate, and return the model and the course of its run."""
+    torch.manual_seed(settings.seed)
+    if isinstance(method, Lora):
+        model = with_lora(load_base(), method)
+    else:
+        model = with_shadow(load_base(), method)
+    with tempfile.TemporaryDirectory() as folder:
+        curve = fit(
+            model,
+            rows,
+            tokenizer.pad_token_id,
+            settings=settings,
+            learning_rate=method.learning_rate,
+            folder=folder,
+            progress=lambda done, total: None,
+        )
+    return model, curve
 
 
 def main() -> None:
@@ -72,39 +97,26 @@ def main() -> None:
     held = read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
     labels = json.loads((CLINC150 / "labels.json").read_text())
     wanted = {"lora": Lora, "shadow": Shadow, None: object}[args.only]
-    for epochs, method in [(e, m) for e, m in candidates(args.epochs) if isinstance(m, wanted)][
-        args.part[0] :: args.part[1]
-    ][: args.limit]:
+    chosen = [(epochs, method) for epochs, method in candidates(args.epochs) if isinstance(method, wanted)]
+    first, every = args.part
+    for epochs, method in chosen[first::every][: args.limit]:
         if time.monotonic() - began > 60 * args.minutes:
             break
-        settings = Settings(epochs=epochs, batch=args.batch)
-        torch.manual_seed(settings.seed)
-        model = (
-            with_lora(load_base(), method) if isinstance(method, Lora) else with_shadow(load_base(), method)
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            run = fit(
-                model,
-                train,
-                tokenizer.pad_token_id,
-                settings,
-                method.learning_rate,
-                folder,
-                lambda done, total: None,
-            )
+        model, run = trained(method, Settings(epochs=epochs, batch=args.batch), train, tokenizer=tokenizer)
         record = {
             "method": type(method).__name__,
             "epochs": epochs,
             "batch": args.batch,
             **vars(method),
             "trainable": count(model),
+            "seconds": round(run.seconds, 1),
+            "loss": (run.losses or [None])[-1],
+            "accuracy": round(accuracy(model, tokenizer, held, labels), 4),
         }
-        record |= {"seconds": round(run.seconds, 1), "loss": run.losses[-1] if run.losses else None}
-        record["accuracy"] = round(accuracy(model, tokenizer, held, labels), 4)
         if isinstance(method, Shadow):
             record["detached"] = round(accuracy(model.detached(), tokenizer, held, labels), 4)
         print(json.dumps(record), flush=True)
-        with open(args.output / f"search-{args.part[0]}.jsonl", "a") as file:
+        with open(args.output / f"search-{first}.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
 

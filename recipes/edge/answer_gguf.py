@@ -18,6 +18,7 @@ def load(path: str) -> xllamacpp.Server:
     settings = xllamacpp.CommonParams()
     settings.model.path = path
     settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads, settings.verbosity = 512, 1, 1, 0
+    # Else llama.cpp adjusts settings to the memory that it finds.
     settings.fit_params = False
     return xllamacpp.Server(settings)
 
@@ -36,11 +37,8 @@ def main() -> None:
                 {"prompt": row["prompt"], "max_tokens": settings.max_new_tokens, "temperature": 0}
             )
             right += answer["choices"][0]["text"].strip() == row["completion"].strip()
-        each = 1000 * (time.perf_counter() - began) / len(rows)
-        print(
-            f"{path}: {100 * right / len(rows):.1f} % of {len(rows)} right, {each:.1f} ms per answer",
-            flush=True,
-        )
+        each, share = 1000 * (time.perf_counter() - began) / len(rows), 100 * right / len(rows)
+        print(f"{path}: {share:.1f} % of {len(rows)} right, {each:.1f} ms per answer", flush=True)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def risen(history: list[dict[str, float]], names: list[str]) -> str:
         for name in names
         if history[-1][name] > best[name] + 0.05
     ]
-    return f"Held-out loss rose again after its lowest point: {', '.join(rises)}.\n" if rises else ""
+    if not rises:
+        return ""
+    return f"Held-out loss rose again after its lowest point: {', '.join(rises)}.\n"
 
 
 def card(log: dict[str, Any], config: dict[str, Any]) -> str:

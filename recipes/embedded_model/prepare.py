@@ -76,7 +76,8 @@ def utterance_documents(utterances: list[str]) -> list[str]:
     """Join utterances, one a line, into documents; every other document without punctuation."""
     groups = (utterances[i : i + UTTERANCES] for i in range(0, len(utterances), UTTERANCES))
     documents = ["\n".join(group) for group in groups]
-    return [PUNCTUATION.sub("", text) if i % 2 else text for i, text in enumerate(documents)]
+    documents[1::2] = [PUNCTUATION.sub("", text) for text in documents[1::2]]
+    return documents
 
 
 def dolly_chats(rows: Dataset, tokenizer: PreTrainedTokenizerFast) -> list[str]:

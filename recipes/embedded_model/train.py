@@ -135,12 +135,19 @@ def save(model: Qwen3ForCausalLM, tokenizer: Any, log: dict[str, Any], folder: P
 
 def describe(args: argparse.Namespace, model: Qwen3ForCausalLM, device: torch.device) -> dict[str, Any]:
     """Return the facts of a run that are known before it starts."""
-    flags = {k: v for k, v in vars(args).items() if k not in ("data", "output", "resume") and v is not False}
-    options = " ".join(f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in flags.items())
-    resumed = " --resume PARTIAL" if args.resume else ""
+    words = ["python -u recipes/embedded_model/train.py --data DATA --output MODEL"]
+    for name, value in vars(args).items():
+        # A switch that is on stands without a value; one that is off is left out.
+        if name not in ("data", "output", "resume") and value is not False:
+            words.append(f"--{name.replace('_', '-')} {value}".removesuffix(" True"))
+    if args.resume:
+        words.append("--resume PARTIAL")
+    machine = platform.machine() + " CPU"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name()
     return {
-        "command": f"python -u recipes/embedded_model/train.py --data DATA --output MODEL {options}{resumed}",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine() + " CPU",
+        "command": " ".join(words),
+        "device": machine,
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {"transformers": transformers.__version__},
         "seed": SEED,
@@ -158,9 +165,12 @@ def train(
     device = model.device
     data, held_out = (Tokens(args.data, split, device) for split in ("train", "validation"))
     optimizer = optimizer_for(model, args.learning_rate, args.weight_decay)
-    loss_of = torch.compile(token_loss) if args.compile else token_loss
+    loss_of = token_loss
+    if args.compile:
+        loss_of = torch.compile(token_loss)
     generator = torch.Generator(device).manual_seed(SEED + log["tokens_seen"])
-    loss_of(model, data.sample(args.batch, args.length, generator)).backward()  # compiles
+    # A first pass compiles the loss, so that this takes none of the time that the learning rate follows.
+    loss_of(model, data.sample(args.batch, args.length, generator)).backward()
     optimizer.zero_grad()
 
     start, stop = time.monotonic(), began + 60 * args.minutes
@@ -176,16 +186,10 @@ def train(
         optimizer.zero_grad()
         steps += 1
         if now - shown > args.report_seconds:
-            log |= {"tokens_seen": before + steps * args.batch * args.length}
-            log |= {"train_seconds": round(now - start, 1)}
-            log["validation"] = evaluate(model, held_out, PARTIAL_EVALUATION, args.length)
-            line = {
-                "seconds": round(now - began),
-                "tokens": log["tokens_seen"],
-                "train_loss": round(loss.item(), 4),
-            }
-            line |= {name: score["loss"] for name, score in log["validation"].items()}
-            log["history"].append(line)
+            log["tokens_seen"] = before + steps * args.batch * args.length
+            log["train_seconds"] = round(now - start, 1)
+            log["validation"] = evaluate(model, held_out, PARTIAL_EVALUATION, length=args.length)
+            line = report(log, round(now - began), loss.item())
             print(json.dumps(line), f"lr {optimizer.param_groups[0]['lr']:.2e}", flush=True)
             shown = now
             if now - saved > args.save_seconds:
@@ -194,11 +198,19 @@ def train(
 
     log |= {"status": "complete", "steps": steps, "tokens_seen": before + steps * args.batch * args.length}
     log["train_seconds"] = round(time.monotonic() - start, 1)
-    log["validation"] = evaluate(model, held_out, FINAL_EVALUATION, args.length)
+    log["validation"] = evaluate(model, held_out, FINAL_EVALUATION, length=args.length)
     save(model, tokenizer, log, args.output)
     print(
         json.dumps(log["validation"], indent=1), f"{steps} steps, {log['tokens_seen']:,} tokens", flush=True
     )
+
+
+def report(log: dict[str, Any], seconds: int, loss: float) -> dict[str, float]:
+    """Add a line to the history of the log, and return it."""
+    line = {"seconds": seconds, "tokens": log["tokens_seen"], "train_loss": round(loss, 4)}
+    line |= {name: score["loss"] for name, score in log["validation"].items()}
+    log["history"].append(line)
+    return line
 
 
 def arguments() -> argparse.Namespace:
@@ -237,7 +249,7 @@ def main() -> None:
     model.to(device)
     log |= describe(args, model, device)
     print(f"{log['parameters']:,} parameters on {log['device']}", flush=True)
-    train(model, tokenizer, args, log, began)
+    train(model, tokenizer, args, log=log, began=began)
 
 
 if __name__ == "__main__":

@@ -31,29 +31,11 @@ PROMPT = (
 
 def train(args: argparse.Namespace, output: Path, *more: str) -> list[str]:
     """Return the command of one run."""
-    fixed = [
-        "--max-steps",
-        str(args.steps),
-        "--save-steps",
-        str(args.steps // 4),
-        "--logging-steps",
-        "5",
-        "--seed",
-        "1",
-    ]
     return [
-        *SHADOWPEFT,
-        "train",
-        "--model",
-        args.model,
-        "--data",
-        args.data,
-        "--output",
-        str(output),
-        *fixed,
-        *args.flags,
-        *more,
-    ]
+        *SHADOWPEFT, "train", "--model", args.model, "--data", args.data, "--output", str(output),
+        "--max-steps", str(args.steps), "--save-steps", str(args.steps // 4), "--logging-steps", "5",
+        "--seed", "1", *args.flags, *more,
+    ]  # fmt: skip
 
 
 def run_and_kill(command: list[str], checkpoint: Path) -> int:
@@ -61,6 +43,7 @@ def run_and_kill(command: list[str], checkpoint: Path) -> int:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.05)
+    # Some steps further, so that steps are lost that no checkpoint holds.
     time.sleep(0.7)
     process.send_signal(signal.SIGKILL)
     return process.wait()
@@ -81,7 +64,7 @@ def answer(*flags: str) -> str:
     return json.loads(out.stdout)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,7 +73,34 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[])
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def compare(straight: Path, resumed: Path) -> dict[str, Any]:
+    """Describe the losses of a run, and how far the adapter of a resumed run differs from its adapter."""
+    one, two = (load_file(run / "adapter" / "shadow.safetensors") for run in (straight, resumed))
+    curve = losses(straight)
+    part = max(1, len(curve) // 5)
+    means = [sum(loss for _, loss in rows) / part for rows in (curve[:part], curve[-part:])]
+    return {
+        "losses": curve,
+        "first_and_last_mean_loss": means,
+        "tensors": len(one),
+        "equal_bits": one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one),
+        "largest_difference": max((one[name] - two[name]).abs().max().item() for name in one),
+    }
+
+
+def where_it_ran() -> dict[str, Any]:
+    device = platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"device": device, "versions": {**versions, "transformers": transformers.__version__}}
+
+
+def main() -> None:
+    args = arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
     straight, killed, small = args.work / "straight", args.work / "killed", args.work / "small"
     began = time.perf_counter()
@@ -99,26 +109,15 @@ def main() -> None:
     half = killed / "checkpoints" / f"checkpoint-{args.steps // 2}"
     code = run_and_kill(train(args, killed), half)
     subprocess.run(train(args, killed, "--resume"), check=True)
-    one, two = (load_file(run / "adapter" / "shadow.safetensors") for run in (straight, killed))
-    curve = losses(straight)
-    part = max(1, len(curve) // 5)
+    found = compare(straight, killed)
     record: dict[str, Any] = {
         "command": shlex.join(train(args, Path("RUN"))[2:]),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **where_it_ran(),
         "seconds": round(seconds, 1),
-        "losses": curve,
-        "first_and_last_mean_loss": [
-            sum(loss for _, loss in rows) / part for rows in (curve[:part], curve[-part:])
-        ],
+        "losses": found.pop("losses"),
+        "first_and_last_mean_loss": found.pop("first_and_last_mean_loss"),
         "killed_with": code,
-        "tensors": len(one),
-        "equal_bits": one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one),
-        "largest_difference": max((one[name] - two[name]).abs().max().item() for name in one),
+        **found,
     }
     print(json.dumps(record), flush=True)
     adapter = ["--model", args.model, "--adapter", str(straight / "adapter")]
@@ -130,9 +129,8 @@ def main() -> None:
     }
     print(json.dumps(record["answers"], indent=1), flush=True)
     (args.work / "verify.json").write_text(json.dumps(record, indent=1) + "\n")
-    assert record["first_and_last_mean_loss"][0] > record["first_and_last_mean_loss"][1], (
-        "the loss did not go down"
-    )
+    first, last = record["first_and_last_mean_loss"]
+    assert first > last, "the loss did not go down"
     assert record["equal_bits"], "the resumed run differs"
 
 

@@ -1,4 +1,4 @@
-"""What a search changes of the variant `normed`: other boundaries, other starts, other rates."""
+"""The changes of the variant `normed` that a search tries: other boundaries, other starts, other rates."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,27 +25,33 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass
 class Change:
-    """What is different from the variant `normed` at the boundary.
+    """What differs from the variant `normed` at the boundary.
 
     Attributes:
-        activation: of the bottleneck: silu, gelu, none, or glu: silu(delta W_down) * (delta W_gate), at two thirds of the rank.
-        gate_shift: what is taken off the gate's logit.
-        updates: whether the shadow state moves on from s^(0).
-        reads_shadow: whether delta is x - s, or x alone.
-        scale: what the correction is in proportion to: mean (of |h|), root (square of the mean of sqrt|h|, which a few large
-            channels hardly move), rms (of h) or none.
+        activation: of the bottleneck: silu, gelu, none, or glu: silu(delta W_down) * (delta W_gate), at two
+            thirds of the rank.
+        gate_shift: number that is subtracted from the gate's logit.
+        updates: True if the shadow state moves on from s^(0).
+        reads_shadow: True if delta is x - s; else it is x alone.
+        scale: what the correction is proportional to: mean (of |h|), root (square of the mean of sqrt|h|, which
+            a few large channels hardly change), rms (of h) or none.
         by_rank: divide the correction by the square root of r, so that alpha means the same at every rank.
-        warm: start the shadow's first block from a slice of the base's own: its first heads and its strongest neurons.
-        start: of W_down: normal; reads, the directions that the block's attention and MLP read most; pca, the directions in which delta
-            varies most in the first batch, each scaled to unit variance; mirror, each row twice, with W_up = [A, -A] in place of zero.
+        warm: start the shadow's first block from a slice of the base's own: its first heads and its strongest
+            neurons.
+        start: of W_down: normal; reads, the directions that the block's attention and MLP read most; pca, the
+            directions in which delta varies most in the first batch, each scaled to unit variance; mirror,
+            each row twice, with W_up = [A, -A] in place of zero.
         start_up: deviation of A in a mirrored start.
         diagonal: add v * delta + b to what is injected, with trained vectors v and b from zero.
-        site: where corrections are made: block, before each block; both, between its attention and its MLP as well, at half the rank each.
-        keeps: whether the stream keeps the correction, or only the block reads it.
-        apart: read x and s through matrices of their own, at two thirds of the rank, in place of their difference.
-        last: correct what the last block puts out, too.
-        down: what the deviation of a fresh W_down is multiplied by.
-        shared: one W_down for all blocks, with a trained scale of each of its r values for each block; r grows by what is saved.
+        site: where corrections are made: block, before each block; both, between its attention and its MLP as
+            well, each at half the rank.
+        keeps: True if the stream keeps the correction; else only the block reads it.
+        apart: read x and s through matrices of their own, at two thirds of the rank, in place of their
+            difference.
+        last: correct the output of the last block, too.
+        down: factor of the deviation of a fresh W_down.
+        shared: one W_down for all blocks, with a trained scale of each of its r values for each block; r grows
+            by what is saved.
         strength: multiply alpha by a number that is trained for each block, from 1.
     """
 
@@ -89,35 +95,49 @@ class Changed(Adapter):
         return (h_BTD + self.correction(self._injection(i), h_BTD, x_BTD, s_BTD)).to(h_BTD.dtype), s_BTD
 
     def correction(self, injection: Any, h_BTD: Tensor, x_BTD: Tensor, s_BTD: Tensor) -> Tensor:
-        """What is added to h."""
+        """Compute what is added to h."""
         how = self.change
-        delta_BTD = x_BTD - s_BTD if how.reads_shadow else x_BTD
+        delta_BTD = x_BTD
+        if how.reads_shadow:
+            delta_BTD = x_BTD - s_BTD
         if how.start == "pca" and not injection.started:
             start_from_data(injection, delta_BTD)
-        w = injection.weights()
-        low_BTR = F.linear(delta_BTD, w.down_RD)
+        weights = injection.weights()
+        low_BTR = self.bottleneck(injection, x_BTD, s_BTD, delta_BTD=delta_BTD)
+        alpha = self.settings.alpha
+        if how.by_rank:
+            alpha = alpha / self.settings.r**0.5
+        if how.strength:
+            alpha = alpha * injection.strength.exp()
+        out_BTD = F.linear(low_BTR, weights.up_DR)
+        if how.diagonal:
+            out_BTD = out_BTD + injection.scale_D * delta_BTD + injection.bias_D
+        return alpha * size_of(h_BTD, how.scale) * out_BTD
+
+    def bottleneck(self, injection: Any, x_BTD: Tensor, s_BTD: Tensor, *, delta_BTD: Tensor) -> Tensor:
+        """Compute the activations of the bottleneck, (B, T, r)."""
+        how, down_RD = self.change, injection.weights().down_RD
+        low_BTR = F.linear(delta_BTD, down_RD)
         if how.shared:
             low_BTR = low_BTR * injection.scale_R
         if how.apart:
-            low_BTR = F.linear(x_BTD, w.down_RD) + F.linear(s_BTD, injection.gate.weight)
+            low_BTR = F.linear(x_BTD, down_RD) + F.linear(s_BTD, injection.gate.weight)
         if how.activation == "glu":
             low_BTR = F.silu(low_BTR) * F.linear(delta_BTD, injection.gate.weight)
         else:
             low_BTR = ACTIVATIONS[how.activation](low_BTR)
-        low_BTR = F.dropout(low_BTR, self.settings.dropout, self.training)
-        size: Any = 1.0
-        if how.scale == "mean":
-            size = h_BTD.float().abs().mean(-1, keepdim=True).to(h_BTD.dtype)
-        elif how.scale == "root":
-            size = h_BTD.float().abs().add(1e-6).sqrt().mean(-1, keepdim=True).square().to(h_BTD.dtype)
-        elif how.scale == "rms":
-            size = h_BTD.float().square().mean(-1, keepdim=True).sqrt().to(h_BTD.dtype)
-        alpha = self.settings.alpha / (self.settings.r**0.5 if how.by_rank else 1.0)
-        alpha = alpha * injection.strength.exp() if how.strength else alpha
-        out_BTD = F.linear(low_BTR, w.up_DR)
-        if how.diagonal:
-            out_BTD = out_BTD + injection.scale_D * delta_BTD + injection.bias_D
-        return alpha * size * out_BTD
+        return F.dropout(low_BTR, self.settings.dropout, self.training)
+
+
+def size_of(h_BTD: Tensor, scale: str) -> Any:
+    """Return the size of each token's hidden state, (B, T, 1), or 1 if nothing scales with it."""
+    if scale == "mean":
+        return h_BTD.float().abs().mean(-1, keepdim=True).to(h_BTD.dtype)
+    if scale == "root":
+        return h_BTD.float().abs().add(1e-6).sqrt().mean(-1, keepdim=True).square().to(h_BTD.dtype)
+    if scale == "rms":
+        return h_BTD.float().square().mean(-1, keepdim=True).sqrt().to(h_BTD.dtype)
+    return 1.0
 
 
 def change_adapter(built: Built, how: Change) -> Built:
@@ -189,21 +209,16 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
 
 
 def directions_read(block: Any) -> Tensor:
-    """Unit directions, the strongest first, that the linear layers of a block read (families with Llama's names)."""
-    layers = [
-        block.self_attn.q_proj,
-        block.self_attn.k_proj,
-        block.self_attn.v_proj,
-        block.mlp.gate_proj,
-        block.mlp.up_proj,
-    ]
-    gram_DD = sum(
-        (
-            layer.weight.float().T @ layer.weight.float() / layer.weight.float().square().sum()
-            for layer in layers
-        ),
-        torch.tensor(0.0),
-    )
+    """Return the unit directions that the linear layers of a block read, the strongest first.
+
+    Only for families with Llama's names.
+    """
+    attention, mlp = block.self_attn, block.mlp
+    gram_DD = torch.tensor(0.0)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+        weight = layer.weight.float()
+        # Each layer counts the same, whatever the size of its weights.
+        gram_DD = gram_DD + weight.T @ weight / weight.square().sum()
     return torch.linalg.eigh(gram_DD).eigenvectors.flip(-1).T
 
 
@@ -224,15 +239,17 @@ def correct_in_the_middle(adapter: Any, base: Any) -> None:
     """Correct the stream between attention and MLP, too (families with the norms of Llama or of Gemma)."""
     for i, injection in enumerate(adapter.middles):
         block = arch.blocks_of(base)[i + adapter.settings.inject_from]
-        sandwiched = hasattr(block, "pre_feedforward_layernorm")
-        norm = block.pre_feedforward_layernorm if sandwiched else block.post_attention_layernorm
-        last = block.post_feedforward_layernorm if sandwiched else block.mlp
+        norm, last = block.post_attention_layernorm, block.mlp
+        # Gemma has norms on both sides of the MLP.
+        if "pre_feedforward_layernorm" in dict(block.named_children()):
+            norm, last = block.pre_feedforward_layernorm, block.post_feedforward_layernorm
         added: list[Tensor] = []
 
         def before(
             norm: Any, given: tuple[Tensor, ...], injection: Any = injection, added: list[Tensor] = added
         ) -> tuple[Tensor]:
             (h_BTD,) = given
+            # Not norm(h), which would call this hook again.
             x_BTD = read(h_BTD, lambda h: type(norm).forward(norm, h))
             added[:] = [adapter.correction(injection, h_BTD, x_BTD, adapter.state_BTD).to(h_BTD.dtype)]
             return (h_BTD + added[0],)
@@ -253,13 +270,14 @@ def correct_after_the_last(adapter: Any, base: Any) -> None:
     def before(norm: Any, given: tuple[Tensor, ...]) -> tuple[Tensor]:
         (h_BTD,) = given
         x_BTD = read(h_BTD, lambda h: type(norm).forward(norm, h))
-        return ((h_BTD + adapter.correction(adapter.final, h_BTD, x_BTD, adapter.state_BTD)).to(h_BTD.dtype),)
+        added_BTD = adapter.correction(adapter.final, h_BTD, x_BTD, adapter.state_BTD)
+        return ((h_BTD + added_BTD).to(h_BTD.dtype),)
 
     arch.decoder_of(base).get_submodule("norm").register_forward_pre_hook(before)
 
 
 def drop_after_reading(adapter: Any) -> None:
-    """Let each block read the corrected input, and take the correction off what it puts out."""
+    """Let each block read the corrected input, and subtract the correction from its output."""
     plain = type(adapter).enter
     kept: list[Tensor] = []
 
@@ -279,7 +297,10 @@ def drop_after_reading(adapter: Any) -> None:
 
 @torch.no_grad()
 def copy_block(backbone: nn.Module, base: Any) -> None:
-    """Copy the base's first block, cut to the shadow's sizes, and its final norm (families with Llama's names)."""
+    """Copy the base's first block, cut to the shadow's sizes, and its final norm.
+
+    Only for families with Llama's names.
+    """
     ours = dict(backbone.get_submodule("layers.0").named_parameters())
     theirs = dict(arch.blocks_of(base)[0].named_parameters())
     strength = (

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shadowpeft.embedded import MODEL
 
+# The other recipe is no package that could be imported.
 sys.path.append(str(Path(__file__).parents[1] / "embedded_model"))
 from prepare import dolly_chats, dolly_splits, raw_texts, read, utterance_documents
 
@@ -34,9 +35,8 @@ def sources(
     found["dolly"], found["dolly_lower"] = {}, {}
     for split in ("train", "validation"):
         questions = [text.lower() for text in chats[split]["instruction"] if len(text) <= 160]
-        found["utterances"][split] = utterance_documents(found["utterances"][split]) + utterance_documents(
-            questions
-        )
+        speeches = utterance_documents(found["utterances"][split])
+        found["utterances"][split] = speeches + utterance_documents(questions)
         found["dolly"][split] = dolly_chats(chats[split], tokenizer)
         found["dolly_lower"][split] = [text.lower() for text in found["dolly"][split]]
     return found
@@ -78,15 +78,16 @@ def main() -> None:
     )
     for name in ("wiki", "novels", "dolly", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=24_000_000, help="at most so many to train on")
+    parser.add_argument("--tokens", type=int, default=24_000_000, help="the most tokens to train on")
     parser.add_argument("--held-out", type=int, default=300_000)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     found = sources(args.wiki, args.novels, args.dolly, tokenizer)
+    train, held_out = args.output / "train.npz", args.output / "heldout.npz"
     manifest = {
-        "train": write(found, "train", args.tokens, args.output / "train.npz", tokenizer),
-        "validation": write(found, "validation", args.held_out, args.output / "heldout.npz", tokenizer),
+        "train": write(found, "train", args.tokens, path=train, tokenizer=tokenizer),
+        "validation": write(found, "validation", args.held_out, path=held_out, tokenizer=tokenizer),
     }
     (args.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(json.dumps(manifest, indent=1), flush=True)

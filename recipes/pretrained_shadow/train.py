@@ -52,9 +52,9 @@ def loudest(
 
     def note(block: int, x_BTM: torch.Tensor) -> None:
         written_M = base.model.layers[block].mlp.down_proj.weight.float().norm(dim=0)
-        found[block] = (
-            (x_BTM.float().square().mean((0, 1)).sqrt() * written_M).topk(neurons).indices.sort().values
-        )
+        scores_M = x_BTM.float().square().mean((0, 1)).sqrt() * written_M
+        # In their order in the base, so that the copy sums in the base's order.
+        found[block] = scores_M.topk(neurons).indices.sort().values
 
     hooks = [
         base.model.layers[block].mlp.down_proj.register_forward_pre_hook(
@@ -114,7 +114,9 @@ def ship(base: PreTrainedModel, folder: Path, output: Path) -> int:
 
 def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
     """Return the settings of the run, chosen on held-out text by short runs on a CPU (README.md)."""
-    length = {"max_seconds": args.seconds} if args.steps is None else {"max_steps": args.steps}
+    seconds = args.seconds
+    if args.steps is not None:
+        seconds = None
     return PretrainConfig(
         model=str(MODEL),
         data=str(args.tokens / "train.npz"),
@@ -136,7 +138,8 @@ def settings(args: argparse.Namespace, begin: Path) -> PretrainConfig:
         eval_steps=args.every,
         save_steps=args.every,
         logging_steps=max(1, args.every // 10),
-        **length,
+        max_steps=args.steps,
+        max_seconds=seconds,
     )
 
 
@@ -153,7 +156,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         default=240,
         help="of training; loading and evaluation come on top, about 30 s",
     )
-    parser.add_argument("--steps", type=int, help="so many steps in place of --seconds")
+    parser.add_argument("--steps", type=int, help="steps to train, in place of --seconds")
     parser.add_argument(
         "--ship", type=Path, help="train nothing, make OUTPUT/package of this shadow folder or checkpoint"
     )
@@ -170,7 +173,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--match", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--eval-rows", type=int, default=512)
-    parser.add_argument("--every", type=int, default=500, help="evaluate and save every so many steps")
+    parser.add_argument(
+        "--every", type=int, default=500, help="steps between two evaluations and checkpoints"
+    )
     return parser.parse_args(words)
 
 
@@ -189,17 +194,13 @@ def main(words: list[str] | None = None) -> PretrainResult | None:
         shadow = cut_copy(base, args.blocks, args.neurons, ids.view(16, -1))
     shadow_folder.save(shadow, BaseFacts.of(base), begin, {})
     print(f"start after {time.monotonic() - began:.1f} s", flush=True)
-    result = pretrain(
-        settings(args, begin),
-        command=f"python -u recipes/pretrained_shadow/train.py {' '.join(words or sys.argv[1:])}",
-    )
+    command = ["python", "-u", "recipes/pretrained_shadow/train.py", *(words or sys.argv[1:])]
+    result = pretrain(settings(args, begin), command=" ".join(command))
     print(json.dumps(vars(result), indent=1), flush=True)
     if result.shadow is not None:
         size = ship(base, Path(result.shadow), args.output / "package")
-        print(
-            f"{args.output / 'package'}: {size:,} bytes of weights, {time.monotonic() - began:.1f} s in all",
-            flush=True,
-        )
+        seconds = time.monotonic() - began
+        print(f"{args.output / 'package'}: {size:,} bytes of weights, {seconds:.1f} s in all", flush=True)
         if size > MOST_BYTES:
             raise SystemExit(f"the shadow has {size:,} bytes, expected at most {MOST_BYTES:,}")
     return result

@@ -34,16 +34,14 @@ def measure(folder: str, text: str, tokens: int) -> dict:
     def note(block: nn.Module, args: tuple) -> None:
         h = args[0]
         read = arch.input_norm_of(block, family)(h)
-        row = {
-            "block": len(rows),
+        sizes = {
             "rms": rms(h),
             "mean_abs": h.abs().mean().item(),
             "max_abs": h.abs().max().item(),
             "normed_rms": rms(read),
         }
-        rows.append(
-            {name: value if name == "block" else float(f"{value:.4g}") for name, value in row.items()}
-        )
+        rounded = {name: float(f"{value:.4g}") for name, value in sizes.items()}
+        rows.append({"block": len(rows), **rounded})
 
     for block in arch.blocks_of(model):
         block.register_forward_pre_hook(note)
@@ -56,7 +54,7 @@ def plot(results: list[dict], path: Path) -> None:
     """Draw the scales over depth, one panel a model, on one logarithmic axis."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a screen
     import matplotlib.pyplot as plt
 
     lines = {
@@ -70,13 +68,8 @@ def plot(results: list[dict], path: Path) -> None:
     )
     for axis, result in zip(panels[0], results, strict=True):
         for name, (label, colour, style) in lines.items():
-            axis.plot(
-                [row["block"] for row in result["blocks"]],
-                [row[name] for row in result["blocks"]],
-                style,
-                color=colour,
-                label=label,
-            )
+            blocks, sizes = zip(*((row["block"], row[name]) for row in result["blocks"]), strict=True)
+            axis.plot(blocks, sizes, style, color=colour, label=label)
         axis.set(yscale="log", title=result["model"].removeprefix("models/"), xlabel="block")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -102,12 +95,8 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    print(
-        json.dumps(
-            {"text": args.text.name, "versions": versions, "device": "cpu, float32", "models": results},
-            indent=1,
-        )
-    )
+    found = {"text": args.text.name, "versions": versions, "device": "cpu, float32", "models": results}
+    print(json.dumps(found, indent=1))
     if args.plot:
         plot(results, args.plot)
 

@@ -10,7 +10,7 @@ import json
 import tempfile
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from shadowpeft import ShadowConfig, attach
 from shadowpeft.data.encode import encode_all
@@ -22,9 +22,11 @@ from shadowpeft.demo.settings import Settings
 from shadowpeft.embedded import CLINC150, MODEL
 
 
-def sizes(config: object, text: str) -> dict[str, int]:
+def sizes(config: PreTrainedConfig, text: str) -> dict[str, int]:
     """Read `mlp/4,heads/4` as settings of ShadowConfig; `full` is the base's own sizes."""
-    parts = dict(part.split("/") for part in text.split(",")) if text != "full" else {}
+    parts = {}
+    if text != "full":
+        parts = dict(part.split("/") for part in text.split(","))
     settings = {"shadow_intermediate_size": config.intermediate_size // int(parts.get("mlp", 1))}
     if "heads" in parts:
         settings["shadow_attention_heads"] = max(1, config.num_attention_heads // int(parts["heads"]))
@@ -64,18 +66,13 @@ def main() -> None:
                     model,
                     train,
                     tokenizer.pad_token_id,
-                    Settings(seed=seed),
-                    args.learning_rate,
-                    folder,
-                    lambda done, total: None,
+                    settings=Settings(seed=seed),
+                    learning_rate=args.learning_rate,
+                    folder=folder,
+                    progress=lambda done, total: None,
                 )
-            row = {
-                "size": text,
-                "seed": seed,
-                "trainable": count(model),
-                **chosen,
-                "seconds": round(run.seconds, 1),
-            }
+            row = {"size": text, "seed": seed, "trainable": count(model), **chosen}
+            row["seconds"] = round(run.seconds, 1)
             row |= {"attached": round(accuracy(model), 4), "detached": round(accuracy(model.detached()), 4)}
             print(json.dumps(row), flush=True)
 

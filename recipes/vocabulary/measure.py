@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 def texts(path: Path, characters: int) -> Iterator[str]:
     """Yield the strings of each row, up to so many characters in all."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+    opened = {".gz": gzip.open}.get(path.suffix, open)
+    with opened(path, "rt", encoding="utf-8") as file:
         for line in file:
             text = " ".join(value for value in json.loads(line).values() if isinstance(value, str))
             characters -= len(text)
@@ -31,12 +32,13 @@ def closed(used: set[int], vocabulary: dict[str, int], merges: list[list[str]]) 
     halves: dict[int, tuple[int, int]] = {}
     for left, right in merges:
         halves.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))
-    kept, left_over = {index for index in vocabulary.values() if index not in halves}, list(used)
-    while left_over:
-        index = left_over.pop()
+    kept = {index for index in vocabulary.values() if index not in halves}
+    wanted = list(used)
+    while wanted:
+        index = wanted.pop()
         if index not in kept:
             kept.add(index)
-            left_over += halves[index]
+            wanted += halves[index]
     return kept
 
 

@@ -34,6 +34,7 @@ from shadowpeft.pretrain.corpus import Corpus
 from shadowpeft.pretrain.packing import Encoder, Rows
 from shadowpeft.storage import stock_models
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = (
     "P",
     "perplexity",
@@ -46,14 +47,12 @@ COLUMNS = (
 )
 
 
-def read_rows(
-    source: str, encoder: Encoder, length: int, count: int, batch: int, device: str
-) -> list[Tensor]:
-    """Pack the beginning of a text into rows, in batches of at most so many."""
-    rows = Rows(Corpus(source), encoder, length).head(count)
+def read_batches(source: str, encoder: Encoder, count: int, args: argparse.Namespace) -> list[Tensor]:
+    """Pack the beginning of a text into `count` rows, in batches."""
+    rows = Rows(Corpus(source), encoder, args.length).head(count)
     return [
-        torch.stack([torch.from_numpy(row) for row in rows[i : i + batch]]).to(device)
-        for i in range(0, len(rows), batch)
+        torch.stack([torch.from_numpy(row) for row in rows[i : i + args.batch]]).to(args.device)
+        for i in range(0, len(rows), args.batch)
     ]
 
 
@@ -77,11 +76,11 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     tokenizer = stock_models.load_tokenizer(args.model)
     refuse_other_tokenizer(tokenizer, stock_models.load_tokenizer(args.shadow))
     encoder = Encoder(tokenizer, stock_models.load_config(args.model).vocab_size)
-    text = read_rows(args.data, encoder, args.length, args.rows, args.batch, args.device)
-    held_out = read_rows(args.held_out, encoder, args.length, args.held_out_rows, args.batch, args.device)
-    dtype = getattr(torch, args.dtype)
+    text = read_batches(args.data, encoder, args.rows, args)
+    held_out = read_batches(args.held_out, encoder, args.held_out_rows, args)
     base, model = (
-        stock_models.load_model(source, dtype).to(args.device).eval() for source in (args.model, args.shadow)
+        stock_models.load_model(source, DTYPES[args.dtype]).to(args.device).eval()
+        for source in (args.model, args.shadow)
     )
     yield {"P": "the base, own head", "perplexity": perplexity(own_states(base), base, held_out)}
     yield {"P": "the smaller model, own head", "perplexity": perplexity(own_states(model), model, held_out)}
@@ -100,18 +99,18 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"P": "random", "perplexity": perplexity(states, base, held_out)}
     own_Vd, base_VD = warm.head_weight(model), warm.head_weight(base)
     judge = warm.Moments.of(model, held_out, base)
-    for method in [*args.methods, *(f"weighted, {evenly:g} evenly" for evenly in args.evenly)]:
+    shares = {"weighted": warm.EVENLY, **{f"weighted, {share:g} evenly": share for share in args.evenly}}
+    for method in [*args.methods, *list(shares)[1:]]:
         began, strength = time.perf_counter(), None
         if method == "pinv":
             weight_Dd = warm.pinv(base_VD, own_Vd)
-        elif method.startswith("weighted"):
-            evenly = warm.EVENLY if method == "weighted" else float(method.split()[1])
-            weight_Dd = warm.weighted(base_VD, own_Vd, warm.frequencies(text, len(base_VD), evenly))
+        elif method in shares:
+            frequency_V = warm.frequencies(text, len(base_VD), shares[method])
+            weight_Dd = warm.weighted(base_VD, own_Vd, frequency_V)
         else:
-            weight_Dd, strength = warm.ridge(
-                warm.Moments.of(model, tqdm(text[: args.ridge_batches], "reading for ridge"), base), judge
-            )
-        found = warm.judged(base_VD, own_Vd, weight_Dd, judge, strength)
+            batches = tqdm(text[: args.ridge_batches], "reading for ridge")
+            weight_Dd, strength = warm.ridge(warm.Moments.of(model, batches, base), judge)
+        found = warm.judged(base_VD, own_Vd, weight_Dd, held_out=judge, strength=strength)
         seconds = time.perf_counter() - began
         with torch.no_grad():
             projection.weight.copy_(weight_Dd)
@@ -129,14 +128,17 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def shown(row: dict[str, Any]) -> str:
-    cells = [row.get(name) for name in COLUMNS]
-    return (
-        "| "
-        + " | ".join(
-            f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells
-        )
-        + " |"
-    )
+    """Write a row of the table; a cell without a value is empty."""
+    cells = []
+    for name in COLUMNS:
+        cell = row.get(name)
+        if isinstance(cell, float):
+            cells.append(f"{cell:.4g}")
+        elif cell is None:
+            cells.append("")
+        else:
+            cells.append(str(cell))
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -164,16 +166,14 @@ def main() -> None:
     parser.add_argument("--held-out-rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--batch", type=int, default=8, help="rows a forward pass")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="file to append one JSON line a row to")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    device = (
-        torch.cuda.get_device_name(0)
-        if args.device.startswith("cuda")
-        else platform.processor() or platform.machine()
-    )
+    device = platform.processor() or platform.machine()
+    if args.device.startswith("cuda"):
+        device = torch.cuda.get_device_name(0)
     facts = {**vars(args), "output": None, "device": device, "torch": torch.__version__}
     print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|", flush=True)
     for row in measure(args):
