@@ -40,12 +40,12 @@ def record(
     made = {
         "study": "trial", "stage": stage, "status": "ok", "error": None, "model": model, "task": task,
         "trained_on": trained_on, "method": method, "mode": mode, "rank": rank, "seed": seed,
-        "learning_rate": rate, "alpha": alpha, "split": "test", "metric": "accuracy", "value": share, "metrics": {"accuracy": share},
-        "items": len(correct or ""), "correct": correct, "calibration": None, "trainable": 1000 * rank,
-        "trainable_with_heads": 1200 * rank, "steps": 300, "train_seconds": 40.0,
+        "learning_rate": rate, "alpha": alpha, "split": "test", "metric": "accuracy", "value": share,
+        "metrics": {"accuracy": share}, "items": len(correct or ""), "correct": correct, "calibration": None,
+        "trainable": 1000 * rank, "trainable_with_heads": 1200 * rank, "steps": 300, "train_seconds": 40.0,
         "train_tokens_per_second": 5000.0, "peak_gb": 2.5, "adapter_bytes": 4_000_000, "ms_per_answer": 12.5,
-        "forgetting": 0.01, "train_loss": 1.0, "config": {}, "versions": {"torch": "2.13"}, "commit": "abc1234", "device": "cpu", "workers": 1,
-        "time": "now",
+        "forgetting": 0.01, "train_loss": 1.0, "config": {}, "versions": {"torch": "2.13"},
+        "commit": "abc1234", "device": "cpu", "workers": 1, "time": "now",
     }  # fmt: skip
     made |= changes
     made["key"] = Cell(stage, model, trained_on, method, rank, seed, made["learning_rate"], made["alpha"]).key
