@@ -1,4 +1,6 @@
-"""What only a GPU can show. Skipped where there is none; error is judged against the error plain bf16 makes on the bare base."""
+"""What only a GPU can show. Skipped where there is none; error is judged against the error plain bf16 makes
+on the bare base.
+"""
 
 import pytest
 import torch
@@ -30,7 +32,9 @@ def tokens():
 
 @torch.inference_mode()
 def test_bf16_is_as_exact_as_the_bare_base_is(tokens, variant):
-    """Catches a boundary that loses precision: its error in bf16 stays within twice that of the base alone."""
+    """Catches a boundary that loses precision: its error in bf16 stays within twice that of the base
+    alone.
+    """
 
     def error(run):
         truth, got = run(build(variant)), run(build(variant, torch.bfloat16))

@@ -1,7 +1,7 @@
-"""One tiny model per supported family, small enough for every test and awkward enough to catch what goes wrong in large ones.
+"""One tiny model per supported family, small enough for every test and odd enough to show faults.
 
-Grouped-query attention where the family has it, sliding windows shorter than the test sequences, a soft cap that bends the
-logits, and weights (norms and biases too) large enough that no comparison holds by accident.
+Grouped-query attention where the family has it, sliding windows shorter than the test sequences, a soft cap
+that bends the logits, and weights (norms and biases too) large enough that no comparison holds by accident.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,10 +29,12 @@ from transformers import (
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 
-# Four blocks: the variant `paper` then crosses two updates, the least that shows a state which is not handed on.
+# Four blocks: the variant `paper` then crosses two updates, the least that shows a state which is not handed
+# on.
 VOCAB, WIDTH, BLOCKS, WINDOW, LABELS = 97, 32, 4, 5, 3
 
-# Most heads are untied: a tied head on random weights only repeats the last token, and generation would test little.
+# Most heads are untied: a tied head on random weights only repeats the last token, and generation would test
+# little.
 _TOKENS = {
     "vocab_size": VOCAB,
     "pad_token_id": 0,
@@ -59,9 +61,13 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_GATED),
     "mistral": lambda: MistralConfig(**_GATED, sliding_window=WINDOW),
     # The base mixes full and sliding blocks; its shadow, one block, is full.
-    "qwen2": lambda: Qwen2Config(**_GATED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen2": lambda: Qwen2Config(
+        **_GATED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
     "qwen3": lambda: Qwen3Config(**{**_GATED, "tie_word_embeddings": True}, head_dim=8),
-    "qwen3_moe": lambda: Qwen3MoeConfig(**_GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **_GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
     "gemma2": lambda: Gemma2Config(
         **_GATED, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW, final_logit_softcapping=3.0
     ),
@@ -75,21 +81,24 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
     "phi3": lambda: Phi3Config(**_GATED),
     "olmo2": lambda: Olmo2Config(**_GATED),
     "opt": lambda: OPTConfig(
-        **_TOKENS, hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=WIDTH,
-        max_position_embeddings=64, dropout=0.0, init_std=0.2,
+        **_TOKENS, hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4, ffn_dim=48,
+        word_embed_proj_dim=WIDTH, max_position_embeddings=64, dropout=0.0, init_std=0.2,
     ),
     "gpt2": lambda: GPT2Config(
-        **{**_TOKENS, "tie_word_embeddings": True}, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=64, initializer_range=0.2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        **{**_TOKENS, "tie_word_embeddings": True}, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=64,
+        initializer_range=0.2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, intermediate_size=48, max_position_embeddings=64),
-    "falcon": lambda: FalconConfig(**_SIZES, num_kv_heads=2, new_decoder_architecture=True, max_position_embeddings=64),
+    "falcon": lambda: FalconConfig(
+        **_SIZES, num_kv_heads=2, new_decoder_architecture=True, max_position_embeddings=64
+    ),
     "bloom": lambda: BloomConfig(
-        **_TOKENS, hidden_size=WIDTH, n_layer=BLOCKS, n_head=4, initializer_range=0.2, hidden_dropout=0.0, attention_dropout=0.0
+        **_TOKENS, hidden_size=WIDTH, n_layer=BLOCKS, n_head=4, initializer_range=0.2, hidden_dropout=0.0,
+        attention_dropout=0.0,
     ),
     "gptj": lambda: GPTJConfig(
-        **_TOKENS, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=64, rotary_dim=4, initializer_range=0.2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        **_TOKENS, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=64, rotary_dim=4,
+        initializer_range=0.2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
 }  # fmt: skip
 
@@ -109,7 +118,9 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
-    """Build the base: random but reproducible, in evaluation mode; `config` in place of the family's tiny one."""
+    """Build the base: random but reproducible, in evaluation mode; `config` in place of the family's tiny
+    one.
+    """
     config = config or tiny_config(model_type)
     if task == "sequence-classification":
         config.num_labels = LABELS
@@ -130,7 +141,9 @@ def attached(
 
 
 def perturb(model: ShadowedModel, seed: int = 1, std: float = 0.3) -> ShadowedModel:
-    """Move every trainable tensor (W_up too, which starts at zero) far enough that the shadow visibly acts; in place."""
+    """Move every trainable tensor (W_up too, which starts at zero) far enough that the shadow visibly acts;
+    in place.
+    """
     _jolt(model, seed, std)
     return model
 

@@ -1,4 +1,6 @@
-"""What a shadow learns from the attached answer (`shadow_distil`): values and every gradient against the equation written out."""
+"""What a shadow learns from the attached answer (`shadow_distil`): values and every gradient against the
+equation written out.
+"""
 
 import math
 from typing import Any
@@ -6,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.families import perturb, tiny_model
+from helpers.families import perturb, tiny_config, tiny_model
 from helpers.tiny import qwen3_config
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -18,10 +20,14 @@ from shadowpeft.losses.divergence import Head, divergences
 VOCAB, WIDTH, WEIGHT = 97, 32, 0.7
 
 
-def shadowed(model_type: str, distil: float, dtype: torch.dtype = torch.float64) -> ShadowedModel:
+def shadowed(
+    model_type: str, distil: float, dtype: torch.dtype = torch.float64, **changes: int
+) -> ShadowedModel:
     config = ShadowConfig(alpha=0.5, dropout=0.0, shadow_loss_weight=WEIGHT, shadow_distil=distil)
     torch.manual_seed(0)
-    return perturb(attach(tiny_model(model_type, dtype=dtype), config)).train()
+    return perturb(
+        attach(tiny_model(model_type, dtype=dtype, config=tiny_config(model_type, **changes)), config)
+    ).train()
 
 
 def batch() -> dict[str, Any]:
@@ -40,7 +46,9 @@ def gradients(model: ShadowedModel, loss: torch.Tensor) -> dict[str, torch.Tenso
 def by_the_equation(
     model: ShadowedModel, distil: float, count: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L, the shadow's cross-entropy and the divergence, one labelled token after the other, from whole logits."""
+    """L, the shadow's cross-entropy and the divergence, one labelled token after the other, from whole
+    logits.
+    """
     inputs = batch()
     out = model(inputs["input_ids"], output_shadow_logits=True)
     own, shadow, apart = [], [], []
@@ -65,14 +73,61 @@ def assert_near(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
         assert (found[name] - gradient).norm() <= exact * gradient.norm() + 1e-12, name
 
 
-# Language models
+# Equation 9
+
+
+def test_loss_is_equation_9(model, base, ids):
+    """Catches a loss on the last shadow state instead of the first, a missing shift, a wrong weight."""
+    labels = ids.clone()
+    labels[0, :4] = -100
+    out = model(ids, labels=labels, output_shadow_logits=True)
+    cross_entropy = torch.nn.functional.cross_entropy
+    own = cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    shadow = cross_entropy(
+        out.shadow_logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
+    torch.testing.assert_close(out.shadow_loss, shadow)
+    weight = {"normed": 0.5, "paper": 0.05}[model.adapter.settings.variant]
+    torch.testing.assert_close(out.loss, own + weight * shadow)
+    first_state = model.adapters["default"].shadow(ids, None, None, None, None)
+    torch.testing.assert_close(out.shadow_logits, base.lm_head(first_state))
+
+
+def test_accumulation_by_item_count_equals_one_batch(model, ids):
+    """Catches a mean of means: rows with different numbers of labels must weigh by their labels."""
+    model.train()
+    for adapter in model.adapters.values():
+        adapter.eval()  # no dropout
+    labels = ids.clone()
+    labels[0, :8] = -100
+    count = (labels[:, 1:] != -100).sum()
+    whole = torch.autograd.grad(
+        model(ids, labels=labels).loss, list(model.adapters.parameters()), allow_unused=True
+    )
+    parts = [model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(2)]
+    summed = torch.autograd.grad(sum(parts), list(model.adapters.parameters()), allow_unused=True)
+    for one, two in zip(whole, summed, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_logits_to_keep_and_plain_tuples(model, ids):
+    full = model(ids, output_shadow_logits=True)
+    last = model(ids, logits_to_keep=2, output_shadow_logits=True)
+    torch.testing.assert_close(last.logits, full.logits[:, -2:])
+    torch.testing.assert_close(last.shadow_logits, full.shadow_logits[:, -2:])
+    assert torch.equal(model(ids, return_dict=False)[0], full.logits)
+
+
+# Distillation of language models
 
 
 @pytest.mark.parametrize("count", [None, 29, torch.tensor(29)], ids=["mean", "number", "tensor"])
 @pytest.mark.parametrize("distil", [0.3, 1.0])
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gptj"])
 def test_losses_and_every_gradient_are_the_equation(model_type, distil, count, monkeypatch):
-    """Catches a lost cap (Gemma 2), bias (GPT-J) or chunk, a wrong share, direction, token or count, and a gradient that reaches p."""
+    """Catches a lost cap (Gemma 2), bias (GPT-J) or chunk, a wrong share, direction, token or count, and a
+    gradient that reaches p.
+    """
     monkeypatch.setattr(divergence, "_AT_A_TIME", 5 * VOCAB)
     model = shadowed(model_type, distil)
     wanted = by_the_equation(model, distil, None if count is None else int(count))
@@ -101,7 +156,9 @@ def test_evaluation_has_the_same_loss_and_labels_may_be_shifted_before(skip):
 
 @pytest.mark.parametrize("skip", [True, False], ids=["lean", "plain"])
 def test_without_a_label_there_is_nothing_to_learn(skip):
-    """As of the cross-entropy: a mean over nothing is not a number, a sum is 0, and neither sends a gradient."""
+    """As of the cross-entropy: a mean over nothing is not a number, a sum is 0, and neither sends a
+    gradient.
+    """
     model, inputs = shadowed("qwen3", 0.3, torch.float32), batch()
     inputs["labels"][:] = -100
     for extra, wanted in (({}, math.nan), ({"num_items_in_batch": 3}, 0.0)):
@@ -185,7 +242,8 @@ def test_in_bf16_it_is_as_exact_as_whole_logits(mode, most):
 )
 def test_a_whole_training_step_compiles_without_a_break(model_type, distil, skip):
     torch._dynamo.reset()
-    model = shadowed(model_type, distil, torch.float32)
+    # Three blocks are the least that cross an update; each more costs seconds of compilation.
+    model = shadowed(model_type, distil, torch.float32, num_hidden_layers=3)
     wanted = model(**batch(), skip_logits=skip)
     wanted_gradients = gradients(model, wanted.loss)
     found = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch(), skip_logits=skip)
@@ -288,7 +346,9 @@ PROBLEMS: dict[str, tuple[int, torch.Tensor, Any]] = {
 @pytest.mark.parametrize("distil", [0.3, 1.0])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_classifier_learns_from_the_attached_answer(problem, distil, count):
-    """Catches another loss than the problem's, a row without a class that counts, another norm than the labels' loss, a gradient to p."""
+    """Catches another loss than the problem's, a row without a class that counts, another norm than the
+    labels' loss, a gradient to p.
+    """
     width, labels, parts_of = PROBLEMS[problem]
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=width)).double().eval()

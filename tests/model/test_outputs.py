@@ -27,7 +27,9 @@ def model(task):
 
 
 def test_the_loss_is_made_of_the_losses_beside_it(model, task):
-    """Catches an attached loss that is another head's, weighted, or cut off from what it was computed from."""
+    """Catches an attached loss that is another head's, weighted, or cut off from what it was computed
+    from.
+    """
     out = model(**BATCHES[task]())
     assert torch.equal(out.loss, out.attached_loss + 0.7 * (0.7 * out.shadow_loss + 0.3 * out.distil_loss))
     assert out.attached_loss.requires_grad

@@ -1,6 +1,7 @@
-"""A base in 4 bits beside a shadow that is not. bitsandbytes computes on a CPU, too; where it is not installed most of this is skipped.
+"""A base in 4 bits beside a shadow that is not. Most needs bitsandbytes, which runs on a CPU, too.
 
-On a CPU it repacks the weights when they are first evaluated, and they pass no gradient from then on: each test trains first.
+On a CPU it repacks the weights when they are first evaluated, and they pass no gradient from then on: each
+test trains first.
 """
 
 import importlib.util
@@ -65,7 +66,9 @@ def packed(base: PreTrainedModel) -> dict[str, Tensor]:
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "qwen3_moe"])
 def test_a_4bit_base_serves_as_any_other(model_type, variant, tmp_path):
-    """Catches a shadow that is quantised with its base or takes its packed type, and steps of its life that trip over packed weights."""
+    """Catches a shadow that is quantised with its base or takes its packed type, and steps of its life that
+    trip over packed weights.
+    """
     ids = token_ids(1, 7)
     base = load_quantised(save_plain(tmp_path / "base", model_type), torch.bfloat16)
     before = packed(base)
@@ -96,7 +99,9 @@ def test_a_4bit_base_serves_as_any_other(model_type, variant, tmp_path):
 @needs_bitsandbytes
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
 def test_quantising_changes_the_weights_and_nothing_else(variant, tmp_path):
-    """Catches a gradient lost in a packed layer: loss and gradients are those of a plain base of the weights that the packed ones mean."""
+    """Catches a gradient lost in a packed layer: loss and gradients are those of a plain base of the weights
+    that the packed ones mean.
+    """
     folder = save_plain(tmp_path / "base", "llama")
     losses, gradients = [], []
     for base in (load_quantised(folder, torch.float32), load_quantised(folder, torch.float32).dequantize()):
@@ -112,7 +117,9 @@ def test_quantising_changes_the_weights_and_nothing_else(variant, tmp_path):
 
 @needs_bitsandbytes
 def test_a_base_prepared_for_training_keeps_nothing_below_the_injections(tmp_path):
-    """Catches the graph that PEFT's preparation starts at the embeddings, and its float32 norms beside packed weights."""
+    """Catches the graph that PEFT's preparation starts at the embeddings, and its float32 norms beside packed
+    weights.
+    """
     peft = pytest.importorskip("peft")
     base = peft.prepare_model_for_kbit_training(
         load_quantised(save_plain(tmp_path / "base", "qwen3"), torch.bfloat16)
@@ -140,7 +147,9 @@ def test_a_base_quantised_in_part_is_known_again(tmp_path):
 )
 @pytest.mark.parametrize("width", [64, 32])
 def test_a_quantised_head_trains_and_is_detached(settings, width, tmp_path):
-    """Catches a packed head copied as if it were numbers, and one folded with P otherwise than it computes."""
+    """Catches a packed head copied as if it were numbers, and one folded with P otherwise than it
+    computes.
+    """
     folder = save_plain(
         tmp_path / "base", "llama", vocab_size=128
     )  # bitsandbytes' product on a CPU takes no 97 rows

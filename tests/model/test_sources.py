@@ -41,7 +41,9 @@ def settings(*words: str):
 
 
 def test_the_folder_stands_beside_the_settings():
-    """Catches the flag being read as a file with the group's settings, or taking the group's flags with it."""
+    """Catches the flag being read as a file with the group's settings, or taking the group's flags with
+    it.
+    """
     for words in (
         ["--shadow", "x", "--shadow.r", "4"],
         ["--shadow.r=4", "--shadow=x"],
@@ -79,7 +81,9 @@ def test_the_help_shows_the_flag_as_it_is_written(verb, capsys):
 
 
 def test_training_starts_from_the_folder(folders, capsys):
-    """Catches a run that builds a random shadow all the same: with a learning rate of almost nothing the pretrained one is still there."""
+    """Catches a run that builds a random shadow all the same: with a learning rate of almost nothing the
+    pretrained one is still there.
+    """
     assert (
         run(folders, "--shadow", str(folders / "shadow"), "--learning-rate=1e-30", "--max-steps=1", "--json")
         == 0
@@ -115,7 +119,9 @@ def test_contradicting_sizes_are_one_sentence(folders, capsys):
 
 
 def with_other_tokens(folders) -> Path:
-    """A plain model beside the base whose tokenizer, of the same size, has two tokens in each other's place."""
+    """A plain model beside the base whose tokenizer, of the same size, has two tokens in each other's
+    place.
+    """
     model = save_base(folders / "model")
     content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]

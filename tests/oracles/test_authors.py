@@ -1,7 +1,8 @@
-"""Our variant `paper` against the authors' package: the same weights must give the same outputs and the same gradients.
+"""Our variant `paper` against the authors' package: the same weights give the same outputs and gradients.
 
-One named deviation: the authors update the shadow state after the last block too, where nobody reads it. We have no weights there;
-theirs, asserted here, never get a gradient. Losses pass through transformers' own float32, hence 1e-6 and not less.
+One named deviation: the authors update the shadow state after the last block too, where nobody reads it. We
+have no weights there; theirs, asserted here, never get a gradient. Losses pass through transformers' own
+float32, hence 1e-6 and not less.
 """
 
 import re
@@ -30,8 +31,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from shadowpeft import ShadowConfig, ShadowedModel, arch
 
 OURS = ShadowConfig(
-    variant="paper", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2, shadow_intermediate_size=24,
-    shadow_attention_heads=2, shadow_key_value_heads=1, shadow_head_dim=6,
+    variant="paper", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2,
+    shadow_intermediate_size=24, shadow_attention_heads=2, shadow_key_value_heads=1, shadow_head_dim=6,
 )  # fmt: skip
 THEIRS = shadow_peft.ShadowConfig(
     injection_hidden_size=4, gate_hidden_size=5, alpha=0.3, dropout=0.0, shadow_intermediate_size=24,
@@ -39,7 +40,8 @@ THEIRS = shadow_peft.ShadowConfig(
 )  # fmt: skip
 BOUND = 1e-6
 
-# Our names and theirs, as the task wrapper lists them; the injections are stacked over depth there, and stored transposed.
+# Our names and theirs, as the task wrapper lists them; the injections are stacked over depth there, and
+# stored transposed.
 NAMES = {
     r"shadow\.backbone\.(.+)": r"peft_model.shadow_model.\1",
     r"shadow\.projection\.weight": r"peft_model.shadow_hidden_projection.weight",
@@ -79,7 +81,9 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def both(model_type: str, task: str = "causal-lm", narrow: bool = False) -> tuple[ShadowedModel, nn.Module]:
-    """Build the same shadowed model twice, in float64, with every weight random; `narrow` takes an explicit shadow of half the width."""
+    """Build the same shadowed model twice, in float64, with every weight random; `narrow` takes an explicit
+    shadow of half the width.
+    """
     bases = [tiny_model(model_type, task, dtype=torch.float64) for _ in range(2)]
     config = tiny_config(model_type, hidden_size=16)
     explicit = [
@@ -105,7 +109,9 @@ def both(model_type: str, task: str = "causal-lm", narrow: bool = False) -> tupl
 
 
 def compare(ours: ShadowedModel, theirs: nn.Module, batch: dict[str, Any]) -> None:
-    """Compare logits of both heads, the loss and every gradient on one batch; their dead weights must have none."""
+    """Compare logits of both heads, the loss and every gradient on one batch; their dead weights must have
+    none.
+    """
     found, expected = ours(**batch, output_shadow_logits=True), theirs(**batch)
     assert relative_error(found.logits, expected.logits) < BOUND
     assert relative_error(found.shadow_logits, expected.shadow_logits) < BOUND
@@ -125,19 +131,25 @@ def compare(ours: ShadowedModel, theirs: nn.Module, batch: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_language_model_equals_the_authors(model_type: str) -> None:
-    """Catches a wrong equation, activation, norm, scale or weight of a loss, in the forward pass or in any gradient."""
+    """Catches a wrong equation, activation, norm, scale or weight of a loss, in the forward pass or in any
+    gradient.
+    """
     compare(*both(model_type), language_batch())
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_classifier_equals_the_authors(model_type: str) -> None:
-    """Catches another pooled token or a head that trains differently; right padding, which is what the authors get right."""
+    """Catches another pooled token or a head that trains differently; right padding, which is what the
+    authors get right.
+    """
     compare(*both(model_type, "sequence-classification"), classification_batch())
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_explicit_narrower_shadow_equals_the_authors(model_type: str) -> None:
-    """Catches a projection on the wrong side, and a shadow that reads the base's embeddings in place of its own."""
+    """Catches a projection on the wrong side, and a shadow that reads the base's embeddings in place of its
+    own.
+    """
     compare(*both(model_type, narrow=True), language_batch())
 
 
@@ -151,10 +163,12 @@ def test_cached_greedy_generation_equals_the_authors(model_type: str) -> None:
 
 
 def test_the_published_parameter_count_is_ours_and_the_dead_update() -> None:
-    """Catches a tensor too many or too few: Qwen3-0.6B with r 16, u 10 and an MLP of 256 was published with 9,073,920 to train."""
+    """Catches a tensor too many or too few: Qwen3-0.6B with r 16, u 10 and an MLP of 256 was published with
+    9,073,920 to train.
+    """
     shape = Qwen3Config(
-        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
-        head_dim=128, tie_word_embeddings=True,
+        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
     )  # fmt: skip
     with torch.device("meta"):
         ours = attached(Qwen3ForCausalLM(shape), ShadowConfig(variant="paper", shadow_intermediate_size=256))

@@ -1,7 +1,8 @@
-"""Our variant `peft` against Hugging Face PEFT's tuner: the same weights must give the same outputs and the same gradients.
+"""Our variant `peft` against Hugging Face PEFT's tuner: the same weights give the same outputs and gradients.
 
-One named deviation: PEFT updates the shadow state after the last block too, where nobody reads it. We have no weights there;
-theirs, asserted here, never get a gradient. Losses pass through transformers' own float32, hence 1e-6 and not less.
+One named deviation: PEFT updates the shadow state after the last block too, where nobody reads it. We have no
+weights there; theirs, asserted here, never get a gradient. Losses pass through transformers' own float32,
+hence 1e-6 and not less.
 """
 
 import re
@@ -76,7 +77,9 @@ def trained(model: peft.PeftModel) -> dict[str, Tensor]:
 def both(
     model_type: str, task: str = "causal-lm", shadow: Path | None = None
 ) -> tuple[ShadowedModel, peft.PeftModel]:
-    """Build the same shadowed model twice, in float64, with every weight random; `shadow` is the folder of an explicit one."""
+    """Build the same shadowed model twice, in float64, with every weight random; `shadow` is the folder of an
+    explicit one.
+    """
     ours_base, theirs_base = (tiny_model(model_type, task, dtype=torch.float64) for _ in range(2))
     explicit = None if shadow is None else AutoModelForCausalLM.from_pretrained(shadow, dtype=torch.float64)
     ours = perturb(attached(ours_base, OURS, shadow=explicit))
@@ -115,18 +118,24 @@ def narrow_shadow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_language_model_equals_peft(model_type: str) -> None:
-    """Catches a wrong equation, activation, bias, scale or weight of a loss, in the forward pass or in any gradient."""
+    """Catches a wrong equation, activation, bias, scale or weight of a loss, in the forward pass or in any
+    gradient.
+    """
     compare(*both(model_type), language_batch())
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_classifier_equals_peft(model_type: str) -> None:
-    """Catches another pooled token or a head that trains differently; right padding, which is what PEFT gets right."""
+    """Catches another pooled token or a head that trains differently; right padding, which is what PEFT gets
+    right.
+    """
     compare(*both(model_type, "sequence-classification"), classification_batch())
 
 
 def test_explicit_narrower_shadow_equals_peft(narrow_shadow: Path) -> None:
-    """Catches a projection on the wrong side, and a shadow that reads the base's embeddings in place of its own."""
+    """Catches a projection on the wrong side, and a shadow that reads the base's embeddings in place of its
+    own.
+    """
     compare(*both("qwen3", shadow=narrow_shadow), language_batch())
 
 

@@ -1,0 +1,63 @@
+"""Configurations of shadows derived from their base's."""
+
+import pytest
+from helpers.families import BLOCKS, TINY, WINDOW, attached, tiny_config, tiny_model
+from helpers.family_cases import CONFIG
+
+from shadowpeft import ConfigError, ShadowConfig, arch, attach
+
+
+def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
+    """Catches shadow experts that no token chose, and so no gradient reached."""
+    model = attached(tiny_model("qwen3_moe"), CONFIG)
+    assert any("experts" in name for name, _ in model.base.named_parameters())
+    assert not any("experts" in name for name, _ in model.adapters.named_parameters())
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    base = tiny_model("gpt2")
+    with pytest.raises(ConfigError, match="divide the base's width"):
+        attach(base, ShadowConfig(shadow_attention_heads=3))
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_which_blocks_need_no_mask():
+    """Catches a window that is forgotten or remembered by a block without one, and code that masks
+    nothing.
+    """
+
+    def needs_no_mask(model_type, index, tokens, attention="sdpa", **changes) -> bool:
+        config = tiny_config(model_type, **changes)
+        config._attn_implementation = attention
+        return arch.needs_no_mask(config, index, tokens)
+
+    assert needs_no_mask("llama", 0, 60)
+    assert not needs_no_mask("llama", 0, 60, attention="eager")
+    assert not needs_no_mask("bloom", 0, 3)
+    assert needs_no_mask("mistral", 0, WINDOW)
+    assert not needs_no_mask("mistral", 0, WINDOW + 1)
+    sliding, full = 0, 1
+    assert needs_no_mask("gemma3_text", full, 60)
+    assert not needs_no_mask("gemma3_text", sliding, 60)
+    assert not needs_no_mask("gemma3_text", full, 60, use_bidirectional_attention=True)
+
+
+@pytest.mark.parametrize("model_type", sorted(TINY))
+def test_limits_and_depth_are_read_off_every_family(model_type):
+    """Catches a field of the table that the family's configuration does not have."""
+    config = tiny_config(model_type)
+    assert arch.context_of(config) == (None if model_type == "bloom" else 64)
+    assert (arch.rope_switch_of(config) is None) == (model_type != "phi3")
+    assert arch.depth_of(config) == BLOCKS
+    arch.set_depth(config, 2)
+    assert arch.depth_of(config) == 2
+    assert len(arch.blocks_of(arch.build(config, "causal-lm"))) == 2
+
+
+def test_the_rotary_factors_change_at_the_length_of_the_configuration():
+    assert arch.rope_switch_of(tiny_config("phi3", original_max_position_embeddings=12)) == 12
+
+
+def test_a_depth_beyond_the_listed_blocks_is_refused():
+    with pytest.raises(ConfigError, match="shadow_layers must be at most the base's 4, got 5"):
+        arch.set_depth(tiny_config("gemma3_text"), 5)

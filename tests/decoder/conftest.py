@@ -1,0 +1,3 @@
+"""The families as cases, for the tests of `decoder`."""
+
+from helpers.family_cases import case, classifier, config, model_type, shadowed  # noqa: F401 - fixtures

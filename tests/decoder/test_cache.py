@@ -1,0 +1,41 @@
+"""One cache for base and shadow: both halves stay in step, and cached logits are the uncached ones."""
+
+import pytest
+import torch
+from helpers.families import padded, token_ids
+from helpers.family_cases import close, rows, step_by_step
+
+from shadowpeft import ShadowedModel
+
+
+@pytest.mark.parametrize("side", ["left", "right", "none"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@torch.no_grad()
+def test_cached_equals_uncached_token_by_token(shadowed: ShadowedModel, kind: str, side: str) -> None:
+    """Catches halves of the cache that part, masks of the wrong length, and positions that ignore padding."""
+    if side == "none":
+        ids, mask, positions, first = token_ids(2, 12), None, None, 1
+    else:
+        ids, mask, positions = padded(rows(), side)
+        first = 6
+    expected = shadowed(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    cache = shadowed.new_cache(max_length=12 if kind == "static" else None)
+    found = step_by_step(shadowed, cache, ids, mask, positions, first)
+    real = torch.ones_like(ids) if mask is None else mask
+    close(found[real.bool()], expected[real.bool()])
+
+
+def test_crop_reorder_and_reset_act_on_both_halves(model, ids):
+    """Catches halves of the cache that part company."""
+    cache = model.new_cache()
+    model(ids, past_key_values=cache, use_cache=True)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    step = torch.tensor([[5], [6]])
+    want = model(torch.cat([ids.flip(0), step], dim=1)).logits[:, -1]
+    got = model(step, past_key_values=cache, use_cache=True).logits[:, -1]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    assert {layer.get_seq_length() for layer in cache.layers} == {12}
+    cache.reset()
+    assert (
+        len({layer.get_seq_length() for layer in cache.layers}) == 1
+    )  # 0, or 12 zeroed positions before transformers 5.23

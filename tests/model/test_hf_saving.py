@@ -1,0 +1,60 @@
+"""`save_pretrained` and back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.families import attached, perturb, tiny_model, token_ids
+
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UserError, arch
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+@torch.no_grad()
+def test_a_saved_adapter_comes_back_whole(
+    model_type: str, config: ShadowConfig, task: arch.Task, tmp_path: Path
+) -> None:
+    """Catches a tensor or setting that saving or loading drops: both sides are perturbed, so neither is
+    trivially the base.
+    """
+    model, ids = perturb(attached(tiny_model(model_type, task), config)), token_ids(2, 9)
+    model.save_pretrained(tmp_path)
+    again = ShadowedModel.from_pretrained(tiny_model(model_type, task), tmp_path)
+    found, expected = (m(ids, output_shadow_logits=True) for m in (again, model))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.shadow_logits, expected.shadow_logits)
+
+
+def test_saving_refuses_what_it_would_not_do(model, tmp_path):
+    with pytest.raises(ConfigError, match="push_to_hub"):
+        model.save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(UserError, match="holds nothing of adapter 'default'"):
+        model.save_pretrained(tmp_path, state_dict={"module.adapters.default.norm.weight": torch.zeros(1)})
+    assert not list(tmp_path.iterdir())
+    model.save_pretrained(tmp_path, max_shard_size="5GB", state_dict=model.state_dict())
+
+
+def test_several_threads_save_to_one_folder(model, base, tmp_path):
+    """Catches partial files that share one name."""
+    import threading
+
+    errors = []
+
+    def save():
+        try:
+            for _ in range(5):
+                model.save_pretrained(tmp_path)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "shadow.safetensors",
+        "shadow_config.json",
+    ]

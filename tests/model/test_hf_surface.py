@@ -1,0 +1,53 @@
+"""What transformers asks of a model: verbs for adapters, checkpointing, embeddings, a Trainer's look at
+`forward`.
+"""
+
+import pytest
+from helpers.families import attached, tiny_model, token_ids
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from shadowpeft import ShadowedModel, UserError, attach
+
+
+def test_transformers_adapter_verbs_answer_for_ours(model):
+    """Catches inherited methods that say no adapter is loaded while one is."""
+    assert model.active_adapters() == ["default"]
+    for call in (model.enable_adapters, model.disable_adapters):
+        with pytest.raises(UserError, match="disabled"):
+            call()
+
+
+def test_a_plain_trainer_evaluates(model, tmp_path):
+    """Catches a forward signature from which the Trainer concludes that batches have no labels."""
+    rows = [{"input_ids": row, "labels": row} for row in token_ids(4, 9)]
+    arguments = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, max_steps=1, disable_tqdm=True, dataloader_pin_memory=False
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    assert trainer.label_names == ["labels"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        model(token_ids(4, 9), labels=token_ids(4, 9)).loss.item(), rel=1e-4
+    )
+
+
+def recompute_reentrantly(model: ShadowedModel) -> None:
+    """Switch gradient checkpointing on as we do not, under the name it goes by: transformers renamed it
+    between 5.17 and 5.23.
+    """
+    renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)(
+        {"use_reentrant": True}
+    )
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    """Catches a shadow that silently gets no gradient, because nothing that enters its first block has
+    one.
+    """
+    with pytest.raises(UserError, match="use_reentrant=False"):
+        recompute_reentrantly(attached(tiny_model("llama")))
+
+
+def test_the_vocabulary_belongs_to_the_base(base):
+    with pytest.raises(UserError, match="before attach"):
+        attach(base).resize_token_embeddings(200)
