@@ -47,11 +47,15 @@ def test_limits_and_depth_are_read_off_every_family(model_type):
     """Catches a field of the table that the family's configuration does not have."""
     config = tiny_config(model_type)
     assert arch.context_of(config) == (None if model_type == "bloom" else 64)
-    assert arch.rope_switch_of(config) == (64 if model_type == "phi3" else None)
+    assert (arch.rope_switch_of(config) is None) == (model_type != "phi3")
     assert arch.depth_of(config) == BLOCKS
     arch.set_depth(config, 2)
     assert arch.depth_of(config) == 2
     assert len(arch.blocks_of(arch.build(config, "causal-lm"))) == 2
+
+
+def test_the_rotary_factors_change_at_the_length_of_the_configuration():
+    assert arch.rope_switch_of(tiny_config("phi3", original_max_position_embeddings=12)) == 12
 
 
 def test_a_depth_beyond_the_listed_blocks_is_refused():

@@ -3,11 +3,7 @@
 import pytest
 from helpers.families import TINY, VOCAB, attached, tiny_config, tiny_model
 from helpers.family_cases import FAMILIES
-from transformers import (
-    LlamaModel,
-    MptConfig,
-    MptForCausalLM,
-)
+from transformers import LlamaModel, MptConfig, MptForCausalLM
 
 from shadowpeft import UnsupportedModelError, arch
 

@@ -10,9 +10,7 @@ from helpers.families import attached, tiny_config, tiny_model, token_ids
 from helpers.family_cases import FAMILIES
 from helpers.layouts import LAYOUTS, inputs_of, layout
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from shadowpeft import ShadowedModel, UnsupportedModelError, arch
 

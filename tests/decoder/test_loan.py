@@ -5,24 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.families import (
-    attached,
-    perturb,
-    tiny_model,
-    token_ids,
-)
-from helpers.family_cases import (
-    loss_and_gradients,
-)
-from transformers import (
-    PreTrainedModel,
-)
+from helpers.families import attached, perturb, tiny_model, token_ids
+from helpers.family_cases import loss_and_gradients
+from transformers import PreTrainedModel
 
-from shadowpeft import (
-    ShadowConfig,
-    arch,
-    attach,
-)
+from shadowpeft import ShadowConfig, arch, attach
 from shadowpeft.train.arguments import recompute_activations
 
 # transformers gives every block these two attributes when checkpointing is first switched on, and leaves them

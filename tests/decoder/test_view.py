@@ -7,9 +7,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 
-from shadowpeft import (
-    arch,
-)
+from shadowpeft import arch
 
 
 @pytest.mark.parametrize("how", ["dispatched", "compiled"])

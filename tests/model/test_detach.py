@@ -6,25 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.explicit_shadows import explicit
-from helpers.families import (
-    padded,
-    perturb,
-    token_ids,
-)
-from helpers.family_cases import (
-    close,
-    rows,
-)
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-)
+from helpers.families import padded, perturb, token_ids
+from helpers.family_cases import close, rows
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from shadowpeft import (
-    ShadowedModel,
-    arch,
-    attach,
-)
+from shadowpeft import ShadowedModel, arch, attach
 
 
 @torch.no_grad()

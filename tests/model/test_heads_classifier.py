@@ -5,9 +5,7 @@ import torch
 from helpers.families import LABELS, attached, padded, perturb, tiny_model, token_ids
 from helpers.family_cases import close, loss_and_gradients, rows
 from helpers.tiny import qwen3_config
-from transformers import (
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModelForSequenceClassification
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, attach
 

@@ -9,12 +9,7 @@ from helpers.explicit_shadows import EXPLICIT, PAIRS, explicit
 from helpers.families import attached, padded, perturb, tiny_config, tiny_model, token_ids
 from helpers.family_cases import close, rows, step_by_step
 from packaging.version import Version
-from transformers import (
-    DynamicCache,
-    StaticCache,
-    StoppingCriteria,
-    __version__,
-)
+from transformers import DynamicCache, StaticCache, StoppingCriteria, __version__
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
 

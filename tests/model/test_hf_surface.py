@@ -4,11 +4,7 @@
 
 import pytest
 from helpers.families import attached, tiny_model, token_ids
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from shadowpeft import ShadowedModel, UserError, attach
 

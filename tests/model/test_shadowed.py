@@ -10,28 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.families import (
-    attached,
-    perturb,
-    tiny_config,
-    tiny_model,
-    token_ids,
-)
-from helpers.family_cases import (
-    CHANGES,
-    FAMILIES,
-    gradients,
-    loss_and_gradients,
-)
+from helpers.families import attached, perturb, tiny_config, tiny_model, token_ids
+from helpers.family_cases import CHANGES, FAMILIES, gradients, loss_and_gradients
 
-from shadowpeft import (
-    ConfigError,
-    ShadowConfig,
-    ShadowedModel,
-    UnsupportedModelError,
-    UserError,
-    attach,
-)
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, attach
 
 
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])

@@ -5,9 +5,7 @@ import torch
 from helpers.families import attached, perturb, tiny_model, token_ids
 from helpers.layouts import inputs_of
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
 from shadowpeft.shadow.adapter import Adapter

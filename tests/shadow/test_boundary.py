@@ -5,19 +5,9 @@ import math
 
 import pytest
 import torch
-from helpers.families import (
-    attached,
-    perturb,
-    tiny_config,
-    tiny_model,
-    token_ids,
-)
+from helpers.families import attached, perturb, tiny_config, tiny_model, token_ids
 
-from shadowpeft import (
-    ConfigError,
-    ShadowConfig,
-    ShadowedModel,
-)
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel
 
 
 @pytest.mark.parametrize(

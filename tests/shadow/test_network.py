@@ -11,9 +11,7 @@ from helpers.family_cases import CONFIG, FAMILIES, loss_and_gradients
 from helpers.tiny import qwen3_config
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from shadowpeft import UnsupportedModelError, arch, attach
 
