@@ -1,4 +1,4 @@
-"""Every class of settings is checked by its fields' types and ranges, and every field has its text under it."""
+"""Settings are checked by their fields' types and ranges, and every field has its text under it."""
 
 import dataclasses
 import math
@@ -50,7 +50,7 @@ class Oven:
     ],
 )
 def test_a_value_out_of_type_or_range_is_one_sentence(given, said):
-    """Catches a range that is written and not checked, and a check that lets True, NaN or null pass as a number."""
+    """Catches a range that nobody checks, and a check that lets True, NaN or null pass as a number."""
     with pytest.raises(ConfigError) as error:
         Oven(**{"name": "old", **given})
     assert str(error.value) == said

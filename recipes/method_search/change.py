@@ -33,8 +33,8 @@ class Change:
         gate_shift: number that is subtracted from the gate's logit.
         updates: True if the shadow state moves on from s^(0).
         reads_shadow: True if delta is x - s; else it is x alone.
-        scale: what the correction is proportional to: mean (of |h|), root (square of the mean of sqrt|h|, which
-            a few large channels hardly change), rms (of h) or none.
+        scale: what the correction is proportional to: mean (of |h|), root (square of the mean of sqrt|h|,
+            which a few large channels hardly change), rms (of h) or none.
         by_rank: divide the correction by the square root of r, so that alpha means the same at every rank.
         warm: start the shadow's first block from a slice of the base's own: its first heads and its strongest
             neurons.
@@ -50,8 +50,8 @@ class Change:
             difference.
         last: correct the output of the last block, too.
         down: factor of the deviation of a fresh W_down.
-        shared: one W_down for all blocks, with a trained scale of each of its r values for each block; r grows
-            by what is saved.
+        shared: one W_down for all blocks, with a trained scale of each of its r values for each block;
+            r grows by what is saved.
         strength: multiply alpha by a number that is trained for each block, from 1.
     """
 
@@ -332,7 +332,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
 
 @contextmanager
 def rates(factors: Mapping[str, float]) -> Iterator[None]:
-    """Multiply the learning rate of some parts of an adapter while the context lasts; the parts are those of `PARTS`."""
+    """Multiply the learning rate of some parts of an adapter, named in `PARTS`, while the context lasts."""
     plain = training._Trainer.create_optimizer
 
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -360,7 +360,7 @@ def rates(factors: Mapping[str, float]) -> Iterator[None]:
 
 @contextmanager
 def loss_weights(first_and_last: tuple[float, float] | None) -> Iterator[None]:
-    """Let the weight of the shadow's loss go from one number to another, in a straight line over the steps, while the context lasts."""
+    """Change the weight of the shadow's loss linearly over the steps while the context lasts."""
     plain = training._Trainer.compute_loss
 
     def compute_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

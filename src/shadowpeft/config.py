@@ -47,7 +47,7 @@ LARGEST = 2**31
 
 @dataclass(frozen=True)
 class ShadowConfig:
-    """Settings of one adapter. `None` stands for the variant's value, and for the shadow's sizes for the base model's.
+    """Settings of one adapter. `None` stands for the variant's value, or for a size, for the base's.
 
     Raises:
         ConfigError: a value is out of range.
@@ -80,14 +80,15 @@ class ShadowConfig:
     shadow_head_dim: int | None = within(None, least=1, below=LARGEST)
     """Width of one attention head of the shadow's blocks."""
     unit_state: bool | None = None
-    """In the variant `normed`, scale s^(0) to unit rms before the first boundary reads it. By default this is done
-    for a pretrained shadow, whose states can have any size, and not for a random one, which starts at that size."""
+    """In the variant `normed`, scale s^(0) to unit rms before the first boundary reads it. By default this is
+    done for a pretrained shadow, whose states can have any size. A random shadow starts at that size."""
     output_gains: bool | None = None
-    """In the variant `normed`, scale each channel of a correction as the norms behind a block's attention and MLP
-    scale what the block writes. By default this is done where the base has such norms (Gemma 2 and 3, OLMo 2)."""
+    """In the variant `normed`, scale each channel of a correction as the norms behind a block's attention and
+    MLP scale what the block writes. By default this is done where the base has such norms (Gemma 2 and 3,
+    OLMo 2)."""
     shadow_distil: float = within(0.0, least=0, most=1)
-    """Share of the shadow's loss, from 0 to 1, that is the divergence from the attached model's own answer; the
-    rest is the loss on the labels. It matters in training only: what an adapter computes does not depend on it."""
+    """Share of the shadow's loss, from 0 to 1, that is the divergence from the attached model's own answer.
+    The rest is the loss on the labels. It matters in training only."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -112,7 +113,7 @@ class ShadowConfig:
         """Build the settings from a mapping such as a parsed file.
 
         Raises:
-            ConfigError: a key is not a setting (the message names the nearest one) or a value is out of range.
+            ConfigError: a key is not a setting (the message names the nearest), or a value is out of range.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
@@ -138,13 +139,13 @@ class ResolvedConfig(ShadowConfig):
 
 
 def refuse_depth(inject_from: int, blocks: int) -> None:
-    """Refuse corrections that would begin behind a base's last block.
+    """Refuse corrections that would begin after a base's last block.
 
     Raises:
         ConfigError: says how many blocks there are and what to set.
     """
     if inject_from >= blocks:
         raise ConfigError(
-            f"inject_from must be below the base's {blocks} blocks, got {inject_from}: no block would be adapted; "
-            f"set it to at most {blocks - 1}"
+            f"inject_from must be below the base's {blocks} blocks, got {inject_from}: "
+            f"no block would be adapted; set it to at most {blocks - 1}"
         )

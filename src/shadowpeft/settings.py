@@ -1,6 +1,7 @@
-"""What every class of settings shares: a field with its range, the check of all fields, and names that are near.
+"""What every class of settings shares: a field with its range, the check of all fields, and similar names.
 
-A setting is one typed field. Its range stands beside its default, its text below it; `check` reads both the type and the range.
+A setting is one typed field. Its range stands beside its default, and its text below it. `check` reads the
+type and the range.
 """
 
 import dataclasses
@@ -124,6 +125,6 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """Suggest the known name nearest to a misspelt one, ready to append to a message. Empty if none is near."""
+    """Return the known name nearest to a misspelt one, as the end of a message. Empty if none is near."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -13,7 +13,8 @@ from shadowpeft.cli import _parser
 from shadowpeft.cli import compare as verb
 from shadowpeft.compare import choice, records, schedule
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.study import METHODS, Study
+from shadowpeft.compare.search_space import METHODS
+from shadowpeft.compare.study import Study
 from shadowpeft.embedded import MODEL
 
 

@@ -18,7 +18,8 @@ from shadowpeft.compare import (
     tasks,
 )
 from shadowpeft.compare.matching import MATCHED
-from shadowpeft.compare.study import METHODS, Study
+from shadowpeft.compare.search_space import METHODS
+from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.evaluation.calibration import negative_log_likelihood
 

@@ -15,7 +15,7 @@ from shadowpeft.cli import _parser
 from shadowpeft.cli import compare as verb
 from shadowpeft.compare import choice, schedule
 from shadowpeft.compare.cell import Setting
-from shadowpeft.compare.study import METHODS
+from shadowpeft.compare.search_space import METHODS
 
 
 def test_final_cells_wait_for_the_whole_search(small):

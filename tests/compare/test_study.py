@@ -12,7 +12,8 @@ from shadowpeft import ShadowConfig
 from shadowpeft.cli import _parser
 from shadowpeft.cli import compare as verb
 from shadowpeft.compare.cell import Setting
-from shadowpeft.compare.study import METHODS, SEARCH, SHADOWS, Study
+from shadowpeft.compare.search_space import METHODS, SEARCH, SHADOWS
+from shadowpeft.compare.study import Study
 from shadowpeft.errors import ConfigError
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "compare"

@@ -14,7 +14,8 @@ from shadowpeft.compare import (
     run_cell,
     training,
 )
-from shadowpeft.compare.study import METHODS, OURS, Study
+from shadowpeft.compare.search_space import METHODS, OURS
+from shadowpeft.compare.study import Study
 
 # PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

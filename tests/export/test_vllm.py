@@ -1,6 +1,7 @@
 """Exported folders in vLLM, against transformers: the same greedy answers.
 
-vLLM wants an environment of its own; docs/guides/export.md says how to make one. Without vLLM all of this is skipped.
+vLLM wants an environment of its own; docs/guides/export.md says how to make one. Without vLLM these tests are
+skipped.
 """
 
 import importlib.util

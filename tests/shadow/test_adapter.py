@@ -16,7 +16,8 @@ def silu(x: Tensor) -> Tensor:
 
 
 def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-    """Compute each block's input, from the outputs of the blocks before, as docs/concepts/method.md writes the
+    """Compute each block's input, from the outputs of the blocks before, as docs/concepts/method.md
+    writes the
     variant.
     """
     family, settings = arch.family_of(base), adapter.settings

@@ -65,7 +65,8 @@ class Bench:
         for shape in self.shapes:
             if shape not in SHAPES:
                 raise ConfigError(
-                    f"there is no shape {shape!r}{nearest(shape, SHAPES)}; the shapes are: {', '.join(SHAPES)}"
+                    f"there is no shape {shape!r}{nearest(shape, SHAPES)}; "
+                    f"the shapes are: {', '.join(SHAPES)}"
                 )
 
     @property

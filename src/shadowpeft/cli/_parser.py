@@ -1,4 +1,7 @@
-"""From a verb's typed function to its flags, help and config file, through jsonargparse; a misspelt name gets the nearest one."""
+"""From a verb's typed function to its flags, help and config file, through jsonargparse.
+
+A misspelt name is refused with the nearest one.
+"""
 
 import dataclasses
 import inspect
@@ -29,18 +32,18 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _Parser(ArgumentParser):
-    """A parser that takes a list in a file where a setting holds several names, separated by commas.
+    """A parser whose files may hold a list where a setting holds several names, separated by commas.
 
     Attributes:
-        several: those settings.
+        several: the names of these settings.
     """
 
     several: Collection[str] = ()
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        return super().parse_string(
-            _joined(content, self.several) if self.several else content, *args, **kwargs
-        )
+        if self.several:
+            content = _joined(content, self.several)
+        return super().parse_string(content, *args, **kwargs)
 
 
 def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
@@ -74,7 +77,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
 
 
 def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | None:
-    """Turn a command line into the arguments of a verb's function; `None` if it only asked for help.
+    """Return the arguments of a verb's function from a command line, or `None` if it only asked for help.
 
     Raises:
         ConfigError: a flag, key or value is not known, or a required one is missing.
@@ -108,11 +111,13 @@ def _hints(run: Callable[..., Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(run)
     settings = hints.pop("settings", None)
     hints.pop("return", None)
-    return hints if settings is None else {**typing.get_type_hints(settings), **hints}
+    if settings is None:
+        return hints
+    return {**typing.get_type_hints(settings), **hints}
 
 
 def _as_users_write(parser: ArgumentParser, action: Any, hint: Any) -> None:
-    """Accept dashes for underscores, show dashes, and let a switch stand without `true`."""
+    """Accept and show dashes for underscores, and let a switch stand without `true`."""
     dashed = [option.replace("_", "-") for option in action.option_strings]
     for option in dashed:
         parser._option_string_actions[option] = action
@@ -122,9 +127,10 @@ def _as_users_write(parser: ArgumentParser, action: Any, hint: Any) -> None:
 
 
 def _show_shadow(parser: ArgumentParser) -> None:
-    """Show `--shadow FOLDER` in the help in place of `--shadow-model`; `_as_fields` translates it.
+    """Show `--shadow FOLDER` in the help in place of `--shadow-model`. `_as_fields` translates it.
 
-    jsonargparse would take the bare name of the group `--shadow.r` for a file with the group's settings, which `--config` is for.
+    jsonargparse would take the bare name of the group `--shadow.r` for a file with the group's settings.
+    Settings in files are what `--config` is for.
     """
     actions = {action.dest: action for action in parser._actions}
     folder, group = actions.get("shadow_model"), actions.get("shadow")
@@ -133,31 +139,31 @@ def _show_shadow(parser: ArgumentParser) -> None:
     if group is None:
         folder.option_strings, folder.metavar = ["--shadow"], "FOLDER"
     else:
-        group.help, group.metavar, folder.help = (
-            f"{folder.help} (in a file: shadow_model)",
-            "FOLDER",
-            SUPPRESS,
-        )
+        group.help, group.metavar = f"{folder.help} (in a file: shadow_model)", "FOLDER"
+        folder.help = SUPPRESS
 
 
 def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Name the field that `--shadow FOLDER` sets: in settings and files, `shadow` holds the adapter's settings."""
+    """Rename `--shadow FOLDER` to the field it sets. In files, `shadow` holds the adapter's settings."""
     if "shadow_model" not in known:
         return list(words)
-    return [
-        "--shadow_model" + word.removeprefix("--shadow") if word.partition("=")[0] == "--shadow" else word
-        for word in words
-    ]
+    is_shadow = re.compile(r"--shadow(?=$|=)")
+    return [is_shadow.sub("--shadow_model", word) for word in words]
 
 
 def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:
-    """Let the flag of a list of strings be repeated, its text taken as it is: jsonargparse would read YAML out of it."""
+    """Let the flag of a list of strings be repeated, and keep its text as it is.
+
+    jsonargparse would read the text as YAML.
+    """
     lists = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *typing.get_args(hint))}
     result, rest = [], iter(words)
     for word in rest:
         flag, equals, text = word.partition("=")
         if flag in lists:
-            word = f"{flag}+={json.dumps([text if equals else next(rest, '')])}"
+            if not equals:
+                text = next(rest, "")
+            word = f"{flag}+={json.dumps([text])}"
         result.append(word)
     return result
 
@@ -170,8 +176,9 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> No
         if not word.startswith("--") or word == "--help":
             continue
         if name == "config":
-            path = value if equals else next(iter(words[position + 1 :]), "")
-            _refuse_unknown_keys(Path(path), known)
+            if not equals:
+                value = next(iter(words[position + 1 :]), "")
+            _refuse_unknown_keys(Path(value), known)
         elif name.replace("-", "_") not in (*known, *groups):
             raise ConfigError(
                 f"unknown flag --{name}{_nearest_flag(name, known)}; see shadowpeft {verb} --help"
@@ -188,19 +195,22 @@ def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold settings as 'name: value' lines, got {type(content).__name__}")
     for group in _groups(known) & content.keys():
-        value = content[group]
-        if not isinstance(value, dict):
-            other = (
-                f"; a folder to start from is {group}_model"
-                if isinstance(value, str) and f"{group}_model" in known
-                else ""
-            )
-            raise ConfigError(
-                f"{path}: {group} must hold settings, got {'null' if value is None else repr(value)}{other}"
-            )
+        _refuse_no_group(path, group, content[group], known=known)
     for key in _flat_keys(content, known):
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise ConfigError(f"{path}: unknown setting {key!r}{nearest(key, known)}")
+
+
+def _refuse_no_group(path: Path, group: str, value: object, *, known: Sequence[str]) -> None:
+    """Refuse a file that holds something else where a group of settings belongs."""
+    if isinstance(value, dict):
+        return
+    got, remedy = repr(value), ""
+    if value is None:
+        got = "null"
+    if isinstance(value, str) and f"{group}_model" in known:
+        remedy = f"; a folder to start from is {group}_model"
+    raise ConfigError(f"{path}: {group} must hold settings, got {got}{remedy}")
 
 
 def _groups(known: Sequence[str]) -> set[str]:
@@ -208,7 +218,7 @@ def _groups(known: Sequence[str]) -> set[str]:
 
 
 def _flat_keys(content: dict[Any, Any], known: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Name the settings in a file; below one that is known itself, a mapping is its value."""
+    """Yield the settings of a file by name. Below a setting that is known itself, a mapping is its value."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value and name not in known:
@@ -218,15 +228,19 @@ def _flat_keys(content: dict[Any, Any], known: Sequence[str], prefix: str = "") 
 
 
 def _joined(content: str, several: Collection[str]) -> str:
-    """Rewrite a file's YAML so that a list or a number is text where a setting holds several names; all else stays as it is."""
+    """Return a file's YAML with a list or a number as text where a setting holds several names."""
     root = yaml.compose(content, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode), "a file that holds no settings has been refused"
-    root.value = [(key, _as_text(value) if key.value in several else value) for key, value in root.value]
+    root.value = [
+        (key, _as_text(value)) if key.value in several else (key, value) for key, value in root.value
+    ]
     return yaml.serialize(root, allow_unicode=True)
 
 
 def _as_text(node: yaml.Node) -> yaml.Node:
-    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    parts = [node]
+    if isinstance(node, yaml.SequenceNode):
+        parts = node.value
     if not parts or any(part.tag not in _NAMES for part in parts):
         return node
     return yaml.ScalarNode(_NAMES[0], ",".join(part.value for part in parts))
@@ -237,7 +251,7 @@ def _nearest_flag(name: str, known: Sequence[str]) -> str:
 
 
 def _plain(message: str) -> str:
-    """Say jsonargparse's message in one line, in the words of the command line."""
+    """Return jsonargparse's message in one line, in the words of the command line."""
     message = message.replace("argument --shadow-model:", "argument --shadow:")
     message = _UNION.sub(lambda found: f" expected {_types(found[1])}, got {found[2]}", message)
     for old, new in (

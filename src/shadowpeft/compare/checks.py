@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from shadowpeft import arch
-from shadowpeft.compare.study import SHADOWS, Study
+from shadowpeft.compare.search_space import SHADOWS
+from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks import find
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.workers import count_gpus, device_name

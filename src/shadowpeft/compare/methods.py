@@ -15,7 +15,8 @@ from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.matching import MATCHED, matched, trained_parameters
 from shadowpeft.compare.overrides import overrides, refuse_unknown
 from shadowpeft.compare.peft_methods import PEFT_METHODS, peft_config, peft_model
-from shadowpeft.compare.study import METHODS, OURS, Study
+from shadowpeft.compare.search_space import METHODS, OURS
+from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Task
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError

@@ -8,7 +8,8 @@ from peft import LoraConfig
 from peft import ShadowConfig as PeftShadowConfig
 
 from shadowpeft.compare.cell import Cell
-from shadowpeft.compare.study import OURS, Study
+from shadowpeft.compare.search_space import OURS
+from shadowpeft.compare.study import Study
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
 from shadowpeft.settings import nearest

@@ -13,7 +13,8 @@ from shadowpeft.compare.method_result import (
     shares_seeds,
 )
 from shadowpeft.compare.records import Record
-from shadowpeft.compare.study import METHODS, Study
+from shadowpeft.compare.search_space import METHODS
+from shadowpeft.compare.study import Study
 from shadowpeft.reporting import stats
 from shadowpeft.reporting.stats import Difference, Estimate
 

@@ -1,8 +1,6 @@
 """The settings of a study, checked before any work starts, and the file that repeats it."""
 
 import dataclasses
-import math
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,64 +8,9 @@ from typing import Any
 import yaml
 
 from shadowpeft.compare.cell import Setting
+from shadowpeft.compare.search_space import METHODS, SEARCH, check_trials, refuse_unknown
 from shadowpeft.errors import ConfigError
 from shadowpeft.settings import SEVERAL, check, nearest, within
-
-METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
-OURS = ("shadow", "shadow-paper", "shadow-explicit")
-SHADOWS = ("peft-shadow", *OURS)
-# What a search tries, the likeliest first.
-_ADAPTER = tuple(Setting(rate) for rate in (1e-3, 3e-4, 2e-3, 5e-4, 4e-3, 2e-4, 7e-3, 1e-4))
-_PUBLISHED = tuple(
-    Setting(rate, alpha)
-    for rate, alpha in (
-        (1e-3, 0.1),
-        (1e-3, 0.3),
-        (3e-3, 0.3),
-        (5e-4, 0.1),
-        (1e-3, 1.0),
-        (3e-3, 0.1),
-        (3e-3, 1.0),
-        (3e-4, 0.3),
-    )
-)
-# What did best in results/method/search and large_base first; a pretrained shadow's own rate goes from a two-hundredth to the whole.
-_RANDOM = tuple(
-    Setting(rate, alpha)
-    for rate, alpha in (
-        (2e-3, 0.6),
-        (2e-3, 0.3),
-        (2e-3, 1.0),
-        (1e-3, 0.6),
-        (3e-3, 0.6),
-        (1e-3, 1.0),
-        (5e-4, 0.6),
-        (1e-3, 0.1),
-    )
-)
-_PRETRAINED = tuple(
-    Setting(rate, 0.3, backbone)
-    for rate, backbone in (
-        (1e-3, 1e-5),
-        (2e-3, 3e-4),
-        (1e-3, 1e-4),
-        (2e-3, 1e-5),
-        (2e-3, 2e-3),
-        (1e-3, 3e-5),
-        (5e-4, 1e-5),
-        (3e-3, 1e-4),
-    )
-)
-SEARCH: dict[str, tuple[Setting, ...]] = {
-    "base": tuple(Setting(rate) for rate in (1e-2, 3e-3, 3e-2, 1e-3, 1e-1, 3e-4, 3e-1, 1e-4)),
-    "lora": _ADAPTER,
-    "dora": _ADAPTER,
-    "full": tuple(Setting(rate) for rate in (1e-4, 3e-5, 3e-4, 1e-5, 6e-5, 2e-4, 5e-4, 2e-5)),
-    "peft-shadow": _PUBLISHED,
-    "shadow-paper": _PUBLISHED,
-    "shadow": _RANDOM,
-    "shadow-explicit": _PRETRAINED,
-}
 
 
 @dataclass(frozen=True)
@@ -94,8 +37,8 @@ class Study:
     trials: int = within(4, least=1)
     """How many settings of each method are tried on the validation split."""
     finalists: int = within(1, least=1)
-    """How many of each method's best trials are trained again from a second seed (search_seed + 1). The mean of
-    both values decides. With 1 no trial is repeated."""
+    """How many of each method's best trials are trained again from a second seed (search_seed + 1). The mean
+    of both values decides. With 1 no trial is repeated."""
     tie_standard_errors: float = within(1.0, least=0)
     """Settings whose validation value is within this many standard errors of the best one count as equal. Of
     equal settings the lowest learning rate is chosen. With 0 the best value decides."""
@@ -121,8 +64,8 @@ class Study:
     test_rows: int | None = within(None, least=1)
     """Rows of the test split to report on; by default all."""
     test_skip: int | list[int] | dict[str, int | list[int]] = 0
-    """Rows of each test split that an earlier study read and this one leaves out, since a test row is read once:
-    the `test_rows` of that study. For several earlier studies give a list in their order, such as
+    """Rows of each test split that an earlier study read and this one leaves out, since a test row is read
+    once: the `test_rows` of that study. For several earlier studies give a list in their order, such as
     [1000, 1000]; each drew from what the ones before it left. Where tasks differ, give a mapping from the
     names of tasks or partners to either; a task that it does not name leaves out none."""
     max_length: int | None = within(None, least=2)
@@ -146,8 +89,8 @@ class Study:
         check(self)
         if self.finalists > self.trials:
             raise ConfigError(
-                f"finalists must be {self.trials} or less, the number of trials they are taken from, got {self.finalists}; "
-                "lower them or raise trials"
+                f"finalists must be {self.trials} or less, the number of trials they are taken from, "
+                f"got {self.finalists}; lower them or raise trials"
             )
         if self.device not in ("auto", "cpu"):
             raise ConfigError(
@@ -162,10 +105,11 @@ class Study:
             if not isinstance(settings, dict):
                 raise ConfigError(f"overrides.{method} must hold settings as 'name: value', got {settings!r}")
         for method in self.names("methods"):
-            _check_trials(method, self.search.get(method), self.trials)
+            check_trials(method, self.search.get(method), self.trials)
         if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
             raise ConfigError(
-                "the method shadow-explicit needs shadow_model, --shadow on the command line: the folder or hub id of its pretrained shadow"
+                "the method shadow-explicit needs shadow_model, --shadow on the command line: "
+                "the folder or hub id of its pretrained shadow"
             )
 
     def _check_name(self) -> None:
@@ -195,7 +139,7 @@ class Study:
                 raise ConfigError(f"ranks must be whole numbers from 1 on, separated by commas, got {rank!r}")
 
     def _plainest_skip(self) -> int | list[int] | dict[str, int | list[int]]:
-        """Write `test_skip` as plainly as it can be: what means the same must be equal on a resume, also of files without mappings."""
+        """Return `test_skip` in its plainest form, so that equal meanings are equal when a study resumes."""
         if not isinstance(self.test_skip, dict):
             return _plain_skip(
                 "test_skip", self.test_skip, "; where tasks differ, map their names to such values"
@@ -219,7 +163,7 @@ class Study:
 
     @property
     def tested(self) -> list[str]:
-        """The names of all tasks that models are tested on: the study's tasks and, out of distribution, their partners."""
+        """The names of all tasks that models are tested on: the study's and, with `ood`, their partners."""
         from shadowpeft.compare.tasks import find
 
         tasks = self.names("tasks")
@@ -230,7 +174,7 @@ class Study:
         )
 
     def skips_of(self, task: str) -> tuple[int, ...]:
-        """Tell how many test rows of a task each earlier study drew whose rows are left out, one after another."""
+        """Return how many test rows of a task each earlier study drew, in the order of the studies."""
         skip = self.test_skip.get(task, 0) if isinstance(self.test_skip, dict) else self.test_skip
         if isinstance(skip, list):
             return tuple(skip)
@@ -256,18 +200,6 @@ def in_yaml(settings: Any) -> str:
     return header + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
-    """Refuse a name that is not known, listing those that are.
-
-    Raises:
-        ConfigError: it is not among them.
-    """
-    if name not in known:
-        raise ConfigError(
-            f"there is no {what} {name!r}{nearest(name, known)}; the {what}s are: {', '.join(known)}"
-        )
-
-
 def _refuse_untested(name: str, tested: list[str]) -> None:
     from shadowpeft.compare.tasks import TASKS
 
@@ -281,61 +213,15 @@ def _refuse_untested(name: str, tested: list[str]) -> None:
 
 
 def _plain_skip(where: str, given: Any, remedy: str = "") -> int | list[int]:
-    """Check what one task skips; a list of one is a number, as in files from before there were lists, and an empty one is 0."""
+    """Check what one task skips. A list of one becomes a number, as in older files; an empty list becomes 0."""
     skips, least = (given, 1) if isinstance(given, list) else ([given], 0)
     if not all(_is_whole(skip, least) for skip in skips):
         raise ConfigError(
-            f"{where} must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got {given!r}{remedy}"
+            f"{where} must be a whole number, 0 or more, or a list of whole numbers, 1 or more, "
+            f"got {given!r}{remedy}"
         )
     return skips if len(skips) > 1 else sum(skips)
 
 
-def _check_trials(method: str, settings: list[dict[str, float]] | None, trials: int) -> None:
-    """Refuse a search that would try more or fewer settings of one method than of another, or something that is no setting."""
-    if settings is None:
-        if trials > len(SEARCH[method]):
-            most = len(SEARCH[method])
-            raise ConfigError(
-                f"trials must be {most} or less with the built-in settings, got {trials}; list {trials} for {method} under search"
-            )
-        return
-    if not isinstance(settings, list) or len(settings) != trials:
-        got = f"{len(settings)} settings" if isinstance(settings, list) else repr(settings)
-        raise ConfigError(
-            f"every method gets the same number of trials: search.{method} must list {trials} settings, got {got}; change it or trials"
-        )
-    for setting in settings:
-        _check_setting(method, setting)
-        if settings.count(setting) > 1:
-            raise ConfigError(f"search.{method} lists {setting} twice; every trial must differ")
-
-
-def _check_setting(method: str, setting: Any) -> None:
-    known = [
-        "learning_rate",
-        *["alpha"] * (method in SHADOWS),
-        *["backbone_learning_rate"] * (method in OURS),
-    ]
-    if not isinstance(setting, dict) or "learning_rate" not in setting:
-        raise ConfigError(
-            f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}"
-        )
-    for name, value in setting.items():
-        if name == "backbone_learning_rate" and name not in known:
-            raise ConfigError(
-                f"search.{method}: {name} can be searched for {', '.join(OURS)} alone; leave it out"
-            )
-        if name not in known:
-            raise ConfigError(
-                f"search.{method}: there is nothing to search called {name!r}{nearest(name, known)}; it may hold {', '.join(known)}"
-            )
-        if not _is_number(value) or not 0 < value < math.inf:
-            raise ConfigError(f"search.{method}: {name} must be a number above 0, got {value!r}")
-
-
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

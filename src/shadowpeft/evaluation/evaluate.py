@@ -168,7 +168,7 @@ def measure_losses(
 
 
 def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, float | None]:
-    """Sum the loss over a batch, of a shadow that answers, too; a shadowed model need not hold the logits of either head for it."""
+    """Return the summed loss of a batch and, for a shadowed model, that of its shadow. No logits are kept."""
     lean = (
         {"skip_logits": True, "num_items_in_batch": torch.ones((), device=model.device)}
         if isinstance(model, ShadowedModel)

@@ -1,6 +1,6 @@
-"""What is known of a base before its weights are loaded: its configuration, its tokenizer and its shadow's configuration.
+"""What is known of a base before its weights are loaded: configurations and tokenizer.
 
-Every command that will load a base looks at it here first, so that what does not fit is refused before minutes of work.
+Every command that loads a base looks at it here first. What does not fit is refused before minutes of work.
 """
 
 from typing import TYPE_CHECKING, NamedTuple

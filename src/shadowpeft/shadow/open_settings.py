@@ -11,8 +11,8 @@ from shadowpeft.config import ResolvedConfig, ShadowConfig
 from shadowpeft.errors import ConfigError
 from shadowpeft.shadow.network import Shadow, sizes_of
 
-# What pretrained shadows were measured with (results/quality/large_base, results/method/search); the variant's own
-# 0.6 was measured with random ones alone.
+# Pretrained shadows were measured with this value (results/quality/large_base, results/method/search), and
+# random ones alone with the variant's own 0.6.
 PRETRAINED_ALPHA = 0.3
 
 # Settings that change what an adapter computes and that the shape of no tensor shows. A saved adapter must

@@ -93,8 +93,8 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
     config = ShadowConfig.from_dict(meta["shadow"])
     if open_settings.left_open(config):
         raise CheckpointError(
-            f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, and does not; save the adapter "
-            "again"
+            f"{folder / CONFIG} must say alpha, dropout, shadow_loss_weight, unit_state and output_gains, "
+            "and does not; save the adapter again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     build = partial(_build, base, config.resolved(), explicit)

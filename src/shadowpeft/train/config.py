@@ -12,7 +12,8 @@ from shadowpeft.settings import check, within
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
-# Attention that is given a mask, which tells packed documents apart in any number of rows; the flash kernels look at one row's positions.
+# Attention code that takes a mask, which separates packed documents in any number of rows. The flash kernels
+# read the positions of one row.
 _MASKED = (None, "sdpa", "eager", "flex_attention")
 
 
@@ -82,8 +83,8 @@ class TrainConfig:
     device: Literal["auto", "cpu"] = "auto"
     """`auto` for the first GPU, if there is one, or `cpu`."""
     deterministic: bool = False
-    """Use only GPU operations that give the same bits every time. A resumed run then ends with the same bits as
-    an uninterrupted one, but every step is slower. On a CPU this holds without the setting."""
+    """Use only GPU operations that give the same bits every time. A resumed run then ends with the same bits
+    as an uninterrupted one, but every step is slower. On a CPU this holds without the setting."""
     seed: int = within(0, least=0)
     """Seed of the shadow's initial weights, the order of rows, the choice of held-out rows and dropout."""
     eval_steps: int = within(500, least=1)
@@ -109,8 +110,8 @@ class TrainConfig:
             raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:
             raise ConfigError(
-                f"with packing, attn_implementation {self.attn_implementation} tells documents apart in one row only: set batch_size to 1 "
-                "(and raise max_length or gradient_accumulation), or choose sdpa"
+                f"with packing, attn_implementation {self.attn_implementation} separates documents in one row "
+                "only: set batch_size to 1 (and raise max_length or gradient_accumulation), or choose sdpa"
             )
 
     def to_yaml(self) -> str:
