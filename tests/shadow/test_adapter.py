@@ -16,10 +16,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def written_out(base: PreTrainedModel, adapter: Adapter, ids: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-    """Compute each block's input, from the outputs of the blocks before, as docs/concepts/method.md
-    writes the
-    variant.
-    """
+    """Compute each block's input from the outputs of the blocks before, as docs/concepts/method.md says."""
     family, settings = arch.family_of(base), adapter.settings
     state, inputs = adapter.shadow(ids, None, None, None, None), [outputs[0]]
     if settings.unit_state:

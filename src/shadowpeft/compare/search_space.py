@@ -79,7 +79,7 @@ def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
 
 
 def check_trials(method: str, settings: list[dict[str, float]] | None, trials: int) -> None:
-    """Refuse a search that tries more settings of one method than of another, or something that is no setting.
+    """Refuse a search that tries more settings of one method than of another, or a malformed setting.
 
     Args:
         method: the method.

@@ -213,7 +213,7 @@ def _refuse_untested(name: str, tested: list[str]) -> None:
 
 
 def _plain_skip(where: str, given: Any, remedy: str = "") -> int | list[int]:
-    """Check what one task skips. A list of one becomes a number, as in older files; an empty list becomes 0."""
+    """Check what one task skips. A list of one becomes a number, as in older files, and an empty list 0."""
     skips, least = (given, 1) if isinstance(given, list) else ([given], 0)
     if not all(_is_whole(skip, least) for skip in skips):
         raise ConfigError(

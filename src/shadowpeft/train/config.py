@@ -110,8 +110,8 @@ class TrainConfig:
             raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:
             raise ConfigError(
-                f"with packing, attn_implementation {self.attn_implementation} separates documents in one row "
-                "only: set batch_size to 1 (and raise max_length or gradient_accumulation), or choose sdpa"
+                f"with packing, attn_implementation {self.attn_implementation} separates the documents of a "
+                "single row: set batch_size to 1 (and raise max_length or gradient_accumulation), or choose sdpa"
             )
 
     def to_yaml(self) -> str:
