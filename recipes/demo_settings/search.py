@@ -53,10 +53,8 @@ def trained(
 ) -> tuple[Any, Curve]:
     """Train one candidate, and return the model and the course of its run."""
     torch.manual_seed(settings.seed)
-    if isinstance(method, Lora):
-        model = with_lora(load_base(), method)
-    else:
-        model = with_shadow(load_base(), method)
+    wrap = {Lora: with_lora, Shadow: with_shadow}[type(method)]
+    model = wrap(load_base(), method)
     with tempfile.TemporaryDirectory() as folder:
         curve = fit(
             model,

@@ -50,8 +50,8 @@ class Change:
             difference.
         last: correct the output of the last block, too.
         down: factor of the deviation of a fresh W_down.
-        shared: one W_down for all blocks, with a trained scale of each of its r values for each block;
-            r grows by what is saved.
+        shared: one W_down for all blocks, with a trained scale of each of its r values for each block; r
+            grows by what is saved.
         strength: multiply alpha by a number that is trained for each block, from 1.
     """
 
@@ -140,6 +140,18 @@ def size_of(h_BTD: Tensor, scale: str) -> Any:
     return 1.0
 
 
+def rank_of(adapter: Adapter, how: Change) -> int:
+    """Return the rank at which the changed boundary has about as many weights as the plain one."""
+    rank, blocks = adapter.settings.r, len(adapter.injections)
+    if how.activation == "glu" or how.apart:
+        rank = round(2 * rank / 3)
+    if how.site == "both":
+        rank = max(1, rank // 2)
+    if how.shared:
+        rank = round(2 * rank * blocks / (blocks + 1))
+    return rank
+
+
 def change_adapter(built: Built, how: Change) -> Built:
     """Give a fresh shadowed model the changed boundary."""
     adapter = built.model.adapters["default"]
@@ -147,13 +159,7 @@ def change_adapter(built: Built, how: Change) -> Built:
         "changes are made to the variant normed; set it in the job's config"
     )
     adapter.__class__, adapter.change = Changed, how
-    rank = adapter.settings.r
-    if how.activation == "glu" or how.apart:
-        rank = round(2 * rank / 3)
-    if how.site == "both":
-        rank = max(1, rank // 2)
-    if how.shared:
-        rank = round(2 * rank * len(adapter.injections) / (len(adapter.injections) + 1))
+    rank = rank_of(adapter, how)
     adapter.settings = replace(adapter.settings, r=rank)
     width, device = built.stock.config.hidden_size, built.stock.device
     with torch.device(device):
@@ -161,15 +167,14 @@ def change_adapter(built: Built, how: Change) -> Built:
             adapter.injections = nn.ModuleList(
                 [Injection(width, adapter.settings, plain.gains_D) for plain in adapter.injections]
             )
+        middles = nn.ModuleList()
         if how.site == "both":
-            adapter.middles = nn.ModuleList([Injection(width, adapter.settings) for _ in adapter.injections])
+            middles.extend(Injection(width, adapter.settings) for _ in adapter.injections)
+            adapter.middles = middles
             correct_in_the_middle(adapter, built.stock)
-        for i, injection in enumerate([*adapter.injections, *getattr(adapter, "middles", [])]):
-            start(
-                injection,
-                how,
-                arch.blocks_of(built.stock)[i % len(adapter.injections) + adapter.settings.inject_from],
-            )
+        blocks = arch.blocks_of(built.stock)[adapter.settings.inject_from :]
+        for i, injection in enumerate([*adapter.injections, *middles]):
+            start(injection, how, blocks[i % len(adapter.injections)])
     if how.shared:
         for injection in adapter.injections[1:]:
             injection.down.weight = adapter.injections[0].down.weight
@@ -288,7 +293,7 @@ def drop_after_reading(adapter: Any) -> None:
             kept.clear()
         if kept:
             h_BTD = h_BTD - kept.pop()
-        new_BTD, s_BTD = plain(adapter, block, h_BTD, s_BTD, norm, boundary)
+        new_BTD, s_BTD = plain(adapter, block, h_BTD, s_BTD=s_BTD, norm=norm, boundary=boundary)
         kept[:] = [new_BTD - h_BTD]
         return new_BTD, s_BTD
 
@@ -332,7 +337,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
 
 @contextmanager
 def rates(factors: Mapping[str, float]) -> Iterator[None]:
-    """Multiply the learning rate of some parts of an adapter, named in `PARTS`, while the context lasts."""
+    """Multiply the learning rate of some parts of an adapter, those of `PARTS`, within the context."""
     plain = training._Trainer.create_optimizer
 
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -360,7 +365,10 @@ def rates(factors: Mapping[str, float]) -> Iterator[None]:
 
 @contextmanager
 def loss_weights(first_and_last: tuple[float, float] | None) -> Iterator[None]:
-    """Change the weight of the shadow's loss linearly over the steps while the context lasts."""
+    """Change the weight of the shadow's loss linearly over the steps, from the first to the last number.
+
+    It lasts as long as the context. `None` leaves the weight as it is.
+    """
     plain = training._Trainer.compute_loss
 
     def compute_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

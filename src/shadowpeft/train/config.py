@@ -111,7 +111,7 @@ class TrainConfig:
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:
             raise ConfigError(
                 f"with packing, attn_implementation {self.attn_implementation} separates the documents of a "
-                "single row: set batch_size to 1 (and raise max_length or gradient_accumulation), or choose sdpa"
+                "single row: set batch_size to 1 (raise max_length or gradient_accumulation), or choose sdpa"
             )
 
     def to_yaml(self) -> str:
