@@ -1,6 +1,4 @@
-"""The norms that a block's attention reads through and those behind its layers, in every layout; gains from
-them.
-"""
+"""The norms of a block, in every layout, and the gains that follow from them."""
 
 from typing import Any
 

@@ -20,7 +20,7 @@ def test_cached_equals_uncached_token_by_token(shadowed: ShadowedModel, kind: st
         first = 6
     expected = shadowed(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     cache = shadowed.new_cache(max_length=12 if kind == "static" else None)
-    found = step_by_step(shadowed, cache, ids, mask, positions, first)
+    found = step_by_step(shadowed, cache, ids, mask=mask, positions=positions, first=first)
     real = torch.ones_like(ids) if mask is None else mask
     close(found[real.bool()], expected[real.bool()])
 

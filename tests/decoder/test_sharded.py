@@ -1,6 +1,4 @@
-"""Shards in a process of its own, where nothing is sharded; `tests/train/test_fsdp.py` runs several
-processes.
-"""
+"""Shards in a process of its own, where nothing is sharded; several run in `tests/train/test_fsdp.py`."""
 
 import torch
 from torch import nn

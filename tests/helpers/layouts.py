@@ -1,6 +1,4 @@
-"""Every layout of a block that transformers has for the supported families, and what its modules are called
-with.
-"""
+"""Every layout of a block that transformers has for the supported families."""
 
 import torch
 from torch import Tensor, nn

@@ -68,7 +68,7 @@ def test_an_explicit_shadow_generates_saves_and_detaches(pair: str, variant: str
     expected = model(ids, attention_mask=mask, position_ids=positions, output_shadow_logits=True)
     for cache in (model.new_cache(), model.new_cache(max_length=12)):
         close(
-            step_by_step(model, cache, ids, mask, positions, first=6)[mask.bool()],
+            step_by_step(model, cache, ids, mask=mask, positions=positions, first=6)[mask.bool()],
             expected.logits[mask.bool()],
         )
     written = [

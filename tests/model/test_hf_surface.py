@@ -1,6 +1,4 @@
-"""What transformers asks of a model: verbs for adapters, checkpointing, embeddings, a Trainer's look at
-`forward`.
-"""
+"""What transformers asks of a model: methods for adapters, checkpointing, embeddings, labels."""
 
 import pytest
 from helpers.families import attached, tiny_model, token_ids

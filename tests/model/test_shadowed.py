@@ -1,6 +1,4 @@
-"""`ShadowedModel` as its users see it: attach, forward, train, compile, threads, copies, and nothing left
-behind.
-"""
+"""`ShadowedModel` as its users see it: attach, forward, train, compile, threads, unload."""
 
 import copy
 import gc
