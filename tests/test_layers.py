@@ -62,7 +62,6 @@ READ_BY_NAME = {
     "bench/bare.py": "takes attributes off a model that a library put there",
     "compare/study.py": "checks fields by name",
     "decoder/loan.py": "lends and gives back the attributes of a module, which has no other way to them",
-    "pretrain/config.py": "checks fields by name",
     "storage/base_facts.py": "compares two records field by field",
     "storage/shadow_folder.py": "compares two configurations field by field",
 }

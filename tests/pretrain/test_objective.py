@@ -20,7 +20,7 @@ def states() -> tuple[torch.Tensor, torch.Tensor]:
     return s_ND.requires_grad_(), h_ND
 
 
-def test_turn_ignores_sizes(states):
+def test_cosine_distance_ignores_sizes(states):
     """Catches a matching loss that depends on the size of a state, or is not 0 if directions agree."""
     s_ND, h_ND = states
     angle_N = cosine_distance(s_ND, h_ND)

@@ -90,9 +90,8 @@ def test_two_steps_make_a_folder_that_ships(tokens, tmp_path, capsys):
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     small = attach(base, ShadowConfig(), package).detached()
     assert small.config.num_hidden_layers == len(train.BLOCKS)
-    train.main(
-        ["--tokens", str(tokens), "--output", str(tmp_path / "again"), "--ship", str(result.checkpoint)]
-    )
+    again = ["--tokens", str(tokens), "--output", str(tmp_path / "again")]
+    train.main([*again, "--ship", str(result.checkpoint)])
     saved = [
         (folder / shadow_folder.WEIGHTS).read_bytes() for folder in (package, tmp_path / "again" / "package")
     ]
