@@ -1,16 +1,15 @@
-"""The changes of the variant `normed` that a search tries: other boundaries, other starts, other rates."""
+"""The changes of the variant `normed` that a search tries: other boundaries and other starts."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from starts import copy_block, directions_read, start_as_mean, start_from_data
 from torch import Tensor, nn
 
 from shadowpeft import arch
-from shadowpeft.compare import training
 from shadowpeft.compare.methods import Built
 from shadowpeft.ops import read, update
 from shadowpeft.shadow.adapter import Adapter
@@ -53,6 +52,10 @@ class Change:
         shared: one W_down for all blocks, with a trained scale of each of its r values for each block; r
             grows by what is saved.
         strength: multiply alpha by a number that is trained for each block, from 1.
+        whole: freeze the backbone, the projection and the updates, and give r all that they train; with
+            `reads_shadow` off this is a plain nonlinear adapter.
+        backbone: start of the shadow's attention: normal; mean, which looks at all tokens alike and puts out
+            the projected mean of the normed embeddings.
     """
 
     activation: str = "silu"
@@ -72,6 +75,8 @@ class Change:
     down: float = 1.0
     shared: bool = False
     strength: bool = False
+    whole: bool = False
+    backbone: str = "normal"
 
 
 class Changed(Adapter):
@@ -149,7 +154,15 @@ def rank_of(adapter: Adapter, how: Change) -> int:
         rank = max(1, rank // 2)
     if how.shared:
         rank = round(2 * rank * blocks / (blocks + 1))
+    if how.whole:
+        kept = count_trained(adapter.injections)
+        rank = round(rank * (kept + count_trained(adapter.shadow, adapter.updates)) / kept)
     return rank
+
+
+def count_trained(*parts: nn.Module) -> int:
+    """Count the trainable weights of some parts."""
+    return sum(weight.numel() for part in parts for weight in part.parameters() if weight.requires_grad)
 
 
 def change_adapter(built: Built, how: Change) -> Built:
@@ -180,10 +193,14 @@ def change_adapter(built: Built, how: Change) -> Built:
             injection.down.weight = adapter.injections[0].down.weight
     if how.last:
         correct_after_the_last(adapter, built.stock)
-    if not how.updates:
+    if how.whole or not how.updates:
         adapter.updates.requires_grad_(False)
+    if how.whole:
+        adapter.shadow.requires_grad_(False)
     if how.warm:
         copy_block(adapter.shadow.backbone, built.stock)
+    if how.backbone == "mean":
+        start_as_mean(adapter.shadow.backbone)
     if not how.keeps:
         drop_after_reading(adapter)
     return built
@@ -211,33 +228,6 @@ def start(injection: Any, how: Change, block: nn.Module) -> None:
         injection.down.weight[half : 2 * half] = injection.down.weight[:half]
         injection.up.weight[:, :half].normal_(std=how.start_up)
         injection.up.weight[:, half : 2 * half] = -injection.up.weight[:, :half]
-
-
-def directions_read(block: Any) -> Tensor:
-    """Return the unit directions that the linear layers of a block read, the strongest first.
-
-    Only for families with Llama's names.
-    """
-    attention, mlp = block.self_attn, block.mlp
-    gram_DD = torch.tensor(0.0)
-    for layer in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
-        weight = layer.weight.float()
-        # Each layer counts the same, whatever the size of its weights.
-        gram_DD = gram_DD + weight.T @ weight / weight.square().sum()
-    return torch.linalg.eigh(gram_DD).eigenvectors.flip(-1).T
-
-
-@torch.no_grad()
-def start_from_data(injection: Any, delta_BTD: Tensor) -> None:
-    """Point W_down where delta varies most, each direction scaled to unit variance."""
-    injection.started = True
-    delta_ND = delta_BTD.float().flatten(0, -2)
-    centred_ND = delta_ND - delta_ND.mean(0)
-    with torch.autocast(delta_BTD.device.type, enabled=False):
-        values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
-    rank = len(injection.down.weight)
-    strongest_R = values_D.flip(0)[:rank].clamp_min(values_D[-1] * 1e-4)
-    injection.down.weight.copy_(vectors_DD.flip(-1).T[:rank] * strongest_R.rsqrt()[:, None])
 
 
 def correct_in_the_middle(adapter: Any, base: Any) -> None:
@@ -298,89 +288,3 @@ def drop_after_reading(adapter: Any) -> None:
         return new_BTD, s_BTD
 
     adapter.enter = enter
-
-
-@torch.no_grad()
-def copy_block(backbone: nn.Module, base: Any) -> None:
-    """Copy the base's first block, cut to the shadow's sizes, and its final norm.
-
-    Only for families with Llama's names.
-    """
-    ours = dict(backbone.get_submodule("layers.0").named_parameters())
-    theirs = dict(arch.blocks_of(base)[0].named_parameters())
-    strength = (
-        theirs["mlp.gate_proj.weight"].norm(dim=1)
-        * theirs["mlp.up_proj.weight"].norm(dim=1)
-        * theirs["mlp.down_proj.weight"].norm(dim=0)
-    )
-    best = strength.topk(len(ours["mlp.gate_proj.weight"])).indices.sort().values
-    for name, weight in ours.items():
-        source = theirs[name].to(weight)
-        if name.startswith("mlp.down"):
-            source = source[:, best]
-        elif name.startswith("mlp."):
-            source = source[best]
-        weight.copy_(source[tuple(map(slice, weight.shape))])
-    backbone.get_parameter("norm.weight").copy_(arch.decoder_of(base).get_parameter("norm.weight"))
-
-
-PARTS: dict[str, Callable[[str], bool]] = {
-    "backbone": lambda name: ".shadow.backbone." in name,
-    "projection": lambda name: ".shadow.projection." in name,
-    "down": lambda name: name.endswith(".down.weight") and ".injections." in name,
-    "up": lambda name: name.endswith(".up.weight") and ".injections." in name,
-    "update": lambda name: ".updates." in name,
-    "strength": lambda name: name.endswith(".strength"),
-    "head": lambda name: "score." in name,
-}
-
-
-@contextmanager
-def rates(factors: Mapping[str, float]) -> Iterator[None]:
-    """Multiply the learning rate of some parts of an adapter, those of `PARTS`, within the context."""
-    plain = training._Trainer.create_optimizer
-
-    def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
-        optimizer = plain(self, *args, **kwargs)
-        for part, factor in factors.items():
-            chosen = {
-                id(weight)
-                for name, weight in self.model.named_parameters()
-                if weight.requires_grad and PARTS[part](name)
-            }
-            assert chosen, f"the model has no {part}"
-            for group in list(optimizer.param_groups):
-                apart = [weight for weight in group["params"] if id(weight) in chosen]
-                group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
-                if apart:
-                    optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})
-        return optimizer
-
-    training._Trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        training._Trainer.create_optimizer = plain  # type: ignore[method-assign]
-
-
-@contextmanager
-def loss_weights(first_and_last: tuple[float, float] | None) -> Iterator[None]:
-    """Change the weight of the shadow's loss linearly over the steps, from the first to the last number.
-
-    It lasts as long as the context. `None` leaves the weight as it is.
-    """
-    plain = training._Trainer.compute_loss
-
-    def compute_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        first, last = first_and_last or (0.0, 0.0)
-        adapter = model.adapters["default"]
-        done = self.state.global_step / self.args.max_steps
-        adapter.settings = replace(adapter.settings, shadow_loss_weight=first + done * (last - first))
-        return plain(self, model, *args, **kwargs)
-
-    if first_and_last:
-        training._Trainer.compute_loss = compute_loss  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        training._Trainer.compute_loss = plain  # type: ignore[method-assign]

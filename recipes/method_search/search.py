@@ -12,23 +12,29 @@ test split as a study's final runs do}. Budgets, data, training and measuring ar
 compare`.
 
 Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder:
-a job is run by the first that claims it.
+a job is run by the first that claims it. With --until TIME, in seconds since 1970, they wait for jobs that
+are added to the file, and begin none after that time. --encoded FOLDER keeps the encoded data, so that only
+the first process has to encode it. --answers FOLDER keeps what classifiers answer to each row, one file a
+job. `rates_used` in a row says how many weights were trained at which peak rate.
 """
 
 import argparse
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from change import Change, change_adapter, loss_weights, rates
+from change import Change, change_adapter
+from kept import keep_encoded, kept_answers
+from rates import loss_weights, rates
 
 from shadowpeft.compare import run_cell
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
-from shadowpeft.compare.workers import attempt, silence
+from shadowpeft.compare.workers import _tidy, attempt, silence
 
 
 def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -49,18 +55,16 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         alpha=job.get("alpha"),
         backbone_learning_rate=job.get("backbone_learning_rate"),
     )
-    changes = (
-        Change(**job.get("change", {}))
-        if method in ("shadow", "shadow-explicit") and "change" in job
-        else None
-    )
-    with changed(changes), rates(job.get("rates", {})), loss_weights(job.get("loss_weights")):
-        rows = attempt(cell, study, run_both if job.get("detached") else run_cell.run_cell)
-    return {
-        "job": job,
-        **rows[0],
-        "also": [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]],
-    }
+    changes = None
+    if method in ("shadow", "shadow-explicit") and "change" in job:
+        changes = Change(**job["change"])
+    work = run_cell.run_cell
+    if job.get("detached"):
+        work = run_both
+    with changed(changes), rates(job.get("rates", {})) as used, loss_weights(job.get("loss_weights")):
+        rows = attempt(cell, study, work)
+    also = [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]
+    return {"job": job, **rows[0], "rates_used": used, "also": also}
 
 
 @contextmanager
@@ -98,20 +102,32 @@ def run_both(cell: Cell, study: Study) -> list[dict[str, Any]]:
         run_cell.CellRun.search = plain  # type: ignore[method-assign]
 
 
-def unclaimed(jobs: Path, claims: Path) -> Iterator[dict[str, Any]]:
-    """Give the jobs that no other process has claimed, also those that are added to the file meanwhile."""
+def name_of(job: dict[str, Any]) -> str:
+    """Return a name that every process gives the job."""
+    return hashlib.sha256(json.dumps(job).encode()).hexdigest()[:16]
+
+
+def unclaimed(jobs: Path, claims: Path, until: float | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the jobs that no other process has claimed, also those that are added to the file meanwhile.
+
+    Args:
+        jobs: the file.
+        claims: the folder that all processes share.
+        until: wait for new jobs until this time, and yield none after it; `None` to end with the file.
+    """
     claims.mkdir(parents=True, exist_ok=True)
     tried: set[str] = set()
-    while True:
+    while until is None or time.time() < until:
         lines = [line for line in jobs.read_text().splitlines() if line.strip() and line not in tried]
-        if not lines:
+        if not lines and until is None:
             return
+        if not lines:
+            time.sleep(0.5)
+            continue
         tried.add(lines[0])
         job = json.loads(lines[0])
         try:
-            (claims / hashlib.sha256(lines[0].encode()).hexdigest()).touch(
-                exist_ok=False
-            )  # a name that every process gives the job
+            (claims / name_of(job)).touch(exist_ok=False)
         except FileExistsError:
             continue
         yield job
@@ -124,6 +140,9 @@ def main() -> None:
     for flag in ("--jobs", "--output"):
         parser.add_argument(flag, required=True, type=Path)
     parser.add_argument("--claims", type=Path, help="by default OUTPUT.claims")
+    parser.add_argument("--until", type=float)
+    parser.add_argument("--encoded", type=Path)
+    parser.add_argument("--answers", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--data-dir")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"])
@@ -138,16 +157,23 @@ def main() -> None:
         parser.add_argument(flag, type=int, default=default)
     settings = vars(parser.parse_args())
     jobs, output, claims = (settings.pop(name) for name in ("jobs", "output", "claims"))
+    until, encoded, answers = (settings.pop(name) for name in ("until", "encoded", "answers"))
     silence()
-    for job in unclaimed(jobs, claims or output.with_suffix(".claims")):
-        row = run(job, settings)
+    if encoded is not None:
+        keep_encoded(encoded)
+    for job in unclaimed(jobs, claims or output.with_suffix(".claims"), until):
+        began = time.time()
+        with kept_answers(answers and answers / f"{name_of(job)}.npz"):
+            row = run(job, settings)
+        row = {**row, "name": name_of(job), "began": began, "seconds": time.time() - began}
         with open(output, "a") as file:
             file.write(json.dumps(row) + "\n")
+        where = f"{job['name']} {row['model']} {row['task']}"
         print(
-            f"{row['job']['name']} {row['model']} {row['task']}: {row['metric']} {row['value']} "
-            f"{row['error'] or ''}",
+            f"{where}: {row['metric']} {row['value']} in {row['seconds']:.0f} s {row['error'] or ''}",
             flush=True,
         )
+        _tidy()
 
 
 if __name__ == "__main__":
