@@ -29,8 +29,6 @@ from measurements import (
 )
 from mixed_answers import Answers, mix, vote
 
-from shadowpeft.reporting.tables import table
-
 DIFFERENCE = (
     "first - second", "seeds", "nll ± 95 % over seeds", "s.e. over seeds; over pairs", "lower nll in",
     "points", "s.e. over seeds; over pairs", "95 % over items and seeds",
@@ -39,6 +37,12 @@ ARMS = ("blind", "whole", "mean")
 MATH_PAIRS = tuple((model, "gsm8k") for model in MODELS)
 TUNED = "shadow 1e-3/3e-3 - LoRA 3e-4/3e-3"
 COUPLED = "shadow coupled - LoRA coupled"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out a Markdown table whose first column is aligned left."""
+    rules = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows))
 
 
 def settings(measured: Measurements) -> Iterable[list[str]]:

@@ -1,0 +1,27 @@
+"""The scripts of recipes/method_search as modules, as they see each other when one of them is run."""
+
+import sys
+
+from helpers.recipes import ROOT
+
+sys.path.append(str(ROOT / "recipes" / "method_search"))
+
+import change
+import head_rate
+import head_rate_report
+import kept
+import measurements
+import mixed_answers
+import rates
+import search
+
+__all__ = [
+    "change",
+    "head_rate",
+    "head_rate_report",
+    "kept",
+    "measurements",
+    "mixed_answers",
+    "rates",
+    "search",
+]
