@@ -229,6 +229,19 @@ def test_the_plan_goes_on_as_far_as_the_rows_allow():
     assert list(new) == ["lora 0.0003/0.001", "lora 0.0002/0.003", "shadow 0.002/0.03", "shadow 0.003/0.01"]
 
 
+def test_the_planner_adds_each_job_once_when_its_model_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, rows = tmp_path / "jobs.jsonl", tmp_path / "rows.0.jsonl"
+    (tmp_path / head_rate.MODELS[1]).mkdir(parents=True)
+    (tmp_path / head_rate.MODELS[1] / "READY").touch()
+    rows.write_text('{"job": ')  # a row that is still being written
+    for _ in range(2):
+        head_rate.add(jobs, "rows.*.jsonl", any_model=False)
+        there = [json.loads(line) for line in jobs.read_text().splitlines()]
+        assert {job["model"] for job in there} == {head_rate.MODELS[1]}
+        assert len(there) == 3 * (14 + 4)
+
+
 def test_the_plan_of_the_record_is_the_one_that_ran():
     """Catches a planner that no longer makes the jobs of the committed rows."""
     folders = (HEAD_RATE, STATE)

@@ -77,6 +77,8 @@ def test_recipe_of_the_method_search(tmp_path):
         "down": 2.0,
         "shared": True,
         "strength": True,
+        "whole": True,
+        "backbone": "mean",
     }
     starts = [{"start": name} for name in ("reads", "pca", "mirror")]
     changes = [
