@@ -22,10 +22,8 @@ FIELDS = "shape batch tokens method impl inject_from ms ms_spread peak_gb traina
 
 @pytest.mark.parametrize("part", ["train", "forward"])
 def test_measures_side_by_side(part, tmp_path, capsys):
-    """Catches a row without its facts, a table or picture that is not made.
-
-    Also a run that loses the rows of earlier ones.
-    """
+    """Catches a row without its facts, a table or picture that is not made, and a run that loses the rows of
+    earlier ones."""
     rows = tmp_path / "rows.jsonl"
     names = ["base", "lora", "peft-shadow", "shadow:reference", "shadow@1/2", "lora@1/2"]
     assert main(command(part, "base", rows, "--rounds", "1")) == 0
@@ -54,10 +52,8 @@ def test_measures_side_by_side(part, tmp_path, capsys):
 
 
 def test_a_method_that_fails_does_not_cost_the_others(tmp_path, capsys, monkeypatch):
-    """Catches a run that ends with the first missing library or full memory.
-
-    Also one that tries it again in every round.
-    """
+    """Catches a run that ends with the first missing library or full memory, and one that tries it again in
+    every round."""
     monkeypatch.setitem(sys.modules, "shadow_peft", None)
     tries = []
 
@@ -115,10 +111,8 @@ def test_no_turn_begins_after_the_limit(tmp_path, capsys):
 
 
 def test_defaults_that_cannot_run_are_named(tmp_path, capsys, monkeypatch):
-    """Catches a default that refuses to run at all where there is no GPU.
-
-    Also one that is left out in silence.
-    """
+    """Catches a default that refuses to run at all where there is no GPU, and one that is left out in
+    silence."""
     monkeypatch.setattr(choice, "no_triton", lambda: "needs a GPU")
     monkeypatch.setitem(DEFAULTS, "train", "base,shadow,shadow:triton")
     words = command("train", "shadow:triton", tmp_path / "rows.jsonl", "--rounds", "1")
@@ -136,10 +130,8 @@ def test_defaults_that_cannot_run_are_named(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.gpu
 def test_on_a_gpu(tmp_path, capsys):
-    """Catches a peak that is not the step's own.
-
-    Also an implementation that is red where it is meant to run.
-    """
+    """Catches a peak that is not the step's own, and an implementation that is red where it is meant to
+    run."""
     methods = (
         "base,base-chunked,lora,peft-shadow,shadow-peft,shadow,shadow:reference,shadow:compile,"
         "shadow:triton,shadow@1/2"

@@ -1,10 +1,11 @@
-"""A tiny base, an adapter for it and rows, which no test of the command line changes."""
+"""A tiny base, an adapter for it and rows, which no test of the command line changes, and a small study."""
 
 from pathlib import Path
 
 import pytest
 from helpers.bars import nobody_watches  # noqa: F401 - a fixture
 from helpers.families import perturb
+from helpers.noted_studies import data, small  # noqa: F401 - fixtures
 from helpers.runs import one_thread, save_base, write_rows  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM
 

@@ -13,10 +13,8 @@ def test_rows_are_drawn_the_same_for_every_seed() -> None:
 
 
 def test_skipped_rows_are_those_that_were_drawn_before() -> None:
-    """Catches a second study that reads test rows of the first, draws others each time.
-
-    Or a first whose rows are no longer the same.
-    """
+    """Catches a second study that reads test rows of the first, draws others each time, or a first whose rows
+    are no longer the same."""
     rows = [f"row {index}" for index in range(100)]
     first = cell_data.draw(rows, 30)
     assert (
@@ -40,10 +38,8 @@ def test_skipped_rows_are_those_that_were_drawn_before() -> None:
 
 
 def test_a_third_study_skips_the_rows_of_both_before() -> None:
-    """Catches a third study that reads rows of the first or of the second.
-
-    Also as one that skips a single draw of their sum does.
-    """
+    """Catches a third study that reads rows of the first or of the second, as one that skips a single draw of
+    their sum does."""
     rows = [f"row {index}" for index in range(100)]
     first, second, third = (cell_data.draw(rows, 30, skips) for skips in ((), (30,), (30, 30)))
     assert len({*first, *second, *third}) == 90

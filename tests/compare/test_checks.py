@@ -84,10 +84,8 @@ def test_data_is_checked_before_any_work(small, data):
     ids=["task", "list", "partner", "a task's own", "a partner's own"],
 )
 def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip, tasks, message):
-    """Catches a study that trains for hours and has no test row left to be measured on.
-
-    Or only its partners' lack them.
-    """
+    """Catches a study that trains for hours and has no test row left to be measured on, or only its partners'
+    lack them."""
     for split, count in (("train", 8), ("validation", 2), ("test", 2)):
         write(
             data / "mawps" / f"{split}.jsonl",
@@ -102,10 +100,8 @@ def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip,
 
 
 def test_a_tokenizer_of_single_signs_is_told(small, tmp_path):
-    """Catches hours of training on the ids of a tokenizer that was converted wrongly.
-
-    Also on which nothing can be learned.
-    """
+    """Catches hours of training on the ids of a tokenizer that was converted wrongly, on which nothing can be
+    learned."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -129,10 +125,8 @@ def test_training_rows_that_are_too_long_are_told(small):
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_a_base_without_numbers_is_refused(small, tmp_path, bf16):
-    """Catches a study in which every method learns nothing.
-
-    Also since the base itself computes NaN on this device.
-    """
+    """Catches a study in which every method learns nothing, since the base itself computes NaN on this
+    device."""
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     sound = replace(small, bf16=bf16, tasks="clinc150")
     checks.check_numbers(sound, {"clinc150": ["one text", "a second, longer text"]})

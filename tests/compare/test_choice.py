@@ -19,10 +19,8 @@ from shadowpeft.embedded import MODEL
 
 
 def test_the_best_validation_value_is_chosen(small):
-    """Catches accuracy minimised, loss maximised, ties that go to the later trial.
-
-    Also a detached row that decides.
-    """
+    """Catches accuracy minimised, loss maximised, ties that go to the later trial, and a detached row that
+    decides."""
     small = replace(small, tie_standard_errors=0)
     lora = [cell for cell in schedule.search_cells(small) if (cell.task, cell.method) == ("clinc150", "lora")]
     assert [cell.learning_rate for cell in lora] == [1e-3, 3e-4]
@@ -88,10 +86,8 @@ def twice(small) -> Study:
     ],
 )
 def test_the_mean_of_both_seeds_chooses_among_finalists(twice, firsts, seconds, metric, chosen):
-    """Catches a choice by either seed alone, a lost run counted as a good one.
-
-    Also means read the wrong way round, and a choice of nothing.
-    """
+    """Catches a choice by either seed alone, a lost run counted as a good one, means read the wrong way
+    round, and a choice of nothing."""
     trials = schedule.search_cells(twice)
 
     def run_of(cell: Cell, value: float | str | None) -> dict:
@@ -135,10 +131,8 @@ def falling(small) -> Study:
     ],
 )
 def test_the_lowest_rate_of_a_tie_is_chosen(falling, width, values, chosen):
-    """Catches the rate at the edge of stability.
-
-    Also chosen for a tenth of a point that another seed takes back; and a tie too wide.
-    """
+    """Catches the rate at the edge of stability, chosen for a tenth of a point that another seed takes back;
+    and a tie too wide."""
     falling = replace(falling, tie_standard_errors=width)
     assert choose(falling, [{"value": value, "items": 100} for value in values]) == chosen
     # One rule for every method.
@@ -157,10 +151,8 @@ def test_a_tie_is_of_shares_whose_answers_are_known(falling):
 
 
 def test_within_a_rate_the_weaker_injection_is_chosen(falling):
-    """Catches a tie of one rate that the stronger injection wins, a backbone's rate left out.
-
-    Also an order that is not the trials'.
-    """
+    """Catches a tie of one rate that the stronger injection wins, a backbone's rate left out, and an order
+    that is not the trials'."""
 
     def setting(rate: float, alpha: float, backbone: float | None = None) -> dict[str, float]:
         return {"learning_rate": rate, "alpha": alpha} | (
@@ -177,10 +169,8 @@ def test_within_a_rate_the_weaker_injection_is_chosen(falling):
 
 
 def test_a_tie_of_two_seeds_is_narrower_and_of_finalists_alone(falling):
-    """Catches a standard error of one seed for the mean of two.
-
-    Also a trial chosen that never ran from a second seed.
-    """
+    """Catches a standard error of one seed for the mean of two, and a trial chosen that never ran from a
+    second seed."""
     plan = replace(falling, finalists=2)
     firsts = [{"value": value, "items": 100} for value in (0.5, 0.49, 0.48)]
     assert schedule.finalist_cells(
@@ -204,10 +194,8 @@ LARGE = ["large-lora", "large-shadow"]
 
 @pytest.mark.parametrize("recipe", [*RECORDED, "large_base"])
 def test_recorded_studies_choose_what_they_chose(recipe):
-    """Catches a study in results/ that, gone on with or repeated.
-
-    Also would go on with other settings than it began with.
-    """
+    """Catches a study in results/ that, continued or repeated, would use other settings than it began
+    with."""
     root = Path(__file__).parents[2]
     names = RECORDED.get(recipe, LARGE)
     paths = [path for name in names for path in (root / "results").rglob(f"compare-{name}.jsonl")]

@@ -16,10 +16,8 @@ def test_order_uses_every_row_once_before_any_twice() -> None:
 
 
 def test_long_texts_are_cut_and_long_prompts_dropped(tiny: str) -> None:
-    """Catches answers that are cut off, on which a model would learn to stop early.
-
-    Also a text without tokens.
-    """
+    """Catches answers that are cut off, on which a model would learn to stop early, and a text without
+    tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     long, short = Item("cat " * 50, 1, " dog"), Item("cat", 0, " dog")
     (kept,) = examples.encode_items(TASKS["questions"], [long, short], tokenizer, 16)

@@ -31,10 +31,7 @@ def test_failed_trials_may_run_again_before_the_test_is_read(small):
 
 
 def test_a_second_process_leaves_the_study_file_of_the_first(small):
-    """Catches settings overwritten while their study runs its first cell.
-
-    Also so that it cannot be gone on with.
-    """
+    """Catches settings overwritten while their study runs its first cell, so that it cannot be continued."""
     with ledger.Ledger(small):
         with pytest.raises(ConfigError, match="another process is running the study"):
             go(replace(small, seeds=5))

@@ -22,10 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "gpt2"])
 def test_budgets_are_met_on_the_real_model(model_type: str, study: Study, tmp_path: Path) -> None:
-    """Catches a count on the meta device that the real model does not have.
-
-    Also in families with other sizes and layouts.
-    """
+    """Catches a count on the meta device that the real model does not have, in families with other sizes and
+    layouts."""
     tiny_model(model_type).save_pretrained(tmp_path / model_type)
     for method in MATCHED:
         for rank in (12, 24):

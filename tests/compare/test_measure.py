@@ -33,10 +33,8 @@ def test_logits_that_are_no_numbers_are_divergence(wrong: float) -> None:
 @pytest.mark.parametrize("choices", [(" A", " B", " C"), (" one two", " star", " blue cat dog")])
 @torch.inference_mode()
 def test_likelihood_of_choices_equals_one_at_a_time(choices: tuple[str, ...], tiny: str) -> None:
-    """Catches an offset by one, padding that is attended to.
-
-    Also a short cut that differs from the long way.
-    """
+    """Catches an offset by one, padding that is attended to, and a short cut that differs from the long
+    way."""
     model, tokenizer = both(tiny)
     items = [Item(f"{words_of(i)} Answer:", 0, choices=choices[: 3 - i % 2]) for i in range(5)]
     given = measure.answer(model, tokenizer, TASKS["choices"], items, 2, 64)
@@ -66,10 +64,8 @@ def test_classes_equal_one_at_a_time(study: Study) -> None:
 
 
 def test_answers_end_at_the_first_stop_text(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches an answer scored with what the model rambled afterwards.
-
-    Also one that a line break before it empties.
-    """
+    """Catches an answer scored with what the model rambled afterwards, and one that a line break before it
+    empties."""
     model, tokenizer = both(tiny)
     told = ["4\nQuestion: five\n\n", "\n\n 4 \nQuestion", "4", "\n"]
     monkeypatch.setattr(measure, "greedy_answers", lambda *args, **kwargs: told)

@@ -20,10 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.mark.parametrize("method", ["lora", "shadow", "peft-shadow"])
 def test_bfloat16_trains_adapters_in_float32(method: str, study: Study) -> None:
-    """Catches adapters that are trained in bfloat16, where small steps are lost.
-
-    Also a base that is not in it.
-    """
+    """Catches adapters that are trained in bfloat16, where small steps are lost, and a base that is not in
+    it."""
     cell, half = cell_of(study, method), dataclasses.replace(study, bf16=True)
     built = methods.build(cell, half, TASKS["classes"], 0, torch.device("cpu"))
     types = {parameter.requires_grad: parameter.dtype for parameter in built.model.parameters()}

@@ -30,10 +30,8 @@ def test_unknown_override_is_refused_by_name(method: str, setting: str, study: S
 
 @pytest.mark.parametrize("method", ["lora", "peft-shadow"])
 def test_settings_that_serve_no_study_are_no_overrides(method: str) -> None:
-    """Catches a list of settings that a study would record and never use.
-
-    Also one that a study needs left out with them.
-    """
+    """Catches a list of settings that a study would record and never use, and one that a study needs left out
+    with them."""
     known = set(overrides.known_settings(method))
     assert not known & {
         "base_model_name_or_path",

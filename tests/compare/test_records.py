@@ -16,10 +16,8 @@ from shadowpeft.errors import DataError
 
 @pytest.mark.parametrize("lost", [10, "line"])
 def test_a_last_cell_cut_short_is_run_again(small, lost):
-    """Catches half a line that stops every later reading.
-
-    Also half a cell (attached without detached) that counts as whole.
-    """
+    """Catches half a line that stops every later reading, and half a cell (attached without detached) that
+    counts as whole."""
     go(small)
     calls = len(called(small))
     lines = record_file(small).read_bytes().splitlines(keepends=True)

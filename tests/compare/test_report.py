@@ -180,10 +180,8 @@ def test_skipped_test_rows_are_told(tmp_path):
 
 
 def test_test_rows_that_only_some_tasks_skip_are_told_by_task(tmp_path):
-    """Catches a table that says of all tasks what holds for one.
-
-    Or that passes over a task whose rows may have been read before.
-    """
+    """Catches a table that says of all tasks what holds for one, or that passes over a task whose rows may
+    have been read before."""
     plan = study(tmp_path, test_skip={"gsm8k": [1000, 500], "mawps": [1000, 500]})
     text = report(plan, study_records(), tmp_path).read_text()
     assert (

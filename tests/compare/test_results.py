@@ -42,10 +42,8 @@ def test_the_average_is_over_the_cells_that_lora_has(tmp_path):
 
 
 def test_the_average_is_over_the_seeds_that_lora_has(tmp_path):
-    """Catches a score that a lost seed moves by itself.
-
-    Also so that it no longer differs from LoRA's by the difference shown.
-    """
+    """Catches a score that a lost seed moves by itself, so that it no longer differs from LoRA's by the
+    difference shown."""
     rows = study_records()
     lost = [("lora", MODELS[0], "gsm8k", 1), ("shadow", MODELS[1], "clinc150", 2)]
     rows = [each for each in rows if (each["method"], each["model"], each["task"], each["seed"]) not in lost]

@@ -136,10 +136,8 @@ def test_failures_are_recorded_and_the_study_goes_on(small):
 
 
 def test_the_test_split_is_not_read_twice(small):
-    """Catches a retry that measures again on the test split what was measured on it.
-
-    Or that reopens the search.
-    """
+    """Catches a retry that measures again on the test split what was measured on it, or that reopens the
+    search."""
     go(small, failing)
     before = called(small)
     result = go(small, retry=False)

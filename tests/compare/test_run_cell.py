@@ -35,10 +35,8 @@ DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "peft-shadow")
 def test_every_method_is_trained_and_measured_on_every_kind_of_task(
     method: str, task: str, study: Study
 ) -> None:
-    """Catches a method that cannot train, detach or be measured on a kind of task.
-
-    Also a row that JSON cannot hold.
-    """
+    """Catches a method that cannot train, detach or be measured on a kind of task, and a row that JSON cannot
+    hold."""
     rows = run_cell.run_cell(cell_of(study, method, task), study)
     assert [row["mode"] for row in rows] == (["attached", "detached"] if method in DETACHES else ["attached"])
     for row in rows:
@@ -161,10 +159,8 @@ def partnered(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
 def test_only_test_rows_are_skipped_and_those_of_partners_too(
     partnered: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a setting that never reaches the measuring, that takes rows off the validation split.
-
-    Or leaves a partner's rows in.
-    """
+    """Catches a setting that never reaches the measuring, that takes rows off the validation split, or leaves
+    a partner's rows in."""
     asked: dict[str, list[str]] = {}
     answer = measure.answer
 
@@ -192,10 +188,8 @@ def test_only_test_rows_are_skipped_and_those_of_partners_too(
 
 
 def test_each_task_skips_its_own_rows(partnered: Study) -> None:
-    """Catches a partner that is tested without the rows that the task trained on skips.
-
-    Or the other way round.
-    """
+    """Catches a partner that is tested without the rows that the task trained on skips, or the other way
+    round."""
 
     def read(test_skip: Any) -> dict[str, str]:
         rows = run_cell.run_cell(

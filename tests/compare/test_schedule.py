@@ -87,10 +87,8 @@ def test_neighbours_differ_in_task(small):
 
 
 def test_finalists_run_again_when_all_trials_have_run(small):
-    """Catches finalists taken before every trial is known, too many of them, worse ones, another seed.
-
-    Also a total that grows midway.
-    """
+    """Catches finalists taken before every trial is known, too many of them, worse ones, another seed, and a
+    total that grows midway."""
     settings = replace(small, trials=3, finalists=2)
     trials = schedule.search_cells(settings)
     places = {(cell.task, cell.method) for cell in trials}
@@ -145,10 +143,8 @@ def test_every_method_gets_as_many_finalists(small):
 
 
 def test_the_backbones_rate_goes_from_the_search_to_the_end(small, tmp_path):
-    """Catches a second seed, a final run or a timing at one rate after a search that chose two.
-
-    Also a file that loses one of them.
-    """
+    """Catches a second seed, a final run or a timing at one rate after a search that chose two, and a file
+    that loses one of them."""
     coupling = {"learning_rate": 1e-3, "alpha": 0.3}
     listed = [
         coupling,

@@ -48,10 +48,8 @@ def test_the_rule_of_the_choice_is_told(tmp_path):
 
 
 def test_rates_of_the_backbone_are_told(tmp_path):
-    """Catches trials that differ in nothing else shown as one.
-
-    Also a table of old rows that is not what it was.
-    """
+    """Catches trials that differ in nothing else shown as one, and a table of old rows that is not what it
+    was."""
     final = study_records(methods=("lora", "shadow"), tasks=("clinc150",))
     final = [
         made | {"backbone_learning_rate": 1e-4} if made["method"] == "shadow" else made for made in final
@@ -74,10 +72,8 @@ def test_rates_of_the_backbone_are_told(tmp_path):
 
 
 def test_second_seeds_are_told(tmp_path):
-    """Catches a second run that hides the first in the table of trials, a mean of one run.
-
-    Also a choice whose way is not told.
-    """
+    """Catches a second run that hides the first in the table of trials, a mean of one run, and a choice whose
+    way is not told."""
     rows = study_records(methods=("lora",), tasks=("clinc150",))
     trial = {"stage": "search", "split": "validation"}
     for seed, rate, value in (

@@ -176,10 +176,8 @@ def test_settings_are_checked(change, message):
 
 
 def test_what_is_skipped_is_a_number_or_a_list(tmp_path):
-    """Catches two ways to write the same rows that are two studies.
-
-    Also a list that the command line or a file does not take.
-    """
+    """Catches two ways to write the same rows that are two studies, and a list that the command line or a
+    file does not take."""
     for given, kept, skips in (
         (0, 0, ()),
         ([], 0, ()),
@@ -211,10 +209,8 @@ def test_what_is_skipped_is_a_number_or_a_list(tmp_path):
 
 
 def test_what_is_skipped_may_differ_between_tasks(tmp_path):
-    """Catches a mapping that the command line or a file does not take, that reaches other tasks.
-
-    Or that is not written plainly.
-    """
+    """Catches a mapping that the command line or a file does not take, that reaches other tasks, or that is
+    not written plainly."""
     for given, kept, skips in (
         ({}, 0, ((), (), ())),
         ({"clinc150": 0, "mawps": []}, 0, ((), (), ())),
@@ -305,10 +301,8 @@ def test_study_file_repeats_the_study(small, tmp_path):
     ids=str,
 )
 def test_a_study_file_may_list_names(written, meant, tmp_path):
-    """Catches the natural list, or a number of a rank, refused as no text.
-
-    Also other lists and numbers taken for names.
-    """
+    """Catches the natural list, or a number of a rank, refused as no text; other lists and numbers taken for
+    names."""
     plain = {"model": "m", "tasks": "clinc150", "output": "o"}
     given = "".join(f"{name}: {value}\n" for name, value in plain.items() if name not in meant)
     (tmp_path / "mine.yaml").write_text(given + written)
@@ -357,10 +351,8 @@ def test_every_recipe_is_a_study(path):
 
 
 def test_the_third_study_skips_what_was_read():
-    """Catches test rows that one of the studies before has read.
-
-    Also fresh rows of gsm8k that are left out.
-    """
+    """Catches test rows that one of the studies before has read, and fresh rows of gsm8k that are left
+    out."""
     settings = _parser.parse("compare", verb.run, ["--config", str(RECIPES / "small_models_3.yaml")])[
         "settings"
     ]

@@ -42,10 +42,8 @@ OLDER = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
     ids=str,
 )
 def test_a_study_file_older_than_a_setting(small, change):
-    """Catches a study that cannot be gone on with since its file lacks a new setting.
-
-    Or that goes on under another value of it.
-    """
+    """Catches a study that cannot be continued since its file lacks a new setting, or that goes on under
+    another value of it."""
     small = replace(small, **OLDER)
     with pytest.raises(KeyboardInterrupt):
         go(small, interrupted)
@@ -72,10 +70,8 @@ def test_a_study_file_older_than_a_setting(small, change):
     ids=["mapping", "number"],
 )
 def test_rows_skipped_by_task_are_the_same_however_they_are_written(small, before, same, other):
-    """Catches a study that cannot be gone on with since what it skips is written otherwise.
-
-    Also one that goes on with other rows.
-    """
+    """Catches a study that cannot be continued since what it skips is written otherwise, and one that goes on
+    with other rows."""
     with pytest.raises(KeyboardInterrupt):
         go(replace(small, test_skip=before), interrupted)
     with pytest.raises(
@@ -104,10 +100,8 @@ def test_a_folder_of_something_else(small, tmp_path):
 
 
 def test_a_user_s_own_study_file_is_not_overwritten(small, tmp_path):
-    """Catches a file whose remarks are lost since its folder is the output.
-
-    Also also one that was copied from a study and changed.
-    """
+    """Catches a file whose remarks are lost since its folder is the output, also one that was copied from a
+    study and changed."""
     own = Path(small.output) / "study.yaml"
     own.parent.mkdir()
     for content in (

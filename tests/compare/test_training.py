@@ -67,10 +67,8 @@ def test_the_backbone_is_trained_at_its_own_rate(
 
 
 def test_one_rate_for_both_is_one_rate(study: Study) -> None:
-    """Catches a cell without the setting that is trained otherwise than before.
-
-    Also a backbone that the schedule leaves out.
-    """
+    """Catches a cell without the setting that is trained otherwise than before, and a backbone that the
+    schedule leaves out."""
     losses = []
     for rate in (None, 1e-2, 1e-4):
         cell = cell_of(study, "shadow", stage="search", backbone_learning_rate=rate)
@@ -83,10 +81,8 @@ def test_one_rate_for_both_is_one_rate(study: Study) -> None:
 def test_all_methods_see_the_same_rows_in_the_same_order(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches an order that a method's own random draws or the Trainer decide.
-
-    Also steps that are not exactly those asked for.
-    """
+    """Catches an order that a method's own random draws or the Trainer decide, and steps that are not exactly
+    those asked for."""
     seen: dict[str, list[Any]] = {}
     collate = examples.ClassCollator.__call__
     for method in METHODS:

@@ -6,10 +6,8 @@ from shadowpeft.evaluation.calibration import calibration
 
 
 def test_calibration_of_known_probabilities() -> None:
-    """Catches bins that are off by one, a confidence of 1 without a bin.
-
-    Also an error that is not weighted by size.
-    """
+    """Catches bins that are off by one, a confidence of 1 without a bin, and an error that is not weighted by
+    size."""
     sure = [[1.0, 0.0], [0.95, 0.05], [0.45, 0.55], [0.6, 0.4]]
     found = calibration(sure, [1, 0, 1, 0])
     assert [entry[0] for entry in found["bins"]] == [0, 0, 0, 0, 0, 1, 1, 0, 0, 2]

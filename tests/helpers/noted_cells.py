@@ -1,6 +1,6 @@
-"""Cells of a study that only note that they ran. A module of its own.
+"""Cells of a study that only note that they ran.
 
-Also since the workers' processes import it.
+This module holds nothing else, since the processes of the workers import it.
 """
 
 import json

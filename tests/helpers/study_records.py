@@ -55,10 +55,8 @@ def record(
 def study_records(
     methods=("base", "lora", "shadow"), seeds=3, ranks=(16,), models=MODELS, tasks=("clinc150", "gsm8k")
 ):
-    """Simulate a study: items of different difficulty, seeds that differ a little.
-
-    Also methods that differ by GAIN.
-    """
+    """Simulate a study: items of different difficulty, seeds that differ a little, methods that differ
+    by GAIN."""
     rows = []
     for number, (model, task) in enumerate((model, task) for model in models for task in tasks):
         random = np.random.default_rng(number)

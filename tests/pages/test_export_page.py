@@ -38,6 +38,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
         assert main([*words, *(["--max-steps", "2"] if words[0] == "train" else [])]) == 0, (
             capsys.readouterr().err
         )
+    assert (tmp_path / "small.gguf").read_bytes()[:4] == b"GGUF"
     (in_transformers,) = code("python", "pipeline")
     exec(compile(in_transformers, "export.md", "exec"), {})
     (in_llama_cpp,) = code("python", "import xllamacpp")

@@ -6,10 +6,8 @@ from shadowpeft.reporting import provenance
 
 
 def test_commit_of_a_copy_without_history(monkeypatch):
-    """Catches rows from a rented machine that nobody can tell the code of.
-
-    Also a name that overrules the checkout's own.
-    """
+    """Catches rows from a rented machine whose code nobody knows, and a name that overrules the checkout's
+    own."""
     monkeypatch.setenv("SHADOWPEFT_COMMIT", "1234abcd")
     monkeypatch.setattr(provenance, "_git", lambda folder, *words: None)
     assert provenance.commit() == "1234abcd"

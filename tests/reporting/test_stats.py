@@ -17,10 +17,8 @@ def test_quantiles_are_those_of_the_tables(freedom, quantile):
 
 
 def test_the_interval_over_seeds_is_students():
-    """Catches the normal quantile in place of t's, the variance over n.
-
-    Also an interval made up of one seed.
-    """
+    """Catches the normal quantile in place of t's, the variance over n, and an interval made up of one
+    seed."""
     found = stats.mean_interval([0.70, 0.72, 0.77])
     assert (found.mean, found.margin) == pytest.approx(
         (0.73, 4.30265 * np.std([0.70, 0.72, 0.77], ddof=1) / 3**0.5), abs=1e-6
@@ -31,10 +29,8 @@ def test_the_interval_over_seeds_is_students():
 
 
 def simulated(random, seeds, items, spread):
-    """Draw the differences of two methods of the same expected score.
-
-    Also with an effect of the seed and of the item.
-    """
+    """Draw the differences of two methods of the same expected score, with an effect of the seed and of the
+    item."""
     ease = random.normal(0, 1.2, items)
 
     def marks(bias):
@@ -49,10 +45,8 @@ def simulated(random, seeds, items, spread):
 
 @pytest.mark.parametrize("spread", [0.0, 0.15])
 def test_intervals_cover_the_truth_as_often_as_they_say(spread):
-    """Catches intervals too narrow or too wide; with an effect of seeds, items alone are not enough.
-
-    Also which is why both are given.
-    """
+    """Catches intervals too narrow or too wide; with an effect of seeds, items alone are not enough, which is
+    why both are given."""
     random = np.random.default_rng(5)
     found = [stats.difference(simulated(random, 3, 300, spread), resamples=1000) for _ in range(500)]
     items = np.mean([low <= 0 <= high for low, high in (each.items for each in found)])

@@ -1,6 +1,6 @@
 """The shadowed model, as a transformers model: attach, forward, generate, several adapters, detach, unload.
 
-Imports `storage` and all below it. Everything that trains, measures or exports imports this.
+May import `storage` and all below it. Everything that trains, measures or exports imports this.
 """
 
 from shadowpeft.model.shadowed import ShadowedModel, attach

@@ -18,10 +18,8 @@ from shadowpeft.errors import DataError
 
 @pytest.mark.parametrize("name", ["gsm8k", "squad_v2", "mmlu", "amazon5", "newsgroups20", "arc_easy"])
 def test_validation_depends_on_nothing_but_the_rows(tmp_path, name):
-    """Catches a split by a global random state or by the order of rows.
-
-    Also which would choose settings on other rows in each run.
-    """
+    """Catches a split by a global random state or by the order of rows, which would choose settings on other
+    rows in each run."""
     found = []
     for seed in (0, 1):
         random.seed(seed)
@@ -53,10 +51,8 @@ def test_a_cut_takes_a_tenth_in_whole_units():
 
 
 def test_a_cut_is_the_same_in_every_process():
-    """Catches Python's own hash of strings, which differs from run to run.
-
-    Also a changed rule, which makes old results incomparable.
-    """
+    """Catches Python's own hash of strings, which differs from run to run, and a changed rule, which makes
+    old results incomparable."""
     _, validation = cut("any", rows_of([f"unit {number}" for number in range(30)]), by_unit)
     assert [by_unit(row) for row in validation] == ["unit 7", "unit 8", "unit 15"]
 

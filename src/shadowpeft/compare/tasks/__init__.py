@@ -1,4 +1,8 @@
-"""The tasks of a study, each written from its own definition; docs/reference/tasks.md has the table."""
+"""The tasks of a study: one module for each data set; docs/reference/tasks.md has the table.
+
+`base` says what a task is, `source` finds its rows, `splits` divides them, and `scoring` has the metrics that
+several tasks share. May import `data`, `reporting`, `settings` and `errors`, and nothing else of `compare`.
+"""
 
 from shadowpeft.compare.tasks import arc, clinc, gsm8k, mawps, mmlu, newsgroups, squad, stars
 from shadowpeft.compare.tasks.base import Item, Scores, Task

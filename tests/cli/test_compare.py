@@ -49,10 +49,8 @@ def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch, capsys):
 
 
 def test_a_report_of_an_unfinished_study_says_what_is_left(small, tmp_path, monkeypatch, capsys):
-    """Catches cells called impossible that nobody has run yet.
-
-    Also a reader who is not told how many or how to go on.
-    """
+    """Catches cells called impossible that nobody has run yet, and a reader who is not told how many they are
+    and how to go on."""
     monkeypatch.setattr(run, "_report", lambda: no_report)
     command = [*words(small, tmp_path), "--report-only"]
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,7 @@
-"""The kernels of both passes against the reference: compiled on a GPU, elsewhere in the interpreter."""
+"""The kernels of the backward pass, after those of the forward pass: results and every gradient.
+
+They are compared with the reference; compiled on a GPU, elsewhere in the interpreter.
+"""
 
 import pytest
 import torch

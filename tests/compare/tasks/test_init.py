@@ -1,12 +1,7 @@
 """All tasks: splits that share nothing, from local folders and in the hub's layouts."""
 
 import pytest
-from helpers.task_rows import (
-    assert_sound,
-    everything,
-    local_rows,
-    write_sets,
-)
+from helpers.task_rows import assert_sound, everything, local_rows, write_sets
 
 from shadowpeft.compare.tasks import TASKS, find
 from shadowpeft.errors import ConfigError
