@@ -24,14 +24,6 @@ def build(
     return perturb(attached(base, config, shadow))
 
 
-def keep_activations(model: PreTrainedModel) -> None:
-    """Switch gradient checkpointing off; transformers renamed the switch between 5.17 and 5.23."""
-    if hasattr(PreTrainedModel, "activation_checkpointing_enable"):
-        model.activation_checkpointing_disable()
-    else:
-        model.gradient_checkpointing_disable()
-
-
 def step(model: nn.Module, batch: dict[str, Tensor], seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
     """One training step from a fixed random state: the loss and every gradient."""
     model.zero_grad()

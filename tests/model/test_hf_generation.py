@@ -9,9 +9,11 @@ from helpers.explicit_shadows import EXPLICIT, PAIRS, explicit
 from helpers.families import attached, padded, perturb, tiny_config, tiny_model, token_ids
 from helpers.family_cases import close, rows, step_by_step
 from packaging.version import Version
+from torch import Tensor
 from transformers import DynamicCache, StaticCache, StoppingCriteria, __version__
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
+from shadowpeft.arch import versions
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 # What transformers itself cannot do; the test that meets it proves it on the bare base. Up to some version
@@ -110,6 +112,49 @@ def test_a_generation_keeps_the_adapter_it_started_with(base, ids):
         ids, max_new_tokens=8, do_sample=False, stopping_criteria=[SwitchAfterTwo(model, ids.shape[1])]
     )
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", versions.CACHE_NAMES)
+@torch.no_grad()
+def test_the_cache_has_two_names(model: ShadowedModel, ids: Tensor, name: str) -> None:
+    """Catches a cache that is lost because this or another transformers calls it otherwise."""
+    prompt, last = ids[:, :-1], ids[:, -1:]
+    expected = model(ids, use_cache=False).logits[:, -1:]
+    cache = model.new_cache()
+    model(prompt, **{name: cache})
+    assert cache.get_seq_length() == prompt.shape[1]
+    step = model.prepare_inputs_for_generation(ids, next_sequence_length=1, use_cache=True, **{name: cache})
+    assert step["input_ids"].tolist() == last.tolist()
+    out = model(**step)
+    close(out.logits, expected)
+    assert out.cache is cache
+    assert out.past_key_values is cache
+
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    cache = model.new_cache()
+    written = model.generate(ids, **settings, **{name: cache})
+    assert torch.equal(written, model.generate(ids, **settings, use_cache=False))
+    assert cache.get_seq_length() == written.shape[1] - 1
+
+
+@pytest.mark.parametrize("name", versions.CACHE_NAMES)
+@torch.no_grad()
+def test_disabled_hands_the_cache_to_the_base(model: ShadowedModel, ids: Tensor, name: str) -> None:
+    """Catches a base that is called by a name it does not know, and writes to a cache of its own."""
+    with model.disabled():
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :-1], **{name: cache})
+        found = model(ids[:, -1:], **{name: cache}).logits
+        close(found, model(ids, use_cache=False).logits[:, -1:])
+    assert cache.get_seq_length() == ids.shape[1]
+
+
+def test_a_cache_under_both_names_is_refused(model: ShadowedModel, ids: Tensor) -> None:
+    """Catches one of two caches that is dropped."""
+    both = {name: model.new_cache() for name in versions.CACHE_NAMES}
+    for call in (model, model.generate, model.prepare_inputs_for_generation):
+        with pytest.raises(UserError, match="give the cache once"):
+            call(ids, **both)
 
 
 def test_caches_that_do_not_fit_are_refused(model, ids):

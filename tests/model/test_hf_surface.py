@@ -2,9 +2,10 @@
 
 import pytest
 from helpers.families import attached, tiny_model, token_ids
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from shadowpeft import ShadowedModel, UserError, attach
+from shadowpeft import UserError, attach
+from shadowpeft.arch import versions
 
 
 def test_transformers_adapter_verbs_answer_for_ours(model):
@@ -28,22 +29,12 @@ def test_a_plain_trainer_evaluates(model, tmp_path):
     )
 
 
-def recompute_reentrantly(model: ShadowedModel) -> None:
-    """Switch gradient checkpointing on as we do not, under the name it goes by: transformers renamed it
-    between 5.17 and 5.23.
-    """
-    renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-    (model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable)(
-        {"use_reentrant": True}
-    )
-
-
 def test_reentrant_checkpointing_is_refused() -> None:
     """Catches a shadow that silently gets no gradient, because nothing that enters its first block has
     one.
     """
     with pytest.raises(UserError, match="use_reentrant=False"):
-        recompute_reentrantly(attached(tiny_model("llama")))
+        versions.recompute_activations(attached(tiny_model("llama")), use_reentrant=True)
 
 
 def test_the_vocabulary_belongs_to_the_base(base):

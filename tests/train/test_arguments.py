@@ -7,9 +7,10 @@ from helpers.families import (
     language_batch,
     token_ids,
 )
-from helpers.steps import VARIANTS, build, keep_activations, step
+from helpers.steps import VARIANTS, build, step
 from torch import Tensor
 
+from shadowpeft.arch import versions
 from shadowpeft.train import run as training
 from shadowpeft.train.arguments import recompute_activations
 from shadowpeft.train.config import TrainConfig
@@ -86,5 +87,5 @@ def test_checkpointing_is_off_again_when_it_is_switched_off():
     model = build("llama").train()
     recompute_activations(model)
     assert model.adapters["default"].gradient_checkpointing
-    keep_activations(model)
+    versions.keep_activations(model)
     assert not model.adapters["default"].gradient_checkpointing

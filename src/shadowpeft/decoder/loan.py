@@ -6,8 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 # transformers sets these two attributes on modules: the first on a decoder once it has put its
-# output-capturing hooks on the blocks; the second on each module that can checkpoint. (Its public switch was
-# renamed between 5.17 and 5.23.)
+# output-capturing hooks on the blocks; the second on each module that can checkpoint.
 _CAPTURING = "_output_capturing_hooks_installed"
 _CHECKPOINTING = "gradient_checkpointing"
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shadowpeft.arch import versions
+
 Progress = Callable[[int], object]
 
 
@@ -85,7 +87,7 @@ def _score_batch(
         scores_BL[:, members] = first_BV[:, ids_LN[:, 0]]
         if length > 1:
             # A copy: the model writes the labels' keys and values into the cache that it is given.
-            cache = copy.deepcopy(out.past_key_values)
+            cache = copy.deepcopy(out[versions.CACHE])
             cache.batch_repeat_interleave(len(members))
             scores_BL[:, members] += _continue(model, cache, mask_BP, ids_LN)
     return scores_BL
@@ -101,8 +103,8 @@ def _continue(model: PreTrainedModel, cache: object, mask_BP: Tensor, ids_LN: Te
         input_ids=ids[:, :-1],
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
+        **{versions.CACHE: cache},
     ).logits
     picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     return picked.sum(1).view(prompts, labels)

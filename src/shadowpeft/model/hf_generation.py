@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, PretrainedConfig
 
 from shadowpeft import arch
+from shadowpeft.arch import versions
 from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, keep_past, static_cache
 from shadowpeft.errors import UserError
 
@@ -31,22 +32,22 @@ class HFGenerationMixin:
         max_cache_length: int,
     ) -> None:
         configs = self.cache_configs(model_kwargs.get("adapter"))
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(versions.CACHE)
         if configs is None or generation_config.use_cache is False:
             super()._prepare_cache_for_generation(  # type: ignore[misc]
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         elif given is not None:
             if generation_config.cache_implementation is not None:
-                raise UserError("give either past_key_values or cache_implementation, not both")
+                raise UserError("give either a cache or cache_implementation, not both")
             require_shadow_cache(given, configs[1].num_hidden_layers)
             # As transformers marks a cache that the caller gave.
             given._is_user_defined = True
         elif generation_config.cache_implementation in _DYNAMIC:
-            model_kwargs["past_key_values"] = dynamic_cache(*configs)
+            model_kwargs[versions.CACHE] = dynamic_cache(*configs)
         elif generation_config.cache_implementation in _STATIC:
             room = max(max_cache_length, generation_config.to_dict().get("max_cache_len") or 0)
-            model_kwargs["past_key_values"] = static_cache(*configs, room)
+            model_kwargs[versions.CACHE] = static_cache(*configs, room)
         else:
             raise UserError(
                 "cache_implementation must be 'dynamic' or 'static' for a shadowed model, got "
@@ -54,10 +55,14 @@ class HFGenerationMixin:
             )
 
         if configs is not None and generation_config.to_dict().get("is_assistant"):
-            keep_past(model_kwargs["past_key_values"])
+            keep_past(model_kwargs[versions.CACHE])
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare one step as transformers does, without the cache where it has become void.
 
@@ -65,17 +70,14 @@ class HFGenerationMixin:
         (Phi-3).
         """
         switch = arch.rope_switch_of(self.config)
-        if (
-            past_key_values is not None
-            and switch is not None
-            and past_key_values.get_seq_length() <= switch < input_ids.shape[1]
-        ):
-            past_key_values = None
+        cache = versions.one_cache(cache, past_key_values)
+        if cache is not None and switch is not None and cache.get_seq_length() <= switch < input_ids.shape[1]:
+            cache = None
             # All tokens are computed again, not only the next ones.
             if "next_sequence_length" in kwargs:
                 kwargs["next_sequence_length"] = None
         stock: Any = super()
-        return stock.prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        return stock.prepare_inputs_for_generation(input_ids, **{versions.CACHE: cache}, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
@@ -87,7 +89,7 @@ def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
     """Return the cache if it has room for the shadow.
 
     Args:
-        cache: what the caller gave as `past_key_values`.
+        cache: what the caller gave.
         shadow_layers: the number of the shadow's blocks.
 
     Raises:
@@ -95,7 +97,7 @@ def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
     """
     if not isinstance(cache, ShadowCache):
         raise UserError(
-            "past_key_values must be a cache made by model.new_cache(), which has room for the shadow too; "
+            "the cache must be one made by model.new_cache(), which has room for the shadow too; "
             f"got {type(cache).__name__}"
         )
     if len(cache.shadow) != shadow_layers:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
+from shadowpeft.arch import versions
 from shadowpeft.errors import UserError
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.shadow.boundary import BoundaryWeights
@@ -25,7 +26,7 @@ class HFSurfaceMixin:
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' own form
+    _skip_keys_device_placement = [*versions.CACHE_NAMES]  # noqa: RUF012 - transformers' own form
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

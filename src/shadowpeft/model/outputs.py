@@ -7,9 +7,11 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 from transformers.utils import ModelOutput
 
+from shadowpeft.arch.versions import CacheByBothNames
+
 
 @dataclass
-class ShadowedCausalLMOutput(CausalLMOutputWithPast):
+class ShadowedCausalLMOutput(CacheByBothNames, CausalLMOutputWithPast):
     """Output of a shadowed language model.
 
     Attributes:
@@ -34,7 +36,7 @@ class ShadowedCausalLMOutput(CausalLMOutputWithPast):
 
 
 @dataclass
-class ShadowedClassifierOutput(SequenceClassifierOutputWithPast):
+class ShadowedClassifierOutput(CacheByBothNames, SequenceClassifierOutputWithPast):
     """Output of a shadowed classifier; its losses are those of `ShadowedCausalLMOutput`."""
 
     shadow_loss: Tensor | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
+from shadowpeft.arch import versions
 from shadowpeft.config import ShadowConfig
 from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
 from shadowpeft.decoder.loan import Loan
@@ -86,10 +87,11 @@ class ShadowedModel(  # type: ignore[misc]
     config: PretrainedConfig
 
     def __init__(self, base: PreTrainedModel) -> None:
+        versions.warn_if_untested()
         self.task = arch.task_of(base)
         super().__init__(copy.deepcopy(base.config))
         self.config.keys_to_ignore_at_inference = [
-            "past_key_values",
+            *versions.CACHE_NAMES,
             "shadow_loss",
             "shadow_logits",
             "distil_loss",
@@ -143,6 +145,7 @@ class ShadowedModel(  # type: ignore[misc]
         num_items_in_batch: Tensor | None = None,
         skip_logits: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run base and shadow together (eq. 1 to 9).
@@ -165,6 +168,7 @@ class ShadowedModel(  # type: ignore[misc]
                 memory; by default when training with labels, unless shadow logits or a plain tuple are asked
                 for.
             return_dict: `False` for a plain tuple.
+            cache: `past_key_values` by the name that transformers gives it from 5.24 on.
             **kwargs: passed to the base's decoder (`output_hidden_states` and the like); `cu_seq_lens_q` and
                 the other arguments of flash attention go to the shadow's, too. `shift_labels`, (B, T), are
                 labels already shifted, in place of `labels`.
@@ -174,8 +178,8 @@ class ShadowedModel(  # type: ignore[misc]
             `disabled()`.
 
         Raises:
-            UserError: there is no such adapter, the cache has no room for the shadow, or the model was
-                unloaded.
+            UserError: there is no such adapter, the cache has no room for the shadow or was given under both
+                names, or the model was unloaded.
         """
         base = self._base()
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
@@ -188,14 +192,15 @@ class ShadowedModel(  # type: ignore[misc]
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
+        given_cache = versions.one_cache(cache, past_key_values)
         if self._is_bare():
-            stock = {"past_key_values": past_key_values, "use_cache": use_cache, "return_dict": return_dict}
+            stock = {versions.CACHE: given_cache, "use_cache": use_cache, "return_dict": return_dict}
             return self._run_bare(inputs, targets, logits_to_keep, stock={**stock, **kwargs})
         chosen = self._adapter(adapter)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
-        cache = self._cache_of_call(chosen, past_key_values, use_cache)
-        out, first_state_BTD = self._run_shadowed(chosen, inputs, cache, kwargs)
+        both_caches = self._cache_of_call(chosen, given_cache, use_cache)
+        out, first_state_BTD = self._run_shadowed(chosen, inputs, both_caches, kwargs)
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
         if self.task == "causal-lm":
             if skip_logits is None:
@@ -222,7 +227,7 @@ class ShadowedModel(  # type: ignore[misc]
                 keep_shadow_logits=output_shadow_logits,
             )
         if use_cache:
-            result.past_key_values = cache
+            result[versions.CACHE] = both_caches
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
         if return_dict is False:
             return result.to_tuple()
@@ -236,7 +241,7 @@ class ShadowedModel(  # type: ignore[misc]
         stock: dict[str, Any],
     ) -> Any:
         """Run the base alone; `stock` are arguments for it whatever their values."""
-        if isinstance(stock["past_key_values"], ShadowCache):
+        if isinstance(stock[versions.CACHE], ShadowCache):
             raise UserError(
                 "a cache of model.new_cache() holds base and shadow; inside disabled() give a cache of the "
                 "base's own"
@@ -269,7 +274,7 @@ class ShadowedModel(  # type: ignore[misc]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
         adapter.refuse_mixed_types(table)
         state_BTD = adapter.shadow(
-            ids, embeds, mask, position_ids=positions, cache=cache and cache.shadow, **kwargs
+            ids, embeds, mask, position_ids=positions, shadow_cache=cache and cache.shadow, **kwargs
         )
         frame = ShadowFrame(
             adapter,
@@ -292,9 +297,9 @@ class ShadowedModel(  # type: ignore[misc]
         with travel:
             out = self._decoder(
                 **_given(inputs),
-                past_key_values=cache and cache.base,
                 use_cache=cache is not None,
                 return_dict=True,
+                **{versions.CACHE: cache and cache.base},
                 **kwargs,
             )
         assert frame.crossed == len(arch.blocks_of(base)), (
@@ -331,7 +336,7 @@ class ShadowedModel(  # type: ignore[misc]
         chosen_by_call = kwargs.get("adapter") is not None
         if not chosen_by_call and not self._is_bare() and kwargs.get("assistant_model") is None:
             kwargs["adapter"] = self.active_adapter
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+        return super().generate(*args, **versions.with_own_cache_name(kwargs))  # type: ignore[misc]
 
     # Loading, detaching, unloading
 

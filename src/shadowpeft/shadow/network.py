@@ -8,6 +8,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 from shadowpeft import arch
+from shadowpeft.arch import versions
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.decoder.cache import filling_mask
 from shadowpeft.decoder.view import BorrowedModule, ModuleView, WrappedBlocks
@@ -56,7 +57,7 @@ class Shadow(nn.Module):
         inputs_embeds_BTD: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        cache: Cache | None,
+        shadow_cache: Cache | None,
         **kwargs: Any,
     ) -> Tensor:
         """Return s^(0) for ids or embeddings.
@@ -66,7 +67,7 @@ class Shadow(nn.Module):
             inputs_embeds_BTD: embeddings in place of ids, for an implicit shadow alone.
             attention_mask: 1 for tokens, 0 for padding, (B, cached + T).
             position_ids: positions of the tokens, (B, T).
-            cache: the shadow's half of the cache; written to.
+            shadow_cache: the shadow's half of the cache; written to.
             **kwargs: what the base's decoder is given besides. The shadow takes of it what tells flash
                 attention where packed documents begin.
 
@@ -76,7 +77,7 @@ class Shadow(nn.Module):
         Raises:
             UnsupportedModelError: embeddings were given to a shadow that has a table of its own.
         """
-        is_whole = rows_are_whole(attention_mask, position_ids, cache, *kwargs.values())
+        is_whole = rows_are_whole(attention_mask, position_ids, shadow_cache, *kwargs.values())
         run = self._run
         if is_whole:
             run = self._run_whole_rows
@@ -86,15 +87,15 @@ class Shadow(nn.Module):
         if self.family.mask_fills_cache:
             given = inputs_embeds_BTD if input_ids_BT is None else input_ids_BT
             assert given is not None
-            attention_mask = filling_mask(attention_mask, cache, given.shape[1])
+            attention_mask = filling_mask(attention_mask, shadow_cache, given.shape[1])
         packing = {name: kwargs[name] for name in FlashAttentionKwargs.__annotations__ if name in kwargs}
         out = run(
             **inputs,
             **packing,
             attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            use_cache=shadow_cache is not None,
             return_dict=True,
+            **{versions.CACHE: shadow_cache},
         )
         if self.projection is None:
             return out.last_hidden_state

@@ -145,9 +145,7 @@ def recompute_activations(model: "nn.Module") -> None:
     """
     from transformers import PreTrainedModel
 
+    from shadowpeft.arch import versions
+
     stock = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    # transformers renamed the switch between 5.17 and 5.23.
-    if "activation_checkpointing_enable" in dir(PreTrainedModel):
-        stock.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        stock.gradient_checkpointing_enable({"use_reentrant": False})
+    versions.recompute_activations(stock, use_reentrant=False)

@@ -3,7 +3,6 @@
 torch and transformers are imported inside functions, so that a mistake is reported without waiting for them.
 """
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +53,9 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
 
 
 def _training_arguments(config: TrainConfig) -> "TrainingArguments":
-    from transformers import TrainingArguments
+    from shadowpeft.arch import versions
 
-    # transformers renamed the setting between 5.17 and 5.23.
-    known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    name = versions.CHECKPOINTING
     checkpointing: dict[str, Any] = {
         name: config.gradient_checkpointing,
         f"{name}_kwargs": {"use_reentrant": False},
