@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 # have their place: `generate` beside `evaluation`, `route` and `integrations` above `train`, `serve` and
 # `simulate` beside `bench`.
 LAYERS = [
-    {"errors", "settings", "embedded"},
+    {"errors", "checked_fields", "embedded"},
     {"config"},
     {"arch", "data"},
     {"ops", "decoder"},
@@ -52,7 +52,7 @@ TOPICS = {
 }
 # Where a field is read by its name, and why that cannot be avoided.
 READ_BY_NAME = {
-    "settings.py": "checks every field of any class of settings",
+    "checked_fields.py": "checks every field of any class of settings",
     "bench/snapshot.py": "takes attributes off a model that a library put there",
     "compare/study.py": "checks fields by name",
     "decoder/loan.py": "lends and gives back the attributes of a module, which has no other way to them",

@@ -31,7 +31,7 @@ from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.linear_ce import token_losses
 from shadowpeft.pretrain import start, warm
 from shadowpeft.pretrain.corpus import Corpus
-from shadowpeft.pretrain.packing import Encoder, Rows
+from shadowpeft.pretrain.text_rows import Encoder, Rows
 from shadowpeft.storage import stock_models
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

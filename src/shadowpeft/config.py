@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shadowpeft.checked_fields import check, nearest, within
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import check, nearest, within
 
 Variant = Literal["normed", "paper", "peft"]
 # What computes the boundaries; see `ops/choice.py`. No setting of an adapter: any of them computes the same.

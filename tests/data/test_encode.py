@@ -5,13 +5,12 @@ import json
 import warnings
 
 import pytest
-import torch
 from helpers.rows import ANSWER, BAD_ROWS, USER, row
 from helpers.tokenizers import build_tokenizer, ids_of, learned, with_specials, words_tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from shadowpeft.data.encode import Collator, Example, context_length, encode, encode_all, encode_prompt
+from shadowpeft.data.encode import context_length, encode, encode_all, encode_prompt
 from shadowpeft.data.rows import read_rows, reference_answer
 from shadowpeft.errors import ConfigError, DataError
 
@@ -235,32 +234,3 @@ def test_impossible_context_lengths_are_refused(tokenizer, max_positions, reques
 
 
 # Batches
-
-
-def test_batches_are_padded_on_the_right():
-    examples = [Example(input_ids=[5, 6, 7], labels=[-100, 6, 7]), Example(input_ids=[8], labels=[8])]
-    batch = Collator(pad_token_id=9)(examples)
-    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
-        "input_ids": [[5, 6, 7], [8, 9, 9]],
-        "attention_mask": [[1, 1, 1], [1, 0, 0]],
-        "labels": [[-100, 6, 7], [8, -100, -100]],
-    }
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert examples[1] == {"input_ids": [8], "labels": [8]}  # not padded in place
-    batch.pop("attention_mask")
-    torch.testing.assert_close(Collator(pad_token_id=9, mask=False)(examples), batch)
-
-
-@pytest.mark.parametrize(("length", "multiple", "width"), [(3, 4, 4), (4, 4, 4), (5, 4, 8), (5, 1, 5)])
-def test_batches_can_be_padded_to_a_multiple(length, multiple, width):
-    batch = Collator(0, pad_to_multiple_of=multiple)([Example(input_ids=[1] * length, labels=[1] * length)])
-    assert {tuple(tensor.shape) for tensor in batch.values()} == {(1, width)}
-    assert batch["attention_mask"].sum() == length
-
-
-def test_padding_that_is_also_the_end_keeps_the_end_learned(tokenizer):
-    rows = [row(text="two plus two"), row(text="two")]
-    batch = Collator(tokenizer.eos_token_id)(encode_all(rows, tokenizer, 100))
-    last = batch["attention_mask"][1].sum() - 1
-    assert batch["labels"][1, last] == tokenizer.eos_token_id
-    assert (batch["labels"][1, last + 1 :] == -100).all()

@@ -20,8 +20,8 @@ from shadowpeft import (
 from shadowpeft.model import sources
 from shadowpeft.model.preflight import Preflight
 from shadowpeft.pretrain import text, warm
+from shadowpeft.pretrain.choose_start import initial_shadow
 from shadowpeft.pretrain.config import PretrainConfig
-from shadowpeft.pretrain.initial import initial_shadow
 from shadowpeft.storage import authors_folder
 
 WEIGHTS = authors_folder.WEIGHTS

@@ -1,47 +1,49 @@
-"""A run that a signal stops, and how it continues."""
+"""What a run does beside its steps: its bar and its file of metrics."""
 
-import signal
+import json
+import math
 
 import pytest
-from helpers.runs import assert_same_bits, logged
+from transformers import TrainerControl, TrainerState
 
-from shadowpeft.cli import main
-from shadowpeft.train import checkpoints
-
-
-@pytest.mark.parametrize(
-    ("step", "number"),
-    [(2, signal.SIGINT), (4, signal.SIGTERM)],
-    ids=["SIGINT mid-epoch", "SIGTERM at epoch end"],
-)
-def test_interrupted_run_resumes_bit_for_bit(
-    step, number, command, straight, signal_at, monkeypatch, tmp_path, capsys
-):
-    """Catches lost random states, a wrong place in the data, a stale optimizer, and a step lost by Ctrl-C."""
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    signal_at(step, number)
-    assert main(command) == 130
-    monkeypatch.undo()
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    output = tmp_path / "run"
-    assert not (output / "adapter").exists()
-    assert checkpoints.is_complete(output / "checkpoints" / f"checkpoint-{step + 1}")
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(
-        f"shadowpeft train: stopped after step {step + 1} and saved; "
-        "continue with: shadowpeft train --config "
-    )
-    assert main(said.partition("continue with: shadowpeft ")[2].split()) == 0
-    assert_same_bits(straight, output)
-    assert logged(output) == logged(straight)
+from shadowpeft.train.callbacks import MetricsFile, Progress
 
 
-def test_second_interrupt_acts_at_once(command, signal_at, tmp_path, capsys):
-    """Catches a run that cannot be stopped while its last step hangs."""
-    signal_at(5, times=2)
-    assert main(command) == 130
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == "shadowpeft train: interrupted; what was saved before is kept"
-    )
-    assert checkpoints.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
+@pytest.fixture
+def state() -> TrainerState:
+    return TrainerState(global_step=2, max_steps=6, log_history=[{"step": 2, "loss": 0.5}])
+
+
+def test_the_file_of_metrics_goes_on_from_the_checkpoint(state, tmp_path):
+    """Catches entries of steps that a resumed run takes again, and a number that JSON does not have."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "loss": 0.5}\n{"step": 4, "loss": 9.0}\n')
+    file = MetricsFile(path)
+    file.on_train_begin(None, state, TrainerControl())  # type: ignore[arg-type] - neither is read
+    state.log_history.append({"step": 3, "loss": math.nan})
+    file.on_log(None, state, TrainerControl())  # type: ignore[arg-type]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": None},
+    ]
+
+
+def test_another_process_writes_no_metrics(state, tmp_path):
+    """Catches several processes that write to one file."""
+    state.is_world_process_zero = False
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.on_train_begin(None, state, TrainerControl())  # type: ignore[arg-type]
+    file.on_log(None, state, TrainerControl())  # type: ignore[arg-type]
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_losses_are_printed_where_there_is_no_terminal(state, capsys):
+    """Catches a bar in a log file, a learning rate among the losses, and progress on standard output."""
+    bar = Progress()
+    bar.on_train_begin(None, state, TrainerControl())  # type: ignore[arg-type]
+    logs = {"loss": 0.25, "shadow_loss": 1.5, "learning_rate": 0.001, "train_loss": 7.0}
+    bar.on_log(None, state, TrainerControl(), logs)  # type: ignore[arg-type]
+    bar.on_train_end(None, state, TrainerControl())  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == ["step 2/6  loss 0.25  shadow_loss 1.5"]

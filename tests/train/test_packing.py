@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, DataCollatorWithFlattening
 
 from shadowpeft import ShadowConfig, arch, attach
 from shadowpeft.cli import main
-from shadowpeft.data.encode import NO_LOSS, Collator, Example, encode_all, pack
+from shadowpeft.data.encode import encode_all
+from shadowpeft.data.packing import Collator, pack
 from shadowpeft.data.rows import read_rows
 from shadowpeft.storage import stock_models
 from shadowpeft.train import train
@@ -112,52 +113,6 @@ def test_a_classifier_with_a_mask_of_the_callers_own_pools_the_last_token():
     ids = token_ids(2, 9)
     mask = torch.ones(9, 9).tril().bool().expand(2, 1, 9, 9)
     torch.testing.assert_close(model(ids, attention_mask=mask).logits, model(ids).logits)
-
-
-def example(*ids: int, prompt: int = 0) -> Example:
-    return Example(input_ids=list(ids), labels=[NO_LOSS] * prompt + list(ids[prompt:]))
-
-
-def test_examples_are_packed_where_they_fit_best():
-    """Catches a lost or cut example, a row too long, room that is wasted, and an example's first token
-    learned from its neighbour."""
-    given = [
-        example(1, 2),
-        example(*range(3, 8), prompt=2),
-        example(8),
-        example(9, 10, 11),
-        example(12, 13, 14, 15),
-    ]
-    assert pack(given, 8) == [
-        {
-            "input_ids": [3, 4, 5, 6, 7, 9, 10, 11],
-            "labels": [-100, -100, 5, 6, 7, -100, 10, 11],
-            "position_ids": [0, 1, 2, 3, 4, 0, 1, 2],
-        },
-        {
-            "input_ids": [12, 13, 14, 15, 1, 2, 8],
-            "labels": [-100, 13, 14, 15, -100, 2, -100],
-            "position_ids": [0, 1, 2, 3, 0, 1, 0],
-        },
-    ]
-    many = [example(*range(start, start + 1 + start % 7)) for start in range(100)]
-    rows = pack(many, 9)
-    assert sorted(token for row in rows for token in row["input_ids"]) == sorted(
-        token for one in many for token in one["input_ids"]
-    )
-    assert max(len(row["input_ids"]) for row in rows) == 9
-    assert len(rows) == -(-sum(len(one["input_ids"]) for one in many) // 9), "these lengths fit without a gap"
-
-
-def test_a_batch_of_packed_rows_has_positions_in_place_of_a_mask():
-    """Catches a mask, beside which transformers does not look for documents, and padding that continues the
-    last one."""
-    batch = Collator(0)(pack([example(1, 2, 3), example(4, 5), example(6, 7, 8)], 5))
-    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
-        "input_ids": [[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]],
-        "labels": [[-100, 2, 3, -100, 5], [-100, 7, 8, -100, -100]],
-        "position_ids": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]],
-    }
 
 
 @pytest.fixture(scope="module")

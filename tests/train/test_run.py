@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from shadowpeft import ShadowConfig, attach
 from shadowpeft.cli import main
-from shadowpeft.data.encode import Collator, encode_all
+from shadowpeft.data.encode import encode_all
+from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import read_rows
 from shadowpeft.storage import stock_models
 from shadowpeft.train import train

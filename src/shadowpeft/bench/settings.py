@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from shadowpeft.bench.shapes import SHAPES
 from shadowpeft.bench.specs import DEFAULTS, Spec, parse
+from shadowpeft.checked_fields import check, nearest, within
 from shadowpeft.config import Variant
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import check, nearest, within
 
 if TYPE_CHECKING:
     import torch

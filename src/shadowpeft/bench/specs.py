@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import nearest
 
 
 class _Traits(NamedTuple):

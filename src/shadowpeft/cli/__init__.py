@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import shadowpeft
+from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import ConfigError, UserError, is_torch_write_failure
-from shadowpeft.settings import nearest
 
 VERBS = {
     "demo": "train a shadow on a small data set and compare what it can do, offline and in minutes",

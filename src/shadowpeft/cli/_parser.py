@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from shadowpeft.checked_fields import holding_several, nearest
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import holding_several, nearest
 
 # What jsonargparse says of a value that is none of several types.
 _UNION = re.compile(

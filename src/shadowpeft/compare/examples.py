@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shadowpeft.compare.tasks.base import Item, Task
-from shadowpeft.data.encode import Collator, Example, encode
+from shadowpeft.data.encode import Example, encode
+from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import DataError

@@ -19,7 +19,8 @@ from shadowpeft import arch
 from shadowpeft.compare.examples import encode_texts
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.compare.tasks.scoring import until_stop
-from shadowpeft.data.encode import NO_LOSS, Collator, Example, encode_prompt
+from shadowpeft.data.encode import NO_LOSS, Example, encode_prompt
+from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import UserError

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, logging
 
 from shadowpeft import arch
+from shadowpeft.checked_fields import nearest
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.matching import MATCHED, matched, trained_parameters
 from shadowpeft.compare.overrides import overrides, refuse_unknown
@@ -21,7 +22,6 @@ from shadowpeft.compare.tasks.base import Task
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach, sources
-from shadowpeft.settings import nearest
 from shadowpeft.storage import stock_models
 
 _HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")

@@ -7,12 +7,12 @@ from typing import Any
 from peft import LoraConfig
 from peft import ShadowConfig as PeftShadowConfig
 
+from shadowpeft.checked_fields import nearest
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.search_space import OURS
 from shadowpeft.compare.study import Study
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import nearest
 
 _CONFIGS: dict[str, Any] = {
     "lora": LoraConfig,

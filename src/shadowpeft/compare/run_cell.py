@@ -29,7 +29,7 @@ from shadowpeft.compare.records import Record, identity
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Split, Task
 from shadowpeft.compare.training import Collate, Training, TrainingOutcome, precision, train
-from shadowpeft.data.encode import Collator
+from shadowpeft.data.packing import Collator
 from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.evaluation.calibration import calibration, negative_log_likelihood
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from shadowpeft.checked_fields import nearest
 from shadowpeft.compare.cell import Setting
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import nearest
 
 METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
 OURS = ("shadow", "shadow-paper", "shadow-explicit")

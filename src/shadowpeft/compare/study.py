@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from shadowpeft.checked_fields import SEVERAL, check, nearest, within
 from shadowpeft.compare.cell import Setting
 from shadowpeft.compare.search_space import METHODS, SEARCH, check_trials, refuse_unknown
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import SEVERAL, check, nearest, within
 
 
 @dataclass(frozen=True)

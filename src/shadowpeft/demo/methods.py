@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from shadowpeft.config import ShadowConfig
-from shadowpeft.data.encode import Collator, Example
+from shadowpeft.data.encode import Example
+from shadowpeft.data.packing import Collator
 from shadowpeft.demo.settings import LORA, SHADOW, Lora, Settings, Shadow
 from shadowpeft.model import attach
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
-from shadowpeft.data.encode import NO_LOSS, Collator, Example, context_length, encode_all
+from shadowpeft.data.encode import NO_LOSS, Example, context_length, encode_all
+from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row, reference_answer
 from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import DataError

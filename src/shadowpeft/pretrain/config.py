@@ -7,8 +7,8 @@ from typing import Literal
 
 import yaml
 
+from shadowpeft.checked_fields import check, within
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import check, within
 
 TrainParts = Literal["projection", "all-but-embeddings", "everything"]
 WarmStart = Literal["none", "pinv", "weighted", "ridge"]

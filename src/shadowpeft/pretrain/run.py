@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from shadowpeft.pretrain.objective import Objective
     from shadowpeft.pretrain.trainer import PretrainTrainer
-    from shadowpeft.train.callbacks import StopOnSignal
+    from shadowpeft.train.stop_on_signal import StopOnSignal
 
 # What may differ between a run and its continuation. The length may not: the learning rate depends on it.
 _FREE_ON_RESUME = run_folder.FREE_ON_RESUME
@@ -97,7 +97,7 @@ def _build_objective(
     import torch
 
     from shadowpeft import arch
-    from shadowpeft.pretrain.initial import initial_shadow
+    from shadowpeft.pretrain.choose_start import initial_shadow
     from shadowpeft.pretrain.objective import Objective, Weights, train_parts
     from shadowpeft.storage import stock_models
 
@@ -120,7 +120,8 @@ def _build_trainer(
 ) -> "tuple[PretrainTrainer, StopOnSignal]":
     from shadowpeft.pretrain.pace import Pace
     from shadowpeft.pretrain.trainer import PretrainProgress, PretrainTrainer
-    from shadowpeft.train.callbacks import MetricsFile, StopOnSignal
+    from shadowpeft.train.callbacks import MetricsFile
+    from shadowpeft.train.stop_on_signal import StopOnSignal
 
     if config.gradient_checkpointing:
         arguments.recompute_activations(objective.shadow.backbone)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from shadowpeft.model.preflight import Preflight
     from shadowpeft.pretrain.corpus import Corpus, Document, Unusable
-    from shadowpeft.pretrain.packing import Encoder, Rows
+    from shadowpeft.pretrain.text_rows import Encoder, Rows
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_text(config: PretrainConfig) -> Text:
     """
     from shadowpeft.data.encode import context_length
     from shadowpeft.model import preflight
-    from shadowpeft.pretrain.packing import Encoder
+    from shadowpeft.pretrain.text_rows import Encoder
 
     corpus, eval_corpus = _open(config)
     start = None if config.start in (FRESH, BLOCKS) else config.start
@@ -85,7 +85,7 @@ def _rows(
     encoder: "Encoder",
     length: int,
 ) -> Text:
-    from shadowpeft.pretrain.packing import Rows
+    from shadowpeft.pretrain.text_rows import Rows
 
     held_out = config.eval_documents
     if eval_corpus is not None:

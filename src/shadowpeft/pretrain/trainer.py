@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from shadowpeft.errors import CheckpointError
 from shadowpeft.pretrain.objective import Objective, parts_trained
 from shadowpeft.pretrain.pace import Pace, rate_factor
-from shadowpeft.pretrain.packing import Place, Rows, collate
+from shadowpeft.pretrain.text_rows import Place, Rows, collate
 from shadowpeft.storage import shadow_folder
 from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.train.trainer import SafeTrainer

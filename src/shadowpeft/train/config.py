@@ -6,9 +6,9 @@ from typing import Literal
 
 import yaml
 
+from shadowpeft.checked_fields import check, within
 from shadowpeft.config import Impl, ShadowConfig
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import check, within
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 

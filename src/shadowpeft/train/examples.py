@@ -35,7 +35,8 @@ def read(config: TrainConfig) -> Examples:
         UserError: a row, the tokenizer, or the configuration of base or shadow cannot be used.
     """
     from shadowpeft import arch
-    from shadowpeft.data.encode import context_length, encode_all, pack
+    from shadowpeft.data.encode import context_length, encode_all
+    from shadowpeft.data.packing import pack
     from shadowpeft.model import preflight
 
     rows, held_out = _rows(config)

@@ -11,8 +11,8 @@ from shadowpeft.train.config import TrainConfig
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from shadowpeft.train.callbacks import StopOnSignal
     from shadowpeft.train.examples import Examples
+    from shadowpeft.train.stop_on_signal import StopOnSignal
     from shadowpeft.train.trainer import ShadowTrainer
 
 ADAPTER = "adapter"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from shadowpeft.model import ShadowedModel
-    from shadowpeft.train.callbacks import StopOnSignal
     from shadowpeft.train.examples import Examples
+    from shadowpeft.train.stop_on_signal import StopOnSignal
     from shadowpeft.train.trainer import ShadowTrainer
 
 # A run may be continued for longer or shorter; the settings of the model, the data and each step stay.
@@ -98,11 +98,12 @@ def _build_model(config: TrainConfig) -> "ShadowedModel":
 def _build_trainer(
     model: "ShadowedModel", args: "TrainingArguments", rows: "Examples", config: TrainConfig
 ) -> "tuple[ShadowTrainer, StopOnSignal]":
-    from shadowpeft.data.encode import Collator
+    from shadowpeft.data.packing import Collator
     from shadowpeft.data.tokenizers import padding_id
     from shadowpeft.train import callbacks, trainer
+    from shadowpeft.train.stop_on_signal import StopOnSignal
 
-    stop = callbacks.StopOnSignal()
+    stop = StopOnSignal()
     metrics = callbacks.MetricsFile(Path(config.output) / run_folder.METRICS)
     built = trainer.ShadowTrainer(
         model,

@@ -16,7 +16,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from shadowpeft.data.encode import Collator, Example
+from shadowpeft.data.encode import Example
+from shadowpeft.data.packing import Collator
 from shadowpeft.decoder import sharded
 from shadowpeft.errors import CheckpointError, is_torch_write_failure
 from shadowpeft.evaluation.evaluate import measure_losses

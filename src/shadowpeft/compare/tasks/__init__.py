@@ -1,14 +1,15 @@
 """The tasks of a study: one module for each data set; docs/reference/tasks.md has the table.
 
 `base` says what a task is, `source` finds its rows, `splits` divides them, and `scoring` has the metrics that
-several tasks share. May import `data`, `reporting`, `settings` and `errors`, and nothing else of `compare`.
+several tasks share. May import `data`, `reporting`, `checked_fields` and `errors`, and nothing else of
+`compare`.
 """
 
+from shadowpeft.checked_fields import nearest
 from shadowpeft.compare.tasks import arc, clinc, gsm8k, mawps, mmlu, newsgroups, squad, stars
 from shadowpeft.compare.tasks.base import Item, Scores, Task
 from shadowpeft.compare.tasks.source import RowSource, held_out_text
 from shadowpeft.errors import ConfigError
-from shadowpeft.settings import nearest
 
 __all__ = ["TASKS", "Item", "RowSource", "Scores", "Task", "find", "held_out_text"]
 

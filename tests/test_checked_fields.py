@@ -10,9 +10,9 @@ import pytest
 
 from shadowpeft import ConfigError, ShadowConfig
 from shadowpeft.bench.settings import Bench, TrainBench
+from shadowpeft.checked_fields import Range, check, nearest, within
 from shadowpeft.compare.study import Study
 from shadowpeft.pretrain.config import PretrainConfig
-from shadowpeft.settings import Range, check, nearest, within
 from shadowpeft.train.config import TrainConfig
 
 

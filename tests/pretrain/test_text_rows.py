@@ -11,7 +11,7 @@ from helpers.tokenizers import SPECIAL, build_tokenizer, with_specials
 
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.pretrain.corpus import Corpus, Document
-from shadowpeft.pretrain.packing import Encoder, Place, Rows, collate
+from shadowpeft.pretrain.text_rows import Encoder, Place, Rows, collate
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from helpers.pretraining import facts_of, pretrained, settings, weights_of
 
 from shadowpeft import ConfigError, attach
-from shadowpeft.pretrain.initial import initial_shadow
+from shadowpeft.pretrain.choose_start import initial_shadow
 from shadowpeft.pretrain.text import Text, read_text
 from shadowpeft.storage import stock_models
 
