@@ -33,7 +33,7 @@ LAYERS = [
 ]
 # Modules whose tests stand elsewhere, and why.
 MIRRORED_ELSEWHERE = {
-    "cli/_choice.py": "a list of names and a dataclass without behaviour; test__models.py uses it",
+    "cli/_choice.py": "names and a dataclass without behaviour; test__models.py runs the verbs that fill it",
     "compare/tasks/base.py": "dataclasses without behaviour; the tests of every task build them",
     "demo/settings.py": "numbers that recipes/demo_settings chose",
     "trainer.py": "one import; test_public_names_resolve",
