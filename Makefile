@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a worker: the models in the tests are too small to gain from more.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo study-smoke test test-slow coverage lint types docs check clean
+.PHONY: demo study-smoke test test-slow test-versions coverage lint types docs check clean
 
 demo: .venv/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft demo --report report.html
@@ -20,6 +20,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m slow
+
+# A chosen tenth of the tests, on the oldest, a middle and the newest transformers that we support.
+test-versions: .venv/.dev
+	$(TEST_ENV) tests/versions/run
 
 # Apart from `test`, which it would make take a third longer.
 coverage: .venv/.dev
@@ -37,7 +41,7 @@ docs: .venv/.dev
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/build.py
 
-check: lint types docs test test-slow
+check: lint types docs test test-slow test-versions
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "shadowpeft needs Python 3.10 or later; set PYTHON=..."; exit 1; }

@@ -24,6 +24,9 @@ from shadowpeft.pretrain.choose_start import initial_shadow
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.storage import authors_folder
 
+# The authors' package hands over the cache by the name that transformers 5.24 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+
 WEIGHTS = authors_folder.WEIGHTS
 
 
