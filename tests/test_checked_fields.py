@@ -42,9 +42,13 @@ class Oven:
         ({"loaves": None}, "loaves must have a value, got null"),
         ({"degrees": 0}, "degrees must be above 0 and below 300, got 0"),
         ({"degrees": 300.0}, "degrees must be above 0 and below 300, got 300.0"),
-        ({"degrees": math.nan}, "degrees must be a finite number, above 0 and below 300, got nan"),
+        ({"degrees": math.nan}, "degrees must be a number, above 0 and below 300, got nan"),
         ({"degrees": "hot"}, "degrees must be a number, above 0 and below 300, got 'hot'"),
+        ({"degrees": math.inf}, "degrees must be above 0 and below 300, got inf"),
         ({"share": 1.5}, "share must be from 0 to 1, got 1.5"),
+        ({"share": 10**400}, f"share must be a number, from 0 to 1, got {10**400}"),
+        ({"loaves": -(10**400)}, f"loaves must be a whole number, 1 or more, got {-(10**400)}"),
+        ({"kind": None}, "kind must be 'gas' or 'wood', got None"),
         ({"fan": 1}, "fan must be true or false, got 1"),
         ({"kind": "wod"}, "kind must be 'gas' or 'wood', got 'wod' (did you mean 'wood'?)"),
     ],
@@ -54,6 +58,21 @@ def test_a_value_out_of_type_or_range_is_one_sentence(given, said):
     with pytest.raises(ConfigError) as error:
         Oven(**{"name": "old", **given})
     assert str(error.value) == said
+
+
+@dataclass(frozen=True)
+class HotOven(Oven):
+    """An oven whose degrees must be given."""
+
+    degrees: float = 200.0
+
+
+def test_a_field_that_is_declared_again_keeps_its_range():
+    """Catches a subclass whose values nobody checks."""
+    with pytest.raises(ConfigError, match="degrees must be above 0 and below 300, got 0"):
+        HotOven("old", degrees=0)
+    with pytest.raises(ConfigError, match="degrees must have a value"):
+        HotOven("old", degrees=None)
 
 
 def test_values_at_the_edge_of_their_range_pass():

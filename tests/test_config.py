@@ -67,3 +67,10 @@ def test_settings_that_do_not_fit_the_base_are_refused(base):
         attach(base, ShadowConfig(inject_from=4))
     with pytest.raises(UserError, match="at most the base's 4"):
         attach(base, ShadowConfig(shadow_layers=5))
+
+
+def test_a_number_beyond_any_model_is_refused():
+    """Catches an adapter's file with a damaged number that is accepted without a word."""
+    for name, value in (("alpha", 1e300), ("alpha", 10**400), ("r", 10**400), ("shadow_loss_weight", 1e300)):
+        with pytest.raises(ConfigError, match=f"^{name} must be "):
+            ShadowConfig(**{name: value})

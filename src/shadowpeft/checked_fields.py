@@ -75,18 +75,28 @@ def check(settings: Any) -> None:
     Raises:
         ConfigError: names the field, what it may be and what was given.
     """
-    hints = typing.get_type_hints(type(settings))
+    hints, ranges = typing.get_type_hints(type(settings)), _ranges(type(settings))
     for entry in dataclasses.fields(settings):
-        _check_value(entry.name, settings.__dict__[entry.name], hints[entry.name], entry.metadata.get(_RANGE))
+        _check_value(entry.name, settings.__dict__[entry.name], hints[entry.name], ranges.get(entry.name))
+
+
+def _ranges(settings: type) -> dict[str, Range]:
+    """Return the ranges of a class's fields by name. A field that a subclass declares again keeps its own."""
+    found: dict[str, Range] = {}
+    for kind in reversed(settings.__mro__):
+        if dataclasses.is_dataclass(kind):
+            found |= {e.name: e.metadata[_RANGE] for e in dataclasses.fields(kind) if _RANGE in e.metadata}
+    return found
 
 
 def _check_value(name: str, value: object, hint: Any, allowed: Range | None) -> None:
     kinds = _kinds(hint)
-    if value is None:
-        if types.NoneType not in kinds:
-            raise ConfigError(f"{name} must have a value, got null")
-        return
+    may_be_none = types.NoneType in kinds
     kinds = [kind for kind in kinds if kind is not types.NoneType]
+    if value is None and may_be_none:
+        return
+    if value is None and typing.get_origin(kinds[0]) is not Literal:
+        raise ConfigError(f"{name} must have a value, got null")
     # A union of several types, such as `bool | str`, is checked where its values are read.
     if len(kinds) != 1:
         return
@@ -111,11 +121,19 @@ def _check_number(name: str, value: object, kind: type, allowed: Range) -> None:
     # True and False are numbers in Python; as a setting of a number they are a mistake.
     if isinstance(value, bool) or not isinstance(value, accepted):
         raise ConfigError(f"{name} must be {wanted}{bounds}, got {value!r}")
-    if not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number{bounds}, got {value!r}")
+    if kind is float and not _is_float(value):
+        raise ConfigError(f"{name} must be {wanted}{bounds}, got {value!r}")
     if not allowed.holds(value):
         said = f"{wanted}{bounds}" if kind is int else str(allowed)
         raise ConfigError(f"{name} must be {said}, got {value!r}")
+
+
+def _is_float(value: float) -> bool:
+    """Return whether a number has a value as a float: NaN has none, and some whole numbers are too large."""
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def _kinds(hint: Any) -> list[Any]:

@@ -60,7 +60,7 @@ class ShadowConfig:
     """Rank of the injection, `W_down` and `W_up` of eq. 3."""
     update_width: int | None = within(None, least=1, below=LARGEST)
     """Hidden width of the update's networks T and G (eq. 5 and 6)."""
-    alpha: float | None = None
+    alpha: float | None = within(None, above=-LARGEST, below=LARGEST)
     """Strength of the injection (eq. 4); in the variant `normed` 0.6, beside a pretrained shadow 0.3."""
     dropout: float | None = within(None, least=0, below=1)
     """Probability, in training, of dropping values of the injection (and of T in the variant `paper`)."""

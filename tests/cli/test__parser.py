@@ -108,3 +108,23 @@ def test_types_of_a_flag_are_named_as_a_reader_writes_them(capsys):
 def test_mistakes_in_the_config_file(content, message, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(content)
     assert message in mistake(["train", "--config", tmp_path / "run.yaml"], capsys)
+
+
+def test_the_flag_shadow_is_renamed_and_no_value_that_holds_its_text():
+    """Catches an output folder or a hub id with `--shadow` in it that becomes another one."""
+    words = [
+        "--shadow=a--shadow=b",
+        "--output",
+        "run--shadow",
+        "--model=me--shadow",
+        "--shadow",
+        "--shadow.r",
+    ]
+    assert _parser._as_fields(words, ["shadow_model"]) == [
+        "--shadow_model=a--shadow=b",
+        "--output",
+        "run--shadow",
+        "--model=me--shadow",
+        "--shadow_model",
+        "--shadow.r",
+    ]

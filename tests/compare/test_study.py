@@ -37,17 +37,20 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
         ),
         (
             {"tie_standard_errors": -0.5},
-            "tie_standard_errors must be 0 or more, got -0.5",
+            "tie_standard_errors must be at least 0 and below 2147483648, got -0.5",
         ),
         (
             {"tie_standard_errors": float("nan")},
-            "tie_standard_errors must be a finite number, 0 or more, got nan",
+            "tie_standard_errors must be a number, at least 0 and below 2147483648, got nan",
         ),
         (
             {"tie_standard_errors": float("inf")},
-            "tie_standard_errors must be a finite number, 0 or more, got inf",
+            "tie_standard_errors must be at least 0 and below 2147483648, got inf",
         ),
-        ({"tie_standard_errors": True}, "tie_standard_errors must be a number, 0 or more, got True"),
+        (
+            {"tie_standard_errors": True},
+            "tie_standard_errors must be a number, at least 0 and below 2147483648, got True",
+        ),
         (
             {"test_skip": -1},
             "test_skip must be a whole number, 0 or more, or a list of whole numbers, 1 or more, got -1",

@@ -34,6 +34,12 @@ def test_saving_refuses_what_it_would_not_do(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="5GB", state_dict=model.state_dict())
 
 
+def test_a_process_that_writes_nothing_may_hold_nothing(model, tmp_path):
+    """Catches a distributed run that ends in every process but the first, whose gathered state is empty."""
+    model.save_pretrained(tmp_path, state_dict={}, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_threads_save_to_one_folder(model, base, tmp_path):
     """Catches partial files that share one name."""
     import threading

@@ -125,7 +125,7 @@ def _timed(
 
 @contextmanager
 def _without_compiling(compiled: bool) -> Iterator[None]:
-    """Let a step fail that would be compiled once more: its time would be the compiler's."""
+    """Make a step fail if it would be compiled again, since its time would be the compiler's."""
     if not compiled:
         yield
         return

@@ -1,4 +1,4 @@
-"""The base as it was built, so that a method can be removed from it, and one that is kept put on again."""
+"""The base as it was built, so that one method can be taken off it and another put on."""
 
 from torch import nn
 from transformers import PreTrainedModel

@@ -147,8 +147,9 @@ def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
     """Rename `--shadow FOLDER` to the field it sets. In files, `shadow` holds the adapter's settings."""
     if "shadow_model" not in known:
         return list(words)
-    is_shadow = re.compile(r"--shadow(?=$|=)")
-    return [is_shadow.sub("--shadow_model", word) for word in words]
+    # The flag alone: a value may hold the same text, such as the folder `run--shadow`.
+    flag = re.compile(r"\A--shadow(?=\Z|=)")
+    return [flag.sub("--shadow_model", word) for word in words]
 
 
 def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:

@@ -40,13 +40,13 @@ class Questions:
 
 
 def draw(rows: Sequence[T], limit: int | None, skips: Sequence[int] = ()) -> list[T]:
-    """Draw at most so many rows, in their order; the same ones in every run.
+    """Draw at most `limit` rows, in their order. Every run draws the same ones.
 
     Args:
         rows: what to draw from.
         limit: the most to draw; `None` for all.
-        skips: leave out the rows that draws of so many take, one after another, each from what the earlier
-            draws left.
+        skips: sizes of earlier draws, whose rows are left out. Each took its rows from what the ones before
+            it had left.
     """
     left: Sequence[int] = range(len(rows))
     for skip in skips:

@@ -58,11 +58,10 @@ def has_read_test(records: Iterable[Record]) -> bool:
 
 
 def read(path: Path, cut: bool = False) -> list[Record]:
-    """Read the records of a file; failures that a later run of the same cell has replaced are left out.
+    """Read the records of a file, without failures that a later run of the same cell has replaced.
 
-    If the program was killed while it wrote a cell, within a line or between two, that cell is left out with
-    a
-    warning: it has to run again.
+    If the program was killed while it wrote a cell, within a line or between two, a warning says that the
+    cell is left out and has to run again.
 
     Args:
         path: the file; if there is none, there are no records.

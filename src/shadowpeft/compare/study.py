@@ -10,6 +10,7 @@ import yaml
 from shadowpeft.checked_fields import SEVERAL, check, nearest, within
 from shadowpeft.compare.cell import Setting
 from shadowpeft.compare.search_space import METHODS, SEARCH, check_trials, refuse_unknown
+from shadowpeft.config import LARGEST
 from shadowpeft.errors import ConfigError
 
 
@@ -39,7 +40,7 @@ class Study:
     finalists: int = within(1, least=1)
     """How many of each method's best trials are trained again from a second seed (search_seed + 1). The mean
     of both values decides. With 1 no trial is repeated."""
-    tie_standard_errors: float = within(1.0, least=0)
+    tie_standard_errors: float = within(1.0, least=0, below=LARGEST)
     """Settings whose validation value is within this many standard errors of the best one count as equal. Of
     equal settings the lowest learning rate is chosen. With 0 the best value decides."""
     steps: int = within(300, least=1)

@@ -1,13 +1,13 @@
 """The folder of a study: which files it holds, and whether a study may begin or go on in it."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from shadowpeft.compare.records import has_read_test, read
 from shadowpeft.compare.study import Study, in_yaml
 from shadowpeft.errors import ConfigError
+from shadowpeft.train.run_folder import read_settings
 
 STUDY = "study.yaml"
 # Settings that may change on a resume; any other change would make it another study.
@@ -55,7 +55,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _refuse_other_settings(study: Study) -> None:
     """Refuse to go on with a study under other settings than it began with."""
     folder = Path(study.output)
-    before = {**_BEFORE_THE_SETTING, **_read_settings(folder / STUDY)}
+    before = {**_BEFORE_THE_SETTING, **read_settings(folder / STUDY, "study")}
     now = yaml.safe_load(study.to_yaml())
     if before.get("name") != now["name"]:
         raise ConfigError(
@@ -92,13 +92,3 @@ def _refuse_to_overwrite(path: Path) -> None:
             f"{path} was written or changed by hand, and a study in {path.parent} would overwrite it; "
             "rename it, or choose another output folder"
         )
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML, so the study cannot be resumed: {error}") from error
-    if isinstance(settings, dict):
-        return settings
-    return {}

@@ -70,11 +70,9 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Exa
 
     - Prompt and completion strings are tokenised separately and joined, so that training sees the tokens that
       generation will see. The completion ends with the tokenizer's end-of-sequence token.
-    - A chat has the ids of the tokenizer's chat template, with a loss on each assistant turn (of a
-    conversational
-      completion: on each of its turns) that the template renders as it did when that turn was the last. A
-          template
-      that rewrites earlier turns, such as Qwen3's, leaves only the last one.
+    - A chat has the ids of the tokenizer's chat template. The loss is on each assistant turn (of a
+      conversational completion: on each of its turns) that the template renders as it did when that turn was
+      the last. A template that rewrites earlier turns, such as Qwen3's, leaves only the last one.
     - A plain text has a loss on every token, and ends with the end-of-sequence token.
 
     Args:

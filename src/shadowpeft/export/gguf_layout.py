@@ -33,8 +33,8 @@ class Layout:
         pairs_neighbours: its rotary embedding rotates the pairs (2i, 2i + 1), that of transformers (i, i +
             half).
         norm_offset: transformers multiplies by the weight of a norm plus this, llama.cpp by the weight.
-        window_every: llama.cpp has sliding windows, and without other words every so many blocks one without;
-            `None` if it has none.
+        window_every: distance between two blocks without a sliding window, by llama.cpp's default; `None` if
+            it has no sliding windows.
         caps: llama.cpp always soft-caps the attention logits and the output.
         always_tied: llama.cpp reads no head but the embeddings.
         biases: llama.cpp reads biases of the attention if the model has them.

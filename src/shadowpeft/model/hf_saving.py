@@ -59,19 +59,24 @@ class HFSavingMixin:
             )
         if adapter is None:
             adapter = self.active_adapter
+        # Every process must take part in gathering, also one that writes nothing.
         tensors = self._tensors_of(adapter, state_dict)
-        if is_main_process:
-            adapter_folder.save(self._adapter(adapter), tensors, self._facts, save_directory, run=run or {})
-
-    def _tensors_of(self, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Return an adapter's tensors by name, from a state dict of the whole model if given."""
-        if state_dict is None:
-            return sharded.whole(self._adapter(name).state_dict())
-        prefix = f"adapters.{name}."
-        tensors = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not is_main_process:
+            return
         if not tensors:
             raise CheckpointError(
-                f"the given state_dict holds nothing of adapter {name!r} (no key starts with {prefix!r}); "
-                "nothing was written"
+                f"the given state_dict holds nothing of adapter {adapter!r} (no key starts with "
+                f"{_prefix(adapter)!r}); nothing was written"
             )
-        return tensors
+        adapter_folder.save(self._adapter(adapter), tensors, self._facts, save_directory, run=run or {})
+
+    def _tensors_of(self, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Return an adapter's tensors by name, from a state dict of the whole model if one is given."""
+        if state_dict is None:
+            return sharded.whole(self._adapter(name).state_dict())
+        prefix = _prefix(name)
+        return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _prefix(adapter: str) -> str:
+    return f"adapters.{adapter}."

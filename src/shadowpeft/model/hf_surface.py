@@ -91,7 +91,7 @@ class HFSurfaceMixin:
 
 
 def _unit_classes(base: PreTrainedModel, adapters: Iterable[Adapter]) -> set[str]:
-    """Return the classes whose every module is a unit, by name, for accelerate's `TRANSFORMER_BASED_WRAP`."""
+    """Return the names of the classes that FSDP shards module by module (`TRANSFORMER_BASED_WRAP`)."""
     units = [arch.blocks_of(base)[0]]
     for adapter in adapters:
         units += [module for module in adapter.modules() if isinstance(module, BoundaryWeights)]

@@ -240,7 +240,7 @@ class ShadowedModel(  # type: ignore[misc]
         logits_to_keep: int | Tensor,
         stock: dict[str, Any],
     ) -> Any:
-        """Run the base alone; `stock` are arguments for it whatever their values."""
+        """Run the base alone. The arguments in `stock` are passed on even if they are `None`."""
         if isinstance(stock[versions.CACHE], ShadowCache):
             raise UserError(
                 "a cache of model.new_cache() holds base and shadow; inside disabled() give a cache of the "

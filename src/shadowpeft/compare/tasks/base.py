@@ -19,8 +19,8 @@ class Item:
         prompt: what the model reads: the text to classify, or the prompt to continue.
         answer: what training teaches after the prompt, with its leading space; empty for a classification
             task.
-        target: what an answer is scored against: the index of the class or choice, or for generation whatever
-            the metric compares with.
+        target: what an answer is scored against: the index of the class or choice, or, for generation, the
+            value that the metric compares with.
         group: what the metrics are reported by, such as a subject, "answerable" or "out-of-scope"; empty
             for none.
         choices: for a choice task the continuations whose likelihoods are compared, each with its leading

@@ -61,9 +61,9 @@ def tile_of(kernel: str, dtype: torch.dtype, rows_N: int, widest: int) -> Tile:
 
 
 def splits_for(programs: int, most: int, device: torch.device) -> int:
-    """Return in how many parts to do the work of so many programs, a power of two.
+    """Return the number of parts, a power of two, that each program's work is split into.
 
-    It is enough to give a GPU about two programs for each of its multiprocessors.
+    The parts together give a GPU about two programs for each of its multiprocessors.
     """
     wanted = _multiprocessors(device) * 3 // 2
     splits = 1
