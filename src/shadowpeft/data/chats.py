@@ -19,8 +19,7 @@ def refuse_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     if tokenizer.chat_template is None:
         raise DataError(
             f"{where}: the row is a chat but the tokenizer has no chat template; use prompt and completion "
-            "strings, "
-            "a chat model's tokenizer, or set tokenizer.chat_template"
+            "strings, a chat model's tokenizer, or set tokenizer.chat_template"
         )
     if not tokenizer.is_fast:
         raise DataError(
@@ -83,10 +82,8 @@ def answers_in(
         elif index == last:
             raise DataError(
                 f"{where}: the chat template renders the messages before the last answer, with its "
-                "generation prompt, "
-                "other than in the whole chat, so generation would not start where training did; use prompt "
-                "and "
-                "completion strings or change the template"
+                "generation prompt, other than in the whole chat, so generation would not start where "
+                "training did; use prompt and completion strings or change the template"
             )
 
 

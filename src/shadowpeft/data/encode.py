@@ -56,8 +56,7 @@ def encode_all(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_leng
     if too_long:
         warnings.warn(
             f"{len(too_long)} of {len(rows)} rows are longer than max_length={max_length} tokens and lost "
-            "their "
-            f"end (the first is {too_long[0]}); raise max_length or shorten them",
+            f"their end (the first is {too_long[0]}); raise max_length or shorten them",
             stacklevel=2,
         )
     return examples
@@ -135,8 +134,7 @@ def _prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> li
     if all(added):
         raise DataError(
             f"{where}: the prompt {text!r} encodes to no token, so there is nothing to start from; use text "
-            "rows "
-            "instead"
+            "rows instead"
         )
     # An end-of-sequence token that the tokenizer adds would tell the model that the answer is over.
     while added[-1]:
@@ -149,16 +147,14 @@ def _answer_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> li
     if not ids:
         raise DataError(
             f"{where}: expected an answer to learn, got {text!r}, which encodes to no token; fill it in or "
-            "drop the "
-            "row"
+            "drop the row"
         )
     # A text may contain the unknown token literally, which is no failure: GPT-2's is also its end-of-sequence
     # token.
     if tokenizer.unk_token_id in ids and str(tokenizer.unk_token) not in text:
         raise DataError(
             f"{where}: the tokenizer has no token for a part of {text!r} (it gives {tokenizer.unk_token}); "
-            "change "
-            "the text"
+            "change the text"
         )
     return ids
 
@@ -182,8 +178,7 @@ def _encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, where: str) -> 
         role = chat.messages[-1]["role"]
         raise DataError(
             f"{where}: training needs an assistant's answer as the last message, got none (the last is in "
-            "role "
-            f"{role!r}); add it to 'messages' or 'completion'"
+            f"role {role!r}); add it to 'messages' or 'completion'"
         )
     text = chats.render(chat.messages, tokenizer, where)
     spans = []

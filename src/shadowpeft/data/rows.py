@@ -81,8 +81,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
     elif Path(source).is_file():
         raise DataError(
             f"{source}: expected a .jsonl or .jsonl.gz file, a data set folder or a hub id; write one JSON "
-            "object "
-            "per line"
+            "object per line"
         )
     else:
         rows = _read_dataset(source, split)
@@ -161,8 +160,7 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
     if len(rows) < 2:
         raise DataError(
             f"a split into train and evaluation rows needs at least 2 rows, got {len(rows)}; add rows, or "
-            "set the "
-            "evaluation fraction to 0 to train on everything"
+            "set the evaluation fraction to 0 to train on everything"
         )
     count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
     held_out = set(random.Random(seed).sample(range(len(rows)), count))

@@ -39,8 +39,7 @@ def refuse_other_tokenizer(base: PreTrainedTokenizerBase, shadow: PreTrainedToke
             place = _first_difference(wanted, found)
             raise ConfigError(
                 f"base and shadow must have one tokenizer, and theirs cut the text {text!r} differently: "
-                "from token "
-                f"{place} on the base reads {_token_at(place, wanted, ours)}, the shadow "
+                f"from token {place} on the base reads {_token_at(place, wanted, ours)}, the shadow "
                 f"{_token_at(place, found, theirs)}; choose a shadow with the base's tokenizer"
             )
 

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from shadowpeft.data.encode import encode_prompt
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.errors import DataError
+from shadowpeft.evaluation.batches import padded
 
 
 def encode_prompts(
@@ -36,8 +36,7 @@ def encode_prompts(
         if len(prompt) + max_new_tokens > limit:
             raise DataError(
                 f"{row.where}: the prompt has {len(prompt)} tokens, which leaves no room for "
-                f"{max_new_tokens} new "
-                f"ones within {limit}; shorten the prompt or lower max_new_tokens"
+                f"{max_new_tokens} new ones within {limit}; shorten the prompt or lower max_new_tokens"
             )
     return prompts
 
@@ -70,7 +69,8 @@ def greedy_answers(
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
     for indices in bar(_batches(prompts, lengths, batch_size), "generate", progress):
-        ids_BT, mask_BT = _pad_left([prompts[index] for index in indices], pad)
+        # On the left, where no answer begins.
+        ids_BT, mask_BT = padded([list(prompts[index]) for index in indices], pad, "left")
         out_BT = model.generate(  # type: ignore[operator]
             ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
@@ -96,17 +96,6 @@ def _batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch_siz
         indices = list(group)
         batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return batches
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask of B prompts, [B, T], padded on the left, where no answer begins."""
-    width = max(map(len, prompts))
-    ids_BT = torch.full((len(prompts), width), pad)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, width - len(prompt) :] = 1
-    return ids_BT, mask_BT
 
 
 def bar(batches: Sequence, title: str, progress: bool) -> tqdm:

@@ -229,8 +229,7 @@ def _refuse_unfit(tasks: Sequence[Any], room: int, asked: int | None, default: i
         if task.config.doc_to_image is not None or task.config.doc_to_audio is not None:
             raise ConfigError(
                 f"task {task.task_name} shows pictures or plays sounds, which a language model does not "
-                "take; "
-                "leave it out"
+                "take; leave it out"
             )
         if task.OUTPUT_TYPE == "generate_until":
             settings = task.config.generation_kwargs or {}
@@ -238,8 +237,7 @@ def _refuse_unfit(tasks: Sequence[Any], room: int, asked: int | None, default: i
             if tokens >= room:
                 raise ConfigError(
                     f"task {task.task_name} generates up to {tokens} tokens, which leaves no room for a "
-                    "prompt within "
-                    f"{room}; set a smaller max_new_tokens"
+                    f"prompt within {room}; set a smaller max_new_tokens"
                 )
 
 

@@ -122,8 +122,7 @@ def _files(folder: Path) -> dict[str, Path]:
     if lost:
         raise CheckpointError(
             f"{folder / listed[lost[0]]} does not hold {lost[0]}, which {INDEX} says it does; copy the "
-            "folder "
-            "again"
+            "folder again"
         )
     return {name: folder / file for name, file in listed.items()}
 
@@ -151,8 +150,7 @@ def _refuse_other_head(base: PreTrainedModel, path: Path, folder: Path) -> None:
     if (saved_nD - ours_nD).abs().max() > _ROUNDING * ours_nD.abs().max():
         raise CheckpointError(
             f"the shadow in {folder} was pretrained beside another base: the head saved with it is not this "
-            "base's; "
-            "load the base it was pretrained beside"
+            "base's; load the base it was pretrained beside"
         )
 
 

@@ -122,8 +122,7 @@ class BaseFacts:
             if values and at_hand and not _close(values, at_hand):
                 raise CheckpointError(
                     f"{other}this base has the same shape but other weights (of its {part}); load the base "
-                    "it was "
-                    "trained on"
+                    "it was trained on"
                 )
 
 
