@@ -14,7 +14,7 @@ from shadowpeft.embedded import CLINC150, MODEL
 # A module, because a script's folder would come first on the path, where `tokenizers.py` hides a library.
 WORKER = ["-m", "helpers.distributed_worker"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-_PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
+_PAGE = Path(__file__).parents[2] / "docs" / "guides" / "several-gpus.md"
 
 
 def accelerate_launch(folder: Path) -> list[str]:
