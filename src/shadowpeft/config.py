@@ -47,7 +47,7 @@ LARGEST = 2**31
 
 @dataclass(frozen=True)
 class ShadowConfig:
-    """Settings of one adapter. `None` stands for the variant's value, or for a size, for the base's.
+    """Settings of one adapter. `None` means the variant's default; for a size of the shadow, the base's size.
 
     Raises:
         ConfigError: a value is out of range.
