@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
+from shadowpeft.decoder.casting import cast
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.model import sources
 from shadowpeft.ops import choice
@@ -140,7 +141,7 @@ class AdaptersMixin:
                 "device first"
             )
         self._require_served(self.impl, adapter)
-        adapter.to(device=table.device, dtype=dtype or table.dtype)
+        cast(adapter, table.device, dtype or table.dtype, stock=adapter.shadow.backbone)
         adapter.train(self.training)
         self.adapters[name] = adapter
         self.set_adapter(name)

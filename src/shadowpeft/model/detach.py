@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
+from shadowpeft.decoder.casting import cast
 from shadowpeft.errors import UnsupportedModelError
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.adapter import Adapter
@@ -54,7 +55,7 @@ def detached_shadow(
     weight_VD = _weight_of(head, table)
     is_tied = shadow.borrows and shadow.projection is None and head.weight is table
     model = arch.build(_config_of(base, shadow, settings, is_tied), arch.task_of(base))
-    model.to(device=table.device, dtype=dtype)  # type: ignore[call-arg]
+    cast(model, table.device, dtype, stock=model)
     arch.decoder_of(model).load_state_dict(_decoder_state(base, shadow), strict=True)
     _fold_head(weight_VD, head.bias, shadow.projection, arch.head_of(model))
     if score is None:

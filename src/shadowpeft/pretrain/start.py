@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
+from shadowpeft.decoder.casting import cast
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.shadow import Shadow, explicit, implicit
 from shadowpeft.shadow.open_settings import settle
@@ -119,4 +120,5 @@ def _listed(kinds: Sequence[str], kind: str) -> str:
 
 def _placed(base: PreTrainedModel, shadow: Shadow, dtype: torch.dtype | None) -> Shadow:
     table = arch.token_embedding_of(base).weight
-    return shadow.to(device=table.device, dtype=dtype or table.dtype)
+    cast(shadow, table.device, dtype or table.dtype, stock=shadow.backbone)
+    return shadow
