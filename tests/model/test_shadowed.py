@@ -135,7 +135,7 @@ def test_what_attach_cannot_use_is_a_typed_error_and_leaves_the_base_alone(base,
 
 
 @pytest.mark.parametrize(
-    "call", ["set_adapter", "delete_adapter", "save_pretrained", "detached", "new_cache"]
+    "call", ["set_adapter", "delete_adapter", "save_pretrained", "detached", "new_cache", "set_impl"]
 )
 def test_everything_says_that_it_was_unloaded(model, call):
     model.unload()

@@ -110,3 +110,15 @@ def test_the_folder_of_a_shadow_gives_its_sizes():
         settle(base.config, ShadowConfig(shadow_layers=3), wide, folder="somewhere")
     model = explicit(base, tiny_model("llama", seed=1))
     assert settle(base.config, ShadowConfig(), model).shadow_intermediate_size is None
+
+
+def test_a_size_is_refused_beside_a_model_that_has_another():
+    """Catches a size that is asked for and not applied, since the model given as the shadow has its own."""
+    base = tiny_model("llama")
+    model = explicit(base, tiny_model("llama", seed=1))
+    blocks = model.backbone.config.num_hidden_layers
+    assert settle(base.config, ShadowConfig(shadow_layers=blocks), model).shadow_layers == blocks
+    with pytest.raises(
+        ConfigError, match=f"shadow_layers is set to {blocks + 1}, and the model given as the"
+    ):
+        settle(base.config, ShadowConfig(shadow_layers=blocks + 1), model)

@@ -86,6 +86,13 @@ def test_another_family_is_refused(family):
         stock_config({"model_type": family}, "the shadow")
 
 
+@pytest.mark.parametrize("values", [{"hidden_size": "x"}, {"num_hidden_layers": [2]}])
+def test_a_value_that_the_family_does_not_take_is_one_sentence(values):
+    """Catches an error of transformers' own for a damaged file."""
+    with pytest.raises(CheckpointError, match=r"^the shadow has a configuration that llama does not take: "):
+        stock_config({"model_type": "llama", **values}, "the shadow")
+
+
 # Shapes
 
 

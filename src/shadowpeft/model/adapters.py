@@ -108,7 +108,9 @@ class AdaptersMixin:
 
         Raises:
             ConfigError: it cannot run on this machine, or cannot serve this model.
+            UserError: the model was unloaded.
         """
+        self._base()  # raises if the model was unloaded
         chosen = choice.boundary_of(impl)
         for adapter in self._all_adapters():
             self._require_served(impl, adapter)

@@ -39,15 +39,16 @@ def settle(
         folder: the folder that `pretrained` was read from, `None` where it is another model's decoder.
 
     Raises:
-        ConfigError: the settings ask for another size than the shadow in the folder has.
+        ConfigError: the settings ask for another size than the pretrained shadow has.
     """
     given = {name: value for name, value in config.to_dict().items() if value is not None}
     found: dict[str, Any] = {}
     if config.variant == "normed":
         found = _found_by_normed(base, is_pretrained=pretrained is not None)
     sizes: Mapping[str, int | None] = {}
-    if pretrained is not None and folder is not None:
-        _refuse_other_sizes(config, pretrained, folder)
+    if pretrained is not None:
+        source = "the model given as the shadow" if folder is None else f"the shadow in {folder}"
+        _refuse_other_sizes(config, pretrained, source)
         if pretrained.borrows:
             sizes = sizes_of(pretrained.backbone.config)
     # The folder's sizes come last: its number of blocks must replace the default, which is a number as well.
@@ -76,8 +77,8 @@ def _found_by_normed(base: PretrainedConfig, is_pretrained: bool) -> dict[str, A
     return found
 
 
-def _refuse_other_sizes(config: ShadowConfig, shadow: Shadow, folder: str | Path) -> None:
-    """Raise if the settings ask for a size that the shadow of a folder does not have.
+def _refuse_other_sizes(config: ShadowConfig, shadow: Shadow, source: str) -> None:
+    """Raise if the settings ask for a size that a pretrained shadow does not have.
 
     Raises:
         ConfigError: names the setting. One block, the default, counts as not asked for.
@@ -85,6 +86,4 @@ def _refuse_other_sizes(config: ShadowConfig, shadow: Shadow, folder: str | Path
     asked, default = config.to_dict(), ShadowConfig().to_dict()
     for name, size in sizes_of(shadow.backbone.config).items():
         if asked[name] not in (default[name], size):
-            raise ConfigError(
-                f"{name} is set to {asked[name]}, and the shadow in {folder} has {size}; leave {name} out"
-            )
+            raise ConfigError(f"{name} is set to {asked[name]}, and {source} has {size}; leave {name} out")

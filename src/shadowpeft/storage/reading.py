@@ -63,7 +63,7 @@ def stock_config(values: Mapping[str, Any], whose: str) -> PretrainedConfig:
         whose: what the values describe, for messages.
 
     Raises:
-        CheckpointError: the family is not supported.
+        CheckpointError: the family is not supported, or does not take a value.
     """
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in arch.FAMILIES:
@@ -72,7 +72,12 @@ def stock_config(values: Mapping[str, Any], whose: str) -> PretrainedConfig:
         )
     # `auto_map` names code to import.
     values = {name: value for name, value in values.items() if name != "auto_map"}
-    return CONFIG_MAPPING[model_type].from_dict(values)
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(values)
+    except _UNBUILDABLE as error:
+        raise CheckpointError(
+            f"{whose} has a configuration that {model_type} does not take: {' '.join(str(error).split())}"
+        ) from error
 
 
 def shapes_of(
