@@ -12,9 +12,6 @@ from shadowpeft.bench.snapshot import BaseSnapshot
 from shadowpeft.cli import main
 from shadowpeft.ops import choice, reference
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("wrong", ["forward", "backward"])
 def test_red_reports_nothing(wrong, tmp_path, capsys, monkeypatch):

@@ -7,9 +7,6 @@ from shadowpeft.bench import measure
 from shadowpeft.bench.measurements import read
 from shadowpeft.cli import main
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def test_a_loss_that_is_no_number_is_not_timed(tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"

@@ -9,9 +9,6 @@ from shadowpeft.bench import measure, methods, shapes
 from shadowpeft.bench.settings import TrainBench
 from shadowpeft.shadow.open_settings import settle
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def test_the_floor_hands_gradients_through_every_block_and_keeps_none(snapshot, ids):
     """Catches a floor that is too low, since nothing asks its lower blocks for a gradient."""

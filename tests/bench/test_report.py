@@ -6,9 +6,6 @@ from helpers.benches import command
 from shadowpeft.bench import report
 from shadowpeft.cli import main
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def row(name: str, ms: float | None, peak: float | None, **more) -> dict:
     facts = {

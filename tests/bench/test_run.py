@@ -13,10 +13,6 @@ from shadowpeft.bench.specs import DEFAULTS
 from shadowpeft.cli import main
 from shadowpeft.ops import choice
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
 FIELDS = "shape batch tokens method impl inject_from ms ms_spread peak_gb trainable device run"
 
 

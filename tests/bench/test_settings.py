@@ -10,10 +10,6 @@ from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.cli import _parser, main
 from shadowpeft.cli import bench as verb
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
 FLAGS = (
     "shape batch tokens methods compiled variant rounds repeats warmup dtype adapter_dtype device seed "
     "limit_seconds output json"

@@ -8,9 +8,6 @@ from transformers import AutoModelForCausalLM
 from shadowpeft import arch
 from shadowpeft.bench import shapes
 
-# PEFT and the bench ask transformers 5.23 under names it has since deprecated, since 5.17 knows no others.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize(
     ("shape", "parameters"), [("0.6b", 596_049_920), ("4b", 4_022_468_096), ("8b", 8_190_735_360)]

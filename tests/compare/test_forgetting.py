@@ -8,9 +8,6 @@ from helpers.tiny_tasks import TASKS, cell_of
 from shadowpeft.compare import forgetting, methods
 from shadowpeft.compare.study import Study
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("task", ["choices", "classes"])
 @pytest.mark.parametrize("method", ["base", "lora", "dora", "shadow", "peft-shadow"])

@@ -16,9 +16,6 @@ from shadowpeft.compare import (
 from shadowpeft.compare.matching import MATCHED
 from shadowpeft.compare.study import Study
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "gpt2"])
 def test_budgets_are_met_on_the_real_model(model_type: str, study: Study, tmp_path: Path) -> None:

@@ -19,9 +19,6 @@ from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item
 from shadowpeft.errors import UserError
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_divergence(wrong: float) -> None:

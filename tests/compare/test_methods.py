@@ -14,9 +14,6 @@ from shadowpeft.compare import (
 )
 from shadowpeft.compare.study import Study
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("method", ["lora", "shadow", "peft-shadow"])
 def test_bfloat16_trains_adapters_in_float32(method: str, study: Study) -> None:

@@ -13,9 +13,6 @@ from shadowpeft.compare import (
 )
 from shadowpeft.compare.study import Study
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize(
     ("method", "setting"),

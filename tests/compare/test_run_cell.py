@@ -23,10 +23,6 @@ from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.evaluation.calibration import negative_log_likelihood
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
 DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "peft-shadow")
 
 

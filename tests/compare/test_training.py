@@ -17,9 +17,6 @@ from shadowpeft.compare import (
 from shadowpeft.compare.search_space import METHODS, OURS
 from shadowpeft.compare.study import Study
 
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("method", OURS)
 def test_the_backbone_is_trained_at_its_own_rate(

@@ -11,9 +11,6 @@ from shadowpeft.demo.run import count, count_shadow, load_base
 from shadowpeft.demo.settings import PRETRAINED_SHADOW, Settings
 from shadowpeft.embedded import CLINC150, MODEL, SHADOW
 
-# PEFT reads a property that transformers renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.parametrize("adapt", [with_lora, with_shadow])
 def test_only_the_method_trains(adapt):

@@ -8,9 +8,6 @@ from shadowpeft.cli import main
 from shadowpeft.demo import screen
 from shadowpeft.demo.settings import Settings
 
-# Of PEFT's own making: it reads a property that transformers renamed. And torch's, told of no GPU.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 @pytest.mark.slow
 def test_the_demo_runs_small(monkeypatch, tmp_path, capsys):

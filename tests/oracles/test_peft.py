@@ -30,9 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from shadowpeft import ShadowConfig, ShadowedModel
-
-# PEFT 0.21.2 asks transformers 5.23 under a name it has since deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+from shadowpeft.compare.peft_methods import peft_model
 
 OURS = ShadowConfig(variant="peft", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2)
 THEIRS = {
@@ -87,7 +85,7 @@ def both(
     settings = peft.ShadowConfig(
         task_type=kind, shadow_model="mirror" if shadow is None else str(shadow), **THEIRS
     )
-    theirs = peft.get_peft_model(theirs_base, settings).double().eval()
+    theirs = peft_model(theirs_base, settings).double().eval()
     assert copy_weights(ours, trained(theirs), counterpart) == LAST_UPDATE
     return ours, theirs
 

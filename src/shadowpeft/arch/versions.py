@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
+from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -67,6 +68,32 @@ def with_own_cache_name(kwargs: dict[str, Any]) -> dict[str, Any]:
     if cache is None:
         return others
     return {**others, CACHE: cache}
+
+
+def bridge_former_cache_name(base: PreTrainedModel, shadow: nn.Module) -> None:
+    """Let a library that knows the cache by its former name alone find it, whatever transformers calls it.
+
+    Without it PEFT's Shadow (0.21.2) loses the shadow's cache from transformers 5.24 on: a generation goes on
+    with wrong tokens, and nothing says so.
+
+    Args:
+        base: has the library's hooks: they read the cache under its former name, and write it under that.
+        shadow: is called by the library under the former name.
+    """
+    to_former, to_own = (functools.partial(_rename_cache, name) for name in ("past_key_values", CACHE))
+    base.register_forward_pre_hook(to_former, prepend=True, with_kwargs=True)
+    for called in (base, shadow):
+        called.register_forward_pre_hook(to_own, with_kwargs=True)
+
+
+def _rename_cache(
+    name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    given = [other for other in CACHE_NAMES if other in kwargs]
+    if len(given) != 1:
+        return args, kwargs
+    others = {key: value for key, value in kwargs.items() if key not in CACHE_NAMES}
+    return args, {**others, name: kwargs[given[0]]}
 
 
 def recompute_activations(model: PreTrainedModel, use_reentrant: bool) -> None:

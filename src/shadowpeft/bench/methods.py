@@ -4,7 +4,6 @@ B rows, T tokens.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
+from shadowpeft.arch.versions import bridge_former_cache_name
 from shadowpeft.bench.settings import Bench
 from shadowpeft.bench.specs import Spec
 from shadowpeft.config import Variant
@@ -56,9 +56,7 @@ def apply(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
         ImportError: its library is not installed.
         UserError: the method cannot do this here.
     """
-    with torch.device(base.device), warnings.catch_warnings():
-        # PEFT asks transformers by a deprecated name.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with torch.device(base.device):
         applied = _METHODS[spec.method](spec, base, settings)
     if settings.adapter_dtype != "own":
         dtype = torch.float32 if settings.adapter_dtype == "float32" else base.dtype
@@ -137,6 +135,7 @@ def _shadow_peft(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedM
     import shadow_peft
 
     model = shadow_peft.ShadowForCausalLM(shadow_peft.get_shadow_model(base, shadow_peft.ShadowConfig()))
+    bridge_former_cache_name(base, model.peft_model.shadow_model)
     # The library leaves it to its users to give the shadow the base's type.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(base.dtype)
@@ -213,9 +212,9 @@ def _linear_layers(base: PreTrainedModel, first: int) -> Iterator[tuple[str, nn.
 
 
 def _by_peft(base: PreTrainedModel, config: Any, settings: Bench) -> Any:
-    from peft import get_peft_model
+    from shadowpeft.compare.peft_methods import peft_model
 
-    return get_peft_model(base, config, autocast_adapter_dtype=settings.adapter_dtype == "own")
+    return peft_model(base, config, autocast_adapter_dtype=settings.adapter_dtype == "own")
 
 
 def precision(base: PreTrainedModel, settings: Bench) -> contextlib.AbstractContextManager[Any]:

@@ -8,6 +8,8 @@ from peft import LoraConfig, get_peft_model
 from peft import ShadowConfig as PeftShadowConfig
 from transformers import PreTrainedModel
 
+from shadowpeft.arch.versions import bridge_former_cache_name
+
 PEFT_METHODS = ("lora", "dora", "peft-shadow")
 
 
@@ -20,11 +22,14 @@ def peft_config(method: str, settings: Mapping[str, Any], classifies: bool) -> L
     return LoraConfig(**{**defaults, **settings})
 
 
-def peft_model(base: PreTrainedModel, config: LoraConfig | PeftShadowConfig) -> Any:
-    """Put a method of PEFT on a base."""
+def peft_model(base: PreTrainedModel, config: LoraConfig | PeftShadowConfig, **options: Any) -> Any:
+    """Put a method of PEFT on a base; the options are those of `peft.get_peft_model`."""
     with warnings.catch_warnings():
         # PEFT finds out by itself that GPT-2 stores its weights transposed, and says so.
         warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
         # PEFT asks transformers by a deprecated name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(base, config)
+        model = get_peft_model(base, config, **options)
+    if isinstance(config, PeftShadowConfig):
+        bridge_former_cache_name(base, model.base_model.shadow_backbone["default"])
+    return model

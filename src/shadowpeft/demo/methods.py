@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from shadowpeft.compare.peft_methods import peft_model
 from shadowpeft.config import ShadowConfig
 from shadowpeft.data.encode import Example
 from shadowpeft.data.packing import Collator
@@ -46,7 +47,7 @@ class _Watch(TrainerCallback):
 def with_lora(base: PreTrainedModel, lora: Lora = LORA) -> Any:
     """Wrap a base with LoRA on all its linear layers."""
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return get_peft_model(
+    return peft_model(
         base, LoraConfig(r=lora.rank, lora_alpha=2 * lora.rank, target_modules=targets, task_type="CAUSAL_LM")
     )
 
