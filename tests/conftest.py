@@ -1,5 +1,6 @@
 """Fixtures that several files share, and the switch that skips GPU tests where there is no GPU."""
 
+import helpers.asleep
 import helpers.interpreter  # noqa: F401 - before anything imports Triton
 import pytest
 import torch

@@ -53,3 +53,19 @@ def test_the_table_shows_every_number_on_a_narrow_screen():
         shown.count("2,260,224") == shown.count("90.5 ± 1.8 %") == shown.count("41 (40 to 44)") == len(names)
     )
     assert "…" not in shown
+
+
+def test_after_the_first_minute_it_says_how_long_it_will_take(monkeypatch, capsys):
+    """Catches a user who cannot know whether to wait, and a forecast that is said at every step."""
+    clock = iter([0.0, 59.0, 90.0, 120.0])
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(clock))
+    shown = screen.Screen()
+    shown.console = Console(file=io.StringIO(), width=80)
+    with shown.task("training", 10, share=0.2) as moved:
+        moved(5, 10)
+    assert "minutes" not in shown.console.file.getvalue()
+    with shown.task("answering", 4, share=0.4) as moved:
+        moved(1, 4)
+        moved(2, 4)
+    # 0.2 and a quarter of 0.4 are done in 90 seconds.
+    assert shown.console.file.getvalue().count("about 5.0 minutes in all") == 1

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import shadowpeft
 from shadowpeft.checked_fields import nearest
+from shadowpeft.cli._threads import sleep_while_waiting
 from shadowpeft.errors import ConfigError, UserError, is_torch_write_failure
 
 VERBS = {
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
     words = list(argv)
+    sleep_while_waiting()
     if _asks_for_help(words):
         print(_overview())
         return 0 if words else _MISTAKE

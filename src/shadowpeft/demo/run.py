@@ -23,6 +23,9 @@ from shadowpeft.embedded import SHADOW as PRETRAINED
 
 MAX_LENGTH = 128
 EMPTY = "Request: \nIntent:"
+# Shares of the whole time, by which the rest is forecast: of one of the three trainings, of one of the six
+# rounds of answers, and of the timing.
+TRAINING, ANSWERING, TIMING = 0.2, 0.055, 0.07
 
 
 @dataclass
@@ -63,8 +66,8 @@ def run(settings: Settings, ui: Any) -> DemoResult:
 
     Args:
         settings: epochs, batch and sizes.
-        ui: `ui.task(text, total)` gives a context whose value moves a progress bar when called with
-            (done, total).
+        ui: `ui.task(text, total, share)` gives a context whose value moves a progress bar when called with
+            (done, total); `share` is the part of the whole time that the task takes.
     """
     began = time.perf_counter()
     torch.manual_seed(settings.seed)
@@ -76,7 +79,7 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     rows = read_rows(str(CLINC150 / "test.jsonl"))[: settings.test_rows]
     labels = json.loads((CLINC150 / "labels.json").read_text())
     chosen = _answers(models, tokenizer, rows, labels=labels, ui=ui)
-    with ui.task("timing single answers", settings.timed_answers) as progress:
+    with ui.task("timing single answers", settings.timed_answers, TIMING) as progress:
         timings = time_answers(models, tokenizer, rows[: settings.timed_answers], progress=progress)
     methods = [
         _result(name, rows, chosen[name], adapted=adapted, curves=curves, timings=timings[name])
@@ -113,7 +116,7 @@ def _train(
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (model, learning_rate, trainable) in adapted.items():
-            with ui.task(f"training {name} ({trainable:,} parameters)", len(rows)) as progress:
+            with ui.task(f"training {name} ({trainable:,} parameters)", len(rows), TRAINING) as progress:
                 curves[name] = fit(
                     model,
                     rows,
@@ -146,7 +149,7 @@ def _answers(
     """Return the label that each model finds likeliest, for every row."""
     prompts, chosen = [row.fields["prompt"] for row in rows], {}
     for name, model in models.items():
-        with ui.task(f"answering {len(rows)} held-out requests: {name}", len(rows)) as progress:
+        with ui.task(f"answering {len(rows)} held-out requests: {name}", len(rows), ANSWERING) as progress:
             moved = partial(progress, total=len(rows))
             scores = label_scores(model, tokenizer, prompts, labels=labels, progress=moved)
         if name == "base":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,28 @@ from shadowpeft.demo.run import DemoResult, run
 from shadowpeft.demo.settings import Settings
 from shadowpeft.storage.jsonable import finite
 
+FIRST_MINUTE = 60.0
+
 
 class Screen:
-    """One progress bar after another on standard error; standard output is for the results."""
+    """One progress bar after another on standard error; standard output is for the results.
+
+    After the first minute it says once how long the whole will take, on a terminal or not.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
+        self._began, self._finished, self._said = time.monotonic(), 0.0, False
 
     @contextmanager
-    def task(self, text: str, total: int) -> Iterator[Callable[[int, int], object]]:
-        """Show a bar while the context lasts; call its value with (done, total)."""
+    def task(self, text: str, total: int, share: float) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar while the context lasts; call its value with (done, total).
+
+        Args:
+            text: what is done.
+            total: how many parts it has.
+            share: the part of the demo's whole time that it takes.
+        """
         columns = (
             TextColumn("{task.description:<58}"),
             BarColumn(),
@@ -34,7 +47,20 @@ class Screen:
         )
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task(text, total=total)
-            yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+            def moved(done: int, total: int) -> None:
+                progress.update(bar, completed=done, total=total)
+                self._forecast(self._finished + share * done / total)
+
+            yield moved
+        self._finished += share
+
+    def _forecast(self, done: float) -> None:
+        passed = time.monotonic() - self._began
+        if self._said or passed < FIRST_MINUTE or done <= 0:
+            return
+        self._said = True
+        self.console.print(f"this will take about {passed / done / 60:.1f} minutes in all")
 
 
 def show(report: Path, seed: int, as_json: bool) -> None:
