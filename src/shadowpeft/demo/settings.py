@@ -5,15 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What all methods share: rows, order, batch and epochs.
+    """What both methods share: rows, order, batch and epochs."""
 
-    Few enough that a slow machine, or one with other work, is done within five minutes.
-    """
-
-    epochs: float = 0.6
+    epochs: float = 2.0
     batch: int = 32
     seed: int = 0
-    test_rows: int = 250
+    test_rows: int = 1000
     timed_answers: int = 40
 
 
