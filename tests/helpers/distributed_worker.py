@@ -120,7 +120,7 @@ def build(case: Case) -> ShadowedModel:
         inject_from=case.inject_from,
     )
     torch.manual_seed(0)
-    model = perturb(attach(base, settings, shadow, dtype=torch.float32, impl=case.impl)).train()
+    model = perturb(attach(base, settings, shadow, impl=case.impl)).train()
     if case.checkpointing:
         recompute_activations(model)
     return model

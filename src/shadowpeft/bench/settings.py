@@ -43,9 +43,10 @@ class Bench:
     """Steps before them that are not timed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the base's weights; auto is bfloat16 on a GPU and float32 on a CPU."""
-    adapter_dtype: str = "float32"
-    """Types of what is trained, separated by commas: float32 as users get it by default, base for the base's
-    type, autocast for float32 under autocast, as trainers do it. Every method is measured with each."""
+    adapter_dtype: str | None = None
+    """Types of the trained weights, separated by commas: float32, base for the base's type, autocast for
+    float32 under autocast, as trainers do it. Every method is measured with each. By default float32 in a
+    training step, as attach makes them, and base in reading a prompt, as they are loaded for use."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     seed: int = within(0, least=0)
@@ -86,7 +87,10 @@ class Bench:
     @property
     def trained_in(self) -> list[str]:
         """The types of what is trained, by name."""
-        return [name.strip() for name in self.adapter_dtype.split(",") if name.strip()]
+        names = self.adapter_dtype
+        if names is None:
+            names = "float32" if self.kind == "train" else "base"
+        return [name.strip() for name in names.split(",") if name.strip()]
 
     @property
     def shapes(self) -> list[str]:

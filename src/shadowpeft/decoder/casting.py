@@ -61,7 +61,7 @@ def follow_inputs(module: nn.Module, table: nn.Embedding | None = None) -> None:
         layer.__class__ = _subclass(type(layer))
         if isinstance(layer, nn.Embedding):
             # In a tuple, so that it does not become a part of this layer.
-            layer.__dict__["beside"] = (table,)
+            layer.beside = (table,)  # type: ignore[assignment]
 
 
 def stock_class(module: nn.Module) -> type[nn.Module]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -61,6 +62,11 @@ class Adapter(nn.Module):
         )
         self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
         self.score, self.shadow_score = _new_head(base), _new_head(base)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights. What is computed has the base's type."""
+        return self._injection(0).up.weight.dtype
 
     def set_trainable(self, trainable: bool) -> None:
         """Make everything train, or nothing. The embeddings of an explicit shadow never train.
