@@ -40,7 +40,8 @@ class Case:
         variant: of the shadow.
         task: of the base.
         explicit: the shadow is another model's decoder.
-        bf16: a bfloat16 base with a float32 adapter under autocast.
+        bf16: a bfloat16 base with a float32 adapter.
+        autocast: under autocast, if `bf16`.
         checkpointing: gradient checkpointing.
         inject_from: first block that is corrected; `None` for the variant's own.
         impl: what computes the boundaries.
@@ -52,6 +53,7 @@ class Case:
     task: arch.Task = "causal-lm"
     explicit: bool = False
     bf16: bool = False
+    autocast: bool = True
     checkpointing: bool = False
     inject_from: int | None = None
     impl: str = "reference"
@@ -71,6 +73,10 @@ CASES = {
     "upper blocks only": Case("llama", "normed", inject_from=2),
     "checkpointing": Case("qwen3", "paper", checkpointing=True),
     "bf16": Case("llama", "normed", bf16=True),
+    "bf16 without autocast": Case("llama", "normed", bf16=True, autocast=False),
+    "bf16 without autocast, explicit": Case(
+        "qwen3", "paper", bf16=True, autocast=False, explicit=True, checkpointing=True
+    ),
     "attached answer": Case("qwen3", "normed", distil=0.5),
     "classifier, attached answer": Case("llama", "normed", task="sequence-classification", distil=1.0),
 }
@@ -170,7 +176,7 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
     optimizer = torch.optim.AdamW(trained_weights, lr=1e-2)
     if accelerator is not None:
         fsdp.prepare(accelerator, shadowed)
-    way: Any = accelerator or Alone(device, case.bf16)
+    way: Any = accelerator or Alone(device, case.bf16 and case.autocast)
     # An Accelerator's model runs under its own autocast.
     autocast = nullcontext if accelerator is not None else way.autocast
     model, optimizer = way.prepare(shadowed, optimizer)
@@ -280,7 +286,7 @@ def run_cases(output: str) -> None:
                     fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
                 )
             accelerator = Accelerator(
-                cpu=cpu, mixed_precision="bf16" if case.bf16 else "no", fsdp_plugin=plugin
+                cpu=cpu, mixed_precision="bf16" if case.bf16 and case.autocast else "no", fsdp_plugin=plugin
             )
             results[way, name] = vars(train(case, accelerator.device, accelerator))
     if accelerator.is_main_process:
