@@ -74,9 +74,6 @@ CASES = {
     "checkpointing": Case("qwen3", "paper", checkpointing=True),
     "bf16": Case("llama", "normed", bf16=True),
     "bf16 without autocast": Case("llama", "normed", bf16=True, autocast=False),
-    "bf16 without autocast, explicit": Case(
-        "qwen3", "paper", bf16=True, autocast=False, explicit=True, checkpointing=True
-    ),
     "attached answer": Case("qwen3", "normed", distil=0.5),
     "classifier, attached answer": Case("llama", "normed", task="sequence-classification", distil=1.0),
 }
