@@ -64,10 +64,12 @@ def apply(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
         # PEFT asks transformers by a deprecated name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         applied = _METHODS[spec.method](spec, base, settings)
-    # Ours and PEFT's have it by now, the authors' package leaves it to its users.
-    dtype = base.dtype if spec.trained_in == "base" else torch.float32
-    for parameter in applied.trained():
-        parameter.data = parameter.data.to(dtype)
+    # Float32 without autocast is what a library does by itself: PEFT's Shadow computes with its layers in the
+    # base's type alone, and its rows say so.
+    if spec.trained_in != "float32":
+        dtype = base.dtype if spec.trained_in == "base" else torch.float32
+        for parameter in applied.trained():
+            parameter.data = parameter.data.to(dtype)
     return replace(applied, trained_in=spec.trained_in)
 
 
