@@ -88,6 +88,7 @@ def main() -> None:
             "batch": options.batch,
             "tokens": options.tokens,
             "method": spec.name,
+            "trained_in": spec.trained_in,
             **facts,
         }
         row |= profiled(spec, snapshot, ids_BT, settings=settings, steps=options.steps)

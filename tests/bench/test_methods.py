@@ -7,6 +7,7 @@ from helpers.benches import CPU, spec
 from shadowpeft import arch
 from shadowpeft.bench import measure, methods, shapes
 from shadowpeft.bench.settings import TrainBench
+from shadowpeft.errors import UserError
 from shadowpeft.shadow.open_settings import settle
 
 
@@ -46,17 +47,22 @@ def test_methods_are_what_a_user_would_build(snapshot, ids):
     snapshot.restore()
 
 
-@pytest.mark.parametrize("choice", ["base", "float32", "own"])
+@pytest.mark.parametrize("choice", ["base", "float32", "autocast"])
 @pytest.mark.parametrize("text", ["lora", "peft-shadow", "shadow-peft", "shadow:reference"])
 def test_types_of_what_is_trained(text, choice, ids):
     """Catches LoRA in float32 beside a shadow in bfloat16: then their times are not of the same work."""
     base = shapes.build("tiny", CPU, torch.bfloat16, 0)
     settings = TrainBench(adapter_dtype=choice, warmup=0, repeats=1)
-    applied = methods.apply(spec(text), base, settings)
+    (typed,) = spec(text).typed(settings.trained_in)
+    if (text, choice) == ("shadow-peft", "float32"):
+        with pytest.raises(UserError, match="under autocast alone"):
+            methods.apply(typed, base, settings)
+        return
+    applied = methods.apply(typed, base, settings)
     found = {parameter.dtype for parameter in applied.trained()}
-    if choice == "own":
-        assert (torch.float32 in found) == (text in ("lora", "peft-shadow"))
-    else:
-        assert found == {torch.bfloat16 if choice == "base" else torch.float32}
+    wanted = {torch.bfloat16 if choice == "base" else torch.float32}
+    if (text, choice) == ("peft-shadow", "float32"):
+        wanted = {torch.bfloat16, torch.float32}
+    assert found == wanted
     measure.prepare(applied, settings)
     measure.train(measure.Runner(applied, False), base, ids, settings)

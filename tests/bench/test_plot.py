@@ -8,7 +8,8 @@ from shadowpeft.bench import plot
 
 def measured(method: str, ms: float | None, **changes: object) -> dict:
     entry = {"method": method, "name": method, "shape": "8b", "batch": 8, "tokens": 1024, "compiled": False}
-    return {**entry, "ms": ms, "ms_spread": 2.0, "peak_gb": None, **changes}
+    typed = {"dtype": "bfloat16", "adapter_dtype": "float32", "trained_dtype": "float32"}
+    return {**entry, **typed, "ms": ms, "ms_spread": 2.0, "peak_gb": None, **changes}
 
 
 def drawn(monkeypatch, path, entries):
@@ -33,9 +34,9 @@ def test_every_shape_has_its_panels(tmp_path, monkeypatch):
         measured("lora", 4.0, shape="tiny", batch=1, tokens=8),
     ]
     assert drawn(monkeypatch, tmp_path / "run.png", entries) == {
-        "8b: ms, 8 x 1,024 tokens": {"lora": 400.0, "shadow": 368.0},
-        "tiny: ms, 1 x 8 tokens": {"lora": 4.0},
-        "peak over the weights, GB": {"lora": 0.0},
+        "8b: ms, 8 x 1,024 tokens": {"lora, float32": 400.0, "shadow, float32": 368.0},
+        "tiny: ms, 1 x 8 tokens": {"lora, float32": 4.0},
+        "peak over the weights, GB": {"lora, float32": 0.0},
     }
     assert (tmp_path / "run.png").stat().st_size > 1000
 

@@ -41,7 +41,7 @@ def test_measures_side_by_side(part, tmp_path, capsys):
         name.partition(":")[0].partition("@")[0] for name in names
     ] * 2  # A B C A B C
     assert (tmp_path / "rows.png").stat().st_size > 10_000
-    assert "| `shadow@1/2` | 2 |" in (tmp_path / "rows.md").read_text()
+    assert "| `shadow@1/2` | float32 | 2 |" in (tmp_path / "rows.md").read_text()
     shown = json.loads(said.out[said.out.index('{\n  "rows"') :])
     assert shown["rows"] == found
     assert shown["ratios"][1]["ms/lora"] == 1.0
@@ -67,8 +67,8 @@ def test_a_method_that_fails_does_not_cost_the_others(tmp_path, capsys, monkeypa
     assert len(found["lora"]["samples"]) == 2
     assert len(tries) == 1
     said = capsys.readouterr().out
-    assert "- `dora`: out of memory" in said
-    assert "- `shadow-peft`: missing: shadow_peft is not installed" in said
+    assert "- `dora` (float32): out of memory" in said
+    assert "- `shadow-peft` (float32): missing: shadow_peft is not installed" in said
     assert main(command("train", "dora", rows, "--rounds", "1")) == 1
 
 
@@ -121,7 +121,7 @@ def test_defaults_that_cannot_run_are_named(tmp_path, capsys, monkeypatch):
         "shadow": "ok",
         "shadow:triton": "missing",
     }
-    assert "- `shadow:triton`: missing: impl='triton' needs a GPU" in capsys.readouterr().out
+    assert "- `shadow:triton` (float32): missing: impl='triton' needs a GPU" in capsys.readouterr().out
 
 
 @pytest.mark.gpu

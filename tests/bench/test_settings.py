@@ -36,6 +36,9 @@ FLAGS = (
         (["train", "--batch", "0"], "batch must be a whole number, 1 or more, got 0"),
         (["train", "--rounds", "0"], "rounds must be a whole number, 1 or more"),
         (["train", "--tokens", "257"], "tokens must be at most 256, the context of the shape tiny, got 257"),
+        (["train", "--adapter-dtype", "bf16"], "there is no adapter_dtype 'bf16'"),
+        (["train", "--adapter-dtype", "base,base"], "adapter_dtype names base twice"),
+        (["train", "--adapter-dtype", ""], "adapter_dtype must name at least one type"),
         (["train", "--limit-seconds", "0"], "limit_seconds must be above 0"),
         (["train", "--device", "gpu"], "there is no device 'gpu' here"),
         (["train", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
@@ -97,5 +100,13 @@ def test_defaults_are_read():
         if spec.compiled
     ]
     assert compiled == ["base+compiled", "lora+compiled", "shadow+compiled", "shadow@1/2+compiled"]
+    typed = TrainBench(methods="base,lora,shadow", adapter_dtype="float32, base").specs()
+    assert [(spec.name, spec.trained_in) for spec in typed] == [
+        ("base", None),
+        ("lora", "float32"),
+        ("lora", "base"),
+        ("shadow", "float32"),
+        ("shadow", "base"),
+    ]
     assert Bench().size("8b") == (8, 1024)
     assert TrainBench(batch=3).size("8b") == (3, 1024)

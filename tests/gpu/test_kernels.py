@@ -21,15 +21,16 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 QWEN3_8B = {"shape": (4, 1024), "D": 4096, "U": 10, "R": 16}
 
 
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("halves", ["both", "update"])
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
-def test_bfloat16_at_full_size(variant: str, norm: str, halves: str) -> None:
+def test_bfloat16_at_full_size(variant: str, norm: str, halves: str, weights: torch.dtype) -> None:
     """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose
-    digits.
+    digits. With float32 weights: gradients that are rounded, and tiles that do not fit.
     """
     assert_as_exact(
         fused.boundary,
-        draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, **QWEN3_8B)),
+        draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, weights=weights, **QWEN3_8B)),
         times=1.25,
         floor=1e-4,
     )
@@ -45,14 +46,16 @@ def test_float32_at_full_size(variant: str, norm: str) -> None:
 def test_the_widest_that_is_served(variant: str) -> None:
     """Catches a tile that does not fit the machine where r and update_width are as large as they may be."""
     norm = "rms" if variant == "normed" else "none"
-    for stream in (torch.bfloat16, torch.float32):
-        drawn = draw(Kind(variant, norm, shape=(300,), D=520, U=128, R=128, stream=stream))
+    low, wide = torch.bfloat16, torch.float32
+    for stream, weights in ((low, low), (low, wide), (wide, wide)):
+        drawn = draw(Kind(variant, norm, shape=(300,), D=520, U=128, R=128, stream=stream, weights=weights))
         assert_as_exact(fused.boundary, drawn, times=1.5 if stream == torch.bfloat16 else 3.0, floor=1e-4)
 
 
-def test_two_runs_are_equal_to_the_last_bit() -> None:
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_two_runs_are_equal_to_the_last_bit(weights: torch.dtype) -> None:
     """Catches a race between programs."""
-    drawn = draw(Kind(stream=torch.bfloat16, **QWEN3_8B))
+    drawn = draw(Kind(stream=torch.bfloat16, weights=weights, **QWEN3_8B))
     one = run(fused.boundary, drawn)
     for _ in range(3):
         two = run(fused.boundary, drawn)

@@ -40,7 +40,8 @@ class Case:
         variant: of the shadow.
         task: of the base.
         explicit: the shadow is another model's decoder.
-        bf16: a bfloat16 base with a float32 adapter under autocast.
+        bf16: a bfloat16 base with a float32 adapter.
+        autocast: under autocast, if `bf16`.
         checkpointing: gradient checkpointing.
         inject_from: first block that is corrected; `None` for the variant's own.
         impl: what computes the boundaries.
@@ -52,6 +53,7 @@ class Case:
     task: arch.Task = "causal-lm"
     explicit: bool = False
     bf16: bool = False
+    autocast: bool = True
     checkpointing: bool = False
     inject_from: int | None = None
     impl: str = "reference"
@@ -71,6 +73,7 @@ CASES = {
     "upper blocks only": Case("llama", "normed", inject_from=2),
     "checkpointing": Case("qwen3", "paper", checkpointing=True),
     "bf16": Case("llama", "normed", bf16=True),
+    "bf16 without autocast": Case("llama", "normed", bf16=True, autocast=False),
     "attached answer": Case("qwen3", "normed", distil=0.5),
     "classifier, attached answer": Case("llama", "normed", task="sequence-classification", distil=1.0),
 }
@@ -120,7 +123,7 @@ def build(case: Case) -> ShadowedModel:
         inject_from=case.inject_from,
     )
     torch.manual_seed(0)
-    model = perturb(attach(base, settings, shadow, dtype=torch.float32, impl=case.impl)).train()
+    model = perturb(attach(base, settings, shadow, impl=case.impl)).train()
     if case.checkpointing:
         recompute_activations(model)
     return model
@@ -170,7 +173,7 @@ def train(case: Case, device: torch.device, accelerator: Accelerator | None = No
     optimizer = torch.optim.AdamW(trained_weights, lr=1e-2)
     if accelerator is not None:
         fsdp.prepare(accelerator, shadowed)
-    way: Any = accelerator or Alone(device, case.bf16)
+    way: Any = accelerator or Alone(device, case.bf16 and case.autocast)
     # An Accelerator's model runs under its own autocast.
     autocast = nullcontext if accelerator is not None else way.autocast
     model, optimizer = way.prepare(shadowed, optimizer)
@@ -280,7 +283,7 @@ def run_cases(output: str) -> None:
                     fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
                 )
             accelerator = Accelerator(
-                cpu=cpu, mixed_precision="bf16" if case.bf16 else "no", fsdp_plugin=plugin
+                cpu=cpu, mixed_precision="bf16" if case.bf16 and case.autocast else "no", fsdp_plugin=plugin
             )
             results[way, name] = vars(train(case, accelerator.device, accelerator))
     if accelerator.is_main_process:

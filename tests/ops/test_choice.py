@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.boundary_cases import DEVICE, Kind, assert_as_exact, draw, run
+from helpers.boundary_cases import BFLOAT16, DEVICE, Kind, assert_as_exact, draw, run
 from helpers.families import tiny_model, token_ids
 from helpers.interpreter import needs_triton
 from helpers.runs import save_base, text_rows, write_rows
@@ -32,6 +32,7 @@ def test_compile_computes_the_same_and_compiles_once_for_all_blocks() -> None:
     """
     boundary = choice.boundary_of("compile")
     assert_as_exact(boundary, draw(Kind()), times=3.0, floor=1e-6)
+    assert_as_exact(boundary, draw(Kind(stream=torch.bfloat16, weights=torch.float32)), **BFLOAT16)
     before = counters["stats"]["unique_graphs"]
     for seed in range(1, 10):  # other weights, and another norm object
         run(boundary, draw(Kind(), seed))

@@ -7,7 +7,7 @@ from helpers.layouts import inputs_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
+from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.shadow.adapter import Adapter
 
 
@@ -98,12 +98,11 @@ def test_a_pretrained_shadow_is_brought_to_the_size_of_what_it_is_compared_with(
 
 
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
-def test_mixed_types_need_autocast(base, ids, variant):
-    """Catches a bare matmul error deep in a block where one sentence would do."""
-    model = attach(base.to(torch.bfloat16), ShadowConfig(variant=variant), dtype=torch.float32)
-    with pytest.raises(UserError, match="autocast"):
-        model(ids)
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_trained_weights_may_have_another_type_than_the_base(base, ids, variant, autocast):
+    """Catches operands of two types, with a caller's autocast and without."""
+    model = attach(base.to(torch.bfloat16), ShadowConfig(variant=variant))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = model(ids, labels=ids)
     out.loss.backward()
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import (
-    perturb,
-)
+from helpers.families import attached, perturb, tiny_model
 from helpers.runs import adapter_of, assert_same_bits, logged, save_base
 from safetensors.torch import load_file
 
-from shadowpeft import ShadowConfig
+from shadowpeft import ShadowConfig, ShadowedModel, UserError
 from shadowpeft.cli import main
 from shadowpeft.storage import adapter_folder
 from shadowpeft.train import checkpoints, train, trainer
@@ -74,6 +72,14 @@ def test_the_backbone_moves_at_its_own_rate(explicit, base_folder, rows_file, tm
     assert moved == pytest.approx(
         {name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2
     )
+
+
+def test_an_adapter_that_was_loaded_for_use_is_not_trained(tmp_path):
+    """Catches frozen weights that a run would leave as they are, or an error of the optimizer's."""
+    attached(tiny_model("llama")).save_pretrained(tmp_path)
+    model = ShadowedModel.from_pretrained(tiny_model("llama"), tmp_path)
+    with pytest.raises(UserError, match="load it with is_trainable=True"):
+        trainer.ShadowTrainer(model, None, None, [], None, [])
 
 
 def test_one_rate_for_both_is_one_rate(command, straight, tmp_path):

@@ -25,7 +25,9 @@ class NumericalTestFailed(UserError):
     """The numerical test failed: the run reports nothing."""
 
 
-def check(snapshot: BaseSnapshot, impls: Iterable[str], ids_BT: Tensor, settings: Bench) -> float:
+def check(
+    snapshot: BaseSnapshot, impls: Iterable[str], ids_BT: Tensor, settings: Bench, trained_in: str
+) -> float:
     """Compare loss and gradients of each implementation with the truth.
 
     The truth is the reference on the same weights at higher precision.
@@ -35,6 +37,7 @@ def check(snapshot: BaseSnapshot, impls: Iterable[str], ids_BT: Tensor, settings
         impls: the implementations that will be timed.
         ids_BT: token ids; the first rows and tokens are used.
         settings: the measurement, for its variant and seed.
+        trained_in: the type of what is trained (`specs.TRAINED_IN`).
 
     Returns:
         The error of the reference's worst gradient, relative to its size.
@@ -48,7 +51,7 @@ def check(snapshot: BaseSnapshot, impls: Iterable[str], ids_BT: Tensor, settings
         wide = torch.float64
     torch.manual_seed(settings.seed)
     with torch.device(base.device):
-        model = ours(base, settings.variant, "reference", dropout=0.0).train()
+        model = ours(base, settings.variant, "reference", trained_in, dropout=0.0).train()
         _perturb(model)
     try:
         found = {name: _by(model, name, ids_BT) for name in dict.fromkeys(("reference", *impls))}
@@ -140,9 +143,9 @@ def _first_step(
 ) -> dict[str, Tensor]:
     """Run one step, compiled or not, without changing the weights."""
     if not isinstance(settings, TrainBench):
-        with torch.no_grad(), precision(base, settings):
+        with torch.no_grad(), precision(base, applied):
             return {"logits": runner.prefill(ids_BT)}
-    with precision(base, settings):
+    with precision(base, applied):
         return _results(runner.loss(*applied.inputs(ids_BT)), applied.model)
 
 

@@ -75,7 +75,7 @@ def train(runner: Runner, base: PreTrainedModel, ids_BT: Tensor, settings: Train
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True) if trained else None
 
     def step() -> Tensor:
-        with precision(base, settings):
+        with precision(base, runner.applied):
             loss = runner.loss(*runner.applied.inputs(ids_BT))
         loss.backward()
         if optimizer is not None:
@@ -98,7 +98,7 @@ def prefill(runner: Runner, base: PreTrainedModel, ids_BT: Tensor, settings: Ben
     """
 
     def step() -> Tensor:
-        with torch.no_grad(), precision(base, settings):
+        with torch.no_grad(), precision(base, runner.applied):
             return runner.prefill(ids_BT)
 
     turn, logits = _timed(step, base.device, settings, compiled=runner.compiled)

@@ -17,6 +17,7 @@ from shadowpeft.arch.versions import bridge_former_cache_name
 from shadowpeft.bench.settings import Bench
 from shadowpeft.bench.specs import Spec
 from shadowpeft.config import Variant
+from shadowpeft.errors import UserError
 from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.normalised import frozen_head_losses
 
@@ -35,6 +36,8 @@ class AppliedMethod:
             does.
         impl: how the boundary is computed; `None` for other methods.
         inject_from: the first adapted block; `None` for a method without such a setting.
+        trained_in: what is trained in which type (`specs.TRAINED_IN`); `None` for a method that trains
+            nothing.
     """
 
     model: nn.Module
@@ -43,6 +46,7 @@ class AppliedMethod:
     prefill: Callable[[Tensor], Tensor]
     impl: str | None = None
     inject_from: int | None = None
+    trained_in: str | None = None
 
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters that a step trains."""
@@ -58,16 +62,21 @@ def apply(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     """
     with torch.device(base.device):
         applied = _METHODS[spec.method](spec, base, settings)
-    if settings.adapter_dtype != "own":
-        dtype = torch.float32 if settings.adapter_dtype == "float32" else base.dtype
+    # Float32 without autocast is what a library does by itself: PEFT's Shadow computes with its layers in the
+    # base's type alone, and its rows say so.
+    if spec.trained_in != "float32":
+        dtype = base.dtype if spec.trained_in == "base" else torch.float32
         for parameter in applied.trained():
             parameter.data = parameter.data.to(dtype)
-    return applied
+    return replace(applied, trained_in=spec.trained_in)
 
 
-def ours(base: PreTrainedModel, variant: Variant | None, impl: str, **changes: Any) -> ShadowedModel:
+def ours(
+    base: PreTrainedModel, variant: Variant | None, impl: str, trained_in: str | None = None, **changes: Any
+) -> ShadowedModel:
     """Attach a shadow as a user does; open settings have their defaults."""
-    return attach(base, replace(config_of(variant), **changes), impl=impl)
+    dtype = base.dtype if trained_in == "base" else None
+    return attach(base, replace(config_of(variant), **changes), dtype=dtype, impl=impl)
 
 
 def config_of(variant: Variant | None) -> ShadowConfig:
@@ -77,7 +86,7 @@ def config_of(variant: Variant | None) -> ShadowConfig:
 
 def _shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     block = spec.block(len(arch.blocks_of(base)))
-    model = ours(base, settings.variant, spec.impl or "auto", inject_from=block)
+    model = ours(base, settings.variant, spec.impl or "auto", spec.trained_in, inject_from=block)
     if block is None:
         block = config_of(settings.variant).resolved().inject_from
     return _plain(model, impl=spec.impl, inject_from=block)
@@ -112,7 +121,7 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
         target_modules=upper if first else "all-linear",
         use_dora=spec.method == "dora",
     )
-    model = _by_peft(base, config, settings)
+    model = _by_peft(base, config, spec)
     if spec.method == "lora-chunked":
         return AppliedMethod(
             model,
@@ -127,13 +136,18 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
 def _peft_shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     from peft import ShadowConfig as PeftShadowConfig
 
-    model = _by_peft(base, PeftShadowConfig(task_type="CAUSAL_LM"), settings)
+    model = _by_peft(base, PeftShadowConfig(task_type="CAUSAL_LM"), spec)
     return _plain(model, use_cache=False, inject_from=0)
 
 
 def _shadow_peft(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
     import shadow_peft
 
+    if spec.trained_in == "float32" and base.dtype != torch.float32:
+        raise UserError(
+            f"shadow-peft computes float32 weights beside a base in {base.dtype} under autocast alone; "
+            "measure it with adapter_dtype base or autocast"
+        )
     model = shadow_peft.ShadowForCausalLM(shadow_peft.get_shadow_model(base, shadow_peft.ShadowConfig()))
     bridge_former_cache_name(base, model.peft_model.shadow_model)
     # The library leaves it to its users to give the shadow the base's type.
@@ -211,14 +225,14 @@ def _linear_layers(base: PreTrainedModel, first: int) -> Iterator[tuple[str, nn.
     return ((name, layer) for name, layer in base.named_modules() if layer in upper)
 
 
-def _by_peft(base: PreTrainedModel, config: Any, settings: Bench) -> Any:
+def _by_peft(base: PreTrainedModel, config: Any, spec: Spec) -> Any:
     from shadowpeft.compare.peft_methods import peft_model
 
-    return peft_model(base, config, autocast_adapter_dtype=settings.adapter_dtype == "own")
+    return peft_model(base, config, autocast_adapter_dtype=spec.trained_in != "base")
 
 
-def precision(base: PreTrainedModel, settings: Bench) -> contextlib.AbstractContextManager[Any]:
-    """Return the context of a step: autocast if what is trained has another type than the base."""
-    if settings.adapter_dtype == "float32" and base.dtype != torch.float32:
+def precision(base: PreTrainedModel, applied: AppliedMethod) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of a step, autocast where it was asked for."""
+    if applied.trained_in == "autocast" and base.dtype != torch.float32:
         return torch.autocast(base.device.type, base.dtype)
     return contextlib.nullcontext()

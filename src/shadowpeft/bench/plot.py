@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from shadowpeft.bench.measurements import Measurement
+from shadowpeft.bench.report import own_type
 from shadowpeft.reporting.tables import STYLES
 from shadowpeft.storage import atomic
 
@@ -56,7 +57,7 @@ def _bars(axes: Axes, group: Sequence[Measurement], field: str, title: str) -> N
     if field == "ms":
         spread = [(entry["ms_spread"] or 0.0) / 2 for entry in group]
     bars = axes.barh(
-        [entry["name"] for entry in group],
+        [", ".join(filter(None, (entry["name"], own_type(entry)))) for entry in group],
         values,
         xerr=spread,
         color=[_COLOURS[entry["method"]] for entry in group],

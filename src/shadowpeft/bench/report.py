@@ -53,16 +53,43 @@ def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
             kind = entry["kind"]
             times = {f"ms/{name}": over(entry, group, name, field="ms") for name in _REFERENCES[kind]}
             peaks = {f"peak_gb/{name}": over(entry, group, name, field="peak_gb") for name in _PEAKS}
-            found.append({"shape": entry["shape"], "name": entry["name"], **times, **peaks})
+            which = {name: entry.get(name) for name in ("shape", "name", "adapter_dtype")}
+            found.append({**which, **times, **peaks})
     return found
 
 
 def over(entry: Measurement, group: Sequence[Measurement], reference: str, field: str) -> float | None:
-    """Divide a field by that of the reference in the same group; `None` if either is unknown."""
-    other = next((candidate for candidate in group if candidate["name"] == reference), None)
-    if other is None or entry[field] is None or not other[field]:
+    """Divide a field by that of the reference in the same group; `None` if either is unknown.
+
+    Only what is trained in one type is compared. What trains nothing has none, and is compared with all;
+    among references of several types it has no counterpart.
+    """
+    named = [candidate for candidate in group if candidate["name"] == reference]
+    alike = [
+        candidate
+        for candidate in named
+        if None in (own_type(candidate), own_type(entry)) or own_type(candidate) == own_type(entry)
+    ]
+    if len(alike) != 1:
+        return None
+    (other,) = alike
+    if entry[field] is None or not other[field]:
         return None
     return entry[field] / other[field]
+
+
+def own_type(entry: Measurement) -> str | None:
+    """Name the type of what is trained, with `autocast` where the step ran under it.
+
+    It is `None` where nothing is trained. Before a measurement had its own type, one choice held for a run.
+    """
+    asked = entry["adapter_dtype"]
+    if "trained_dtype" not in entry:
+        former = {"float32": "float32, autocast", "own": "own"}
+        return former.get(asked, entry["dtype"])
+    if asked == "autocast":
+        return "float32, autocast"
+    return entry["trained_dtype"] or asked
 
 
 def _by_shape(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
@@ -83,6 +110,7 @@ def _section(group: Sequence[Measurement], kind: str) -> str:
     peaks = [name for name in _PEAKS if name in times and has_peaks]
     heads = [
         "method",
+        "trained in",
         "inject from",
         "ms",
         "tokens/s",
@@ -93,17 +121,20 @@ def _section(group: Sequence[Measurement], kind: str) -> str:
     ]
     rows = [_row(entry, group, times=list(times), peaks=peaks) for entry in measured]
     parts = [_title(group[0], kind), table(heads, rows)]
-    missing = [f"- `{entry['name']}`: {entry['status']}" for entry in group if entry["status"] != "ok"]
+    missing = [_missing(entry) for entry in group if entry["status"] != "ok"]
     if missing:
         parts.append("Not measured to the end:\n\n" + "\n".join(missing))
     return "\n\n".join(parts)
 
 
+def _missing(entry: Measurement) -> str:
+    kind = own_type(entry)
+    return f"- `{entry['name']}`{f' ({kind})' if kind else ''}: {entry['status']}"
+
+
 def _title(first: Measurement, kind: str) -> str:
     what = "a training step" if kind == "train" else "a prefill"
     title = f"## {first['shape']}: {what} of {first['batch']} x {first['tokens']:,} tokens, {first['dtype']}"
-    if first["adapter_dtype"] != "base":
-        title += f", trained weights {first['adapter_dtype']}"
     if first.get("checkpointing"):
         title += ", gradient checkpointing"
     return title
@@ -115,6 +146,7 @@ def _row(entry: Measurement, group: Sequence[Measurement], times: list[str], pea
         ms += f" ± {entry['ms_spread'] / 2:.1f}"
     return [
         f"`{entry['name']}`",
+        own_type(entry) or "-",
         whole(entry["inject_from"]),
         ms,
         whole(entry["tokens_per_second"]),

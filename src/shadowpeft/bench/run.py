@@ -170,7 +170,8 @@ class _Rotation:
             if spec.impl is not None and spec.impl in unable:
                 timings.status = f"missing: {unable[spec.impl]}"
                 self._record(spec, timings)
-        self.noise = 0.0
+        # Of the reference's worst gradient, for each type of what is trained.
+        self.noise: dict[str | None, float] = {}
 
     @property
     def base(self) -> Any:
@@ -179,13 +180,15 @@ class _Rotation:
 
     def run(self, deadline: float, show: Show) -> None:
         """Test, then take turns until the rounds or the time are over."""
-        impls = [
-            spec.impl
-            for spec, timings in self.timings.items()
-            if spec.impl is not None and timings.status == "ok"
-        ]
-        if impls:
-            self.noise = check(self.snapshot, impls, self.ids_BT, settings=self.settings)
+        for trained_in in self.settings.trained_in:
+            impls = [
+                spec.impl
+                for spec, timings in self.timings.items()
+                if spec.impl is not None and spec.trained_in == trained_in and timings.status == "ok"
+            ]
+            if not impls:
+                continue
+            self.noise[trained_in] = check(self.snapshot, impls, self.ids_BT, self.settings, trained_in)
             # The test compiles for few tokens. At the next length torch would compile for any length, which
             # is slower.
             torch.compiler.reset()
@@ -201,7 +204,7 @@ class _Rotation:
                 show(self.shape, spec, timings)
 
     def _record(self, spec: Spec, timings: Timings) -> None:
-        self.file.put(f"{self.shape} {spec.name}", timings.measurement())
+        self.file.put(f"{self.shape} {spec.name} {spec.trained_in}", timings.measurement())
 
     def _try_turn(self, spec: Spec, timings: Timings) -> None:
         """Measure a method once; if it fails, that is recorded and the others go on."""
@@ -239,14 +242,21 @@ class _Rotation:
         timings.facts |= {
             "inject_from": applied.inject_from,
             "trainable": sum(parameter.numel() for parameter in applied.trained()),
+            "trained_dtype": _type_of(applied),
         }
         if spec.compiled:
             timings.kept = runner, self.snapshot.changes()
-            noise = self.noise if spec.method == "shadow" else None
+            noise = self.noise[spec.trained_in] if spec.method == "shadow" else None
             timings.facts["compile_seconds"] = check_compiled(
                 runner, self.base, self.ids_BT, settings=self.settings, noise=noise
             )
         return runner
+
+
+def _type_of(applied: methods.AppliedMethod) -> str | None:
+    """Name the type of what a method trains; `None` where it trains nothing."""
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in applied.trained()}
+    return ", ".join(sorted(types)) or None
 
 
 def _status(error: Exception) -> str:
@@ -279,9 +289,16 @@ def _progress(settings: Bench) -> Iterator[Show]:
 
         def show(shape: str, spec: Spec, timings: Timings | None) -> None:
             bar.advance()
-            bar.say(f"{shape} {spec.name}: {_outcome(timings)}")
+            bar.say(f"{shape} {_titled(spec)}: {_outcome(timings)}")
 
         yield show
+
+
+def _titled(spec: Spec) -> str:
+    """Return the name of a method, with the type of what it trains."""
+    if spec.trained_in is None:
+        return spec.name
+    return f"{spec.name} ({spec.trained_in})"
 
 
 def _outcome(timings: Timings | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from shadowpeft.bench.shapes import SHAPES
-from shadowpeft.bench.specs import DEFAULTS, Spec, parse
+from shadowpeft.bench.specs import DEFAULTS, TRAINED_IN, Spec, parse
 from shadowpeft.checked_fields import check, nearest, within
 from shadowpeft.config import Variant
 from shadowpeft.errors import ConfigError
@@ -43,9 +43,10 @@ class Bench:
     """Steps before them that are not timed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the base's weights; auto is bfloat16 on a GPU and float32 on a CPU."""
-    adapter_dtype: Literal["base", "float32", "own"] = "base"
-    """Type of what is trained: base for the base's type; float32 under autocast, as trainers do it; own for
-    what each library does if left alone."""
+    adapter_dtype: str | None = None
+    """Types of the trained weights, separated by commas: float32, base for the base's type, autocast for
+    float32 under autocast, as trainers do it. Every method is measured with each. By default float32 in a
+    training step, as attach makes them, and base in reading a prompt, as they are loaded for use."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     seed: int = within(0, least=0)
@@ -69,6 +70,28 @@ class Bench:
                     f"the shapes are: {', '.join(SHAPES)}"
                 )
 
+        if not self.trained_in:
+            raise ConfigError(
+                f"adapter_dtype must name at least one type, got {self.adapter_dtype!r}; "
+                f"there are: {', '.join(TRAINED_IN)}"
+            )
+        for place, name in enumerate(self.trained_in):
+            if name not in TRAINED_IN:
+                raise ConfigError(
+                    f"there is no adapter_dtype {name!r}{nearest(name, TRAINED_IN)}; "
+                    f"there are: {', '.join(TRAINED_IN)}"
+                )
+            if name in self.trained_in[:place]:
+                raise ConfigError(f"adapter_dtype names {name} twice; once is enough")
+
+    @property
+    def trained_in(self) -> list[str]:
+        """The types of what is trained, by name."""
+        names = self.adapter_dtype
+        if names is None:
+            names = "float32" if self.kind == "train" else "base"
+        return [name.strip() for name in names.split(",") if name.strip()]
+
     @property
     def shapes(self) -> list[str]:
         """The shapes by name."""
@@ -85,8 +108,10 @@ class Bench:
         return Path(self.output or f"results/speed/bench/{self.kind}.jsonl")
 
     def specs(self) -> list[Spec]:
-        """Read what is measured."""
-        return parse(DEFAULTS[self.kind] if self.methods is None else self.methods, self.compiled, self.kind)
+        """Read what is measured: each method with each type of what it trains."""
+        methods = DEFAULTS[self.kind] if self.methods is None else self.methods
+        named = parse(methods, self.compiled, self.kind)
+        return [typed for spec in named for typed in spec.typed(self.trained_in)]
 
     def size(self, shape: str) -> tuple[int, int]:
         """Give rows and tokens of a step at a shape."""

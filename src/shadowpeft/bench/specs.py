@@ -16,13 +16,14 @@ class _Traits(NamedTuple):
     """What a method can do."""
 
     trains_only: bool = False
+    trains_nothing: bool = False
     takes_depth: bool = False
     compiles: bool = False
 
 
 _KNOWN = {
-    "base": _Traits(compiles=True),
-    "base-chunked": _Traits(trains_only=True, compiles=True),
+    "base": _Traits(trains_nothing=True, compiles=True),
+    "base-chunked": _Traits(trains_only=True, trains_nothing=True, compiles=True),
     "lora": _Traits(takes_depth=True, compiles=True),
     "lora-chunked": _Traits(trains_only=True, takes_depth=True, compiles=True),
     "dora": _Traits(),
@@ -30,6 +31,8 @@ _KNOWN = {
     "shadow-peft": _Traits(),
     "shadow": _Traits(takes_depth=True, compiles=True),
 }
+# Types of what is trained: float32, the base's own, and float32 under autocast.
+TRAINED_IN = ("float32", "base", "autocast")
 IMPLS = ("auto", "reference", "compile", "triton")
 _FORM = re.compile(r"([\w.-]+)(?::(\w+))?(?:@(\d+)(?:/(\d+))?)?")
 
@@ -50,12 +53,20 @@ class Spec(NamedTuple):
         depth: the first adapted block, or its share of the blocks as (numerator, denominator); `None` for the
             method's own.
         compiled: whether torch.compile compiles the method.
+        trained_in: one of `TRAINED_IN`; `None` for a method that trains nothing.
     """
 
     method: str
     impl: str | None = None
     depth: int | tuple[int, int] | None = None
     compiled: bool = False
+    trained_in: str | None = None
+
+    def typed(self, types: Iterable[str]) -> "list[Spec]":
+        """Return this with each type of what is trained."""
+        if _KNOWN[self.method].trains_nothing:
+            return [self]
+        return [self._replace(trained_in=name) for name in types]
 
     @property
     def name(self) -> str:

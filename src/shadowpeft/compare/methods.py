@@ -116,7 +116,7 @@ def _attached(
             )
         pretrained = sources.open_source(shadow_model, torch.float32)
         extra = {"shadow_model": shadow_model, "matched": False}
-    shadowed = attach(base, ShadowConfig.from_dict(settings), pretrained, dtype=torch.float32)
+    shadowed = attach(base, ShadowConfig.from_dict(settings), pretrained)
     # What a pretrained shadow decides is in the adapter's settings, and not in those that were asked for.
     return Built(shadowed, base, {**shadowed.adapter.settings.to_dict(), **extra}, detach=shadowed.detached)
 

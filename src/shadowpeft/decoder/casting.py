@@ -1,7 +1,19 @@
-"""Casting a decoder as transformers does: what it computes from its configuration keeps its type."""
+"""Types of weights: cast as transformers casts them, and layers that compute in the type of what they read.
+
+What is trained is float32, whatever the type of the base: in bfloat16 a step of 1e-4 of a weight's size is
+lost to rounding. What is computed has the base's type. So each trained layer casts its weights when it is
+called, and their gradients come back through the cast in float32. Nothing is kept between calls. With equal
+types a layer computes what it always did, bit for bit.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 def cast(module: nn.Module, device: torch.device, dtype: torch.dtype, *, stock: nn.Module) -> None:
@@ -26,3 +38,138 @@ def cast(module: nn.Module, device: torch.device, dtype: torch.dtype, *, stock: 
     module.to(device=device, dtype=dtype)
     for owner, name, buffer in kept:
         owner.register_buffer(name, buffer.to(device), persistent=False)
+
+
+def trained_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that weights are trained in beside a base of type `dtype`: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def follow_inputs(module: nn.Module, table: nn.Embedding | None = None) -> None:
+    """Make every layer of a module compute in the type of what it reads, whatever the type of its weights.
+
+    The layers stay the same objects, with the same names and weights. Their classes become subclasses.
+
+    Args:
+        module: changed in place.
+        table: embeddings of tokens; other tables of embeddings put out its type. It is left as it is.
+    """
+    for layer in module.modules():
+        is_done = isinstance(layer, _FollowsInputs)
+        if layer is table or is_done or not any(True for _ in layer.parameters(recurse=False)):
+            continue
+        layer.__class__ = _subclass(type(layer))
+        if isinstance(layer, nn.Embedding):
+            # In a tuple, so that it does not become a part of this layer.
+            layer.beside = (table,)  # type: ignore[assignment]
+
+
+def stock_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a layer had before `follow_inputs`."""
+    if isinstance(module, _FollowsInputs):
+        return module.stock
+    return type(module)
+
+
+class _FollowsInputs:
+    """A layer whose weights may have another type than what it reads."""
+
+    stock: type[nn.Module]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles make the subclass anew.
+        return _empty, (self.stock,), self.__dict__
+
+
+class _Linear(_FollowsInputs):
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)  # type: ignore[misc]
+        return F.linear(x, self.weight.to(x.dtype), _as(x, self.bias))
+
+
+class _Conv1D(_FollowsInputs):
+    """GPT-2's linear layer, whose weight is stored transposed."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)  # type: ignore[misc]
+        return F.linear(x, self.weight.to(x.dtype).T, _as(x, self.bias))
+
+
+class _LayerNorm(_FollowsInputs):
+    normalized_shape: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)  # type: ignore[misc]
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), _as(x, self.bias), self.eps)
+
+
+class _Norm(_FollowsInputs):
+    """An RMS norm of any family. A product with its weight may widen the result, which is cast back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)  # type: ignore[misc]
+
+
+class _Embedding(_FollowsInputs):
+    """Embeddings of positions, which are added to those of the tokens."""
+
+    beside: tuple[nn.Embedding | None]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
+        (table,) = self.beside
+        return found if table is None else found.to(table.weight.dtype)
+
+
+class _Other(_FollowsInputs):
+    """Any other layer, such as the experts of a mixture: it computes in its weights' type."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = next(self.parameters(recurse=False)).dtype  # type: ignore[attr-defined]
+        if x.dtype == own:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        args, kwargs = _floats_to(own, (args, kwargs))
+        return _floats_to(x.dtype, super().forward(x.to(own), *args, **kwargs))  # type: ignore[misc]
+
+
+@cache
+def _subclass(stock: type[nn.Module]) -> type[nn.Module]:
+    """Make the subclass of a stock layer. It has its parent's name, by which transformers knows layers."""
+    body = {"stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (_kind(stock), stock), body)
+
+
+def _kind(stock: type[nn.Module]) -> type[_FollowsInputs]:
+    kinds = {nn.Linear: _Linear, Conv1D: _Conv1D, nn.LayerNorm: _LayerNorm, nn.Embedding: _Embedding}
+    for parent, kind in kinds.items():
+        if issubclass(stock, parent):
+            return kind
+    return _Norm if stock.__name__.endswith("Norm") else _Other
+
+
+def _empty(stock: type[nn.Module]) -> nn.Module:
+    """Return an object of a subclass, whose state is set next."""
+    cls = _subclass(stock)
+    return cls.__new__(cls)
+
+
+def _as(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
+
+
+def _floats_to(dtype: torch.dtype, found: Any) -> Any:
+    """Cast the floating-point tensors of a nested value."""
+    cast_one: Callable[[Tensor], Tensor] = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
+    return torch.utils._pytree.tree_map_only(Tensor, cast_one, found)

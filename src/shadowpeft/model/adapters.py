@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
-from shadowpeft.decoder.casting import cast
+from shadowpeft.decoder.casting import trained_type
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.model import sources
 from shadowpeft.ops import choice
+from shadowpeft.shadow import place
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder
 
@@ -64,20 +65,27 @@ class AdaptersMixin:
                 "this shadow is already part of the model (as base or as another adapter's shadow); give a "
                 "copy of it"
             )
-        self._own(name, sources.fresh_adapter(base, config, shadow), dtype)
+        check_type(dtype)
+        self._own(name, sources.fresh_adapter(base, config, shadow), dtype, is_trainable=True)
 
     def load_adapter(
-        self, folder: str | Path, name: str = "default", dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        name: str = "default",
+        dtype: torch.dtype | None = None,
+        is_trainable: bool = False,
     ) -> None:
-        """Load an adapter from its folder and make it the active one.
+        """Load an adapter from its folder and make it the active one; arguments as `from_pretrained`.
 
         Raises:
             CheckpointError: the folder is damaged or was written for another base.
+            ConfigError: the name or the type cannot be used.
         """
-        self._own(name, adapter_folder.load(self._base(), folder), dtype)
+        check_type(dtype)
+        self._own(name, adapter_folder.load(self._base(), folder), dtype, is_trainable)
 
     def set_adapter(self, name: str) -> None:
-        """Choose the adapter that calls use by default; only this one trains.
+        """Choose the adapter that calls use by default; only this one trains, if it was made or loaded to.
 
         Raises:
             ConfigError: there is no adapter of that name.
@@ -129,7 +137,7 @@ class AdaptersMixin:
     def _all_adapters(self) -> list[Adapter]:
         return [self._adapter(name) for name in self.adapters]
 
-    def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None) -> None:
+    def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None, is_trainable: bool) -> None:
         """Register an adapter on the base's device, in the wanted type, and make it the active one."""
         if not name or "." in name or name in self.adapters or name in dir(self.adapters):
             raise ConfigError(
@@ -143,7 +151,10 @@ class AdaptersMixin:
                 "device first"
             )
         self._require_served(self.impl, adapter)
-        cast(adapter, table.device, dtype or table.dtype, stock=adapter.shadow.backbone)
+        if dtype is None:
+            dtype = trained_type(table.dtype) if is_trainable else table.dtype
+        place(adapter, adapter.shadow, table, dtype)
+        adapter.is_trainable = is_trainable
         adapter.train(self.training)
         self.adapters[name] = adapter
         self.set_adapter(name)
@@ -156,4 +167,17 @@ class AdaptersMixin:
             norms = [arch.input_norm_of(block, arch.family_of(base)) for block in arch.blocks_of(base)]
         choice.require_served(
             impl, arch.token_embedding_of(base).weight.dtype, (settings.r, settings.update_width), norms
+        )
+
+
+def check_type(dtype: torch.dtype | None) -> None:
+    """Raise unless a type is one that weights can have.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(
+            f"dtype must be a floating-point type of torch, such as torch.float32, got {dtype!r}; "
+            "leave it out for the default"
         )

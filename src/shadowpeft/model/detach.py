@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.decoder.casting import cast
+from shadowpeft.decoder.casting import cast, stock_class
 from shadowpeft.errors import UnsupportedModelError
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.adapter import Adapter
@@ -19,8 +19,9 @@ _BLOCK = 8192
 
 @torch.no_grad()
 def detached(base: PreTrainedModel, adapter: Adapter, settings: PretrainedConfig) -> PreTrainedModel:
-    """Build the detached model of an adapter. Arguments, result and errors as `detached_shadow`."""
-    return detached_shadow(base, adapter.shadow, settings, dtype=adapter.dtype, score=adapter.shadow_score)
+    """Build the detached model of an adapter in the base's type; the rest as `detached_shadow`."""
+    dtype = arch.token_embedding_of(base).weight.dtype
+    return detached_shadow(base, adapter.shadow, settings, dtype=dtype, score=adapter.shadow_score)
 
 
 @torch.no_grad()
@@ -104,7 +105,11 @@ def _weight_of(head: nn.Linear, table_VD: Tensor) -> Tensor:
     Raises:
         UnsupportedModelError: the head does not compute it.
     """
-    if type(head) is nn.Linear and head.weight.is_floating_point() and head.weight.device.type != "meta":
+    if (
+        stock_class(head) is nn.Linear
+        and head.weight.is_floating_point()
+        and head.weight.device.type != "meta"
+    ):
         return head.weight
     try:
         parts_DV = []

@@ -20,7 +20,7 @@ from shadowpeft.decoder.view import ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import rows_are_whole
 from shadowpeft.errors import UserError
 from shadowpeft.model import heads
-from shadowpeft.model.adapters import AdaptersMixin
+from shadowpeft.model.adapters import AdaptersMixin, check_type
 from shadowpeft.model.detach import detached
 from shadowpeft.model.frame import ShadowedBlock, ShadowFrame, frame_in_context
 from shadowpeft.model.hf_generation import HFGenerationMixin, require_shadow_cache
@@ -51,8 +51,8 @@ def attach(
             own architecture. A model must have the base's tokenizer; this is not checked, because no
             tokenizer is at hand here.
         adapter: the name of the adapter.
-        dtype: type of the trained weights; the base's by default. Another type than the base's needs
-            autocast.
+        dtype: type of the trained weights; by default float32, or the base's type if that is wider. Whatever
+            it is, the model computes in the base's type, without autocast.
         impl: what computes the boundaries: `auto`, `reference`, `compile` or `triton` (see
             `ShadowedModel.set_impl`).
 
@@ -272,7 +272,6 @@ class ShadowedModel(  # type: ignore[misc]
         family, table = arch.family_of(base), arch.token_embedding_of(base).weight
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
-        adapter.refuse_mixed_types(table)
         state_BTD = adapter.shadow(
             ids, embeds, mask, position_ids=positions, shadow_cache=cache and cache.shadow, **kwargs
         )
@@ -348,18 +347,29 @@ class ShadowedModel(  # type: ignore[misc]
         adapter: str = "default",
         dtype: torch.dtype | None = None,
         impl: str = "auto",
+        is_trainable: bool = False,
     ) -> "ShadowedModel":
-        """Put a saved adapter beside the base it was trained on; `impl` as for `attach`.
+        """Put a saved adapter beside the base it was trained on.
+
+        Args:
+            base: the base, which is lent as to `attach`.
+            folder: the folder of the adapter.
+            adapter: the name of the adapter.
+            dtype: type of the adapter's weights; by default the base's, and with `is_trainable` that of
+                `attach`.
+            impl: as for `attach`.
+            is_trainable: load the adapter to train it on. Otherwise its weights are frozen.
 
         Raises:
             CheckpointError: the folder is damaged or was written for another base; the base is left as it
                 was.
         """
+        check_type(dtype)
         saved = adapter_folder.load(base, folder)
         model = cls(base)
         try:
             model.set_impl(impl)
-            model._own(adapter, saved, dtype)
+            model._own(adapter, saved, dtype, is_trainable)
         except BaseException:
             model.unload()
             raise

@@ -121,8 +121,8 @@ def compiled(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, 
     # The kind of a call: all that torch would compile anew for.
     kind = (
         crossing.rule,
-        _shapes(crossing.update_w),
-        _shapes(crossing.inject_w),
+        _kinds(crossing.update_w),
+        _kinds(crossing.inject_w),
         h_BTD.dtype,
         s_BTD.dtype,
         h_BTD.device.type,
@@ -134,9 +134,9 @@ def compiled(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, 
     return _compiled(kind)(h_BTD, s_BTD, crossing)
 
 
-def _shapes(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...]:
-    """Return the shapes of the weights, `None` for each that is missing or no tensor."""
-    return tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in weights or ())
+def _kinds(weights: UpdateWeights | InjectionWeights | None) -> tuple[object, ...]:
+    """Return shape and type of the weights, `None` for each that is missing or no tensor."""
+    return tuple((*part.shape, part.dtype) if isinstance(part, Tensor) else None for part in weights or ())
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 Shape legend: B batch, T tokens, D width of the base, R rank of the injection, U width of the update's
 networks. Equation numbers are those of ShadowPEFT (arXiv 2604.19254, section 3). Weights are stored as
-`nn.Linear` stores them, (out, in), so `W_down` of the paper (D x R) is `down_RD` here.
+`nn.Linear` stores them, (out, in), so `W_down` of the paper (D x R) is `down_RD` here. They may have another
+type than h and s, as float32 beside bfloat16; everything is computed in the type of h.
 """
 
 from collections.abc import Callable
@@ -107,13 +108,13 @@ def correct(
     Returns:
         The corrected block input, with the shape and type of `h_BTD`.
     """
-    low_BTR = F.dropout(F.silu(F.linear(x_BTD - s_BTD, w.down_RD)), dropout, training=dropout > 0)
+    low_BTR = F.dropout(F.silu(_linear(x_BTD - s_BTD, w.down_RD)), dropout, training=dropout > 0)
     # In proportion to the mean size of a coordinate: the scale of hidden states differs a thousandfold over
     # depth and between models, and a few coordinates are far larger than the others, which hardly moves the
     # mean.
     wide = torch.promote_types(h_BTD.dtype, torch.float32)
     size_BT1 = h_BTD.abs().mean(-1, keepdim=True, dtype=wide).to(h_BTD.dtype)
-    return (h_BTD + alpha * size_BT1 * F.linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
+    return (h_BTD + alpha * size_BT1 * _linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
 
 
 def inject(
@@ -142,10 +143,10 @@ def inject(
     delta_BTD = h_BTD - s_BTD
     if site == "delta":
         delta_BTD = F.dropout(delta_BTD, dropout, training=dropout > 0)
-    low_BTR = F.linear(delta_BTD, w.down_RD)
+    low_BTR = _linear(delta_BTD, w.down_RD)
     if site == "bottleneck":
         low_BTR = F.dropout(low_BTR, dropout, training=dropout > 0)
-    return (h_BTD + alpha * F.linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
+    return (h_BTD + alpha * _linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
 
 
 def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0) -> Tensor:
@@ -163,16 +164,26 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
     Returns:
         The shadow state after the block, with the shape and type of `s_BTD`.
     """
-    x_BTD = h_BTD if w.norm is None else F.layer_norm(h_BTD, h_BTD.shape[-1:], *w.norm)
+    x_BTD = h_BTD
+    if w.norm is not None:
+        weight_D, bias_D, eps = w.norm
+        x_BTD = F.layer_norm(h_BTD, h_BTD.shape[-1:], weight_D.to(h_BTD.dtype), bias_D.to(h_BTD.dtype), eps)
     act = F.silu if w.activation == "silu" else F.gelu
-    hidden_BTU = act(F.linear(x_BTD, w.transform_in_UD, w.transform_in_U))
+    hidden_BTU = act(_linear(x_BTD, w.transform_in_UD, w.transform_in_U))
     hidden_BTU = F.dropout(hidden_BTU, dropout, training=dropout > 0)
-    t_BTD = F.linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
-    g_BTD = F.linear(act(F.linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D)
+    t_BTD = _linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
+    g_BTD = _linear(act(_linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D)
     if w.gate_shift:
         g_BTD = g_BTD - w.gate_shift
     g_BTD = g_BTD.sigmoid()
     return ((1 - g_BTD) * s_BTD + g_BTD * t_BTD).to(s_BTD.dtype)
+
+
+def _linear(x_BTX: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
+    """Compute x W^T + b in the type of x: trained weights are float32, and the stream has the base's type."""
+    if bias_Y is not None:
+        bias_Y = bias_Y.to(x_BTX.dtype)
+    return F.linear(x_BTX, weight_YX.to(x_BTX.dtype), bias_Y)
 
 
 def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:

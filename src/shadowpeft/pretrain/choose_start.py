@@ -41,14 +41,14 @@ def initial_shadow(
         UserError: a model or folder cannot be read.
     """
     if config.start == FRESH:
-        return start.fresh(base, _sizes(config), torch.float32), None
+        return start.fresh(base, _sizes(config)), None
     if config.start == BLOCKS:
-        return start.from_base_blocks(base, _chosen_blocks(config, base), torch.float32), None
+        return start.from_base_blocks(base, _chosen_blocks(config, base)), None
     if sources.holds(config.start):
-        return sources.read(base, config.start).to(base.device), None
+        return start.placed(base, sources.read(base, config.start)), None
     model = stock_models.load_model(config.start, torch.float32, config.attn_implementation)
     model = model.to(base.device)  # type: ignore[arg-type]
-    shadow = start.from_model(base, model, torch.float32)
+    shadow = start.from_model(base, model)
     if shadow.projection is not None and config.warm_start != "none" and not resumes:
         _fit_projection(config, base, model, shadow, text=text)
     return shadow, own_loss(model, [torch.from_numpy(row).to(base.device) for row in text.held_out])

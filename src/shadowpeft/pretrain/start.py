@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
-from shadowpeft.decoder.casting import cast
+from shadowpeft.decoder.casting import trained_type
 from shadowpeft.errors import ConfigError, UnsupportedModelError
-from shadowpeft.shadow import Shadow, explicit, implicit
+from shadowpeft.shadow import Shadow, explicit, implicit, place
 from shadowpeft.shadow.open_settings import settle
 
 
@@ -21,13 +21,13 @@ def fresh(base: PreTrainedModel, config: ShadowConfig, dtype: torch.dtype | None
     Args:
         base: the frozen base.
         config: gives the sizes.
-        dtype: type of the weights; the base's by default.
+        dtype: type of the weights; as for `attach` by default.
 
     Raises:
         ConfigError: a size does not fit the base.
         UnsupportedModelError: the base is not of a supported family.
     """
-    return _placed(base, implicit(base, settle(base.config, config)), dtype)
+    return placed(base, implicit(base, settle(base.config, config)), dtype)
 
 
 def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Shadow:
@@ -39,12 +39,12 @@ def from_model(base: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype
     Args:
         base: the frozen base.
         model: a causal language model with the base's tokenizer.
-        dtype: type of the weights; the base's by default.
+        dtype: type of the weights; as for `attach` by default.
 
     Raises:
         UnsupportedModelError: the two do not fit, or the model is quantised.
     """
-    return _placed(base, explicit(base, model), dtype)
+    return placed(base, explicit(base, model), dtype)
 
 
 def from_base_blocks(
@@ -55,7 +55,7 @@ def from_base_blocks(
     Args:
         base: the frozen base.
         blocks: indices from 0 of the base's blocks, in the order they are to run.
-        dtype: type of the weights; the base's by default.
+        dtype: type of the weights; as for `attach` by default.
 
     Raises:
         ConfigError: there is no such block, or its kind of attention is not that of the shadow's block in its
@@ -64,7 +64,7 @@ def from_base_blocks(
             no shadow has.
     """
     _check_blocks(base, blocks)
-    shadow = _placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
+    shadow = placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
     shadow.backbone.load_state_dict(_copied_weights(base, shadow, blocks), strict=True)
     return shadow
 
@@ -103,14 +103,14 @@ def _check_blocks(base: PreTrainedModel, blocks: Sequence[int]) -> None:
     if len(blocks) > depth:
         raise ConfigError(f"a shadow has at most as many blocks as the base, {depth}, got {len(blocks)}")
     kinds = base.config.to_dict().get("layer_types")
-    for place, block in enumerate(blocks):
+    for at, block in enumerate(blocks):
         # An adapter keeps only how many blocks its shadow has. Their kinds of attention are those of the
         # base's first blocks.
-        if kinds and kinds[place] != kinds[block]:
+        if kinds and kinds[at] != kinds[block]:
             raise ConfigError(
-                f"block {block} of the base attends by {kinds[block]}, but block {place} of a shadow by "
-                f"{kinds[place]}, as the base's block {place} does; choose there one of the blocks "
-                f"{_listed(kinds, kinds[place])}"
+                f"block {block} of the base attends by {kinds[block]}, but block {at} of a shadow by "
+                f"{kinds[at]}, as the base's block {at} does; choose there one of the blocks "
+                f"{_listed(kinds, kinds[at])}"
             )
 
 
@@ -118,7 +118,8 @@ def _listed(kinds: Sequence[str], kind: str) -> str:
     return ", ".join(str(block) for block, other in enumerate(kinds) if other == kind)
 
 
-def _placed(base: PreTrainedModel, shadow: Shadow, dtype: torch.dtype | None) -> Shadow:
+def placed(base: PreTrainedModel, shadow: Shadow, dtype: torch.dtype | None = None) -> Shadow:
+    """Return a shadow on the base's device, its weights in the wanted type, by default as for `attach`."""
     table = arch.token_embedding_of(base).weight
-    cast(shadow, table.device, dtype or table.dtype, stock=shadow.backbone)
+    place(shadow, shadow, table, dtype or trained_type(table.dtype))
     return shadow

@@ -4,6 +4,6 @@ Here is also where the settings that a user left open get their values. May impo
 below them; reads a base model and never keeps one.
 """
 
-from shadowpeft.shadow.network import Shadow, explicit, explicit_from_config, implicit
+from shadowpeft.shadow.network import Shadow, explicit, explicit_from_config, implicit, place
 
-__all__ = ["Shadow", "explicit", "explicit_from_config", "implicit"]
+__all__ = ["Shadow", "explicit", "explicit_from_config", "implicit", "place"]

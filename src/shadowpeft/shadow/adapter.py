@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ResolvedConfig, refuse_depth
-from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.decoder.casting import follow_inputs
+from shadowpeft.errors import ConfigError
 from shadowpeft.ops import Crossing, Rule, reference
 from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow import Shadow
@@ -34,9 +35,11 @@ class Adapter(nn.Module):
         gradient_checkpointing: whether the backward pass computes the boundaries again. transformers' switch
             sets it on each module that has it.
         reads_from: index of the first block whose output moves the state.
+        is_trainable: false for one that was loaded to be used alone.
     """
 
     gradient_checkpointing = False
+    is_trainable = True
 
     def __init__(self, base: PreTrainedModel, settings: ResolvedConfig, shadow: Shadow) -> None:
         super().__init__()
@@ -62,29 +65,17 @@ class Adapter(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the trained weights."""
+        """The type of the weights. What is computed has the base's type."""
         return self._injection(0).up.weight.dtype
 
     def set_trainable(self, trainable: bool) -> None:
-        """Make everything train, or nothing. The embeddings of an explicit shadow never train."""
-        self.requires_grad_(trainable)
+        """Make everything train, or nothing. The embeddings of an explicit shadow never train.
+
+        Nothing trains of an adapter that is not trainable.
+        """
+        self.requires_grad_(trainable and self.is_trainable)
         if not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
-
-    def refuse_mixed_types(self, table_VD: Tensor) -> None:
-        """Raise if base and adapter differ in type and nothing casts between them.
-
-        Args:
-            table_VD: the base's embeddings, whose type and device are the base's.
-
-        Raises:
-            UserError: for example, a float32 adapter on a bfloat16 base outside autocast.
-        """
-        if self.dtype != table_VD.dtype and not torch.is_autocast_enabled(table_VD.device.type):
-            raise UserError(
-                f"the base is {table_VD.dtype} and the adapter {self.dtype}: run inside torch.autocast, or "
-                "load the adapter in the base's type (the default)"
-            )
 
     def start(self, s_BTD: Tensor) -> Tensor:
         """Return the state that the first boundary reads: s^(0), or with `unit_state` s^(0) / rms(s^(0))."""
@@ -165,7 +156,9 @@ def _new_head(base: PreTrainedModel) -> nn.Linear | None:
     """Return a trainable copy of a classifier's head, `None` for a language model, whose head is frozen."""
     if arch.task_of(base) == "causal-lm":
         return None
-    return copy.deepcopy(arch.head_of(base)).requires_grad_(True)
+    head = copy.deepcopy(arch.head_of(base)).requires_grad_(True)
+    follow_inputs(head)
+    return head
 
 
 def _gains(base: PreTrainedModel) -> list[Tensor]:

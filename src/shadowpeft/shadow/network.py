@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
@@ -11,6 +12,7 @@ from shadowpeft import arch
 from shadowpeft.arch import versions
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.decoder.cache import filling_mask
+from shadowpeft.decoder.casting import cast, follow_inputs
 from shadowpeft.decoder.view import BorrowedModule, ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import WholeRowsBlock, rows_are_whole
 from shadowpeft.errors import UnsupportedModelError
@@ -18,6 +20,8 @@ from shadowpeft.errors import UnsupportedModelError
 
 class Shadow(nn.Module):
     """The network that computes the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
+
+    It computes in the type of the embeddings that it reads, whatever the type of its own weights.
 
     An implicit shadow is a shallow copy of the base's architecture that reads the base's embeddings. An
     explicit shadow is another model's decoder with embeddings of its own, which stay frozen.
@@ -44,12 +48,15 @@ class Shadow(nn.Module):
         blocks = backbone.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList)
         whole_rows = WrappedBlocks(WholeRowsBlock, blocks, backbone.config)
+        follow_inputs(self, table=None if borrows else self.embeddings())
         self._run = ModuleView(backbone, replacements)
         self._run_whole_rows = ModuleView(backbone, {**replacements, self.family.blocks: whole_rows})
 
-    def embeddings(self) -> nn.Module:
+    def embeddings(self) -> nn.Embedding:
         """Return the token embeddings of an explicit shadow."""
-        return self.backbone.get_submodule(self.family.embeddings[0])
+        table = self.backbone.get_submodule(self.family.embeddings[0])
+        assert isinstance(table, nn.Embedding)
+        return table
 
     def forward(
         self,
@@ -112,6 +119,24 @@ class Shadow(nn.Module):
                 "an explicit shadow has embeddings of its own and needs input_ids, got inputs_embeds only"
             )
         return {"inputs_embeds": inputs_embeds_BTD}
+
+
+def place(module: nn.Module, shadow: Shadow, table_VD: Tensor, dtype: torch.dtype) -> None:
+    """Move a module that holds a shadow to its base, and cast its weights.
+
+    The embeddings of an explicit shadow get the base's type: they are not trained, and what the shadow
+    computes has their type.
+
+    Args:
+        module: changed in place.
+        shadow: the shadow in it.
+        table_VD: the base's embeddings, whose type and device are the base's.
+        dtype: type of the weights.
+    """
+    cast(module, table_VD.device, dtype, stock=shadow.backbone)
+    if not shadow.borrows:
+        table = shadow.embeddings()
+        cast(table, table_VD.device, table_VD.dtype, stock=table)
 
 
 def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:

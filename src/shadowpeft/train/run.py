@@ -76,7 +76,7 @@ def _training_arguments(config: TrainConfig) -> "TrainingArguments":
 
 
 def _build_model(config: TrainConfig) -> "ShadowedModel":
-    """Load the base and attach a shadow: the trained weights in float32, whatever the type of the base."""
+    """Load the base and attach a shadow, whose weights are float32 whatever the type of the base."""
     import torch
     import transformers
 
@@ -92,7 +92,7 @@ def _build_model(config: TrainConfig) -> "ShadowedModel":
         shadow = sources.open_source(config.shadow_model, torch.float32, config.attn_implementation)
     # After the loading, which may draw random numbers of its own.
     transformers.set_seed(config.seed)
-    return attach(base, config.shadow, shadow, dtype=torch.float32, impl=config.impl)
+    return attach(base, config.shadow, shadow, impl=config.impl)
 
 
 def _build_trainer(

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from shadowpeft.data.encode import Example
 from shadowpeft.data.packing import Collator
 from shadowpeft.decoder import sharded
-from shadowpeft.errors import CheckpointError, is_torch_write_failure
+from shadowpeft.errors import CheckpointError, UserError, is_torch_write_failure
 from shadowpeft.evaluation.evaluate import measure_losses
 from shadowpeft.model import ShadowedModel
 from shadowpeft.storage import adapter_folder
@@ -135,6 +135,9 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         callbacks: called beside the Trainer's own.
         backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for that of
             `args`.
+
+    Raises:
+        UserError: the active adapter was loaded for use alone.
     """
 
     def __init__(
@@ -147,6 +150,11 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         callbacks: list[TrainerCallback],
         backbone_learning_rate: float | None = None,
     ) -> None:
+        if not model.adapter.is_trainable:
+            raise UserError(
+                f"the adapter {model.active_adapter!r} was loaded for use, its weights frozen; load it with "
+                "is_trainable=True to train it on"
+            )
         # Given several GPUs, the Trainer would copy the model to each of them, which a lent base forbids.
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(

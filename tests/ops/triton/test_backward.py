@@ -15,6 +15,7 @@ from helpers.boundary_cases import (
     errors,
     in_float64,
     run,
+    trained,
 )
 from helpers.interpreter import ignore_overflow, rounding  # noqa: F401 - a fixture
 from helpers.poison import poisoned  # noqa: F401 - a fixture
@@ -87,6 +88,17 @@ def test_float32_weights_and_state_beside_a_bfloat16_stream(variant: str, norm: 
         variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16, weights=torch.float32, state=torch.float32
     )
     assert_as_exact(op.boundary, draw(kind), **BFLOAT16, autocast=True)
+
+
+@pytest.mark.parametrize(("variant", "norm"), KINDS)
+def test_float32_weights_beside_bfloat16_states(variant: str, norm: str) -> None:
+    """Catches a kernel that reads weights in the stream's type alone, and gradients that are rounded to it:
+    without autocast everything but the trained weights is bfloat16.
+    """
+    drawn = draw(Kind(variant, norm, (2, 20), 100, 10, 16, stream=torch.bfloat16, weights=torch.float32))
+    assert_as_exact(op.boundary, drawn, **BFLOAT16)
+    found = run(reference.boundary, drawn)
+    assert {found[f"d_{name}"].dtype for name in trained(drawn)} == {torch.float32}
 
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:
