@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from helpers.families import token_ids
 from transformers import TrainingArguments
+
+from helpers.families import token_ids
 
 BRIEF: dict[str, Any] = {
     "report_to": [],

@@ -20,7 +20,7 @@ def plain_trainer(model, folder, rows, **stock):
 def test_a_plain_trainer_cannot_smooth_the_shadows_loss(task, tmp_path):
     """Catches a run that copies its input (labels not shifted) and a head that never gets a gradient."""
     trainer = plain_trainer(attached(tiny_model("qwen3", task)), tmp_path, ROWS[task]())
-    with pytest.raises(UserError, match="use shadowpeft.trainer.ShadowTrainer"):
+    with pytest.raises(UserError, match="use shadowpeft"):
         trainer.train()
 
 
