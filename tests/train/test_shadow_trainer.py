@@ -1,4 +1,4 @@
-"""`ShadowTrainer` as the Trainer is used: a user's datasets, collators and metrics, resuming, the best step."""
+"""`ShadowTrainer` from Python: a user's datasets, collators and metrics, resuming, and the best step."""
 
 import shutil
 from pathlib import Path
