@@ -215,7 +215,7 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         devices: int,
     ) -> both_heads.Output:
         """Compute label smoothing, or the user's function, of both heads' logits."""
-        stock = super().compute_loss
+        stock: Any = super().compute_loss
 
         def stock_loss(answered: nn.Module) -> Tensor:
             # The Trainer takes the labels out of what it is given, and multiplies by the number of devices.
@@ -248,11 +248,12 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         Raises:
             UserError: there is no dataset to evaluate on, or it has no labels.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict) or self.shadowed.task != "causal-lm" or self._computes_loss:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
+            datasets: Any = self.eval_dataset
+            dataset = datasets[dataset]
         if dataset is None:
             raise ConfigError("there is nothing to evaluate on; pass eval_dataset")
         with self.accelerator.autocast():
