@@ -50,6 +50,8 @@ TOPICS = {
     "train/test_compile.py": "training steps under torch.compile",
     "train/test_lower_blocks.py": "blocks below the first boundary in training",
     "train/test_packing.py": "packed rows, from the examples to the loss",
+    "train/test_shadow_trainer.py": "ShadowTrainer from Python, beside the command line of test_trainer.py",
+    "train/test_trl.py": "TRL's trainers on a shadowed model",
 }
 # Where a field is read by its name, and why that cannot be avoided.
 READ_BY_NAME = {

@@ -1,7 +1,11 @@
 """Shards in a process of its own, where nothing is sharded; several run in `tests/train/test_fsdp.py`."""
 
+import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from shadowpeft.decoder import sharded
 
@@ -26,3 +30,26 @@ def test_a_head_outside_sharding_is_no_unit():
     head = nn.Linear(3, 2).requires_grad_(False)
     assert not sharded.is_frozen_linear(head)
     assert sharded.with_whole(head, lambda: head.weight) is head.weight
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_a_gathered_state_is_cut_up_again(group):
+    """Catches a saved adapter that a sharded one cannot load."""
+    layer = nn.Linear(3, 2)
+    expected = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.zero_()
+    cut = sharded.like(expected, layer.state_dict())
+    assert all(isinstance(tensor, DTensor) for tensor in cut.values())
+    layer.load_state_dict(cut, strict=True)
+    gathered = sharded.whole(layer.state_dict())
+    assert all(torch.equal(gathered[name], tensor) for name, tensor in expected.items())

@@ -1,12 +1,16 @@
 """`save_pretrained` and back."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.families import attached, perturb, tiny_model, token_ids
+from helpers.trainers import brief_arguments, language_rows
+from safetensors.torch import load_file
+from transformers import Trainer
 
-from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UserError, arch
+from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UserError, arch
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
@@ -32,6 +36,42 @@ def test_saving_refuses_what_it_would_not_do(model, tmp_path):
         model.save_pretrained(tmp_path, state_dict={"module.adapters.default.norm.weight": torch.zeros(1)})
     assert not list(tmp_path.iterdir())
     model.save_pretrained(tmp_path, max_shard_size="5GB", state_dict=model.state_dict())
+
+
+def test_a_plain_trainer_resumes_and_loads_its_best(base, tmp_path, caplog):
+    """Catches checkpoints that transformers' Trainer cannot read: the run raises, or ends with the last step.
+
+    The best step's weights are compared to the bit.
+    """
+    rows = language_rows()
+    steps = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    # Called better where the loss is higher, so that the best step is not the last.
+    best_of = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    arguments = brief_arguments(tmp_path, **steps, **best_of, max_steps=6, learning_rate=0.5)
+    model = attached(base)
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+    best = max(losses, key=losses.__getitem__)
+    assert best != 6, "the last step is the best; the test shows nothing"
+    saved = load_file(tmp_path / f"checkpoint-{best}" / "shadow.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.adapter.state_dict().items())
+    # Trained to the end again, from the middle.
+    last = load_file(tmp_path / "checkpoint-6" / "shadow.safetensors")
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = attached(base)
+    arguments.load_best_model_at_end = False
+    Trainer(again, arguments, train_dataset=rows, eval_dataset=rows).train(resume_from_checkpoint=True)
+    for name, tensor in again.adapter.state_dict().items():
+        torch.testing.assert_close(tensor, last[name], rtol=1e-4, atol=1e-5)
+    assert "keys in the checkpoint" not in caplog.text
+
+
+def test_tensors_of_another_adapter_are_refused(base, tmp_path):
+    """Catches a checkpoint of which a plain Trainer loads what fits and leaves out the rest."""
+    attached(base, ShadowConfig(r=4)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit the active one, 'default'"):
+        attached(base, ShadowConfig(r=8)).load_state_dict(load_file(tmp_path / "shadow.safetensors"), False)
 
 
 def test_a_process_that_writes_nothing_may_hold_nothing(model, tmp_path):
@@ -61,6 +101,7 @@ def test_several_threads_save_to_one_folder(model, base, tmp_path):
     assert not errors
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md",
+        "model.safetensors.index.json",
         "shadow.safetensors",
         "shadow_config.json",
     ]

@@ -1,7 +1,7 @@
 """What transformers asks of a model: methods for adapters, checkpointing, embeddings, labels."""
 
 import pytest
-from helpers.families import attached, tiny_model, token_ids
+from helpers.families import attached, perturb, tiny_model, token_ids
 from transformers import Trainer, TrainingArguments
 
 from shadowpeft import UserError, attach
@@ -27,6 +27,32 @@ def test_a_plain_trainer_evaluates(model, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(
         model(token_ids(4, 9), labels=token_ids(4, 9)).loss.item(), rel=1e-4
     )
+
+
+def test_a_loss_function_is_refused(model):
+    """Catches a loss that is set and never computed."""
+    with pytest.raises(UserError, match="takes no loss_function"):
+        model.loss_function = lambda logits, labels, **_: logits.sum()
+
+
+def test_it_is_printed_as_what_it_is(model):
+    assert repr(model).startswith("ShadowedModel of Qwen3ForCausalLM(")
+    model.unload()
+    assert repr(model).startswith("ShadowedModel of ShadowedModel(")
+
+
+def test_a_trained_model_has_no_name(base, tmp_path):
+    """Catches a name by which others would load the bare base as what this model was before training."""
+    base.config.name_or_path = "the/base"
+    model = attach(base)
+    assert model.config.name_or_path == "the/base"
+    perturb(model).save_pretrained(tmp_path)
+    assert model.train().config.name_or_path == ""
+    model.add_adapter("fresh")
+    assert model.config.name_or_path == "the/base"
+    model.load_adapter(tmp_path, "trained")
+    assert model.config.name_or_path == ""
+    assert base.config.name_or_path == "the/base"
 
 
 def test_reentrant_checkpointing_is_refused() -> None:

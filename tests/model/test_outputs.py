@@ -71,6 +71,21 @@ def test_a_plain_tuple_is_as_it_was_before_the_attached_loss(model, task):
     assert len(plain[6]) == len(out.hidden_states)
 
 
+def test_logits_keep_their_place_where_there_are_none():
+    """Catches the shadow's loss in the place of the logits while the model trains."""
+    model = attached(tiny_model("qwen3"), ShadowConfig(shadow_loss_weight=0.7)).train()
+    out = model(**language_batch())
+    assert out.logits is None
+    assert out[1] is None
+    assert torch.equal(out[0], out.loss)
+    loss, logits, shadow_loss = out.to_tuple()
+    assert torch.equal(loss, out.loss)
+    assert logits is None
+    assert torch.equal(shadow_loss, out.shadow_loss)
+    plain = model(**language_batch(), return_dict=False)
+    assert plain[1].shape == (2, 12, model.config.vocab_size)
+
+
 def test_an_output_survives_pickling(model, task):
     with torch.no_grad():
         out = model(**BATCHES[task]())

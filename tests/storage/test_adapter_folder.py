@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, attach
 
 WEIGHTS, CONFIG = "shadow.safetensors", "shadow_config.json"
+INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_round_trip_on_perturbed_weights(model, base, folder, ids):
     loaded = ShadowedModel.from_pretrained(base, folder)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert not torch.allclose(loaded(ids).logits, base(ids).logits, atol=1e-2)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", INDEX, WEIGHTS, CONFIG]
 
 
 def test_only_the_adapter_is_saved(folder, base):
@@ -223,7 +224,7 @@ def test_a_full_disk_loses_nothing(model, base, folder, ids, monkeypatch):
     ):
         model.save_pretrained(folder)
     monkeypatch.undo()
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", INDEX, WEIGHTS, CONFIG]
     assert torch.equal(ShadowedModel.from_pretrained(base, folder)(ids).logits, want)
 
 

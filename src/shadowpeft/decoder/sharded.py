@@ -53,21 +53,29 @@ def whole(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def divided(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Undo `whole` for the state of an optimizer: shard each tensor as its weight is sharded."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    def cut(value: Any, weight: Tensor) -> Any:
-        if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
-            return value
-        return distribute_tensor(
-            value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
-        )
-
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moved = {
-        number: {name: cut(value, weights[number]) for name, value in values.items()}
+        number: {name: _cut(value, weights[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
     return {**state, "state": moved}
+
+
+def like(state: Mapping[str, Tensor], sharded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `whole` for a module: shard each tensor as the one of its name is sharded."""
+    if not _is_distributed():
+        return dict(state)
+    return {name: _cut(value, sharded.get(name, value)) for name, value in state.items()}
+
+
+def _cut(value: Any, weight: Tensor) -> Any:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
+        return value
+    return distribute_tensor(
+        value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+    )
 
 
 def _is_distributed() -> bool:

@@ -4,7 +4,7 @@ Shapes in names: B is the batch, T the tokens of its longest prompt, with those 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm.auto import tqdm
@@ -98,7 +98,7 @@ def _batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch_siz
     return batches
 
 
-def bar(batches: Sequence, title: str, progress: bool) -> tqdm:
+def bar(batches: Iterable, title: str, progress: bool) -> tqdm:
     """Return the batches with a progress bar, shown if it is wanted and standard error is a terminal."""
     # To tqdm, None means: hidden unless a terminal is there.
     return tqdm(batches, desc=title, unit="batch", leave=False, disable=None if progress else True)

@@ -1,7 +1,8 @@
 """Measures on rows of text, for any causal language model: loss, perplexity and exact match."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ def evaluate(
     if exact_match:
         asked = [row for row, _ in referenced]
         prompts = encode_prompts(asked, tokenizer, limit, max_new_tokens=max_new_tokens or 1)
-    losses = measure_losses(model, examples, Collator(pad), batch_size=batch_size, progress=progress)
+    losses = measure_losses(model, _batches(examples, Collator(pad), batch_size), progress)
     if prompts:
         references = [answer for _, answer in referenced]
         answers = greedy_answers(
@@ -131,32 +132,25 @@ def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
 
 @torch.inference_mode()
 def measure_losses(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    collator: Collator,
-    batch_size: int,
-    progress: bool = True,
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], progress: bool = True
 ) -> Losses:
-    """Measure the mean cross-entropy per predicted token over all examples, whatever the batches.
+    """Measure the mean cross-entropy per predicted token over all rows, whatever the batches.
 
     Args:
         model: any causal language model; left in the mode (training or not) it was in.
-        examples: what to measure on, in any order.
-        collator: makes a batch of examples.
-        batch_size: examples at a time.
+        batches: the model's arguments, `labels` among them.
         progress: show a progress bar, if standard error is a terminal.
 
     Raises:
-        DataError: no example has a token to predict.
+        DataError: no row has a token to predict, or a batch has no labels.
     """
     own, shadow, tokens = 0.0, 0.0, 0
     shadowed, was_training = False, model.training
     model.eval()
-    # Batches of examples of like length have little padding.
-    by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
-    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
     for batch in bar(batches, "loss", progress):
-        inputs = {name: tensor.to(model.device) for name, tensor in collator(batch).items()}
+        if "labels" not in batch:
+            raise DataError(f"a batch has no labels, only {', '.join(batch)}; let the collator make them")
+        inputs = {name: _moved(value, model.device) for name, value in batch.items()}
         tokens += int((inputs["labels"][:, 1:] != NO_LOSS).sum())
         own_of_batch, shadow_of_batch = _summed_losses(model, inputs)
         own += own_of_batch
@@ -166,6 +160,22 @@ def measure_losses(
     if not tokens:
         raise DataError("no row has a token to predict; rows need an answer or more than one token of text")
     return Losses(tokens, own / tokens, shadow / tokens if shadowed else None)
+
+
+def by_length(examples: Sequence[Example]) -> list[Example]:
+    """Sort examples by length: batches of examples of like length have little padding."""
+    return sorted(examples, key=lambda example: len(example["input_ids"]))
+
+
+def _batches(
+    examples: Sequence[Example], collator: Collator, batch_size: int
+) -> list[dict[str, torch.Tensor]]:
+    ordered = by_length(examples)
+    return [collator(ordered[start : start + batch_size]) for start in range(0, len(ordered), batch_size)]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _summed_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, float | None]:

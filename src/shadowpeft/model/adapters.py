@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
@@ -30,6 +30,7 @@ class AdaptersMixin:
     active_adapter: str
     impl: str
     training: bool
+    config: PretrainedConfig
     _boundary: choice.Boundary
 
     def _base(self) -> PreTrainedModel:
@@ -92,6 +93,7 @@ class AdaptersMixin:
         """
         self._adapter(name)
         self.active_adapter = name
+        self._name_what_it_is()
         for other in self.adapters:
             self._adapter(other).set_trainable(other == name)
 
@@ -133,6 +135,17 @@ class AdaptersMixin:
         adapter = self.adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
+
+    def _name_what_it_is(self) -> None:
+        """Give the configuration the base's name while the adapter changes nothing, and else none.
+
+        By this name TRL's trainers load the reference of a model that they are about to train. No name stands
+        for a base with a trained adapter, and the bare base is another model.
+        """
+        name = self._base().config.name_or_path
+        if self.active_adapter and not self._adapter(None).changes_nothing():
+            name = ""
+        self.config.name_or_path = name
 
     def _all_adapters(self) -> list[Adapter]:
         return [self._adapter(name) for name in self.adapters]

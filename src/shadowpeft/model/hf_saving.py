@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
 
 from shadowpeft.decoder import sharded
 from shadowpeft.errors import CheckpointError, ConfigError
@@ -68,7 +69,52 @@ class HFSavingMixin:
                 f"the given state_dict holds nothing of adapter {adapter!r} (no key starts with "
                 f"{_prefix(adapter)!r}); nothing was written"
             )
-        adapter_folder.save(self._adapter(adapter), tensors, self._facts, save_directory, run=run or {})
+        adapter_folder.save(
+            self._adapter(adapter),
+            tensors,
+            self._facts,
+            save_directory,
+            run=run or {},
+            prefix=_prefix(adapter),
+        )
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        # What transformers' Trainer does not miss in a checkpoint: all but the active adapter.
+        stock: Any = self
+        return [key for key in stock.state_dict() if not key.startswith(_prefix(self.active_adapter))]
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, value: Any) -> None:
+        """Do nothing: they follow from the active adapter, whatever `post_init` gathers."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load the whole model's tensors, or those of a saved adapter into the active one.
+
+        transformers' Trainer reads a checkpoint's `shadow.safetensors` and passes it here, to resume and to
+        load the best model. An adapter is always loaded strictly.
+
+        Args:
+            state_dict: tensors by the names of this model, or by those of an adapter's file.
+            strict: refuse a tensor too many or too few, for the whole model.
+            assign: as torch's; an adapter's tensors are copied.
+
+        Raises:
+            CheckpointError: they are those of an adapter with other names or shapes than the active one's.
+        """
+        if not state_dict or any(key.startswith(("base.", "adapters.")) for key in state_dict):
+            stock: Any = super()
+            return stock.load_state_dict(state_dict, strict=strict, assign=assign)
+        try:
+            self._adapter(None).load_state_dict(state_dict, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the saved adapter does not fit the active one, {self.active_adapter!r}: attach with the "
+                f"settings that it was trained with ({error})"
+            ) from error
+        return _IncompatibleKeys([], [])
 
     def _tensors_of(self, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Return an adapter's tensors by name, from a state dict of the whole model if one is given."""

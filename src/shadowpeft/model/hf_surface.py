@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
 from shadowpeft.errors import UserError
+from shadowpeft.model.headless import Headless
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.shadow.boundary import BoundaryWeights
 
@@ -19,6 +20,8 @@ class HFSurfaceMixin:
 
     task: arch.Task
     active_adapter: str
+    base: PreTrainedModel | None
+    config: PretrainedConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
@@ -41,6 +44,53 @@ class HFSurfaceMixin:
 
     def _all_adapters(self) -> list[Adapter]:
         raise NotImplementedError
+
+    def _name_what_it_is(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def base_model(self) -> Headless:
+        """The model without its head, as transformers has it: attached, unless inside `disabled()`.
+
+        The frozen model that the adapter was attached to is `base`.
+        """
+        stock: Any = self
+        return Headless(stock)
+
+    def get_decoder(self) -> Headless:
+        """Return `base_model`."""
+        return self.base_model
+
+    @property
+    def loss_function(self) -> Any:
+        """The loss that transformers would compute of the logits; the model's own is eq. 9.
+
+        Raises:
+            UserError: where it is set to another, which would not be applied.
+        """
+        stock: Any = super()
+        return stock.loss_function
+
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        raise UserError(
+            "the model's loss is that of eq. 9 and takes no loss_function; give a function of both heads' "
+            "logits to ShadowTrainer(compute_loss_func=...)"
+        )
+
+    def _get_name(self) -> str:
+        # The Trainer's label smoothing shifts the labels of models that have the name of a language model.
+        return type(self if self.base is None else self.base).__name__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {super().__repr__()}"
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode, as torch does, and keep the configuration's name true (`_name_what_it_is`)."""
+        if self.base is not None:
+            self._name_what_it_is()
+        stock: Any = super()
+        return stock.train(mode)
 
     def enable_input_require_grads(self) -> None:
         """Do nothing: only reentrant checkpointing needs it, and the lent base gets no hook."""

@@ -31,7 +31,7 @@ class ShadowedCausalLMOutput(CacheByBothNames, CausalLMOutputWithPast):
     attached_loss: Tensor | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the values that are not `None`, without `attached_loss`."""
+        """Return the values that are not `None`, and the logits beside a loss, without `attached_loss`."""
         return _plain(self)
 
 
@@ -45,10 +45,14 @@ class ShadowedClassifierOutput(CacheByBothNames, SequenceClassifierOutputWithPas
     attached_loss: Tensor | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the values that are not `None`, without `attached_loss`."""
+        """Return the values that are not `None`, and the logits beside a loss, without `attached_loss`."""
         return _plain(self)
 
 
 def _plain(output: ModelOutput) -> tuple[Any, ...]:
-    # In a plain tuple a value is known by its position alone: one more would move those behind it.
-    return tuple(value for name, value in output.items() if name != "attached_loss")
+    # In a plain tuple a value is known by its position alone: one more would move those behind it, and logits
+    # that were not computed keep their place beside the loss.
+    names = [name for name in output if name != "attached_loss"]
+    if "loss" in names and "logits" not in names:
+        names.insert(1, "logits")
+    return tuple(output.get(name) for name in names)

@@ -19,7 +19,7 @@ from shadowpeft.decoder.loan import Loan
 from shadowpeft.decoder.view import ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import rows_are_whole
 from shadowpeft.errors import UserError
-from shadowpeft.model import heads
+from shadowpeft.model import heads, outside_loss
 from shadowpeft.model.adapters import AdaptersMixin, check_type
 from shadowpeft.model.detach import detached
 from shadowpeft.model.frame import ShadowedBlock, ShadowFrame, frame_in_context
@@ -179,7 +179,8 @@ class ShadowedModel(  # type: ignore[misc]
 
         Raises:
             UserError: there is no such adapter, the cache has no room for the shadow or was given under both
-                names, or the model was unloaded.
+                names, the model was unloaded, or the Trainer keeps the labels for a loss of its own
+                (`outside_loss.check`).
         """
         base = self._base()
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
@@ -197,6 +198,8 @@ class ShadowedModel(  # type: ignore[misc]
             stock = {versions.CACHE: given_cache, "use_cache": use_cache, "return_dict": return_dict}
             return self._run_bare(inputs, targets, logits_to_keep, stock={**stock, **kwargs})
         chosen = self._adapter(adapter)
+        if self.training and not targets.given and not output_shadow_logits:
+            outside_loss.check(chosen, labels_were_taken=num_items_in_batch is not None)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
         both_caches = self._cache_of_call(chosen, given_cache, use_cache)

@@ -68,6 +68,11 @@ class Adapter(nn.Module):
         """The type of the weights. What is computed has the base's type."""
         return self._injection(0).up.weight.dtype
 
+    def changes_nothing(self) -> bool:
+        """Return whether every correction is zero, as it is before training."""
+        ups = [self._injection(i).up.weight for i in range(len(self.injections))]
+        return not any(bool(up.any()) for up in ups if not up.is_meta)
+
     def set_trainable(self, trainable: bool) -> None:
         """Make everything train, or nothing. The embeddings of an explicit shadow never train.
 

@@ -26,6 +26,8 @@ from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.storage.card import adapter_card
 
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
+# transformers' Trainer looks for this file to find a checkpoint's weights. Nothing of ours reads it.
+INDEX = "model.safetensors.index.json"
 # Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
 # and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
@@ -37,6 +39,7 @@ def save(
     facts: BaseFacts,
     folder: str | Path,
     run: Mapping[str, Any],
+    prefix: str = "",
 ) -> None:
     """Write an adapter: its tensors, its settings with the facts of its base, and a model card.
 
@@ -46,6 +49,7 @@ def save(
         facts: of the base that it was trained on.
         folder: made if need be; its other files are left alone.
         run: facts of the training for the card, by name.
+        prefix: what the tensors' names begin with in the model that has the adapter.
 
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
@@ -61,12 +65,14 @@ def save(
         "base": dataclasses.asdict(facts),
     }
     sizes = {name: tensor.numel() for name, tensor in state.items()}
+    index = {"weight_map": {f"{prefix}{name}": WEIGHTS for name in state}}
     card = adapter_card(facts.name, adapter.settings, sizes, run=run)
     write_together(
         folder,
         {
             WEIGHTS: lambda path: save_file(state, path, metadata={"format": "pt"}),
             CONFIG: text(json.dumps(meta, indent=2) + "\n"),
+            INDEX: text(json.dumps(index, indent=2) + "\n"),
             CARD: text(card),
         },
     )

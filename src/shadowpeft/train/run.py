@@ -98,8 +98,11 @@ def _build_model(config: TrainConfig) -> "ShadowedModel":
 def _build_trainer(
     model: "ShadowedModel", args: "TrainingArguments", rows: "Examples", config: TrainConfig
 ) -> "tuple[ShadowTrainer, StopOnSignal]":
+    from transformers import PrinterCallback
+
     from shadowpeft.data.packing import Collator
     from shadowpeft.data.tokenizers import padding_id
+    from shadowpeft.evaluation.evaluate import by_length
     from shadowpeft.train import callbacks, trainer
     from shadowpeft.train.stop_on_signal import StopOnSignal
 
@@ -109,11 +112,13 @@ def _build_trainer(
         model,
         args,
         Collator(padding_id(rows.tokenizer), mask=False),
-        train_examples=rows.train,
-        eval_examples=rows.held_out or None,
+        train_dataset=rows.train,
+        eval_dataset=by_length(rows.held_out) or None,
         callbacks=[stop, metrics, callbacks.Progress()],
         backbone_learning_rate=config.backbone_learning_rate,
     )
+    # It prints to standard output, which is for results.
+    built.remove_callback(PrinterCallback)
     return built, stop
 
 

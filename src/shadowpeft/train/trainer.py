@@ -1,29 +1,28 @@
 """transformers' Trainer for shadows: checkpoints of the adapter alone, whole or not at all, loaded strictly.
 
 `SafeTrainer` saves and resumes, `BackboneRateTrainer` gives the shadow network a learning rate of its own,
-and `ShadowTrainer` is both of them for a shadowed language model.
+and `ShadowTrainer` is both of them for a shadowed model.
 """
 
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from shadowpeft.data.encode import Example
-from shadowpeft.data.packing import Collator
 from shadowpeft.decoder import sharded
-from shadowpeft.errors import CheckpointError, UserError, is_torch_write_failure
+from shadowpeft.errors import CheckpointError, ConfigError, UserError, is_torch_write_failure
 from shadowpeft.evaluation.evaluate import measure_losses
 from shadowpeft.model import ShadowedModel
 from shadowpeft.storage import adapter_folder
-from shadowpeft.train import fsdp
+from shadowpeft.train import both_heads, fsdp
 
 
 class SafeTrainer(Trainer):
@@ -120,36 +119,49 @@ def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, 
 
 
 class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
-    """The Trainer for a shadowed language model.
+    """transformers' Trainer for a shadowed model, with any dataset and collator that the Trainer takes.
 
-    Its checkpoints hold the adapter alone, its evaluation counts every token alike, and it logs the shadow's
-    loss. The logged `loss` is L of eq. 9 and `shadow_loss` the unweighted loss of the shadow's head;
-    `eval_loss` is the cross-entropy of the attached model alone, to be compared with that of other models.
+    Its checkpoints hold the adapter alone and are loaded strictly, and it logs the shadow's loss. The logged
+    `loss` is L of eq. 9 and `shadow_loss` the unweighted loss of the shadow's head; `eval_loss` is the loss
+    of the attached model alone, to be compared with that of other models. A language model's is per token,
+    whatever the batch size.
+
+    `label_smoothing_factor` and `compute_loss_func` are computed of each head's logits, and joined as in
+    eq. 9.
 
     Args:
         model: the shadowed model; its active adapter is trained.
         args: the Trainer's own settings; of several GPUs one is used, unless the run is distributed.
-        collator: turns examples into batches.
-        train_examples: what to train on.
-        eval_examples: what to evaluate on, `None` for no evaluation.
-        callbacks: called beside the Trainer's own.
+        data_collator: turns rows into batches; by default the Trainer's.
+        train_dataset: what to train on.
+        eval_dataset: what to evaluate on, or several by name; `None` for no evaluation.
         backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for that of
             `args`.
+        **stock: the Trainer's other arguments.
 
     Raises:
-        UserError: the active adapter was loaded for use alone.
+        UserError: the model is no shadowed model, its active adapter was loaded for use alone, or a setting
+            would compute another loss than it says.
     """
 
     def __init__(
         self,
         model: ShadowedModel,
         args: TrainingArguments,
-        collator: Collator,
-        train_examples: Sequence[Example],
-        eval_examples: Sequence[Example] | None,
-        callbacks: list[TrainerCallback],
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
         backbone_learning_rate: float | None = None,
+        **stock: Any,
     ) -> None:
+        if not isinstance(model, ShadowedModel):
+            raise ConfigError(
+                f"ShadowTrainer trains what attach() returns, got {type(model).__name__}; use transformers' "
+                "Trainer for other models"
+            )
+        own_loss = args.label_smoothing_factor != 0 or stock.get("compute_loss_func") is not None
+        both_heads.refuse(args, model.adapter, own_loss)
         if not model.adapter.is_trainable:
             raise UserError(
                 f"the adapter {model.active_adapter!r} was loaded for use, its weights frozen; load it with "
@@ -160,18 +172,21 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator,
-            train_dataset=train_examples,
-            eval_dataset=eval_examples,
-            callbacks=callbacks,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **stock,
         )
-        # It prints to standard output, which is for results.
-        self.remove_callback(PrinterCallback)
         fsdp.prepare(self.accelerator, model)
         self.shadowed = model
         self.backbone_learning_rate = backbone_learning_rate
         self._shadow_sum = torch.zeros((), device=args.device)
         self._shadow_steps: set[int] = set()
+
+    @property
+    def _computes_loss(self) -> bool:
+        """Whether the Trainer computes the loss of the answers itself."""
+        return self.label_smoother is not None or self.compute_loss_func is not None
 
     def compute_loss(
         self,
@@ -180,13 +195,44 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss as the Trainer does, and keep the shadow's part for the log."""
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        self._shadow_sum += outputs["shadow_loss"].detach()
-        self._shadow_steps.add(self.state.global_step)
+        """Compute L, or in evaluation the loss of the attached model alone, normalised as by the Trainer."""
+        devices = 1
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            devices = self.accelerator.num_processes
+        if self._computes_loss and "labels" in inputs:
+            outputs = self._losses_of_answers(model, inputs, num_items_in_batch, devices)
+            loss = outputs["loss"] * devices
+        else:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if self.shadowed.training:
+            self._shadow_sum += outputs["shadow_loss"].detach()
+            self._shadow_steps.add(self.state.global_step)
+        else:
+            loss = outputs["attached_loss"] * devices
         return (loss, outputs) if return_outputs else loss
+
+    def _losses_of_answers(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None,
+        devices: int,
+    ) -> both_heads.Output:
+        """Compute label smoothing, or the user's function, of both heads' logits."""
+        stock: Any = super().compute_loss
+
+        def stock_loss(answered: nn.Module) -> Tensor:
+            # The Trainer takes the labels out of what it is given, and multiplies by the number of devices.
+            return stock(answered, dict(inputs), num_items_in_batch=num_items_in_batch) / devices
+
+        base = self.shadowed.base
+        assert base is not None
+        if self.compute_loss_func is None:
+            both_heads.refuse_unsmoothable(inputs["labels"], self.shadowed)
+        batch = {name: value for name, value in inputs.items() if name != "labels"}
+        return both_heads.joint(model, stock_loss, batch, self.shadowed.adapter, type(base).__name__)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the shadow's loss averaged over the same steps as the loss."""
@@ -200,20 +246,42 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure the losses per token, whatever the batch size; the Trainer itself averages over batches."""
-        examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        assert isinstance(self.data_collator, Collator)
-        measured = measure_losses(
-            self.shadowed, examples, self.data_collator, self.args.per_device_eval_batch_size
-        )
+        """Measure the losses, those of a language model per token, whatever the batch size.
+
+        The Trainer itself averages over batches; it does so here for a classifier, and for a loss that it
+        computes itself.
+
+        Raises:
+            UserError: there is no dataset to evaluate on, or it has no labels.
+        """
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict) or self.shadowed.task != "causal-lm" or self._computes_loss:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if isinstance(dataset, str):
+            datasets: Any = self.eval_dataset
+            dataset = datasets[dataset]
+        if dataset is None:
+            raise ConfigError("there is nothing to evaluate on; pass eval_dataset")
+        with self.accelerator.autocast():
+            measured = measure_losses(self.shadowed, self._whole_batches(dataset))
         assert measured.shadow_loss is not None
         metrics = {
             f"{metric_key_prefix}_loss": measured.loss,
             f"{metric_key_prefix}_shadow_loss": measured.shadow_loss,
         }
+        if self.compute_metrics is not None:
+            loader = self.get_eval_dataloader(dataset)
+            stock = self.evaluation_loop(loader, "Evaluation", None, ignore_keys, metric_key_prefix)
+            metrics = {**(stock.metrics or {}), **metrics}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _whole_batches(self, dataset: Any) -> Iterator[dict[str, Any]]:
+        """Yield the batches of a whole dataset in every process, so that no row counts twice."""
+        collator = self._get_collator_with_removed_columns(self.data_collator, description="evaluation")
+        for batch in DataLoader(dataset, self.args.per_device_eval_batch_size, collate_fn=collator):
+            yield self._prepare_inputs(batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter, under FSDP too, where the Trainer would gather the base as well."""
@@ -256,17 +324,24 @@ class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Under FSDP the Trainer asks once more, when the weights are cut up; they have been loaded.
-        if model is not None:
-            return
+        if model is None:
+            self._load_adapter(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        assert best is not None
+        self._load_adapter(best)
+
+    def _load_adapter(self, folder: str) -> None:
+        """Load the active adapter's weights from a folder of this very run, cut up as they are here."""
         assert self.shadowed.base is not None
-        saved = adapter_folder.load(self.shadowed.base, resume_from_checkpoint)
+        saved = adapter_folder.load(self.shadowed.base, folder)
         own = self.shadowed.adapter
         if saved.settings != own.settings:
             raise CheckpointError(
-                f"{resume_from_checkpoint} has other settings than this run: "
-                f"{saved.settings}, not {own.settings}"
+                f"{folder} has other settings than this run: {saved.settings}, not {own.settings}"
             )
-        own.load_state_dict(saved.state_dict(), strict=True)
+        own.load_state_dict(sharded.like(saved.state_dict(), own.state_dict()), strict=True)
 
 
 def _first_line(error: BaseException) -> str:

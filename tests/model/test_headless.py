@@ -1,0 +1,43 @@
+"""`base_model`: the last hidden state of the attached model, for losses that others compute."""
+
+import pytest
+import torch
+from helpers.families import attached, perturb, tiny_model, token_ids
+
+from shadowpeft import arch
+
+
+@torch.no_grad()
+def test_the_head_of_the_last_hidden_state_is_the_answer(model_type):
+    """Catches the bare base's state, which trains nothing, and one before the final norm."""
+    model, ids = perturb(attached(tiny_model(model_type))), token_ids(2, 9)
+    state = model.base_model(ids, use_cache=False).last_hidden_state
+    assert torch.equal(arch.logits(model.base, state), model(ids).logits)
+    assert model.get_decoder().config is model.config
+    with model.disabled():
+        bare = model.base_model(ids, use_cache=False).last_hidden_state
+    assert torch.equal(arch.logits(model.base, bare), model.base(ids).logits)
+    assert not torch.equal(bare, state)
+
+
+@torch.no_grad()
+def test_its_cache_is_that_of_base_and_shadow(model, ids):
+    """Catches a cache of the base alone, beside which the shadow would start anew."""
+    whole = model.base_model(ids).last_hidden_state
+    first = model.base_model(ids[:, :6], use_cache=True)
+    rest = model.base_model(ids[:, 6:], past_key_values=first.past_key_values).last_hidden_state
+    torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-4, atol=1e-5)
+
+
+def test_it_registers_no_weight(model):
+    before = list(model.state_dict())
+    assert model.base_model is not model
+    assert list(model.state_dict()) == before
+
+
+def test_its_gradients_are_the_models(base, ids):
+    """Catches a state that is cut off from the adapter."""
+    model = perturb(attached(base)).train()
+    with pytest.warns(UserWarning, match="no part of the shadow's own loss"):
+        model.base_model(ids).last_hidden_state.sum().backward()
+    assert all(weight.grad is not None for weight in model.adapter.injections.parameters())
