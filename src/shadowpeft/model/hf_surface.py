@@ -42,6 +42,25 @@ class HFSurfaceMixin:
     def _all_adapters(self) -> list[Adapter]:
         raise NotImplementedError
 
+    def init_weights(self) -> None:
+        """Raise: base and adapters have their weights, and drawing them anew would lose what was trained.
+
+        Raises:
+            UserError: always; a fresh adapter is added by `add_adapter`.
+        """
+        raise UserError(
+            "init_weights would overwrite the base's and the trained weights; add_adapter() makes a fresh "
+            "adapter"
+        )
+
+    initialize_weights = init_weights
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: transformers asks for it where it would draw weights anew."""
+
+    def post_init(self) -> None:
+        """Do nothing: base and adapters are complete, and have done what this does in a stock model."""
+
     def enable_input_require_grads(self) -> None:
         """Do nothing: only reentrant checkpointing needs it, and the lent base gets no hook."""
 

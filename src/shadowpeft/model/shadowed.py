@@ -28,7 +28,7 @@ from shadowpeft.model.hf_saving import HFSavingMixin
 from shadowpeft.model.hf_surface import HFSurfaceMixin
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.shadow.adapter import Adapter
-from shadowpeft.storage import adapter_folder, base_facts
+from shadowpeft.storage import adapter_folder, base_facts, hub_folder
 
 
 def attach(
@@ -111,6 +111,8 @@ class ShadowedModel(  # type: ignore[misc]
         self._decoder = ModuleView(arch.decoder_of(base), {arch.family_of(base).blocks: blocks})
         self.adapters = nn.ModuleDict()
         self.active_adapter = ""
+        # Names of the adapters that `is_trainable=False` keeps frozen, also when they become active.
+        self._loaded_frozen: set[str] = set()
         self.set_impl("auto")
         # How many `disabled()` contexts each thread is in.
         self._bare_threads: dict[int, int] = {}
@@ -179,7 +181,7 @@ class ShadowedModel(  # type: ignore[misc]
 
         Raises:
             UserError: there is no such adapter, the cache has no room for the shadow or was given under both
-                names, or the model was unloaded.
+                names, nothing would train in training mode, or the model was unloaded.
         """
         base = self._base()
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
@@ -226,6 +228,8 @@ class ShadowedModel(  # type: ignore[misc]
                 mask_BT=heads.padding_mask(self.config, input_ids, attention_mask),
                 keep_shadow_logits=output_shadow_logits,
             )
+        if self.training and result.loss is not None and torch.is_grad_enabled():
+            self._require_gradient(result.loss, adapter)
         if use_cache:
             result[versions.CACHE] = both_caches
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
@@ -348,18 +352,33 @@ class ShadowedModel(  # type: ignore[misc]
         adapter: str = "default",
         dtype: torch.dtype | None = None,
         impl: str = "auto",
+        is_trainable: bool = False,
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> "ShadowedModel":
-        """Put a saved adapter beside the base it was trained on; `impl` as for `attach`.
+        """Put a saved adapter beside the base it was trained on, in evaluation mode.
+
+        Args:
+            base: as for `attach`.
+            folder: the adapter's folder, or its hub id such as `user/name`.
+            adapter: the name it gets here.
+            dtype: type of its weights; the base's by default.
+            impl: as for `attach`.
+            is_trainable: train it further. By default it is loaded for inference, frozen.
+            revision: branch, tag or commit of a hub id; its main branch by default.
+            subfolder: where the adapter lies below the folder or hub id.
 
         Raises:
-            CheckpointError: the folder is damaged or was written for another base; the base is left as it
-                was.
+            CheckpointError: the folder is damaged or was written for another base, or the hub has no such
+                adapter; the base is left as it was.
         """
-        saved = adapter_folder.load(base, folder)
+        saved = adapter_folder.load(
+            base, hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
+        )
         model = cls(base)
         try:
             model.set_impl(impl)
-            model._own(adapter, saved, dtype)
+            model._own(adapter, saved, dtype, is_trainable)
         except BaseException:
             model.unload()
             raise
@@ -390,6 +409,16 @@ class ShadowedModel(  # type: ignore[misc]
         if self.base is None:
             raise UserError("this model was unloaded; attach again to the base that unload() returned")
         return self.base
+
+    def _require_gradient(self, loss: Tensor, adapter: str | None) -> None:
+        """Raise if a training step would train nothing, before `backward` says so in torch's words."""
+        name = adapter or self.active_adapter
+        if not loss.requires_grad:
+            raise UserError(
+                f"nothing trains in adapter {name!r}: only the active adapter does, and one loaded with "
+                "is_trainable=False (the default) does not; load it with is_trainable=True, or call "
+                "model.eval() to measure it"
+            )
 
     def _is_bare(self) -> bool:
         return bool(self._bare_threads) and threading.get_ident() in self._bare_threads
