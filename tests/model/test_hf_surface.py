@@ -1,6 +1,7 @@
 """What transformers asks of a model: methods for adapters, checkpointing, embeddings, labels."""
 
 import pytest
+import torch
 from helpers.families import attached, tiny_model, token_ids
 from transformers import Trainer, TrainingArguments
 
@@ -40,3 +41,15 @@ def test_reentrant_checkpointing_is_refused() -> None:
 def test_the_vocabulary_belongs_to_the_base(base):
     with pytest.raises(UserError, match="before attach"):
         attach(base).resize_token_embeddings(200)
+
+
+@pytest.mark.parametrize("verb", ["init_weights", "initialize_weights"])
+def test_nothing_draws_the_weights_anew(model, verb):
+    """Catches transformers' own initialisation, which overwrites what was trained."""
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(UserError, match="add_adapter"):
+        getattr(model, verb)()
+    model.post_init()
+    model.apply(model._init_weights)
+    model.tie_weights()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -372,9 +372,7 @@ class ShadowedModel(  # type: ignore[misc]
             CheckpointError: the folder is damaged or was written for another base, or the hub has no such
                 adapter; the base is left as it was.
         """
-        saved = adapter_folder.load(
-            base, hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
-        )
+        saved = adapter_folder.load(base, hub_folder.local(folder, adapter_folder.FILES, revision, subfolder))
         model = cls(base)
         try:
             model.set_impl(impl)
