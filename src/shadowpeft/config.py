@@ -44,8 +44,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Settings of PEFT's that have no counterpart here, with what to do.
 _ELSEWHERE = {
-    "modules_to_save": "heads and embeddings belong to the base, which stays frozen (a classifier's heads train "
-    "with the shadow anyway); train them in the base first, then attach",
+    "modules_to_save": "heads and embeddings belong to the base, which stays frozen (a classifier's heads "
+    "train with the shadow anyway); train them in the base first, then attach",
     "trainable_token_indices": "embeddings belong to the base, which stays frozen; resize the base and train "
     "the new rows in it first, then attach",
     "shadow_hidden_size": "a random shadow reads the base's embeddings and so has the base's width; for a "

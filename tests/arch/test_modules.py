@@ -65,12 +65,13 @@ def test_a_base_that_passes_no_gradient_is_refused_for_training_alone(tmp_path):
         attach(base)
     ids = token_ids(2, 7)
     assert torch.equal(ShadowedModel.from_pretrained(base, tmp_path)(ids).logits, base(ids).logits)
-    with pytest.raises(UnsupportedModelError, match="must be an nn.Linear, and lm_head is a torch.ao"):
+    with pytest.raises(UnsupportedModelError, match=r"must be an nn.Linear, and lm_head is a torch.ao"):
         attach(_in_8_bits(tiny_model("llama")))
 
 
 def test_a_weight_of_a_class_of_its_own_is_packed():
     """Catches weights of torchao's, which say that they are floats, read as if they were plain."""
     plain = nn.Parameter(torch.ones(2, 2))
-    assert not arch.is_packed(plain) and not arch.is_packed(plain.data)
+    assert not arch.is_packed(plain)
+    assert not arch.is_packed(plain.data)
     assert arch.is_packed(nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2))))

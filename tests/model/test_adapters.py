@@ -59,7 +59,8 @@ def test_the_first_of_the_others_follows_a_deleted_active_adapter(model, ids):
     perturb(model, seed=5)
     with pytest.warns(UserWarning, match="'default' is active now"):
         model.delete_adapter("other")
-    assert model.active_adapter == "default" and torch.equal(model(ids).logits, want)
+    assert model.active_adapter == "default"
+    assert torch.equal(model(ids).logits, want)
     assert any(weight.requires_grad for weight in model.adapter.parameters())
     model.delete_adapter("default")
     with pytest.raises(ConfigError, match=r"the model has no adapter; add_adapter\(\)"):
@@ -80,7 +81,7 @@ def test_an_adapter_is_loaded_for_inference_unless_it_shall_train(ids, tmp_path)
     frozen.set_adapter("default")
     assert not any(weight.requires_grad for weight in frozen.parameters())
     frozen.train()
-    with pytest.raises(UserError, match="nothing trains in adapter 'default'.*is_trainable=True"):
+    with pytest.raises(UserError, match=r"nothing trains in adapter 'default'.*is_trainable=True"):
         frozen(ids, labels=ids)
     with torch.no_grad():
         frozen(ids, labels=ids)

@@ -12,8 +12,11 @@ from shadowpeft.arch import versions
 def test_transformers_adapter_verbs_answer_for_ours(model):
     """Catches inherited methods that say no adapter is loaded while one is."""
     assert model.active_adapters() == ["default"]
-    for call in (model.enable_adapters, model.disable_adapters):
+    for call in (model.enable_adapters, model.disable_adapters, model.disable_adapter):
         with pytest.raises(UserError, match="disabled"):
+            call()
+    for call in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(UserError, match=r"cannot be merged.*detached\(\)"):
             call()
 
 

@@ -118,7 +118,7 @@ class AdaptersMixin:
         return stock.num_parameters(only_trainable=True), stock.num_parameters()
 
     def print_trainable_parameters(self) -> None:
-        """Print how many parameters train, how many there are with the base's, and the share, as PEFT does."""
+        """Print the counts of `get_nb_trainable_parameters`, and the share that trains, as PEFT does."""
         trainable, total = self.get_nb_trainable_parameters()
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")

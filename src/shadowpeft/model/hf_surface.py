@@ -106,7 +106,20 @@ class HFSurfaceMixin:
         """
         raise UserError("adapters are on unless a call is inside `with model.disabled():`")
 
-    disable_adapters = enable_adapters
+    disable_adapters = disable_adapter = enable_adapters
+
+    def merge_and_unload(self, *_: Any, **__: Any) -> PreTrainedModel:
+        """Raise: a shadow is a network beside the base, and no change of the base's weights.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "a shadow cannot be merged into the base's weights: detached() gives the shadow alone as a model, "
+            "and unload() the base alone"
+        )
+
+    merge_adapter = merge_and_unload
 
 
 def _unit_classes(base: PreTrainedModel, adapters: Iterable[Adapter]) -> set[str]:
