@@ -86,7 +86,12 @@ def test_an_adapter_is_loaded_for_inference_unless_it_shall_train(ids, tmp_path)
     with torch.no_grad():
         frozen(ids, labels=ids)
     frozen.eval()(ids, labels=ids)
+    frozen.set_adapter("again", inference_mode=True)
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+    with pytest.raises(ConfigError, match="one adapter answers a call"):
+        frozen.set_adapter(["again", "default"])
     frozen.set_adapter("again")
+    assert any(weight.requires_grad for weight in frozen.adapter.parameters())
     frozen.delete_adapter("default")
     frozen.add_adapter("default")
     frozen.train()(ids, labels=ids).loss.backward()

@@ -82,16 +82,23 @@ class AdaptersMixin:
         folder = hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
         self._own(name, adapter_folder.load(self._base(), folder), dtype, is_trainable)
 
-    def set_adapter(self, name: str) -> None:
+    def set_adapter(self, name: str, inference_mode: bool = False) -> None:
         """Choose the adapter that calls use by default; only this one trains, unless it was loaded frozen.
 
+        Args:
+            name: the adapter.
+            inference_mode: freeze this one, too.
+
         Raises:
-            ConfigError: there is no adapter of that name.
+            ConfigError: there is no adapter of that name, or several are given.
         """
+        if not isinstance(name, str):
+            raise ConfigError(f"one adapter answers a call; give the name of one, got {name!r}")
         self._adapter(name)
         self.active_adapter = name
+        frozen = inference_mode or name in self._loaded_frozen
         for other in self.adapters:
-            self._adapter(other).set_trainable(other == name and other not in self._loaded_frozen)
+            self._adapter(other).set_trainable(other == name and not frozen)
 
     def delete_adapter(self, name: str) -> None:
         """Delete an adapter. If it is the active one, the first of the others becomes active, with a warning.
