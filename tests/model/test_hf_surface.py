@@ -46,6 +46,13 @@ def test_the_vocabulary_belongs_to_the_base(base):
         attach(base).resize_token_embeddings(200)
 
 
+def test_embeddings_and_head_are_set_on_the_base(model):
+    """Catches an error of transformers' that asks the user to write a subclass."""
+    for verb in (model.set_input_embeddings, model.set_output_embeddings):
+        with pytest.raises(UserError, match="on the base before attach"):
+            verb(torch.nn.Embedding(4, 4))
+
+
 @pytest.mark.parametrize("verb", ["init_weights", "initialize_weights"])
 def test_nothing_draws_the_weights_anew(model, verb):
     """Catches transformers' own initialisation, which overwrites what was trained."""

@@ -94,6 +94,16 @@ class HFSurfaceMixin:
             "the embeddings belong to the base: call resize_token_embeddings on the base before attach()"
         )
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Raise: embeddings and head belong to the base.
+
+        Raises:
+            UserError: always; set them on the base before attaching.
+        """
+        raise UserError("embeddings and head belong to the base: set them on the base before attach()")
+
+    set_output_embeddings = set_input_embeddings
+
     def active_adapters(self) -> list[str]:
         """Return the name of the adapter that calls use by default, in a list as transformers has it."""
         return [self.active_adapter]

@@ -260,6 +260,8 @@ class ShadowedModel(  # type: ignore[misc]
         """Return the cache that was given, or a new one if a cache is wanted."""
         if given is not None:
             return require_shadow_cache(given, adapter.shadow.backbone.config.num_hidden_layers)
+        if wanted and torch.compiler.is_exporting():
+            raise UserError("torch.export takes no cache in or out of a graph: export with use_cache=False")
         if wanted:
             return dynamic_cache(self._base().config, adapter.shadow.backbone.config)
         return None
