@@ -125,8 +125,8 @@ class HFSurfaceMixin:
             UserError: always.
         """
         raise UserError(
-            "a shadow cannot be merged into the base's weights: detached() gives the shadow alone as a model, "
-            "and unload() the base alone"
+            "a shadow cannot be merged into the base's weights: detached() gives the shadow alone as a "
+            "model, and unload() the base alone"
         )
 
     merge_adapter = merge_and_unload
