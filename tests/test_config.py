@@ -74,3 +74,13 @@ def test_a_number_beyond_any_model_is_refused():
     for name, value in (("alpha", 1e300), ("alpha", 10**400), ("r", 10**400), ("shadow_loss_weight", 1e300)):
         with pytest.raises(ConfigError, match=f"^{name} must be "):
             ShadowConfig(**{name: value})
+
+
+@pytest.mark.parametrize("key", ["modules_to_save", "trainable_token_indices", "shadow_hidden_size"])
+def test_what_peft_has_and_we_do_not_is_refused_by_name(key):
+    """Catches a `TypeError` of Python's where a user of PEFT should read what to do."""
+    for make in (ShadowConfig, lambda **values: ShadowConfig.from_dict(values)):
+        with pytest.raises(ConfigError, match=f"'{key}' is a setting of PEFT's.*attach"):
+            make(**{key: 8})
+    with pytest.raises(ConfigError, match="did you mean 'dropout'"):
+        ShadowConfig(droput=0.1)

@@ -1,9 +1,10 @@
 """The one dataclass of settings: what a shadow is made of and how strongly it acts."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from shadowpeft.checked_fields import check, nearest, within
 from shadowpeft.errors import ConfigError
@@ -41,10 +42,63 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Settings of PEFT's that have no counterpart here, with what to do.
+_ELSEWHERE = {
+    "modules_to_save": "heads and embeddings belong to the base, which stays frozen (a classifier's heads "
+    "train with the shadow anyway); train them in the base first, then attach",
+    "trainable_token_indices": "embeddings belong to the base, which stays frozen; resize the base and train "
+    "the new rows in it first, then attach",
+    "shadow_hidden_size": "a random shadow reads the base's embeddings and so has the base's width; for a "
+    "narrower one give a narrower pretrained model, attach(base, shadow=model)",
+    "shadow_model": "give it to attach(base, shadow=...), or as --shadow",
+    "share_embeddings": "a random shadow always reads the base's embeddings, and a model given as the shadow "
+    "its own",
+    "layers_to_transform": "all blocks from inject_from on are adapted; set inject_from",
+    "target_modules": "all blocks from inject_from on are adapted; set inject_from",
+    "exclude_modules": "all blocks from inject_from on are adapted; set inject_from",
+    "layers_pattern": "the blocks of a family are known; leave it out",
+    "init_weights": "a fresh adapter always starts as one that changes nothing; leave it out",
+    "task_type": "it follows from the base's class; leave it out",
+    "inference_mode": "load with is_trainable=False",
+    "shadow_alpha": "it is called alpha here",
+    "shadow_dropout": "it is called dropout here",
+    "shadow_num_hidden_layers": "it is called shadow_layers here",
+    "shadow_num_attention_heads": "it is called shadow_attention_heads here",
+    "update_hidden_size": "it is called update_width here",
+    "auxiliary_loss_weight": "it is called shadow_loss_weight here",
+}
+
+
 # Larger than in any model: a number from a damaged file is refused before anything is built from it.
 LARGEST = 2**31
+Settings = TypeVar("Settings", bound=type)
 
 
+def _refuses_unknown(cls: Settings) -> Settings:
+    """Make a settings class refuse an unknown keyword as a mapping's key is refused, in one sentence."""
+    stock = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(stock)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        _refuse_unknown(cls, kwargs)
+        stock(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+def _refuse_unknown(cls: type[Any], keys: Iterable[str]) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in keys:
+        if key in _ELSEWHERE:
+            raise ConfigError(f"{key!r} is a setting of PEFT's, not of shadowpeft: {_ELSEWHERE[key]}")
+        if key not in known:
+            raise ConfigError(
+                f"unknown setting {key!r}{nearest(key, known)}; known settings: {', '.join(known)}"
+            )
+
+
+@_refuses_unknown
 @dataclass(frozen=True)
 class ShadowConfig:
     """Settings of one adapter. `None` means the variant's default; for a size of the shadow, the base's size.
@@ -115,12 +169,7 @@ class ShadowConfig:
         Raises:
             ConfigError: a key is not a setting (the message names the nearest), or a value is out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(
-                    f"unknown setting {key!r}{nearest(key, known)}; known settings: {', '.join(known)}"
-                )
+        _refuse_unknown(cls, values)
         return cls(**values)
 
 

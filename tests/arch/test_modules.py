@@ -4,8 +4,9 @@ import pytest
 import torch
 from helpers.families import BLOCKS, TINY, VOCAB, WIDTH, tiny_model, token_ids
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
-from shadowpeft import arch
+from shadowpeft import ShadowedModel, UnsupportedModelError, arch, attach
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
@@ -48,3 +49,29 @@ def test_a_head_that_is_more_than_its_weight_is_not_plain():
     assert not plain(lambda model, head: head.to("meta"))
     assert not plain(lambda model, head: head.register_forward_hook(lambda *_: None))
     assert not plain(lambda model, head: head.register_forward_pre_hook(lambda *_: None))
+
+
+def _in_8_bits(module: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_base_that_passes_no_gradient_is_refused_for_training_alone(tmp_path):
+    """Catches torch.ao's layers in 8 bits, which cut the gradient of every block in silence."""
+    attach(tiny_model("llama")).save_pretrained(tmp_path)
+    base = tiny_model("llama")
+    base.model = _in_8_bits(base.model)
+    with pytest.raises(UnsupportedModelError, match="no gradient passes through"):
+        attach(base)
+    ids = token_ids(2, 7)
+    assert torch.equal(ShadowedModel.from_pretrained(base, tmp_path)(ids).logits, base(ids).logits)
+    with pytest.raises(UnsupportedModelError, match=r"must be an nn.Linear, and lm_head is a torch.ao"):
+        attach(_in_8_bits(tiny_model("llama")))
+
+
+def test_a_weight_of_a_class_of_its_own_is_packed():
+    """Catches weights of torchao's, which say that they are floats, read as if they were plain."""
+    plain = nn.Parameter(torch.ones(2, 2))
+    assert not arch.is_packed(plain)
+    assert not arch.is_packed(plain.data)
+    assert arch.is_packed(nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2))))

@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowpeft import ShadowedModel
 from shadowpeft.cli import main
+from shadowpeft.export.source import Source
+from shadowpeft.storage import hub_folder
 
 
 def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
@@ -17,6 +19,16 @@ def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
         "answers"
     ]
     assert [answer["prompt"] for answer in answers] == ["hello"]
+
+
+def test_an_adapter_is_taken_by_its_hub_id(base_folder, adapter_folder, monkeypatch, capsys):
+    """Catches a verb that looks for a folder of that name alone."""
+    words = ["generate", "--model", base_folder, "--prompt", "what", "--max-new-tokens", 3, "--adapter"]
+    want = result([*words, adapter_folder], capsys)
+    monkeypatch.setattr(hub_folder, "snapshot_download", lambda *_, **__: str(adapter_folder))
+    assert result([*words, "user/name"], capsys) == want
+    source = Source.inspect(str(base_folder), "user/name", None)
+    assert source.folder == adapter_folder
 
 
 def test_generate(base_folder, adapter_folder, monkeypatch, capsys):

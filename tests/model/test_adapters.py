@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, init_empty_weights
 from helpers.families import attached, perturb, tiny_model
 
-from shadowpeft import ConfigError, ShadowConfig, UnsupportedModelError, UserError, attach
+from shadowpeft import (
+    CheckpointError,
+    ConfigError,
+    ShadowConfig,
+    ShadowedModel,
+    UnsupportedModelError,
+    UserError,
+    attach,
+)
 
 
 def test_each_call_chooses_its_adapter(base, ids):
@@ -38,12 +46,86 @@ def test_bad_adapter_names_are_refused(model, name):
 def test_a_deleted_adapter_is_gone_and_the_active_one_stays(model, ids):
     want = model(ids).logits
     model.add_adapter("other")
-    with pytest.raises(ConfigError, match="is the active one"):
-        model.delete_adapter("other")
     model.set_adapter("default")
     model.delete_adapter("other")
     assert list(model.adapters) == ["default"]
     assert torch.equal(model(ids).logits, want)
+
+
+def test_the_first_of_the_others_follows_a_deleted_active_adapter(model, ids):
+    """Catches a model whose active adapter is gone, and a follower that is active and does not train."""
+    want = model(ids).logits
+    model.add_adapter("other")
+    perturb(model, seed=5)
+    with pytest.warns(UserWarning, match="'default' is active now"):
+        model.delete_adapter("other")
+    assert model.active_adapter == "default"
+    assert torch.equal(model(ids).logits, want)
+    assert any(weight.requires_grad for weight in model.adapter.parameters())
+    model.delete_adapter("default")
+    with pytest.raises(ConfigError, match=r"the model has no adapter; add_adapter\(\)"):
+        model(ids)
+    with model.disabled():
+        assert model(ids).logits.shape[:2] == ids.shape
+    model.add_adapter("default")
+    assert model(ids).logits.shape[:2] == ids.shape
+
+
+def test_an_adapter_is_loaded_for_inference_unless_it_shall_train(ids, tmp_path):
+    """Catches an adapter that trains although it was loaded frozen, also once another call activates it."""
+    attached(tiny_model("llama")).save_pretrained(tmp_path)
+    frozen = ShadowedModel.from_pretrained(tiny_model("llama"), tmp_path)
+    frozen.load_adapter(tmp_path, "again", is_trainable=True)
+    trains = {name.split(".")[1] for name, weight in frozen.named_parameters() if weight.requires_grad}
+    assert trains == {"again"}
+    frozen.set_adapter("default")
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+    frozen.train()
+    with pytest.raises(UserError, match=r"nothing trains in adapter 'default'.*is_trainable=True"):
+        frozen(ids, labels=ids)
+    with torch.no_grad():
+        frozen(ids, labels=ids)
+    frozen.eval()(ids, labels=ids)
+    frozen.set_adapter("again", inference_mode=True)
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+    with pytest.raises(ConfigError, match="one adapter answers a call"):
+        frozen.set_adapter(["again", "default"])
+    frozen.set_adapter("again")
+    assert any(weight.requires_grad for weight in frozen.adapter.parameters())
+    frozen.delete_adapter("default")
+    frozen.add_adapter("default")
+    frozen.train()(ids, labels=ids).loss.backward()
+
+
+def test_parameters_are_counted_as_peft_counts_them(model, capsys):
+    ours = sum(weight.numel() for weight in model.adapter.parameters())
+    total = ours + sum(weight.numel() for weight in model.base.parameters())
+    assert model.get_nb_trainable_parameters() == (ours, total)
+    model.print_trainable_parameters()
+    share = f"{100 * ours / total:.4f}"
+    want = f"trainable params: {ours:,} || all params: {total:,} || trainable%: {share}\n"
+    assert capsys.readouterr().out == want
+
+
+def test_an_adapter_without_weights_beside_a_base_with_them_is_refused(tmp_path):
+    """Catches `NotImplementedError` of torch's, and an adapter of unset memory."""
+    attached(tiny_model("llama")).save_pretrained(tmp_path)
+    calls = (lambda lent: attach(lent), lambda lent: ShadowedModel.from_pretrained(lent, tmp_path))
+    for on_meta in (lambda: torch.device("meta"), init_empty_weights):
+        for call in calls:
+            lent = tiny_model("llama")
+            with on_meta(), pytest.raises(UnsupportedModelError, match="has no weights, and the base has"):
+                call(lent)
+            assert all(weight.requires_grad for weight in lent.parameters())
+
+
+def test_a_whole_model_on_meta_computes_shapes_and_is_not_saved(tmp_path):
+    with torch.device("meta"):
+        model = attach(tiny_model("llama"))
+        assert model(torch.zeros(1, 4, dtype=torch.long)).logits.shape == (1, 4, 97)
+    with pytest.raises(CheckpointError, match="nothing was written"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_adapter_is_named(model, ids):

@@ -105,3 +105,26 @@ def test_several_threads_save_to_one_folder(model, base, tmp_path):
         "shadow.safetensors",
         "shadow_config.json",
     ]
+
+
+def test_several_adapters_are_saved_at_once_and_found_in_their_folders(model, ids, tmp_path):
+    """Catches an adapter written over another, and a name that leaves the folder."""
+    model.add_adapter("b", ShadowConfig(alpha=0.5))
+    perturb(model, seed=7)
+    wanted = {name: model(ids, adapter=name).logits for name in model.adapters}
+    model.save_pretrained(tmp_path, selected_adapters=list(model.adapters))
+    base = model.unload()
+    again = ShadowedModel.from_pretrained(base, tmp_path)
+    again.load_adapter(tmp_path, "b", subfolder="b")
+    for name, logits in wanted.items():
+        assert torch.equal(again(ids, adapter=name).logits, logits)
+
+
+def test_names_of_several_adapters_are_checked_before_one_is_written(model, tmp_path):
+    model.add_adapter("a/b")
+    for names, message in ((["default", "c"], "no adapter named 'c'"), (["default", "a/b"], "is a path")):
+        with pytest.raises(ConfigError, match=message):
+            model.save_pretrained(tmp_path, selected_adapters=names)
+    with pytest.raises(ConfigError, match="either adapter"):
+        model.save_pretrained(tmp_path, "default", selected_adapters=["default"])
+    assert not list(tmp_path.iterdir())

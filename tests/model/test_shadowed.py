@@ -221,3 +221,13 @@ def test_compiles_without_graph_breaks(variant, ids):
     want = model(ids, use_cache=False).logits
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert torch.equal(compiled(ids, use_cache=False).logits, want)
+
+
+@torch.no_grad()
+def test_an_exported_graph_computes_the_same_and_hands_out_no_cache():
+    """Catches an error of torch's about an unknown container where one sentence would do."""
+    model, ids = perturb(attached(tiny_model("llama"))).eval(), token_ids(2, 7)
+    graph = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}).module()
+    torch.testing.assert_close(graph(input_ids=ids, use_cache=False).logits, model(ids).logits)
+    with pytest.raises(UserError, match="export with use_cache=False"):
+        torch.export.export(model, (), {"input_ids": ids})

@@ -5,6 +5,7 @@ weights there; theirs, asserted here, never get a gradient. Losses pass through 
 hence 1e-6 and not less.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from helpers.families import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from shadowpeft import ShadowConfig, ShadowedModel
+from shadowpeft import ShadowConfig, ShadowedModel, config
 from shadowpeft.compare.peft_methods import peft_model
 
 OURS = ShadowConfig(variant="peft", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2)
@@ -144,3 +145,10 @@ def test_cached_greedy_generation_equals_peft(model_type: str) -> None:
     ours, theirs = both(model_type)
     settings = {"input_ids": token_ids(2, 7), "max_new_tokens": 10, "do_sample": False, "use_cache": True}
     assert torch.equal(ours.generate(**settings), theirs.generate(**settings))
+
+
+def test_every_setting_of_pefts_shadow_is_ours_or_refused_by_name():
+    """Catches a setting that a later PEFT adds: it should be said what becomes of it."""
+    general = {field.name for field in dataclasses.fields(peft.PeftConfig)}
+    theirs = {field.name for field in dataclasses.fields(peft.ShadowConfig)} - general
+    assert theirs - set(ShadowConfig().to_dict()) <= set(config._ELSEWHERE)

@@ -1,9 +1,13 @@
 """The parts of a loaded model: decoder, blocks, head, embeddings."""
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from shadowpeft.arch.families import family_of, task_of
+from shadowpeft.errors import UnsupportedModelError
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -21,9 +25,19 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
-    """Return the linear head: `lm_head` of a causal language model, `score` of a classifier."""
-    head = model.get_submodule("lm_head" if task_of(model) == "causal-lm" else "score")
-    assert isinstance(head, nn.Linear)
+    """Return the linear head: `lm_head` of a causal language model, `score` of a classifier.
+
+    Raises:
+        UnsupportedModelError: it has been replaced by a module that is no linear layer of torch's.
+    """
+    name = "lm_head" if task_of(model) == "causal-lm" else "score"
+    head = model.get_submodule(name)
+    # torch.ao's quantised layers are another class, whose `weight` is a method.
+    if not isinstance(head, nn.Linear):
+        raise UnsupportedModelError(
+            f"the base's head must be an nn.Linear, and {name} is a {type(head).__module__}."
+            f"{type(head).__name__}; leave {name} out of the quantisation"
+        )
     return head
 
 
@@ -32,6 +46,38 @@ def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
     table = decoder_of(model).get_submodule(family_of(model).embeddings[0])
     assert isinstance(table, nn.Embedding)
     return table
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Return whether a weight is of a tensor class with a layout of its own, such as torchao's.
+
+    It says that it is a float of the whole matrix's size, and cannot be indexed or copied like one.
+    """
+    return is_traceable_wrapper_subclass(weight.data) and not isinstance(weight.data, DTensor)
+
+
+def gradient_stop(model: PreTrainedModel) -> str | None:
+    """Return the kind of a quantised layer through which no gradient passes, `None` if there is none.
+
+    Layers of torch.ao's and one with a weight of torchao's are looked at. Other libraries' layers pass
+    gradients on.
+    """
+    for module in (*blocks_of(model)[0].modules(), head_of(model)):
+        kind = type(module)
+        if kind.__module__.startswith("torch.ao.nn.quantized"):
+            return f"{kind.__module__}.{kind.__name__}"
+        if isinstance(module, nn.Linear) and is_packed(module.weight):
+            packed = type(module.weight.data)
+            if not _passes_gradients(module, token_embedding_of(model)):
+                return f"{packed.__module__}.{packed.__name__}"
+            return None
+    return None
+
+
+def _passes_gradients(layer: nn.Linear, table: nn.Embedding) -> bool:
+    x_ID = torch.zeros(1, layer.in_features, dtype=table.weight.dtype, device=table.weight.device)
+    with torch.enable_grad():
+        return layer(x_ID.requires_grad_()).requires_grad
 
 
 def softcap_of(model: PreTrainedModel) -> float | None:

@@ -16,7 +16,7 @@ class ModelChoice:
 
     Args:
         model: folder or hub id of the base, or of an exported model.
-        adapter: folder of the adapter; `None` for the base alone.
+        adapter: folder or hub id of the adapter; `None` for the base alone.
         detached: run the shadow alone.
         base: run the base alone, although there is an adapter.
         dtype: type of the weights.

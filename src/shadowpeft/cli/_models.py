@@ -10,7 +10,7 @@ from shadowpeft.cli._choice import ModelChoice
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.model import ShadowedModel, preflight
 from shadowpeft.reporting.devices import pick_device
-from shadowpeft.storage import stock_models
+from shadowpeft.storage import adapter_folder, hub_folder, stock_models
 from shadowpeft.storage.adapter_folder import CONFIG
 from shadowpeft.storage.jsonable import finite
 
@@ -31,15 +31,16 @@ def load(choice: ModelChoice) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         raise ConfigError("--detached and --base exclude each other: the shadow alone, or the base alone")
     if choice.detached and choice.adapter is None:
         raise ConfigError("--detached needs --adapter; to run an exported model, give its folder as --model")
-    if choice.adapter is not None and not Path(choice.adapter).is_dir():
-        raise CheckpointError(f"no adapter folder at {choice.adapter}")
-    refuse_swapped(choice.model, choice.adapter)
+    adapter = choice.adapter and str(hub_folder.local(choice.adapter, adapter_folder.FILES))
+    if adapter is not None and not Path(adapter).is_dir():
+        raise CheckpointError(f"no adapter folder at {adapter}")
+    refuse_swapped(choice.model, adapter)
     device = pick_device(choice.device)
     tokenizer = preflight.inspect(choice.model, needs_family=False).tokenizer
     base = stock_models.load_model(choice.model, choice.dtype).to(device).eval()  # type: ignore[arg-type]
-    if choice.adapter is None or choice.base:
+    if adapter is None or choice.base:
         return base, tokenizer
-    shadowed = ShadowedModel.from_pretrained(base, choice.adapter)
+    shadowed = ShadowedModel.from_pretrained(base, adapter)
     return (shadowed.detached() if choice.detached else shadowed), tokenizer
 
 

@@ -33,7 +33,7 @@ def run(
         data: rows to measure on: a .jsonl or .jsonl.gz file, a data set folder or a hub id.
         lm_eval: in place of data, tasks of lm-evaluation-harness with commas between them,
             such as arc_easy,hellaswag or mmlu_*.
-        adapter: folder of the adapter; without it the base is measured.
+        adapter: folder or hub id of the adapter; without it the base is measured.
         split: split of a data set folder or hub id.
         detached: measure the shadow alone.
         base: measure the base alone.

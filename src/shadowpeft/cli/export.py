@@ -25,7 +25,7 @@ def run(
     Args:
         model: folder or hub id of the base that the shadow was trained beside.
         output: folder to write, must be new or empty; with --to gguf the file, such as small.gguf.
-        adapter: folder of the adapter.
+        adapter: folder or hub id of the adapter.
         shadow_model: folder of a pretrained shadow, in place of --adapter.
         to: hf for a model folder, gguf for a file that llama.cpp runs.
         dtype: type of the weights; auto for the base's. q8_0 (8 bits) only with --to gguf.

@@ -26,7 +26,7 @@ def run(
 
     Args:
         model: folder or hub id of the base, or of an exported model.
-        adapter: folder of the adapter.
+        adapter: folder or hub id of the adapter.
         prompt: a prompt; may be given several times; by default one is read from standard input. Where the
             tokenizer has a chat template, it is put around the prompt.
         detached: answer with the shadow alone.

@@ -56,7 +56,7 @@ def export(
 
     Args:
         base: folder or hub id of the base that the shadow was trained beside.
-        adapter: the adapter's folder.
+        adapter: the adapter's folder or hub id.
         output: folder to write, for `gguf` the file; it appears only once it is complete.
         dtype: type of the weights; the base's by default. For `gguf` also `q8_0`.
         to: `hf` for a folder that stock transformers loads, `gguf` for one file that llama.cpp runs.

@@ -12,7 +12,7 @@ from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.model import ShadowedModel, preflight
 from shadowpeft.model.detach import detached_shadow
-from shadowpeft.storage import adapter_folder, reading, shadow_folder, stock_models
+from shadowpeft.storage import adapter_folder, hub_folder, reading, shadow_folder, stock_models
 from shadowpeft.storage.base_facts import BaseFacts
 
 
@@ -44,7 +44,7 @@ class Source:
 
         Args:
             base: folder or hub id of the base.
-            adapter: the adapter's folder.
+            adapter: the adapter's folder or hub id.
             shadow: folder of a pretrained shadow, in place of `adapter`.
 
         Raises:
@@ -56,8 +56,10 @@ class Source:
             raise ConfigError(
                 "give either --adapter, the folder of an adapter, or --shadow, that of a pretrained shadow"
             )
-        if adapter is not None and not Path(adapter).is_dir():
-            raise CheckpointError(f"no adapter folder at {adapter}")
+        if adapter is not None:
+            adapter = hub_folder.local(adapter, adapter_folder.FILES)
+            if not adapter.is_dir():
+                raise CheckpointError(f"no adapter folder at {adapter}")
         config, tokenizer, _ = preflight.inspect(base, needs_family=False)
         task: arch.Task = "causal-lm"
         if adapter is None:

@@ -1,6 +1,8 @@
 """The adapters beside one base: adding, choosing and deleting them, and what computes their boundaries."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from shadowpeft.model import sources
 from shadowpeft.ops import choice
 from shadowpeft.shadow import place
 from shadowpeft.shadow.adapter import Adapter
-from shadowpeft.storage import adapter_folder
+from shadowpeft.storage import adapter_folder, hub_folder
 
 
 class AdaptersMixin:
@@ -75,38 +77,60 @@ class AdaptersMixin:
         name: str = "default",
         dtype: torch.dtype | None = None,
         is_trainable: bool = False,
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> None:
-        """Load an adapter from its folder and make it the active one; arguments as `from_pretrained`.
-
-        Raises:
-            CheckpointError: the folder is damaged or was written for another base.
-            ConfigError: the name or the type cannot be used.
-        """
+        """Load an adapter and make it the active one. Arguments and errors as `from_pretrained`."""
         check_type(dtype)
+        folder = hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
         self._own(name, adapter_folder.load(self._base(), folder), dtype, is_trainable)
 
-    def set_adapter(self, name: str) -> None:
-        """Choose the adapter that calls use by default; only this one trains, if it was made or loaded to.
+    def set_adapter(self, name: str, inference_mode: bool = False) -> None:
+        """Choose the adapter that calls use by default; only this one trains, unless it was loaded frozen.
+
+        Args:
+            name: the adapter.
+            inference_mode: freeze this one, too.
+
+        Raises:
+            ConfigError: there is no adapter of that name, or several are given.
+        """
+        if not isinstance(name, str):
+            raise ConfigError(f"one adapter answers a call; give the name of one, got {name!r}")
+        self._adapter(name)
+        self.active_adapter = name
+        self._name_what_it_is()
+        for other in self.adapters:
+            self._adapter(other).set_trainable(other == name and not inference_mode)
+
+    def delete_adapter(self, name: str) -> None:
+        """Delete an adapter. If it is the active one, the first of the others becomes active, with a warning.
 
         Raises:
             ConfigError: there is no adapter of that name.
         """
         self._adapter(name)
-        self.active_adapter = name
-        self._name_what_it_is()
-        for other in self.adapters:
-            self._adapter(other).set_trainable(other == name)
-
-    def delete_adapter(self, name: str) -> None:
-        """Delete an adapter that is not the active one.
-
-        Raises:
-            ConfigError: there is no adapter of that name, or it is the active one.
-        """
-        self._adapter(name)
-        if name == self.active_adapter:
-            raise ConfigError(f"adapter {name!r} is the active one; set_adapter() another first, or unload()")
         del self.adapters[name]
+        if name != self.active_adapter:
+            return
+        self.active_adapter = next(iter(self.adapters), "")
+        if self.active_adapter:
+            warnings.warn(
+                f"adapter {name!r} was the active one and is deleted; {self.active_adapter!r} is active now",
+                stacklevel=2,
+            )
+            self.set_adapter(self.active_adapter)
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return how many parameters train, and how many there are with the base's."""
+        stock: Any = self
+        return stock.num_parameters(only_trainable=True), stock.num_parameters()
+
+    def print_trainable_parameters(self) -> None:
+        """Print the counts of `get_nb_trainable_parameters`, and the share that trains, as PEFT does."""
+        trainable, total = self.get_nb_trainable_parameters()
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
 
     def set_impl(self, impl: str) -> None:
         """Choose the implementation of the boundaries. It is not part of an adapter and is not saved.
@@ -130,8 +154,10 @@ class AdaptersMixin:
         self._base()  # raises if the model was unloaded
         if name is None:
             name = self.active_adapter
+        if not self.adapters:
+            raise ConfigError("the model has no adapter; add_adapter() or load_adapter() one")
         if name not in self.adapters:
-            raise ConfigError(f"no adapter named {name!r}; there are: {', '.join(self.adapters) or 'none'}")
+            raise ConfigError(f"no adapter named {name!r}; there are: {', '.join(self.adapters)}")
         adapter = self.adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
@@ -150,7 +176,6 @@ class AdaptersMixin:
     def _all_adapters(self) -> list[Adapter]:
         return [self._adapter(name) for name in self.adapters]
 
-    def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None, is_trainable: bool) -> None:
         """Register an adapter on the base's device, in the wanted type, and make it the active one."""
         if not name or "." in name or name in self.adapters or name in dir(self.adapters):
             raise ConfigError(
@@ -158,10 +183,23 @@ class AdaptersMixin:
                 f"'keys'), got {name!r}; there are: {', '.join(self.adapters) or 'none'}"
             )
         table = arch.token_embedding_of(self._base()).weight
-        if table.device.type == "meta" and next(adapter.parameters()).device.type != "meta":
+        unmade = any(tensor.is_meta for tensor in (*adapter.parameters(), *adapter.buffers()))
+        if table.is_meta and not next(adapter.parameters()).is_meta:
             raise UnsupportedModelError(
                 "the base's embeddings are not in memory (offloaded or on 'meta'); load the base onto a "
                 "device first"
+            )
+        if unmade and not table.is_meta:
+            raise UnsupportedModelError(
+                "the adapter was made on the device 'meta' and has no weights, and the base has; attach or "
+                "load it outside of torch.device('meta') and init_empty_weights()"
+            )
+        blocked = arch.gradient_stop(self._base()) if is_trainable and not unmade else None
+        if blocked is not None:
+            raise UnsupportedModelError(
+                f"no gradient passes through the base's quantised layers ({blocked}), so nothing could be "
+                "trained; quantise it in 4 or 8 bits with bitsandbytes or with weight-only types of torchao, "
+                "or load a trained adapter with is_trainable=False"
             )
         self._require_served(self.impl, adapter)
         if dtype is None:

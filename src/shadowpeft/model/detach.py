@@ -53,12 +53,16 @@ def detached_shadow(
     """
     head = arch.head_of(base) if score is None else score
     table = arch.token_embedding_of(base).weight
-    weight_VD = _weight_of(head, table)
     is_tied = shadow.borrows and shadow.projection is None and head.weight is table
     model = arch.build(_config_of(base, shadow, settings, is_tied), arch.task_of(base))
+    if any(weight.is_meta for weight in (*shadow.parameters(), *model.parameters())):
+        raise UnsupportedModelError(
+            "the detached model would have no weights: attach to a base in memory, and detach outside of "
+            "torch.device('meta') and init_empty_weights()"
+        )
     cast(model, table.device, dtype, stock=model)
     arch.decoder_of(model).load_state_dict(_decoder_state(base, shadow), strict=True)
-    _fold_head(weight_VD, head.bias, shadow.projection, arch.head_of(model))
+    _fold_head(_weight_of(head, table), head.bias, shadow.projection, arch.head_of(model))
     if score is None:
         model.generation_config = copy.deepcopy(base.generation_config)
     return model.eval()
@@ -105,11 +109,8 @@ def _weight_of(head: nn.Linear, table_VD: Tensor) -> Tensor:
     Raises:
         UnsupportedModelError: the head does not compute it.
     """
-    if (
-        stock_class(head) is nn.Linear
-        and head.weight.is_floating_point()
-        and head.weight.device.type != "meta"
-    ):
+    is_plain = stock_class(head) is nn.Linear and not arch.is_packed(head.weight)
+    if is_plain and head.weight.is_floating_point() and not head.weight.is_meta:
         return head.weight
     try:
         parts_DV = []

@@ -1,10 +1,10 @@
 """`save_pretrained`, as transformers and its Trainer call it, writes one adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from shadowpeft.decoder import sharded
@@ -19,6 +19,7 @@ _UNUSED = ("max_shard_size", "safe_serialization", "save_peft_format", "token", 
 class HFSavingMixin:
     """Saving of adapters. Listed before `PreTrainedModel`, whose method it replaces."""
 
+    adapters: nn.ModuleDict
     active_adapter: str
     _facts: base_facts.BaseFacts
 
@@ -32,9 +33,10 @@ class HFSavingMixin:
         run: Mapping[str, Any] | None = None,
         state_dict: Mapping[str, Tensor] | None = None,
         is_main_process: bool = True,
+        selected_adapters: Iterable[str] | None = None,
         **stock: Any,
     ) -> None:
-        """Write one adapter (never the base) to a folder: safetensors, JSON and a model card.
+        """Write one adapter or several (never the base): each as safetensors, JSON and a model card.
 
         Under FSDP every process must call it.
 
@@ -45,6 +47,8 @@ class HFSavingMixin:
             run: facts of the training for the model card, by name.
             state_dict: this model's tensors gathered elsewhere, as sharded training passes them.
             is_main_process: write only if true, as distributed training passes it.
+            selected_adapters: names of several adapters, in place of `adapter`. As in PEFT each is written to
+                a folder of its name, and one called `default` to `save_directory` itself.
             **stock: what transformers' own callers pass and an adapter does not need, such as
                 `max_shard_size`.
 
@@ -58,6 +62,19 @@ class HFSavingMixin:
                 f"save_pretrained writes an adapter and does not take {', '.join(unapplied)}; to publish "
                 "call push_to_hub()"
             )
+        if selected_adapters is not None:
+            names = [selected_adapters] if isinstance(selected_adapters, str) else list(selected_adapters)
+            if adapter is not None or not names:
+                raise ConfigError(
+                    "save_pretrained takes either adapter, one name, or selected_adapters, a list of names "
+                    f"such as {list(self.adapters)}"
+                )
+            places = {name: _place(save_directory, name) for name in names if self._adapter(name)}
+            for name, place in places.items():
+                self.save_pretrained(
+                    place, name, run=run, state_dict=state_dict, is_main_process=is_main_process
+                )
+            return
         if adapter is None:
             adapter = self.active_adapter
         # Every process must take part in gathering, also one that writes nothing.
@@ -122,6 +139,17 @@ class HFSavingMixin:
             return sharded.whole(self._adapter(name).state_dict())
         prefix = _prefix(name)
         return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _place(directory: str | Path, name: str) -> Path:
+    """Return the folder of one of several adapters, which is never outside of the directory.
+
+    Raises:
+        ConfigError: the name is a path.
+    """
+    if "/" in name or "\\" in name:
+        raise ConfigError(f"adapter {name!r} has a name that is a path; save it by itself, with adapter=")
+    return Path(directory) / ("" if name == "default" else name)
 
 
 def _prefix(adapter: str) -> str:

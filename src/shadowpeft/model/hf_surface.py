@@ -92,6 +92,25 @@ class HFSurfaceMixin:
         stock: Any = super()
         return stock.train(mode)
 
+    def init_weights(self) -> None:
+        """Raise: base and adapters have their weights, and drawing them anew would lose what was trained.
+
+        Raises:
+            UserError: always; a fresh adapter is added by `add_adapter`.
+        """
+        raise UserError(
+            "init_weights would overwrite the base's and the trained weights; add_adapter() makes a fresh "
+            "adapter"
+        )
+
+    initialize_weights = init_weights
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: transformers asks for it where it would draw weights anew."""
+
+    def post_init(self) -> None:
+        """Do nothing: base and adapters are complete, and have done what this does in a stock model."""
+
     def enable_input_require_grads(self) -> None:
         """Do nothing: only reentrant checkpointing needs it, and the lent base gets no hook."""
 
@@ -125,6 +144,16 @@ class HFSurfaceMixin:
             "the embeddings belong to the base: call resize_token_embeddings on the base before attach()"
         )
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Raise: embeddings and head belong to the base.
+
+        Raises:
+            UserError: always; set them on the base before attaching.
+        """
+        raise UserError("embeddings and head belong to the base: set them on the base before attach()")
+
+    set_output_embeddings = set_input_embeddings
+
     def active_adapters(self) -> list[str]:
         """Return the name of the adapter that calls use by default, in a list as transformers has it."""
         return [self.active_adapter]
@@ -137,7 +166,20 @@ class HFSurfaceMixin:
         """
         raise UserError("adapters are on unless a call is inside `with model.disabled():`")
 
-    disable_adapters = enable_adapters
+    disable_adapters = disable_adapter = enable_adapters
+
+    def merge_and_unload(self, *_: Any, **__: Any) -> PreTrainedModel:
+        """Raise: a shadow is a network beside the base, and no change of the base's weights.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "a shadow cannot be merged into the base's weights: detached() gives the shadow alone as a "
+            "model, and unload() the base alone"
+        )
+
+    merge_adapter = merge_and_unload
 
 
 def _unit_classes(base: PreTrainedModel, adapters: Iterable[Adapter]) -> set[str]:

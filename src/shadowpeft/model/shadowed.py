@@ -28,7 +28,7 @@ from shadowpeft.model.hf_saving import HFSavingMixin
 from shadowpeft.model.hf_surface import HFSurfaceMixin
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
 from shadowpeft.shadow.adapter import Adapter
-from shadowpeft.storage import adapter_folder, base_facts
+from shadowpeft.storage import adapter_folder, base_facts, hub_folder
 
 
 def attach(
@@ -179,8 +179,8 @@ class ShadowedModel(  # type: ignore[misc]
 
         Raises:
             UserError: there is no such adapter, the cache has no room for the shadow or was given under both
-                names, the model was unloaded, or the Trainer keeps the labels for a loss of its own
-                (`outside_loss.check`).
+                names, nothing would train in training mode, the model was unloaded, or the Trainer keeps the
+                labels for a loss of its own (`outside_loss.check`).
         """
         base = self._base()
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
@@ -229,6 +229,8 @@ class ShadowedModel(  # type: ignore[misc]
                 mask_BT=heads.padding_mask(self.config, input_ids, attention_mask),
                 keep_shadow_logits=output_shadow_logits,
             )
+        if self.training and result.loss is not None and torch.is_grad_enabled():
+            self._require_gradient(result.loss, adapter)
         if use_cache:
             result[versions.CACHE] = both_caches
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
@@ -259,6 +261,8 @@ class ShadowedModel(  # type: ignore[misc]
         """Return the cache that was given, or a new one if a cache is wanted."""
         if given is not None:
             return require_shadow_cache(given, adapter.shadow.backbone.config.num_hidden_layers)
+        if wanted and torch.compiler.is_exporting():
+            raise UserError("torch.export takes no cache in or out of a graph: export with use_cache=False")
         if wanted:
             return dynamic_cache(self._base().config, adapter.shadow.backbone.config)
         return None
@@ -351,24 +355,27 @@ class ShadowedModel(  # type: ignore[misc]
         dtype: torch.dtype | None = None,
         impl: str = "auto",
         is_trainable: bool = False,
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> "ShadowedModel":
-        """Put a saved adapter beside the base it was trained on.
+        """Put a saved adapter beside the base it was trained on, in evaluation mode.
 
         Args:
-            base: the base, which is lent as to `attach`.
-            folder: the folder of the adapter.
-            adapter: the name of the adapter.
-            dtype: type of the adapter's weights; by default the base's, and with `is_trainable` that of
-                `attach`.
+            base: as for `attach`.
+            folder: the adapter's folder, or its hub id such as `user/name`.
+            adapter: the name it gets here.
+            dtype: type of its weights; by default the base's, and with `is_trainable` that of `attach`.
             impl: as for `attach`.
-            is_trainable: load the adapter to train it on. Otherwise its weights are frozen.
+            is_trainable: train it further. By default it is loaded for inference, frozen.
+            revision: branch, tag or commit of a hub id; its main branch by default.
+            subfolder: where the adapter lies below the folder or hub id.
 
         Raises:
-            CheckpointError: the folder is damaged or was written for another base; the base is left as it
-                was.
+            CheckpointError: the folder is damaged or was written for another base, or the hub has no such
+                adapter; the base is left as it was.
         """
         check_type(dtype)
-        saved = adapter_folder.load(base, folder)
+        saved = adapter_folder.load(base, hub_folder.local(folder, adapter_folder.FILES, revision, subfolder))
         model = cls(base)
         try:
             model.set_impl(impl)
@@ -403,6 +410,16 @@ class ShadowedModel(  # type: ignore[misc]
         if self.base is None:
             raise UserError("this model was unloaded; attach again to the base that unload() returned")
         return self.base
+
+    def _require_gradient(self, loss: Tensor, adapter: str | None) -> None:
+        """Raise if a training step would train nothing, before `backward` says so in torch's words."""
+        name = adapter or self.active_adapter
+        if not loss.requires_grad:
+            raise UserError(
+                f"nothing trains in adapter {name!r}: only the active adapter does, and one loaded with "
+                "is_trainable=False (the default) does not; load it with is_trainable=True, or call "
+                "model.eval() to measure it"
+            )
 
     def _is_bare(self) -> bool:
         return bool(self._bare_threads) and threading.get_ident() in self._bare_threads

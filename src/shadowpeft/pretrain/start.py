@@ -85,7 +85,7 @@ def _copied_weights(base: PreTrainedModel, shadow: Shadow, blocks: Sequence[int]
                 f"blocks of this {shadow.family.name} base cannot be copied: the shadow's {name} has no "
                 "counterpart (a mixture of experts gets dense shadow blocks); start from a fresh shadow"
             )
-        if original.is_meta or not original.is_floating_point():
+        if original.is_meta or not original.is_floating_point() or arch.is_packed(original):
             raise UnsupportedModelError(
                 "blocks of a quantised or offloaded base cannot be copied; load the base whole, unquantised"
             )

@@ -310,7 +310,7 @@ def head_weight(model: PreTrainedModel) -> Tensor:
         UnsupportedModelError: it is quantised or not in memory.
     """
     weight = arch.head_of(model).weight
-    if not weight.is_floating_point() or weight.itemsize < 2 or weight.is_meta:
+    if not weight.is_floating_point() or weight.itemsize < 2 or weight.is_meta or arch.is_packed(weight):
         raise UnsupportedModelError(
             "a warm start reads the heads of both models as plain numbers, and one is quantised or not in "
             "memory; load it unquantised"

@@ -182,7 +182,7 @@ def explicit(base: PreTrainedModel, model: PreTrainedModel) -> Shadow:
             head, or the shadow is quantised.
     """
     arch.family_of(model)
-    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+    if not all(weight.is_floating_point() and not arch.is_packed(weight) for weight in model.parameters()):
         raise UnsupportedModelError(
             "the shadow is trained and so cannot be quantised; load it without quantization_config"
         )

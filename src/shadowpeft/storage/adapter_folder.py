@@ -28,6 +28,8 @@ from shadowpeft.storage.card import adapter_card
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
 # transformers' Trainer looks for this file to find a checkpoint's weights. Nothing of ours reads it.
 INDEX = "model.safetensors.index.json"
+# What is read.
+FILES = (WEIGHTS, CONFIG)
 # Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
 # and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
@@ -55,6 +57,8 @@ def save(
         CheckpointError: the files could not be written; those already there are unchanged.
     """
     folder = Path(folder)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise CheckpointError("the adapter is on the device 'meta' and has no weights; nothing was written")
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     backbone = adapter.shadow.backbone.config.to_dict()
     meta = {
@@ -116,9 +120,7 @@ def _build(base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no adapter folder {folder} (adapters are read from folders, not from hub ids)"
-        )
+        raise CheckpointError(f"there is no adapter folder {folder}")
     path = folder / CONFIG
     if not path.exists():
         hint = "; did you mean its adapter/?" if (folder / "adapter" / CONFIG).is_file() else ""

@@ -140,8 +140,10 @@ def _refuse_other_head(base: PreTrainedModel, path: Path, folder: Path) -> None:
     if arch.task_of(base) != "causal-lm":
         return
     weight_VD = arch.head_of(base).weight
-    if weight_VD.is_meta or not weight_VD.is_floating_point() or weight_VD.shape[0] != base.config.vocab_size:
-        return  # quantised, sharded or not in memory
+    if weight_VD.is_meta or not weight_VD.is_floating_point() or arch.is_packed(weight_VD):
+        return  # quantised or not in memory
+    if weight_VD.shape[0] != base.config.vocab_size:
+        return  # quantised or sharded
     picked = torch.linspace(0, len(weight_VD) - 1, _ROWS, dtype=torch.float64).long().unique()
     with safe_open(path, framework="pt") as file:
         rows = file.get_slice(_HEAD)

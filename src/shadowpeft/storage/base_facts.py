@@ -136,8 +136,10 @@ def _sample(module: nn.Module) -> list[float]:
     # Quantised weights are packed into integers, or they are floats of one byte with a scale beside them.
     if matrix is None or matrix.is_meta or not matrix.is_floating_point() or matrix.itemsize < 2:
         return []
+    if arch.is_packed(matrix):
+        return []
     flat = matrix.detach().flatten()
-    picked = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).long()
+    picked = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64, device="cpu").long()
     return flat[picked.to(flat.device)].float().cpu().tolist()
 
 
