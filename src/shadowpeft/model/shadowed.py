@@ -199,6 +199,9 @@ class ShadowedModel(  # type: ignore[misc]
         chosen = self._adapter(adapter)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
+        ends_B: Tensor | int = -1
+        if self.task != "causal-lm":
+            ends_B = heads.ends_of_rows(self.config, input_ids, rows=_rows(input_ids, inputs_embeds))
         both_caches = self._cache_of_call(chosen, given_cache, use_cache)
         out, first_state_BTD = self._run_shadowed(chosen, inputs, both_caches, kwargs)
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
@@ -223,7 +226,7 @@ class ShadowedModel(  # type: ignore[misc]
                 out.last_hidden_state,
                 s_BTD=first_state_BTD,
                 targets=targets,
-                mask_BT=heads.padding_mask(self.config, input_ids, attention_mask),
+                ends_B=ends_B,
                 keep_shadow_logits=output_shadow_logits,
             )
         if use_cache:
@@ -397,3 +400,8 @@ class ShadowedModel(  # type: ignore[misc]
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _rows(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    given = inputs_embeds if input_ids is None else input_ids
+    return 0 if given is None else len(given)
