@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from shadowpeft.decoder import sharded
+from shadowpeft.decoder.offloaded import in_memory
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder, base_facts
@@ -49,7 +50,7 @@ class HFSavingMixin:
 
         Raises:
             ConfigError: an argument is given that would not be applied, such as `push_to_hub=True`.
-            CheckpointError: the files could not be written; those already there are unchanged.
+            CheckpointError: `state_dict` lacks the adapter or its values, or the files could not be written; those already there are unchanged.
         """
         unapplied = [key for key, value in stock.items() if key not in _UNUSED and value]
         if unapplied:
@@ -68,12 +69,20 @@ class HFSavingMixin:
                 f"the given state_dict holds nothing of adapter {adapter!r} (no key starts with "
                 f"{_prefix(adapter)!r}); nothing was written"
             )
+        unread = [key for key, tensor in tensors.items() if tensor.is_meta]
+        if unread:
+            raise CheckpointError(
+                f"the given state_dict has {unread[0]} on the meta device, which holds no values; leave "
+                "state_dict out, and offloaded weights are fetched; nothing was written"
+            )
         adapter_folder.save(self._adapter(adapter), tensors, self._facts, save_directory, run=run or {})
 
     def _tensors_of(self, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Return an adapter's tensors by name, from a state dict of the whole model if one is given."""
         if state_dict is None:
-            return sharded.whole(self._adapter(name).state_dict())
+            adapter = self._adapter(name)
+            with in_memory([adapter]):
+                return sharded.whole(adapter.state_dict())
         prefix = _prefix(name)
         return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
 

@@ -276,6 +276,8 @@ class ShadowedModel(  # type: ignore[misc]
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
         adapter.refuse_mixed_types(table)
+        if self.training:
+            adapter.refuse_offloaded_training()
         state_BTD = adapter.shadow(
             ids, embeds, mask, position_ids=positions, shadow_cache=cache and cache.shadow, **kwargs
         )
