@@ -1,4 +1,4 @@
-"""Offloaded weights: what reads them without calling their module brings them first, and never reads nothing."""
+"""Offloaded weights: what reads them without calling their module brings them first."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps elsewhere, in the CPU's memory or on a disk, and brings when a module is called.
+"""Weights that accelerate keeps elsewhere, in memory or on a disk, and brings when a module is called.
 
 Meanwhile they are on the meta device, which holds no values, and torch computes with such tensors without a
 word. Whoever reads the weights of a module without calling it brings them here first.
