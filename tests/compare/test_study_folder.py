@@ -133,3 +133,15 @@ def test_a_refused_study_leaves_nothing_behind(small, change):
     with pytest.raises(UserError):
         go(replace(small, **change))
     assert not Path(small.output).exists()
+
+
+def test_a_study_of_a_setting_that_is_not_known_is_not_continued(small):
+    """Catches a setting of a study that is dropped without a word when it goes on."""
+    with pytest.raises(KeyboardInterrupt):
+        go(small, interrupted)
+    path = Path(small.output) / "study.yaml"
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**values, "finalist": 2}))
+    message = r"study\.yaml has the unknown setting finalist \(did you mean 'finalists'\?\); remove it"
+    with pytest.raises(ConfigError, match=message):
+        go(small)

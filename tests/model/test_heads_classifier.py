@@ -97,14 +97,71 @@ def test_classifiers_pool_the_last_token_on_either_side(ids):
         model.generate(ids)
 
 
-def test_a_classifier_cannot_guess_where_rows_end():
+PADDED_BY_EOS = {
+    "a row ends in it": ([[5, 6, 7, 2], [5, 6, 7, 8]], [[1, 1, 1, 1], [1, 1, 1, 1]]),
+    "several at the end": ([[5, 6, 2, 2], [5, 2, 7, 8]], [[1, 1, 1, 1], [1, 1, 1, 1]]),
+    "padding on the right": ([[5, 6, 2, 2], [5, 6, 7, 2]], [[1, 1, 1, 0], [1, 1, 1, 1]]),
+    "padding on the left": ([[2, 2, 5, 2], [5, 6, 7, 2]], [[0, 0, 1, 1], [1, 1, 1, 1]]),
+    "nothing else": ([[2, 2, 2, 2], [5, 6, 7, 2]], [[1, 1, 1, 1], [1, 1, 1, 1]]),
+    "one row": ([[5, 6, 7, 2]], [[1, 1, 1, 1]]),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("row", PADDED_BY_EOS)
+def test_base_shadow_and_detached_model_read_the_same_token(name, row, tmp_path):
+    """Catches a second rule for the end of a row: where rows end in the token that also pads, the mask and
+    the ids say different things.
+    """
+    base = tiny_model(name, "sequence-classification")
+    base.config.pad_token_id = base.config.eos_token_id = 2
+    ids, mask = map(torch.tensor, PADDED_BY_EOS[row])
+    given = [{"attention_mask": mask}, {}]
+    wanted = [base(ids, **mask).logits for mask in given]
+    model = attached(base, ShadowConfig())
+    for kwargs, want in zip(given, wanted, strict=True):
+        close(model(ids, **kwargs).logits, want)
+    perturb(model)
+    model.detached().save_pretrained(tmp_path)
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for kwargs in given:
+        shadow_logits = model(ids, **kwargs, output_shadow_logits=True).shadow_logits
+        close(model.detached()(ids, **kwargs).logits, shadow_logits)
+        close(exported(ids, **kwargs).logits, shadow_logits)
+
+
+@torch.no_grad()
+def test_without_ids_a_classifier_reads_the_last_position_as_its_base_does():
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=3)).eval()
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    embeds = base.get_input_embeddings()(token_ids(2, 5))
+    want = base(inputs_embeds=embeds, attention_mask=mask).logits
+    close(attach(base)(inputs_embeds=embeds, attention_mask=mask).logits, want)
+
+
+@torch.no_grad()
+def test_a_classifier_without_padding_token_reads_the_last_token_of_one_row():
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_config(
         qwen3_config(num_labels=3, pad_token_id=None)
     ).eval()
+    ids, mask = token_ids(2, 7), torch.ones(2, 7, dtype=torch.long)
+    want = base(ids[:1], attention_mask=mask[:1]).logits
     model = attach(base)
-    with pytest.raises(UserError, match="attention_mask"):
-        model(token_ids(2, 7))
+    close(model(ids[:1], attention_mask=mask[:1]).logits, want)
+    for kwargs in ({}, {"attention_mask": mask}):
+        with pytest.raises(UserError, match=r"set model\.config\.pad_token_id"):
+            model(ids, **kwargs)
+    model.config.pad_token_id = 0
+    assert model(ids).logits.shape == (2, 3)
+
+
+def test_a_classifier_reads_on_from_its_cache():
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=3)).eval()
+    model = attach(base)
     cache = model.new_cache()
     ids, mask = token_ids(2, 7), torch.ones(2, 7, dtype=torch.long)
     model(ids[:, :5], attention_mask=mask[:, :5], past_key_values=cache, use_cache=True)

@@ -10,7 +10,7 @@ from helpers.trainers import brief_arguments, language_rows
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UserError, arch
+from shadowpeft import CheckpointError, ConfigError, ShadowConfig, ShadowedModel, UserError, arch, attach
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
@@ -128,3 +128,47 @@ def test_names_of_several_adapters_are_checked_before_one_is_written(model, tmp_
     with pytest.raises(ConfigError, match="either adapter"):
         model.save_pretrained(tmp_path, "default", selected_adapters=["default"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weight", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_weights_of_the_base_that_train_are_not_lost_without_a_word(model, tmp_path, weight):
+    """Catches an adapter saved without what was trained beside it."""
+    model.base.get_parameter(weight).requires_grad_(True)
+    with pytest.warns(UserWarning, match=f"the base's weight {weight} requires a gradient"):
+        model.train()
+    with pytest.raises(
+        CheckpointError, match=f"the base's weight {weight} requires a gradient, and an adapter"
+    ):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_the_base_that_changed_are_not_lost_without_a_word(model, ids, tmp_path):
+    """Catches an adapter saved for a base that is gone, and a way out that does not keep both."""
+    part = model.base.model.layers[1].mlp
+    with torch.no_grad():
+        part.up_proj.weight.mul_(1.01)
+    message = r"have changed since it was lent \(of its block 1: mlp\.up_proj\.weight\), .* would be lost"
+    with pytest.raises(CheckpointError, match=message):
+        model.save_pretrained(tmp_path / "adapter")
+    model.base.save_pretrained(tmp_path / "base")
+    again = attach(type(model.base).from_pretrained(tmp_path / "base"), model.adapter.settings)
+    again.adapter.load_state_dict(model.adapter.state_dict())
+    assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
+    again.save_pretrained(tmp_path / "adapter")
+
+
+def test_a_base_in_another_type_has_not_changed(model, tmp_path):
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+
+
+def test_a_base_that_was_resized_says_so(model, ids, tmp_path):
+    """Catches an error of torch's where base and shadow no longer have the same tokens."""
+    want = model(ids).logits
+    model.base.resize_token_embeddings(101)
+    for use in (lambda: model(ids), model.detached, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(UserError, match=r"had 97 tokens when it was lent and now has 101: "):
+            use()
+    model.base.resize_token_embeddings(97)
+    assert torch.equal(model(ids).logits, want)
+    model.detached()

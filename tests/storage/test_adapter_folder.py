@@ -144,6 +144,14 @@ def test_bad_configurations(base, folder):
     edit_config(folder, lambda meta: meta["shadow"].update(drpout=0.1))
     with pytest.raises(ConfigError, match=r"did you mean 'dropout'"):
         ShadowedModel.from_pretrained(base, folder)
+    edit_config(folder, lambda meta: meta["shadow"].pop("drpout"))
+    edit_config(folder, lambda meta: meta.update(explicit_shadw=None))
+    with pytest.raises(CheckpointError, match=r"unknown key explicit_shadw \(did you mean 'explicit_shadow'"):
+        ShadowedModel.from_pretrained(base, folder)
+    edit_config(folder, lambda meta: meta.pop("explicit_shadw"))
+    edit_config(folder, lambda meta: meta["base"].update(names="x"))
+    with pytest.raises(CheckpointError, match=r"unknown key base\.names \(did you mean 'name'"):
+        ShadowedModel.from_pretrained(base, folder)
     edit_config(folder, lambda meta: meta.pop("base"))
     with pytest.raises(CheckpointError, match=r"not an adapter's configuration"):
         ShadowedModel.from_pretrained(base, folder)

@@ -36,7 +36,9 @@ def changed(base, change):
 def test_the_facts_survive_json(facts):
     """Catches a value that JSON rounds or turns into another type."""
     assert BaseFacts.read(json.loads(json.dumps(dataclasses.asdict(facts))), PATH) == facts
-    assert [len(part) for part in facts.sample.values()] == [16, 16, 16]
+    sizes = {part: len(values) for part, values in facts.sample.items()}
+    assert [sizes.pop(part) for part in ("embeddings", "first block", "last block")] == [16, 16, 16]
+    assert set(sizes.values()) == {4}
 
 
 def test_the_base_itself_is_accepted_at_any_precision(base, facts):
@@ -52,12 +54,90 @@ def test_the_base_itself_is_accepted_at_any_precision(base, facts):
         ("embeddings", lambda base: base.model.embed_tokens.weight.mul_(1.05)),
         ("first block", lambda base: base.model.layers[0].self_attn.q_proj.weight.mul_(1.05)),
         ("last block", lambda base: base.model.layers[-1].self_attn.q_proj.weight.mul_(1.05)),
+        (
+            "block 1: self_attn.v_proj.weight",
+            lambda base: base.model.layers[1].self_attn.v_proj.weight.mul_(1.01),
+        ),
+        ("block 2: mlp.down_proj.weight", lambda base: base.model.layers[2].mlp.down_proj.weight.mul_(1.01)),
+        (
+            "block 2: input_layernorm.weight",
+            lambda base: base.model.layers[2].input_layernorm.weight.mul_(1.01),
+        ),
     ],
 )
 def test_other_weights_are_refused_by_part(base, facts, part, change):
     """Catches a comparison of embeddings alone, which a merged LoRA leaves as they were."""
     with pytest.raises(CheckpointError, match=rf"the shadow in folder was .*other weights \(of its {part}\)"):
         facts.refuse_other(changed(base, change), Path("folder"), "shadow")
+
+
+def step(base, learning_rate: float) -> None:
+    """Move every weight by the learning rate, as a step of Adam does."""
+    torch.manual_seed(0)
+    for weight in base.parameters():
+        weight.add_(learning_rate * torch.randn_like(weight).sign())
+
+
+def merge_into_mlps(base) -> None:
+    torch.manual_seed(0)
+    for block in base.model.layers:
+        for weight in (block.mlp.up_proj.weight, block.mlp.down_proj.weight):
+            low = torch.randn(weight.shape[0], 4) @ torch.randn(4, weight.shape[1])
+            weight.add_(low * (0.28 * weight.norm() / low.norm()))
+
+
+FINE_TUNED = {
+    "one step at 1e-5": lambda base: step(base, 1e-5),
+    "one step at 5e-5": lambda base: step(base, 5e-5),
+    "a merged adapter": merge_into_mlps,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", FINE_TUNED)
+def test_a_fine_tuned_base_is_another_base(how, dtype):
+    """Catches a sample that sees a few weights of a few blocks, at a bound wider than rounding."""
+    torch.manual_seed(0)
+    # Weights of the size that pretrained models have.
+    base = tiny_model("qwen3", config=tiny_config("qwen3", initializer_range=0.02))
+    facts = BaseFacts.of(base)
+    with pytest.raises(CheckpointError, match="other weights"):
+        facts.refuse_other(changed(base, FINE_TUNED[how]), Path("folder"))
+    facts.refuse_other(changed(base, lambda other: other.to(dtype)), Path("folder"))
+
+
+def test_folders_of_earlier_versions_are_compared_by_what_they_hold(base, facts):
+    few = {name: facts.sample[name] for name in ("embeddings", "first block", "last block")}
+    earlier = dataclasses.replace(facts, sample=few)
+    earlier.refuse_other(facts, Path("folder"))
+    with pytest.raises(CheckpointError, match=r"of its last block"):
+        earlier.refuse_other(
+            changed(base, lambda other: other.model.layers[-1].self_attn.q_proj.weight.mul_(1.01)),
+            Path("folder"),
+        )
+
+
+def test_the_sample_is_taken_beside_tensors_of_another_class(base, facts):
+    """Catches the values of a packed weight, or of one that is sharded, read as if they were plain."""
+
+    class Packed(torch.Tensor):
+        pass
+
+    def pack(other) -> None:
+        mlp = other.model.layers[1].mlp
+        mlp.up_proj.weight = torch.nn.Parameter(mlp.up_proj.weight.neg().as_subclass(Packed))
+
+    packed = changed(base, pack)
+    assert "block 1: mlp.up_proj.weight" not in packed.sample
+    facts.refuse_other(packed, Path("folder"))
+
+
+def test_a_weight_with_another_layout_in_memory_is_the_same(base, facts):
+    def transpose(other) -> None:
+        weight = other.model.layers[1].mlp.up_proj.weight
+        weight.data = weight.data.T.contiguous().T
+
+    facts.refuse_other(changed(base, transpose), Path("folder"))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +179,7 @@ def test_a_part_that_cannot_be_read_has_no_sample_and_is_not_compared(base, fact
 
     quantised = changed(base, quantise)
     assert quantised.sample["first block"] == []
+    assert not any(part.startswith("block 0: ") for part in quantised.sample)
     assert len(quantised.sample["last block"]) == 16
     facts.refuse_other(quantised, Path("folder"))
     quantised.refuse_other(facts, Path("folder"))

@@ -61,12 +61,20 @@ def test_another_format_is_refused(tmp_path, content, found):
     with pytest.raises(
         CheckpointError, match=f"has format {found}, this version .* reads format 2 or 3; make it"
     ):
-        read_meta(tmp_path / "config.json", (2, 3))
+        read_meta(tmp_path / "config.json", (2, 3), ("format",))
 
 
 def test_a_known_format_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"format": 3, "é": [1]}', encoding="utf-8")
-    assert read_meta(tmp_path / "config.json", (2, 3)) == {"format": 3, "é": [1]}
+    assert read_meta(tmp_path / "config.json", (2, 3), ("format", "é")) == {"format": 3, "é": [1]}
+
+
+def test_a_key_that_nothing_reads_is_named_with_the_nearest(tmp_path):
+    """Catches a setting in the wrong place, or misspelt, that is ignored without a word."""
+    (tmp_path / "config.json").write_text('{"format": 3, "shadwo": {}}', encoding="utf-8")
+    message = r"unknown key shadwo \(did you mean 'shadow'\?\); it may hold format, shadow: remove the key"
+    with pytest.raises(CheckpointError, match=message):
+        read_meta(tmp_path / "config.json", (3,), ("format", "shadow"))
 
 
 def test_a_configuration_is_of_its_family_whatever_else_it_names():

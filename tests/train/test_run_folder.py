@@ -1,6 +1,7 @@
 """Folders that a run may write to, and runs that may be continued."""
 
 import pytest
+import yaml
 
 from shadowpeft.cli import main
 from shadowpeft.errors import CheckpointError, ConfigError
@@ -92,3 +93,15 @@ def test_start_that_came_to_nothing_may_be_repeated(command, monkeypatch, tmp_pa
         with pytest.raises(ZeroDivisionError):
             main([*command, "--output", str(tmp_path / "again")])
     assert main([*command, "--output", str(tmp_path / "again"), "--max-steps", "1"]) == 0
+
+
+@pytest.mark.parametrize("group", ["", "shadow"])
+def test_a_run_of_settings_that_are_not_known_is_not_continued(tmp_path, group):
+    """Catches a setting of a run that is dropped without a word when the run goes on."""
+    config = TrainConfig(model="m", data="d", output=str(tmp_path), resume=True)
+    settings = yaml.safe_load(config.to_yaml())
+    (settings[group] if group else settings)["lora_r"] = 4
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    where = f"{group}.lora_r" if group else "lora_r"
+    with pytest.raises(ConfigError, match=rf"run\.yaml has the unknown setting {where}; remove it"):
+        run_folder.prepare(config, "adapter", run_folder.FREE_ON_RESUME)

@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from shadowpeft.decoder.loan import Loan
+from shadowpeft.decoder.loan import Flags
 
 Children = dict[nn.Module, dict[str, nn.Module | None]]
 
@@ -21,7 +21,7 @@ class BaseSnapshot:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base.requires_grad_(False)
-        self.loan = Loan.freeze(base)
+        self.flags = Flags.of(base)
         self.attributes = set(vars(base))
         self.children: Children = {module: dict(module._modules) for module in base.modules()}
 
@@ -42,7 +42,7 @@ class BaseSnapshot:
         _set(self.children)
         for name in set(vars(self.base)) - self.attributes:
             del vars(self.base)[name]
-        self.loan.restore(self.base)
+        self.flags.restore(self.base)
 
 
 def _set(children: Children) -> None:

@@ -7,7 +7,7 @@ import yaml
 from shadowpeft.compare.records import has_read_test, read
 from shadowpeft.compare.study import Study, in_yaml
 from shadowpeft.errors import ConfigError
-from shadowpeft.train.run_folder import read_settings
+from shadowpeft.train.run_folder import read_settings, refuse_unknown_settings
 
 STUDY = "study.yaml"
 # Settings that may change on a resume; any other change would make it another study.
@@ -57,6 +57,7 @@ def _refuse_other_settings(study: Study) -> None:
     folder = Path(study.output)
     before = {**_BEFORE_THE_SETTING, **read_settings(folder / STUDY, "study")}
     now = yaml.safe_load(study.to_yaml())
+    refuse_unknown_settings(folder / STUDY, before, now)
     if before.get("name") != now["name"]:
         raise ConfigError(
             f"{folder} holds the study {before.get('name')!r}, not {now['name']!r}; "

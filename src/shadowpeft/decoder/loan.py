@@ -1,9 +1,17 @@
-"""The loan of a base: what it looked like when it was lent, so that it can be given back the same."""
+"""The loan of a base: what it looked like when it was lent, so that it can be given back the same.
 
+Several models may hold one base. It stays frozen while any of them holds it, and the last one to give it back
+gives it back as it was before the first one took it.
+"""
+
+import dataclasses
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from shadowpeft.errors import UserError
 
 # transformers sets these two attributes on modules: the first on a decoder once it has put its
 # output-capturing hooks on the blocks; the second on each module that can checkpoint.
@@ -12,8 +20,8 @@ _CHECKPOINTING = "gradient_checkpointing"
 
 
 @dataclass(frozen=True)
-class Loan:
-    """The flags and hooks of a base when it was lent.
+class Flags:
+    """The flags and hooks of a base.
 
     Attributes:
         trainable: names of the parameters that required gradients.
@@ -32,20 +40,18 @@ class Loan:
     attention: str | None
 
     @classmethod
-    def freeze(cls, base: PreTrainedModel) -> "Loan":
-        """Note the flags and hooks of a base, then freeze its weights."""
+    def of(cls, base: PreTrainedModel) -> "Flags":
+        """Note the flags and hooks of a base."""
         modules = dict(base.named_modules())
         checkpointing = (name for name, module in modules.items() if vars(module).get(_CHECKPOINTING))
-        loan = cls(
-            trainable=frozenset(name for name, weight in base.named_parameters() if weight.requires_grad),
+        return cls(
+            trainable=frozenset(trained_weights(base)),
             training=frozenset(name for name, module in modules.items() if module.training),
             checkpointing=frozenset(checkpointing),
             capturing=frozenset(name for name, module in modules.items() if _CAPTURING in vars(module)),
             hooks={name: frozenset(_hooks(module)) for name, module in modules.items()},
             attention=base.config._attn_implementation,
         )
-        base.requires_grad_(False)
-        return loan
 
     def restore(self, base: PreTrainedModel) -> None:
         """Set every flag back to what was noted and remove the hooks that were added since."""
@@ -63,6 +69,75 @@ class Loan:
                     hooks.pop(number, None)
         if base.config._attn_implementation != self.attention and self.attention is not None:
             base.set_attn_implementation(self.attention)
+
+
+class Loan:
+    """One holder's loan of a base. It ends when the base is given back, or with its holder.
+
+    Attributes:
+        flags: of the base before anyone held it.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        """Note the flags of a base, unless another holder has frozen it already, and freeze its weights.
+
+        Raises:
+            UserError: another model holds the base and trains weights of it.
+        """
+        loans, trained = _loans_of(base), trained_weights(base)
+        if loans and trained:
+            raise UserError(
+                f"another model holds this base and trains its weight {trained[0]}: give the base back with "
+                "unload() first, or put a second adapter beside it with add_adapter()"
+            )
+        if loans:
+            self.flags = _first_flags[base]
+        else:
+            self.flags = _flags_of_unheld(base, trained)
+        self.register(base)
+        base.requires_grad_(False)
+
+    def register(self, base: PreTrainedModel) -> None:
+        """Count as a holder of `base`, also if it is the copy of a base that was lent."""
+        _loans_of(base).add(self)
+        _first_flags[base] = self.flags
+
+    def is_shared(self, base: PreTrainedModel) -> bool:
+        """Return whether another model holds the base, too."""
+        return len(_loans_of(base)) > 1
+
+    def give_back(self, base: PreTrainedModel) -> None:
+        """End the loan. With the last one every flag is set back."""
+        loans = _loans_of(base)
+        loans.discard(self)
+        if not loans:
+            self.flags.restore(base)
+            _first_flags.pop(base, None)
+
+
+# Both by the base itself, and not on it: a copy of a base is not lent.
+_loans: WeakKeyDictionary[nn.Module, "WeakSet[Loan]"] = WeakKeyDictionary()
+_first_flags: WeakKeyDictionary[nn.Module, Flags] = WeakKeyDictionary()
+
+
+def trained_weights(base: PreTrainedModel) -> list[str]:
+    """Name the weights of a base that require gradients."""
+    return [name for name, weight in base.named_parameters() if weight.requires_grad]
+
+
+def _loans_of(base: PreTrainedModel) -> "WeakSet[Loan]":
+    return _loans.setdefault(base, WeakSet())
+
+
+def _flags_of_unheld(base: PreTrainedModel, trained: list[str]) -> Flags:
+    """Note the flags of a base that nobody holds.
+
+    A holder that was lost, and never gave the base back, has left it frozen: what trained before is known.
+    """
+    flags = Flags.of(base)
+    if not trained and base in _first_flags:
+        flags = dataclasses.replace(flags, trainable=_first_flags[base].trainable)
+    return flags
 
 
 def _hooks(module: nn.Module) -> set[int]:

@@ -128,7 +128,7 @@ def _described(adapter: Path, base: PretrainedConfig) -> tuple[PretrainedConfig,
     path = adapter / adapter_folder.CONFIG
     if not path.exists():
         raise CheckpointError(f"{adapter} holds no {adapter_folder.CONFIG}: it is not an adapter folder")
-    meta = reading.read_meta(path, adapter_folder.READABLE)
+    meta = reading.read_meta(path, adapter_folder.READABLE, adapter_folder.KEYS)
     backbone, explicit = base, meta.get("explicit_shadow")
     if isinstance(explicit, dict):
         backbone = reading.stock_config(explicit, "the adapter's shadow")

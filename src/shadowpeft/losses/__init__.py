@@ -11,7 +11,6 @@ from shadowpeft.losses.normalised import (
     frozen_head_losses,
     next_token_divergence,
     next_token_loss,
-    pool_last,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "frozen_head_losses",
     "next_token_divergence",
     "next_token_loss",
-    "pool_last",
 ]

@@ -221,18 +221,3 @@ def _towards(targets_BC: Tensor, logits_BC: Tensor, problem: str, num_items: Cou
     if num_items is None:
         return loss(logits_BC, targets_BC)
     return loss(logits_BC, targets_BC, reduction="sum") / num_items
-
-
-def pool_last(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
-    """Return the state of each row's last real token, (B, D), whichever side the padding is on.
-
-    Without a mask it is that of the last position.
-    """
-    if attention_mask_BT is None:
-        return hidden_BTD[:, -1]
-    # With a cache the mask covers what is cached, too.
-    attention_mask_BT = attention_mask_BT[:, -hidden_BTD.shape[1] :]
-    positions_T = torch.arange(attention_mask_BT.shape[-1], device=attention_mask_BT.device)
-    last_B = (attention_mask_BT.bool() * positions_T).argmax(dim=-1)
-    rows_B = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
-    return hidden_BTD[rows_B, last_B.to(hidden_BTD.device)]

@@ -176,6 +176,7 @@ class AdaptersMixin:
     def _all_adapters(self) -> list[Adapter]:
         return [self._adapter(name) for name in self.adapters]
 
+    def _own(self, name: str, adapter: Adapter, dtype: torch.dtype | None, is_trainable: bool) -> None:
         """Register an adapter on the base's device, in the wanted type, and make it the active one."""
         if not name or "." in name or name in self.adapters or name in dir(self.adapters):
             raise ConfigError(

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.decoder.casting import cast, stock_class
+from shadowpeft.decoder.offloaded import in_memory
 from shadowpeft.errors import UnsupportedModelError
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.adapter import Adapter
@@ -50,7 +51,23 @@ def detached_shadow(
 
     Raises:
         UnsupportedModelError: the weights of the head cannot be read.
+        UserError: weights are on the meta device, and nothing knows their values.
     """
+    decoder = arch.decoder_of(base)
+    read = [shadow, *(decoder.get_submodule(name) for name in arch.family_of(base).embeddings)]
+    if score is not None:
+        read.append(score)
+    with in_memory(read):
+        return _detached_shadow(base, shadow, settings, dtype, score)
+
+
+def _detached_shadow(
+    base: PreTrainedModel,
+    shadow: Shadow,
+    settings: PretrainedConfig,
+    dtype: torch.dtype,
+    score: nn.Linear | None,
+) -> PreTrainedModel:
     head = arch.head_of(base) if score is None else score
     table = arch.token_embedding_of(base).weight
     is_tied = shadow.borrows and shadow.projection is None and head.weight is table

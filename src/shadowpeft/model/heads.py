@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple, TypedDict
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -154,29 +155,39 @@ def _joint(
     }
 
 
-def padding_mask(
-    config: PretrainedConfig, input_ids: Tensor | None, attention_mask: Tensor | None
-) -> Tensor | None:
-    """Return a mask that is nonzero where there is a token, as transformers' classifiers find it.
+def ends_of_rows(config: PretrainedConfig, input_ids: Tensor | None, rows: int) -> Tensor | int:
+    """Return the position of the token that a classifier reads in each row, as transformers' classifiers do.
 
-    The mask is the caller's, or else follows from the padding token; `None` where there is neither.
+    It is the last one that is not the padding token, whatever the mask says, so that base, shadowed and
+    detached model read the same token. It is the last position where there are no ids or no padding token.
+
+    Args:
+        config: has `pad_token_id`.
+        input_ids: the ids of the rows, (B, T); `None` where embeddings were given.
+        rows: how many rows there are.
 
     Raises:
-        UserError: there are several rows and nothing shows where each of them ends.
+        UserError: there are several rows and no padding token.
     """
-    # A 4-dimensional mask says which token sees which, not which is padding.
-    if attention_mask is not None and attention_mask.ndim == 4:
-        attention_mask = None
-    if attention_mask is not None or input_ids is None:
-        return attention_mask
-    if config.pad_token_id is not None:
-        return input_ids != config.pad_token_id
-    if len(input_ids) > 1:
+    pad = config.pad_token_id
+    if pad is None and rows > 1:
         raise UserError(
-            "a batch of several rows needs attention_mask, or a pad_token_id in the base's config, to find "
-            "each row's end"
+            "a classifier finds the end of each row by its padding token, and this one has none: set "
+            "model.config.pad_token_id (and that of the base before attaching), or give one row at a time"
         )
-    return None
+    if pad is None or input_ids is None:
+        return -1
+    positions_T = torch.arange(input_ids.shape[1], device=input_ids.device)
+    # The largest position where there is a token; 0 in a row of nothing but padding.
+    return ((input_ids != pad) * positions_T).argmax(dim=-1)
+
+
+def _pooled(hidden_BTD: Tensor, ends_B: Tensor | int) -> Tensor:
+    """Return the state at the end of each row, (B, D)."""
+    if isinstance(ends_B, int):
+        return hidden_BTD[:, ends_B]
+    rows_B = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
+    return hidden_BTD[rows_B, ends_B.to(hidden_BTD.device)]
 
 
 def classifier_output(
@@ -185,10 +196,10 @@ def classifier_output(
     h_BTD: Tensor,
     s_BTD: Tensor,
     targets: Targets,
-    mask_BT: Tensor | None,
+    ends_B: Tensor | int,
     keep_shadow_logits: bool = False,
 ) -> ShadowedClassifierOutput:
-    """Pool both states at the last real token and apply the adapter's two heads, both trained (eq. 8 and 9).
+    """Pool both states at the end of each row and apply the adapter's two heads, both trained (eq. 8 and 9).
 
     Args:
         config: has `problem_type`.
@@ -196,14 +207,14 @@ def classifier_output(
         h_BTD: the base's last hidden state.
         s_BTD: the first shadow state s^(0).
         targets: the labels, if any.
-        mask_BT: nonzero where there is a token, whichever side the padding is on.
+        ends_B: the position of the token that is read, in each row (`ends_of_rows`).
         keep_shadow_logits: return the logits of the shadow's head as well.
     """
     assert adapter.score is not None
     assert adapter.shadow_score is not None
-    logits_BC, shadow_BC = adapter.score(losses.pool_last(h_BTD, mask_BT)), None
+    logits_BC, shadow_BC = adapter.score(_pooled(h_BTD, ends_B)), None
     if targets.labels is not None or keep_shadow_logits:
-        shadow_BC = adapter.shadow_score(losses.pool_last(s_BTD, mask_BT))
+        shadow_BC = adapter.shadow_score(_pooled(s_BTD, ends_B))
     joint: _Losses = {}
     if targets.labels is not None:
         assert shadow_BC is not None

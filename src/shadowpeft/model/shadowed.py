@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from shadowpeft import arch
 from shadowpeft.arch import versions
 from shadowpeft.config import ShadowConfig
 from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, filling_mask, static_cache
-from shadowpeft.decoder.loan import Loan
+from shadowpeft.decoder.loan import Loan, trained_weights
 from shadowpeft.decoder.view import ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import rows_are_whole
 from shadowpeft.errors import UserError
@@ -103,7 +104,6 @@ class ShadowedModel(  # type: ignore[misc]
             # counts too.
             self.loss_type = "ForCausalLM"
         self.all_tied_weights_keys: dict[str, str] = {}
-        self._loan = Loan.freeze(base)
         # Now, while every process has the whole base: FSDP shards it later.
         self._facts = base_facts.BaseFacts.of(base)
         self.base: PreTrainedModel | None = base
@@ -115,6 +115,8 @@ class ShadowedModel(  # type: ignore[misc]
         # How many `disabled()` contexts each thread is in.
         self._bare_threads: dict[int, int] = {}
         self.training = base.training
+        # Last: if something above failed, the base would stay frozen.
+        self._loan = Loan(base)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -127,6 +129,19 @@ class ShadowedModel(  # type: ignore[misc]
             self._bare_threads[thread] -= 1
             if not self._bare_threads[thread]:
                 del self._bare_threads[thread]
+
+    def train(self, mode: bool = True) -> "ShadowedModel":
+        """Put adapters and base into training mode, or out of it; only adapters train."""
+        if mode and self.base is not None:
+            trained = trained_weights(self.base)
+            if trained:
+                warnings.warn(
+                    f"the base's weight {trained[0]} requires a gradient, and an adapter's folder holds no "
+                    "weights of the base: save_pretrained() will refuse to leave it out; freeze it "
+                    "(model.base.requires_grad_(False))",
+                    stacklevel=2,
+                )
+        return super().train(mode)
 
     # Forward
 
@@ -183,6 +198,8 @@ class ShadowedModel(  # type: ignore[misc]
                 labels for a loss of its own (`outside_loss.check`).
         """
         base = self._base()
+        self._refuse_resized_base()
+        self._refuse_other_mode(base)
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
         # one that a batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -202,6 +219,9 @@ class ShadowedModel(  # type: ignore[misc]
             outside_loss.check(chosen, labels_were_taken=num_items_in_batch is not None)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
+        ends_B: Tensor | int = -1
+        if self.task != "causal-lm":
+            ends_B = heads.ends_of_rows(self.config, input_ids, rows=_rows(input_ids, inputs_embeds))
         both_caches = self._cache_of_call(chosen, given_cache, use_cache)
         out, first_state_BTD = self._run_shadowed(chosen, inputs, both_caches, kwargs)
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
@@ -226,7 +246,7 @@ class ShadowedModel(  # type: ignore[misc]
                 out.last_hidden_state,
                 s_BTD=first_state_BTD,
                 targets=targets,
-                mask_BT=heads.padding_mask(self.config, input_ids, attention_mask),
+                ends_B=ends_B,
                 keep_shadow_logits=output_shadow_logits,
             )
         if self.training and result.loss is not None and torch.is_grad_enabled():
@@ -279,6 +299,8 @@ class ShadowedModel(  # type: ignore[misc]
         family, table = arch.family_of(base), arch.token_embedding_of(base).weight
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
+        if self.training:
+            adapter.refuse_offloaded_training()
         state_BTD = adapter.shadow(
             ids, embeds, mask, position_ids=positions, shadow_cache=cache and cache.shadow, **kwargs
         )
@@ -386,16 +408,22 @@ class ShadowedModel(  # type: ignore[misc]
         return model.eval()
 
     def detached(self, adapter: str | None = None) -> PreTrainedModel:
-        """Return the shadow alone as a stock model with weights of its own, which needs no base."""
+        """Return the shadow alone as a stock model with weights of its own, which needs no base.
+
+        Raises:
+            UserError: the base was resized since it was lent, or its weights are not in memory.
+        """
+        self._refuse_resized_base()
         return detached(self._base(), self._adapter(adapter), self.config)
 
     def unload(self) -> PreTrainedModel:
         """Give the base back as it was lent, on its present device and in its present type.
 
-        This model cannot be used again.
+        This model cannot be used again. If another model holds the base too, it stays frozen, and the last of
+        them gives it back as it was before the first.
         """
         base = self._base()
-        self._loan.restore(base)
+        self._loan.give_back(base)
         self.base = None
         del self._decoder, self.adapters
         return base
@@ -405,6 +433,12 @@ class ShadowedModel(  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not inside this thread's `disabled()`.
         return {**self.__dict__, "_bare_threads": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A copy holds a base of its own.
+        if self.base is not None:
+            self._loan.register(self.base)
 
     def _base(self) -> PreTrainedModel:
         if self.base is None:
@@ -421,9 +455,41 @@ class ShadowedModel(  # type: ignore[misc]
                 "model.eval() to measure it"
             )
 
+    def _refuse_resized_base(self) -> None:
+        """Raise if the base no longer has the tokens that it was lent with.
+
+        Raises:
+            UserError: says how many it had and has.
+        """
+        had, has = self._facts.vocab_size, self._base().config.vocab_size
+        if had != has:
+            raise UserError(
+                f"the base had {had} tokens when it was lent and now has {has}: "
+                f"resize_token_embeddings({had}) it back, or resize it before attach()"
+            )
+
+    def _refuse_other_mode(self, base: PreTrainedModel) -> None:
+        """Raise if another model that holds the base put it into another mode than this model is in.
+
+        Raises:
+            UserError: says which mode.
+        """
+        if base.training == self.training or not self._loan.is_shared(base):
+            return
+        now, wanted = ("training", "eval()") if base.training else ("evaluation", "train()")
+        raise UserError(
+            f"another model that holds the same base put it into {now} mode: call {wanted} on this model "
+            "before using it again, or unload() the other one"
+        )
+
     def _is_bare(self) -> bool:
         return bool(self._bare_threads) and threading.get_ident() in self._bare_threads
 
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _rows(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    given = inputs_embeds if input_ids is None else input_ids
+    return 0 if given is None else len(given)

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from shadowpeft import arch
 from shadowpeft.config import ResolvedConfig, refuse_depth
 from shadowpeft.decoder.casting import follow_inputs
-from shadowpeft.errors import ConfigError
+from shadowpeft.decoder.offloaded import in_memory, is_offloaded
+from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Crossing, Rule, reference
 from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow import Shadow
@@ -82,6 +83,19 @@ class Adapter(nn.Module):
         if not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
 
+    def refuse_offloaded_training(self) -> None:
+        """Raise if weights that train are offloaded: their gradients would go to copies, and be lost.
+
+        Raises:
+            UserError: names the first such weight.
+        """
+        for name, weight in self.named_parameters():
+            if weight.is_meta and weight.requires_grad:
+                raise UserError(
+                    f"the adapter's weight {name} is offloaded and would never learn: offload the base alone "
+                    "(model.base), or call model.eval() to use the adapter as it is"
+                )
+
     def start(self, s_BTD: Tensor) -> Tensor:
         """Return the state that the first boundary reads: s^(0), or with `unit_state` s^(0) / rms(s^(0))."""
         return reference.unit(s_BTD) if self.settings.unit_state else s_BTD
@@ -120,7 +134,15 @@ class Adapter(nn.Module):
             self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0
         )
 
+        read = [part for part in (update, injection, self.norm, norm) if isinstance(part, nn.Module)]
+
         def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
+            if h_BTD.is_meta or not is_offloaded(read):
+                return compute(h_BTD, s_BTD)
+            with in_memory(read):
+                return compute(h_BTD, s_BTD)
+
+        def compute(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             update_w = None if update is None else update.weights(self.norm)
             inject_w = None if injection is None else injection.weights()
             new_h_BTD: Tensor | None

@@ -33,6 +33,7 @@ FILES = (WEIGHTS, CONFIG)
 # Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
 # and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
+KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base")
 
 
 def save(
@@ -125,4 +126,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         hint = "; did you mean its adapter/?" if (folder / "adapter" / CONFIG).is_file() else ""
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not an adapter folder{hint}")
-    return reading.read_meta(path, READABLE)
+    return reading.read_meta(path, READABLE, KEYS)

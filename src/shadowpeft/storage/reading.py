@@ -1,7 +1,7 @@
 """Strict reading of a folder: its files are checked before a module is built or memory is allocated."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from shadowpeft import arch
+from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import CheckpointError, UserError
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -40,11 +41,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_meta(path: Path, formats: Collection[int]) -> dict[str, Any]:
+def read_meta(path: Path, formats: Collection[int], known: Collection[str]) -> dict[str, Any]:
     """Read a description that is of one of the formats given.
 
+    Args:
+        path: the file, JSON.
+        formats: the formats that can be read.
+        known: the keys that the description may have.
+
     Raises:
-        CheckpointError: it cannot be read, as in `read_object`, or it is of another format.
+        CheckpointError: it cannot be read, as in `read_object`, it is of another format, or has another key.
     """
     meta = read_object(path)
     if meta.get("format") not in formats:
@@ -52,7 +58,28 @@ def read_meta(path: Path, formats: Collection[int]) -> dict[str, Any]:
             f"{path} has format {meta.get('format')!r}, this version of shadowpeft reads format "
             f"{' or '.join(map(str, formats))}; make it again, or read it with the version that wrote it"
         )
+    refuse_unknown(path, meta, known)
     return meta
+
+
+def refuse_unknown(path: Path, found: Iterable[str], known: Collection[str], within: str = "") -> None:
+    """Raise if a description has a key that nothing here reads, since what it asks for would not be done.
+
+    Args:
+        path: the file, for messages.
+        found: the keys found.
+        known: the keys there may be.
+        within: the key they stand under, such as `base.`.
+
+    Raises:
+        CheckpointError: names the first such key, and the known one nearest to it.
+    """
+    for key in found:
+        if key not in known:
+            raise CheckpointError(
+                f"{path} has the unknown key {within}{key}{nearest(key, known)}; it may hold "
+                f"{', '.join(known)}: remove the key, or read the file with the version that wrote it"
+            )
 
 
 def stock_config(values: Mapping[str, Any], whose: str) -> PretrainedConfig:

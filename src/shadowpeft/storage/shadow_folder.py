@@ -28,6 +28,7 @@ from shadowpeft.storage.card import shadow_card
 
 WEIGHTS, CONFIG, CARD = "pretrained_shadow.safetensors", "pretrained_shadow.json", "README.md"
 FORMAT = 1
+KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base", "run")
 # All settings whose names begin so are sizes of the shadow, but for these two, which belong to the adapter's
 # objective.
 _SIZES = {field.name for field in dataclasses.fields(ShadowConfig) if field.name.startswith("shadow_")} - {
@@ -136,8 +137,10 @@ def _read_meta(folder: Path) -> dict[str, Any]:
                 "that"
             )
         raise CheckpointError(f"{folder} holds no {CONFIG}: it is not a shadow folder{hint}")
-    meta = reading.read_meta(path, (FORMAT,))
+    meta = reading.read_meta(path, (FORMAT,), KEYS)
     sizes, explicit = meta.get("shadow"), meta.get("explicit_shadow")
+    if isinstance(sizes, dict):
+        reading.refuse_unknown(path, sizes, sorted(_SIZES), within="shadow.")
     is_implicit = isinstance(sizes, dict) and set(sizes) == _SIZES and explicit is None
     is_explicit = sizes is None and isinstance(explicit, dict)
     if not is_implicit and not is_explicit:

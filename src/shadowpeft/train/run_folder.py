@@ -11,9 +11,12 @@ from typing import Any, ClassVar, Protocol
 
 import yaml
 
+from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.storage import atomic
 
+# Settings of a run that are settings of their own, by name.
+_GROUPS = ("shadow",)
 RUN, CHECKPOINTS, METRICS = "run.yaml", "checkpoints", "metrics.jsonl"
 # What may differ between any run and its continuation; most other settings would make it another run.
 FREE_ON_RESUME = (
@@ -134,6 +137,7 @@ def _checkpoint_to_resume(
 def _check_same_run(config: RunConfig, path: Path, free: Collection[str]) -> None:
     """Refuse to continue a run under settings that would have made it another run."""
     before, now = read_settings(path, "run"), yaml.safe_load(config.to_yaml())
+    refuse_unknown_settings(path, before, now)
     changed = changed_settings(_filled(before, _defaults(config)), now, free)
     if changed:
         raise ConfigError(
@@ -160,6 +164,32 @@ def read_settings(path: Path, what: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML, so the {what} cannot be resumed: {error}") from error
     return settings if isinstance(settings, dict) else {}
+
+
+def refuse_unknown_settings(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], within: str = ""
+) -> None:
+    """Refuse a file with a setting that this version does not have: it would be ignored from here on.
+
+    Args:
+        path: the file.
+        before: the settings in it.
+        now: every setting there is, those of a group in a mapping of its own.
+        within: the group, such as `shadow.`.
+
+    Raises:
+        ConfigError: names the first such setting, and the known one nearest to it.
+    """
+    for name, value in before.items():
+        if name not in now:
+            raise ConfigError(
+                f"{path} has the unknown setting {within}{name}{nearest(name, now)}; remove it, or go on "
+                "with the version that wrote it"
+            )
+        group = now[name]
+        # An open mapping, such as the overrides of a study's methods, is checked where it is read.
+        if within == "" and name in _GROUPS and isinstance(value, Mapping) and isinstance(group, Mapping):
+            refuse_unknown_settings(path, value, group, within=f"{name}.")
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
