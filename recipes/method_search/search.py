@@ -56,7 +56,7 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         backbone_learning_rate=job.get("backbone_learning_rate"),
     )
     changes = None
-    if method in ("shadow", "shadow-explicit") and "change" in job:
+    if method in ("shadow", "shadow-explicit", "shadow-frozen") and "change" in job:
         changes = Change(**job["change"])
     work = run_cell.run_cell
     if job.get("detached"):

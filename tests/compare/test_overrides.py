@@ -19,7 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.mark.parametrize(
     ("method", "setting"),
-    [("lora", "lora_droput"), ("shadow", "drop"), ("full", "r"), ("peft-shadow", "alpha")],
+    [
+        ("lora", "lora_droput"),
+        ("shadow", "drop"),
+        ("full", "r"),
+        ("peft-shadow", "alpha"),
+        ("shadow-frozen", "train_backbone"),
+    ],
 )
 def test_unknown_override_is_refused_by_name(method: str, setting: str, study: Study) -> None:
     """Catches a misspelt setting that is silently not applied."""

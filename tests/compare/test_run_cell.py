@@ -27,7 +27,7 @@ from shadowpeft.evaluation.calibration import negative_log_likelihood
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "peft-shadow")
+DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "shadow-frozen", "peft-shadow")
 
 
 @pytest.mark.parametrize("task", TASKS)

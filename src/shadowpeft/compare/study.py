@@ -9,7 +9,7 @@ import yaml
 
 from shadowpeft.checked_fields import SEVERAL, check, nearest, within
 from shadowpeft.compare.cell import Setting
-from shadowpeft.compare.search_space import METHODS, SEARCH, check_trials, refuse_unknown
+from shadowpeft.compare.search_space import EXPLICIT, METHODS, SEARCH, check_trials, refuse_unknown
 from shadowpeft.config import LARGEST
 from shadowpeft.errors import ConfigError
 
@@ -55,7 +55,8 @@ class Study:
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of a method in place of its defaults: method -> {setting: value}."""
     shadow_model: str | None = None
-    """Folder of the pretrained shadow for `shadow-explicit`, or folder or hub id of a pretrained model."""
+    """Folder of the pretrained shadow for `shadow-explicit` and `shadow-frozen`, or folder or hub id of a
+    pretrained model."""
     data_dir: str | None = None
     """Folder with one folder a data set; by default rows come from the hub."""
     train_rows: int | None = within(None, least=1)
@@ -107,11 +108,12 @@ class Study:
                 raise ConfigError(f"overrides.{method} must hold settings as 'name: value', got {settings!r}")
         for method in self.names("methods"):
             check_trials(method, self.search.get(method), self.trials)
-        if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
-            raise ConfigError(
-                "the method shadow-explicit needs shadow_model, --shadow on the command line: "
-                "the folder or hub id of its pretrained shadow"
-            )
+        for method in self.names("methods"):
+            if method in EXPLICIT and self.shadow_model is None:
+                raise ConfigError(
+                    f"the method {method} needs shadow_model, --shadow on the command line: "
+                    "the folder or hub id of its pretrained shadow"
+                )
 
     def _check_name(self) -> None:
         name = self.name or Path(self.output).absolute().name

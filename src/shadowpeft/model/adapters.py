@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
-from shadowpeft.decoder.casting import cast
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.model import sources
 from shadowpeft.ops import choice
@@ -143,7 +142,7 @@ class AdaptersMixin:
                 "device first"
             )
         self._require_served(self.impl, adapter)
-        cast(adapter, table.device, dtype or table.dtype, stock=adapter.shadow.backbone)
+        adapter.cast(table.device, dtype or table.dtype, base_dtype=table.dtype)
         adapter.train(self.training)
         self.adapters[name] = adapter
         self.set_adapter(name)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.config import ResolvedConfig, refuse_depth
+from shadowpeft.config import ResolvedConfig, refuse_depth, refuse_frozen
+from shadowpeft.decoder.casting import cast
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Crossing, Rule, reference
 from shadowpeft.ops.choice import Boundary
@@ -26,8 +27,8 @@ class Adapter(nn.Module):
         shadow: the shadow network, implicit or explicit.
 
     Raises:
-        ConfigError: `inject_from` leaves no block to adapt, or `output_gains` needs norms that the base does
-            not have.
+        ConfigError: `inject_from` leaves no block to adapt, `output_gains` needs norms that the base does not
+            have, or `train_backbone` is false and the shadow implicit.
         UnsupportedModelError: `output_gains` needs weights that are not in memory.
 
     Attributes:
@@ -43,7 +44,9 @@ class Adapter(nn.Module):
         self.settings = settings
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)
+        refuse_frozen(self.settings, is_explicit=not shadow.borrows)
         self.shadow = shadow
+        shadow.trains_backbone = self.settings.train_backbone
         # As published where `inject_from` is 0 or 1. The state also reads what blocks below the injections
         # put out.
         self.reads_from = min(self.settings.inject_from, 1)
@@ -66,10 +69,34 @@ class Adapter(nn.Module):
         return self._injection(0).up.weight.dtype
 
     def set_trainable(self, trainable: bool) -> None:
-        """Make everything train, or nothing. The embeddings of an explicit shadow never train."""
+        """Make all that can train do so, or nothing.
+
+        The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`.
+        """
         self.requires_grad_(trainable)
-        if not self.shadow.borrows:
+        if not self.shadow.trains_backbone:
+            self.shadow.backbone.requires_grad_(False)
+        elif not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
+
+    def cast(self, device: torch.device, dtype: torch.dtype, base_dtype: torch.dtype) -> None:
+        """Move the adapter and cast its weights.
+
+        Args:
+            device: where it goes.
+            dtype: type of what is trained.
+            base_dtype: type of the base, which a frozen backbone is kept in.
+        """
+        backbone = self.shadow.backbone
+        if self.shadow.trains_backbone:
+            cast(self, device, dtype, stock=backbone)
+            return
+        # The backbone is cast once, from what it was given in: by way of `dtype` it could be rounded.
+        cast(backbone, device, base_dtype, stock=backbone)
+        own = [part for part in self.children() if part is not self.shadow]
+        for part in (*own, *self.shadow.children()):
+            if part is not backbone:
+                part.to(device=device, dtype=dtype)
 
     def refuse_mixed_types(self, table_VD: Tensor) -> None:
         """Raise if base and adapter differ in type and nothing casts between them.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
@@ -26,7 +27,12 @@ class Shadow(nn.Module):
         base: the frozen base model.
         backbone: f_shadow, a decoder without head.
         borrows: whether the backbone reads the base's embeddings (implicit) or its own (explicit).
+
+    Attributes:
+        trains_backbone: whether the backbone is trained; otherwise it runs without gradients.
     """
+
+    trains_backbone = True
 
     def __init__(self, base: PreTrainedModel, backbone: PreTrainedModel, borrows: bool) -> None:
         super().__init__()
@@ -89,14 +95,16 @@ class Shadow(nn.Module):
             assert given is not None
             attention_mask = filling_mask(attention_mask, shadow_cache, given.shape[1])
         packing = {name: kwargs[name] for name in FlashAttentionKwargs.__annotations__ if name in kwargs}
-        out = run(
-            **inputs,
-            **packing,
-            attention_mask=attention_mask,
-            use_cache=shadow_cache is not None,
-            return_dict=True,
-            **{versions.CACHE: shadow_cache},
-        )
+        # Nothing below a frozen backbone can train, so none of its activations is kept.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
+            out = run(
+                **inputs,
+                **packing,
+                attention_mask=attention_mask,
+                use_cache=shadow_cache is not None,
+                return_dict=True,
+                **{versions.CACHE: shadow_cache},
+            )
         if self.projection is None:
             return out.last_hidden_state
         return self.projection(out.last_hidden_state)

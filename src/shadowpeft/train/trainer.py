@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from shadowpeft.data.encode import Example
 from shadowpeft.data.packing import Collator
 from shadowpeft.decoder import sharded
-from shadowpeft.errors import CheckpointError, is_torch_write_failure
+from shadowpeft.errors import CheckpointError, ConfigError, is_torch_write_failure
 from shadowpeft.evaluation.evaluate import measure_losses
 from shadowpeft.model import ShadowedModel
 from shadowpeft.storage import adapter_folder
@@ -110,6 +110,9 @@ def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, 
 
     The projection of a pretrained shadow goes with the backbone, for which it was made. The new groups come
     last: the Trainer logs the learning rate of the first group, which stays that of all other weights.
+
+    Raises:
+        ConfigError: neither is trained.
     """
     backbone = {id(weight) for weight in model.adapter.shadow.parameters()}
     for group in list(optimizer.param_groups):
@@ -117,6 +120,11 @@ def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, 
         group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
         if apart:
             optimizer.add_param_group({**group, "params": apart, "lr": learning_rate})
+    if not any(weight.requires_grad for weight in model.adapter.shadow.parameters()):
+        raise ConfigError(
+            "backbone_learning_rate is the rate of the shadow's backbone and projection, and here neither "
+            "trains: the backbone is frozen, and a shadow of the base's width has no projection; leave it out"
+        )
 
 
 class ShadowTrainer(BackboneRateTrainer, SafeTrainer):
