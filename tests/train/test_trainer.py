@@ -106,12 +106,12 @@ def test_the_optimizers_groups(command, straight, tmp_path):
 
 def test_a_rate_of_nothing_is_refused():
     """Catches a rate that is asked for and used by no weight."""
-    model, rates = explicit("one width", train_backbone=False), {"learning_rate": 1e-2}
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], **rates)
+    model = explicit("one width", train_backbone=False)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     with pytest.raises(ConfigError, match=r"backbone_learning_rate is the rate of .* neither trains"):
         trainer._set_backbone_apart(optimizer, model, 1e-3)
     model = explicit("narrower", train_backbone=False)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], **rates)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     trainer._set_backbone_apart(optimizer, model, 1e-3)
     apart = optimizer.param_groups[1]
     assert (apart["lr"], [id(weight) for weight in apart["params"]]) == (
