@@ -164,6 +164,14 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
             "search.lora: backbone_learning_rate can be",
         ),
         (
+            {
+                "tasks": "clinc150,gsm8k",
+                "trials": 1,
+                "search": {"lora": [{"learning_rate": 1, "head_learning_rate": 1}]},
+            },
+            "search.lora: head_learning_rate is the rate of a classifier's new head, and gsm8k is answered",
+        ),
+        (
             {"trials": 1, "search": {"shadow": [{"learning_rate": 1, "backbone_learning_rate": 0}]}},
             "search.shadow: backbone_learning_rate must be a number above 0, got 0",
         ),

@@ -1,6 +1,5 @@
 """Each method's trainable model at a budget: what `run_cell` trains and measures."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +18,11 @@ from shadowpeft.compare.peft_methods import PEFT_METHODS, peft_config, peft_mode
 from shadowpeft.compare.search_space import EXPLICIT, METHODS, OURS
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Task
+from shadowpeft.compare.training import HEADS
 from shadowpeft.config import ShadowConfig, refuse_frozen
 from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach, sources
 from shadowpeft.storage import stock_models
-
-_HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
 
 
 @dataclass
@@ -45,9 +43,7 @@ class Built:
 
     def trainable(self, heads: bool = False) -> int:
         """Count the trainable parameters, with or without the heads of a classifier."""
-        return sum(
-            p.numel() for name, p in trained_parameters(self.model) if heads or not _HEADS.search(name)
-        )
+        return sum(p.numel() for name, p in trained_parameters(self.model) if heads or not HEADS.search(name))
 
     def adapter_bytes(self) -> int:
         """Count the bytes of what is trained, which must be stored beside the base."""

@@ -130,6 +130,8 @@ def check_trials(method: str, settings: list[dict[str, float]] | None, trials: i
 
 def _check_setting(method: str, setting: Any) -> None:
     known = ["learning_rate"]
+    if method != "base":
+        known.append("head_learning_rate")
     if method in SHADOWS:
         known.append("alpha")
     if method in OURS:
@@ -139,6 +141,11 @@ def _check_setting(method: str, setting: Any) -> None:
             f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}"
         )
     for name, value in setting.items():
+        if name == "head_learning_rate" and name not in known:
+            raise ConfigError(
+                f"search.{method}: of the bare base the head alone is trained, at learning_rate; set that, "
+                f"and leave {name} out"
+            )
         if name == "backbone_learning_rate" and name not in known:
             raise ConfigError(
                 f"search.{method}: {name} can be searched for {', '.join(OURS)} alone; leave it out"
