@@ -315,7 +315,7 @@ def test_the_siblings_jobs_follow_the_rows(tmp_path):
 
 
 def test_the_siblings_report_refuses_another_size():
-    """Catches a comparison at unequal numbers of trained parameters, and a report that a missing run stops."""
+    """Catches a comparison at unequal numbers of trained parameters, and a report that one row stops."""
     jobs = frozen_sibling.plan(frozen_sibling.Measured([]))
     rows = sibling_rows(jobs)
     said = frozen_sibling_report.report(frozen_sibling_report.Rows(rows), None)
