@@ -37,7 +37,7 @@ TRIED = {"lora": (3e-4, 5e-4, 2e-4), "frozen": (1e-3, 5e-4, 2e-3)}
 PROJECTION = 3e-4
 # As many more steps as a frozen sibling takes longer.
 STEPS, LONGER = 150, 180
-MATHS: dict[str, Any] = {"validation_rows": 1000, "eval_batch_size": 250}
+MATHS: dict[str, Any] = {"validation_rows": 1000, "eval_batch_size": 400}
 
 Job = dict[str, Any]
 
