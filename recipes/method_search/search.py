@@ -7,9 +7,9 @@ A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or anot
 compare`, "learning_rate": ..., "alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model,
 "config": {settings of ShadowConfig}, "study": {settings of a study}, "change": {options of `Change`},
 "rates": {part: factor}, "loss_weights": [at the first step, at the last], "detached": true to measure the
-detached model, too, and for a task that is answered in words not the loss alone, "final": true to read the
-test split as a study's final runs do}. Budgets, data, training and measuring are those of `shadowpeft
-compare`.
+detached model, too, and for a task that is answered in words not the loss alone, "answered": true for the
+words without the detached model, "final": true to read the test split as a study's final runs do}. Budgets,
+data, training and measuring are those of `shadowpeft compare`.
 
 Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder:
 a job is run by the first that claims it. With --until TIME, in seconds since 1970, they wait for jobs that
@@ -19,10 +19,11 @@ job. `rates_used` in a row says how many weights were trained at which peak rate
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,13 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         backbone_learning_rate=job.get("backbone_learning_rate"),
     )
     changes = None
-    if method in ("shadow", "shadow-explicit") and "change" in job:
+    if method in ("shadow", "shadow-explicit", "shadow-frozen") and "change" in job:
         changes = Change(**job["change"])
-    work = run_cell.run_cell
+    work: Callable[[Cell, Study], list[dict[str, Any]]] = run_cell.run_cell
     if job.get("detached"):
         work = run_both
+    elif job.get("answered"):
+        work = functools.partial(run_both, modes=("attached",))
     with changed(changes), rates(job.get("rates", {})) as used, loss_weights(job.get("loss_weights")):
         rows = attempt(cell, study, work)
     also = [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]
@@ -79,7 +82,9 @@ def changed(how: Change | None) -> Iterator[None]:
         run_cell.build = plain
 
 
-def run_both(cell: Cell, study: Study) -> list[dict[str, Any]]:
+def run_both(
+    cell: Cell, study: Study, modes: Sequence[str] = ("attached", "detached")
+) -> list[dict[str, Any]]:
     """Train as a search does, and measure attached and detached on validation rows in the task's own way."""
     plain = run_cell.CellRun.search
 
@@ -87,6 +92,8 @@ def run_both(cell: Cell, study: Study) -> list[dict[str, Any]]:
         outcome = self.train_for(self.study.steps)
         records = []
         for mode, model in self.modes():
+            if mode not in modes:
+                continue
             measured = self.measure_on(model, self.task, "validation", self.study.validation_rows)
             if self.task.kind == "generation":
                 examples = self.examples("validation", self.study.validation_rows)

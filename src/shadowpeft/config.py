@@ -143,6 +143,9 @@ class ShadowConfig:
     shadow_distil: float = within(0.0, least=0, most=1)
     """Share of the shadow's loss, from 0 to 1, that is the divergence from the attached model's own answer.
     The rest is the loss on the labels. It matters in training only."""
+    train_backbone: bool = True
+    """Whether an explicit shadow's own blocks train. With `false` they stay as the model given as the shadow
+    has them, in the base's type; projection, boundaries and heads train."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -185,6 +188,24 @@ class ResolvedConfig(ShadowConfig):
     inject_from: int = 0
     unit_state: bool = False
     output_gains: bool = False
+
+
+def refuse_frozen(config: ShadowConfig, is_explicit: bool) -> None:
+    """Refuse to keep the blocks of a shadow that is not another model's decoder.
+
+    Args:
+        config: the settings.
+        is_explicit: whether the shadow is such a decoder, with embeddings of its own.
+
+    Raises:
+        ConfigError: says what the setting needs.
+    """
+    if not config.train_backbone and not is_explicit:
+        raise ConfigError(
+            "train_backbone false keeps the blocks of another model's decoder, and this shadow is a copy of "
+            "the base's architecture, which must be trained; give a pretrained model as the shadow, or leave "
+            "train_backbone out"
+        )
 
 
 def refuse_depth(inject_from: int, blocks: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import tiny_model
+from helpers.families import tiny_config, tiny_model
 from helpers.tiny_tasks import TASKS, cell_of
 
 from shadowpeft import ConfigError
@@ -15,6 +15,7 @@ from shadowpeft.compare import (
 )
 from shadowpeft.compare.matching import MATCHED
 from shadowpeft.compare.study import Study
+from shadowpeft.storage import stock_models
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "gpt2"])
@@ -25,7 +26,8 @@ def test_budgets_are_met_on_the_real_model(model_type: str, study: Study, tmp_pa
     for method in MATCHED:
         for rank in (12, 24):
             cell = cell_of(study, method, "choices", model=str(tmp_path / model_type), rank=rank)
-            built = methods.build(cell, study, TASKS["choices"], 0, torch.device("cpu"))
+            beside = dataclasses.replace(study, shadow_model=cell.model)
+            built = methods.build(cell, beside, TASKS["choices"], 0, torch.device("cpu"))
             wanted = matching.lora_parameters(cell.model) * rank
             assert abs(built.trainable() - wanted) <= 0.05 * wanted, (method, rank, built.config)
 
@@ -38,6 +40,18 @@ def test_whole_backbone_is_kept_where_it_fits_and_shrunk_to_its_share_where_not(
         assert roomy["shadow_intermediate_size"] == whole
         assert tight["shadow_intermediate_size"] < 96 // 4
         assert tight["r"] > 1
+
+
+def test_a_frozen_shadow_is_counted_without_its_backbone(study: Study, tmp_path: Path) -> None:
+    """Catches frozen weights that count as trained, and a budget met by more than one in a hundred off."""
+    narrow = tiny_config("qwen3", hidden_size=16, vocab_size=stock_models.load_config(study.model).vocab_size)
+    tiny_model("qwen3", config=narrow).save_pretrained(tmp_path / "narrow")
+    beside = dataclasses.replace(study, shadow_model=str(tmp_path / "narrow"))
+    cell = cell_of(study, "shadow-frozen", "choices", rank=24)
+    built = methods.build(cell, beside, TASKS["choices"], 0, torch.device("cpu"))
+    assert abs(built.trainable() / (24 * matching.lora_parameters(study.model)) - 1) <= 0.01
+    assert not any(weight.requires_grad for weight in built.model.adapter.shadow.backbone.parameters())
+    assert built.model.adapter.shadow.projection.weight.requires_grad
 
 
 def test_given_sizes_stay_as_given(tiny: str) -> None:

@@ -16,7 +16,13 @@ from shadowpeft.compare.study import Study
 
 @pytest.mark.parametrize(
     ("method", "setting"),
-    [("lora", "lora_droput"), ("shadow", "drop"), ("full", "r"), ("peft-shadow", "alpha")],
+    [
+        ("lora", "lora_droput"),
+        ("shadow", "drop"),
+        ("full", "r"),
+        ("peft-shadow", "alpha"),
+        ("shadow-frozen", "train_backbone"),
+    ],
 )
 def test_unknown_override_is_refused_by_name(method: str, setting: str, study: Study) -> None:
     """Catches a misspelt setting that is silently not applied."""

@@ -23,7 +23,7 @@ from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Item, Task
 from shadowpeft.evaluation.calibration import negative_log_likelihood
 
-DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "peft-shadow")
+DETACHES = ("shadow", "shadow-paper", "shadow-explicit", "shadow-frozen", "peft-shadow")
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -71,6 +71,19 @@ def test_rates_of_the_backbone_are_told(tmp_path):
     assert table[0][3:6] == ["learning rate", "alpha", "metric"]
 
 
+def test_rates_of_the_head_are_told(tmp_path):
+    """Catches trials that differ in the head's rate alone shown as one."""
+    final = study_records(methods=("lora", "shadow"), tasks=("clinc150",))
+    final = [made | {"head_learning_rate": 3e-3} if made["method"] == "lora" else made for made in final]
+    trial = {"stage": "search", "seed": 1000, "learning_rate": 1e-3, "split": "validation", "alpha": None}
+    for rate, value in ((None, 0.61), (3e-3, 0.63)):
+        made = record(MODELS[0], "clinc150", "lora", value=value, **trial)
+        final.append(made | {"head_learning_rate": rate, "key": f"{made['key']} {rate}"})
+    table = table_of(report(study(tmp_path), final, tmp_path).read_text(), "Search")
+    assert table[0][3:6] == ["learning rate", "alpha", "head's rate"]
+    assert [line[5] for line in table[2:]] == ["-", "0.003"]
+
+
 def test_second_seeds_are_told(tmp_path):
     """Catches a second run that hides the first in the table of trials, a mean of one run, and a choice whose
     way is not told."""

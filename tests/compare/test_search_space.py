@@ -24,6 +24,9 @@ def test_a_search_within_the_rules_is_taken():
     check_trials("peft-shadow", [{**RATE, "alpha": 0.3}], trials=1)
     for method in OURS:
         check_trials(method, [{**RATE, "alpha": 0.3, "backbone_learning_rate": 1e-5}], trials=1)
+    for method in METHODS:
+        if method != "base":
+            check_trials(method, [{**RATE, "head_learning_rate": 3e-3}], trials=1)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,13 @@ def test_a_search_within_the_rules_is_taken():
         ("lora", [{**RATE, "alpha": 1.0}], 1, "nothing to search called 'alpha'"),
         ("shadow", [{**RATE, "alhpa": 1.0}], 1, "called 'alhpa' (did you mean 'alpha'?)"),
         ("peft-shadow", [{**RATE, "backbone_learning_rate": 1e-5}], 1, "can be searched for shadow, shadow-"),
+        ("base", [{**RATE, "head_learning_rate": 3e-3}], 1, "of the bare base the head alone is trained"),
+        (
+            "lora",
+            [{**RATE, "head_learning_rate": 0}],
+            1,
+            "head_learning_rate must be a number above 0, got 0",
+        ),
         ("lora", [{"learning_rate": 0}], 1, "learning_rate must be a number above 0, got 0"),
         ("lora", [{"learning_rate": True}], 1, "learning_rate must be a number above 0, got True"),
         ("lora", [{"learning_rate": float("inf")}], 1, "learning_rate must be a number above 0, got inf"),

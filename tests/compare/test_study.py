@@ -122,6 +122,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
         ({"name": "a/b"}, "name must be fit for a file's name, got 'a/b'"),
         ({"steps": None}, "steps must have a value, got null"),
         ({"methods": "shadow-explicit"}, "the method shadow-explicit needs shadow_model"),
+        ({"methods": "shadow-frozen"}, "the method shadow-frozen needs shadow_model"),
         ({"overrides": {"lroa": {}}}, "there is no method 'lroa' (did you mean 'lora'?)"),
         ({"overrides": {"lora": 3}}, "overrides.lora must hold settings as 'name: value', got 3"),
         ({"search": {"lroa": []}}, "there is no method 'lroa' (did you mean 'lora'?)"),
@@ -156,11 +157,19 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
                 "search": {"peft-shadow": [{"learning_rate": 1, "backbone_learning_rate": 1}]},
             },
             "search.peft-shadow: backbone_learning_rate can be searched for shadow, shadow-paper, "
-            "shadow-explicit alone; leave it out",
+            "shadow-explicit, shadow-frozen alone; leave it out",
         ),
         (
             {"trials": 1, "search": {"lora": [{"learning_rate": 1, "backbone_learning_rate": 1}]}},
             "search.lora: backbone_learning_rate can be",
+        ),
+        (
+            {
+                "tasks": "clinc150,gsm8k",
+                "trials": 1,
+                "search": {"lora": [{"learning_rate": 1, "head_learning_rate": 1}]},
+            },
+            "search.lora: head_learning_rate is the rate of a classifier's new head, and gsm8k is answered",
         ),
         (
             {"trials": 1, "search": {"shadow": [{"learning_rate": 1, "backbone_learning_rate": 0}]}},

@@ -7,6 +7,7 @@ import pytest
 from helpers.families import perturb
 from helpers.tiny_tasks import cell_of
 
+from shadowpeft import ConfigError
 from shadowpeft.compare import (
     examples,
     matching,
@@ -14,11 +15,11 @@ from shadowpeft.compare import (
     run_cell,
     training,
 )
-from shadowpeft.compare.search_space import METHODS, OURS
+from shadowpeft.compare.search_space import METHODS
 from shadowpeft.compare.study import Study
 
 
-@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("method", ["shadow", "shadow-paper", "shadow-explicit"])
 def test_the_backbone_is_trained_at_its_own_rate(
     method: str, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,45 @@ def test_the_backbone_is_trained_at_its_own_rate(
     assert bool(row["config"]["unit_state"]) == (method == "shadow-explicit"), (
         "the row says what the pretrained shadow settled"
     )
+
+
+@pytest.mark.parametrize("method", ["lora", "shadow", "shadow-frozen", "full"])
+def test_the_head_moves_at_its_own_rate(method: str, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rate that is not applied, that misses PEFT's copy of the head, or that reaches the body."""
+    kept: list[tuple[Any, dict[str, Any]]] = []
+    build = run_cell.build
+
+    def keeping(*given: Any, **named: Any) -> Any:
+        built = build(*given, **named)
+        weights = {name: w.detach().clone() for name, w in matching.trained_parameters(built.model)}
+        kept.append((built.model, weights))
+        return built
+
+    monkeypatch.setattr(run_cell, "build", keeping)
+    monkeypatch.setattr(training, "WARMUP", 0)
+    cell = cell_of(study, method, stage="search", head_learning_rate=1e-3)
+    (row,) = run_cell.run_cell(cell, dataclasses.replace(study, steps=1, batch_size=8))
+    assert row["head_learning_rate"] == 1e-3
+    assert row["key"].endswith(" head_lr=0.001")
+    ((model, before),) = kept
+    moved = {
+        name: (model.get_parameter(name).detach() - weight).abs().max().item()
+        for name, weight in before.items()
+    }
+    heads = {name for name in moved if "score." in name or "shadow_head" in name}
+    assert heads
+    # The first step of AdamW moves a weight by the learning rate, whatever its gradient.
+    assert {name: moved[name] for name in heads} == pytest.approx(dict.fromkeys(heads, 1e-3), rel=1e-2)
+    body = [moved[name] for name in moved if name not in heads and moved[name]]
+    assert body == pytest.approx([1e-2] * len(body), rel=1e-2)
+    assert body
+
+
+def test_a_rate_of_no_head_is_refused(study: Study) -> None:
+    """Catches a rate that is asked for and used by no weight."""
+    cell = cell_of(study, "lora", "questions", stage="search", head_learning_rate=1e-3)
+    with pytest.raises(ConfigError, match="head_learning_rate is the rate of a classifier's new head"):
+        run_cell.run_cell(cell, study)
 
 
 def test_one_rate_for_both_is_one_rate(study: Study) -> None:

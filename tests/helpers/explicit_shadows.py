@@ -27,12 +27,14 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
-def explicit(pair: str, task: arch.Task = "causal-lm", variant: Any = "normed") -> ShadowedModel:
+def explicit(
+    pair: str, task: arch.Task = "causal-lm", variant: Any = "normed", **settings: Any
+) -> ShadowedModel:
     """A base with another model's decoder as its shadow."""
     base_config, shadow_config = (make() for make in PAIRS[pair])
     base = tiny_model(base_config.model_type, task, config=base_config)
     shadow = tiny_model(shadow_config.model_type, seed=7, config=shadow_config)
-    return attached(base, ShadowConfig(variant=variant, **CHANGES), shadow=shadow)
+    return attached(base, ShadowConfig(variant=variant, **{**CHANGES, **settings}), shadow=shadow)
 
 
 EXPLICIT = pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from helpers.recipes import ROOT
 sys.path.append(str(ROOT / "recipes" / "method_search"))
 
 import change
+import frozen_sibling
+import frozen_sibling_report
 import head_rate
 import head_rate_report
 import kept
@@ -17,6 +19,8 @@ import search
 
 __all__ = [
     "change",
+    "frozen_sibling",
+    "frozen_sibling_report",
     "head_rate",
     "head_rate_report",
     "kept",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.explicit_shadows import explicit
 from helpers.families import attached, perturb, tiny_model, token_ids
 from helpers.trainers import brief_arguments, language_rows
 from safetensors.torch import load_file
@@ -27,6 +28,22 @@ def test_a_saved_adapter_comes_back_whole(
     found, expected = (m(ids, output_shadow_logits=True) for m in (again, model))
     assert torch.equal(found.logits, expected.logits)
     assert torch.equal(found.shadow_logits, expected.shadow_logits)
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+@torch.no_grad()
+def test_an_adapter_with_a_frozen_backbone_comes_back_whole(task: arch.Task, tmp_path: Path) -> None:
+    """Catches a folder without the frozen weights, a loaded adapter that trains them, and a detached model
+    that lacks them."""
+    model, ids = perturb(explicit("narrower", task, train_backbone=False)), token_ids(2, 9)
+    model.save_pretrained(tmp_path)
+    again = ShadowedModel.from_pretrained(tiny_model("qwen3", task), tmp_path)
+    found, expected = (m(ids, output_shadow_logits=True) for m in (again, model))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.shadow_logits, expected.shadow_logits)
+    assert torch.equal(again.detached()(ids).logits, model.detached()(ids).logits)
+    assert again.adapter.settings == model.adapter.settings
+    assert not any(weight.requires_grad for weight in again.adapter.shadow.backbone.parameters())
 
 
 def test_saving_refuses_what_it_would_not_do(model, tmp_path):

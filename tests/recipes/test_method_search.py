@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers.method_search import (
     change,
+    frozen_sibling,
+    frozen_sibling_report,
     head_rate,
     head_rate_report,
     kept,
@@ -269,3 +271,58 @@ def test_the_report_computes_what_the_pages_say(monkeypatch, capsys):
     missing = [line for line in printed if not line.startswith("| ---") and line not in pages]
     assert len(printed) > 80
     assert missing == []
+
+
+def sibling_rows(jobs):
+    """Rows of runs of the comparison: the higher the rate, the worse."""
+    sizes = {"lora": 1000, "shadow-frozen": 1004}
+    return [
+        {
+            "job": one,
+            "name": str(at),
+            "status": "ok",
+            "error": None,
+            "task": one["task"],
+            "metrics": {
+                "loss" if one["task"] == "gsm8k" else "nll": one["learning_rate"],
+                "exact_match" if one["task"] == "gsm8k" else "accuracy": 0.5,
+            },
+            "trainable": sizes.get(one["method"], 10),
+            "train_seconds": 2.0,
+            "peak_gb": None,
+        }
+        for at, one in enumerate(jobs)
+    ]
+
+
+def test_the_siblings_jobs_follow_the_rows(tmp_path):
+    """Catches a second seed before the settings are chosen, unequal numbers of settings, an edge that nobody
+    looks beyond, and a job that begins before its models have come."""
+    first = frozen_sibling.plan(frozen_sibling.Measured([]))
+    tried = [one for one in first if one["name"].split()[0] in frozen_sibling.TRIED and one["seed"] == 1000]
+    assert first[: len(tried)] == tried
+    assert [sum(one["method"] == method for one in tried) for method in ("lora", "shadow-frozen")] == [12, 12]
+    assert {one["seed"] for one in first if one["name"].startswith(("lora", "frozen"))} == {1000}
+    assert not any("rates" in one for one in first if one["task"] == "gsm8k")
+    then = frozen_sibling.plan(frozen_sibling.Measured(sibling_rows(tried)))
+    again = [one["name"] for one in then if one["seed"] == 1001 and one["task"] == "gsm8k"]
+    assert again[:2] == ["lora 0.0002/0.003", "frozen 0.0005/0.003"]
+    assert {"lora 0.0001/0.003", "frozen 0.00025/0.003"} <= {one["name"] for one in then}
+    assert len({json.dumps(one) for one in then}) == len(then)
+    jobs = tmp_path / "jobs.jsonl"
+    frozen_sibling.write(jobs, str(tmp_path / "none"), any_model=False)
+    assert jobs.read_text() == ""
+
+
+def test_the_siblings_report_refuses_another_size():
+    """Catches a comparison at unequal numbers of trained parameters, and a report that one row stops."""
+    jobs = frozen_sibling.plan(frozen_sibling.Measured([]))
+    rows = sibling_rows(jobs)
+    said = frozen_sibling_report.report(frozen_sibling_report.Rows(rows), None)
+    assert "frozen 1,004, lora 1,000" in said
+    assert "| frozen 0.0005/0.003 - lora 0.0002/0.003 | gsm8k | 1000-1000 | +0.0003 | +0.00 |" in said
+    frozen_sibling_report.report(frozen_sibling_report.Rows(rows[:1]), None)
+    for row in rows:
+        row["trainable"] += 20 * (row["job"]["method"] == "shadow-frozen")
+    with pytest.raises(SystemExit, match="frozen trains 1,024 parameters, LoRA 1,000"):
+        frozen_sibling_report.report(frozen_sibling_report.Rows(rows), None)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from helpers.families import attached, perturb, tiny_model, token_ids
+from helpers.explicit_shadows import explicit
+from helpers.families import attached, perturb, tiny_config, tiny_model, token_ids
 from helpers.layouts import inputs_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.shadow.adapter import Adapter
 
 
@@ -95,6 +96,39 @@ def test_a_pretrained_shadow_is_brought_to_the_size_of_what_it_is_compared_with(
     again = ShadowedModel.from_pretrained(model.unload(), tmp_path)
     assert again.adapters["default"].settings.unit_state
     torch.testing.assert_close(again(ids).logits, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base_type", "adapter_type"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_a_frozen_backbone_keeps_the_bases_type(base_type: torch.dtype, adapter_type: torch.dtype) -> None:
+    """Catches frozen weights that take twice the memory beside a base in bfloat16, or that a detour through
+    the type of the trained ones rounds."""
+    base = tiny_model("qwen3", dtype=base_type)
+    other = tiny_model("qwen3", seed=7, config=tiny_config("qwen3", hidden_size=16))
+    given = {name: weight.clone() for name, weight in arch.decoder_of(other).state_dict().items()}
+    adapter = attach(base, ShadowConfig(train_backbone=False), other, dtype=adapter_type).adapter
+    backbone = adapter.shadow.backbone.state_dict()
+    assert {weight.dtype for weight in adapter.parameters() if weight.requires_grad} == {adapter_type}
+    assert all(torch.equal(weight, given[name].to(base_type)) for name, weight in backbone.items())
+    assert all(weight.dtype == base_type for weight in backbone.values())
+
+
+def test_a_frozen_backbone_must_be_another_models(base) -> None:
+    """Catches random weights that would stay random."""
+    with pytest.raises(ConfigError, match="train_backbone false keeps the blocks of another model's decoder"):
+        attach(base, ShadowConfig(train_backbone=False))
+    assert all(weight.requires_grad for weight in base.parameters()), "a refused base stays as it was"
+
+
+def test_choosing_an_adapter_leaves_its_backbone_frozen(ids) -> None:
+    """Catches a switch of adapters that makes a frozen backbone train."""
+    model = explicit("narrower", train_backbone=False)
+    model.add_adapter("second")
+    model.set_adapter("default")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert "adapters.default.shadow.projection.weight" in trained
+    assert not any(".backbone." in name for name in trained)
 
 
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers.explicit_shadows import EXPLICIT, explicit
-from helpers.families import VOCAB, attached, tiny_config, tiny_model, token_ids
+from helpers.families import VOCAB, attached, perturb, tiny_config, tiny_model, token_ids
 from helpers.family_cases import CONFIG, FAMILIES, loss_and_gradients
 from helpers.tiny import qwen3_config
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM
 
@@ -86,3 +86,49 @@ def test_an_explicit_shadow_trains_without_its_embeddings(pair: str, variant: st
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
     assert table.grad is None
     assert all(parameter.grad is None for parameter in model.base.parameters())
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+@EXPLICIT
+def test_a_frozen_backbone_stays_and_all_else_trains_as_beside_a_trained_one(
+    pair: str, variant: str, task: arch.Task
+) -> None:
+    """Catches a backbone that moves or has gradients, and a gradient of the rest that freezing changes."""
+    ids = token_ids(2, 10)
+    labels = ids if task == "causal-lm" else torch.tensor([0, 2])
+    models = [explicit(pair, task, variant, train_backbone=trains) for trains in (False, True)]
+    models[0].adapters.load_state_dict(perturb(models[1]).adapters.state_dict())
+    found = []
+    for model in models:
+        torch.manual_seed(0)
+        found.append(loss_and_gradients(model.train(), ids, labels))
+    (loss, frozen), (whole_loss, whole) = found
+    assert loss == whole_loss
+    assert {name for name in whole if name not in frozen} == {
+        name for name in whole if ".shadow.backbone." in name
+    }
+    assert all(torch.equal(gradient, whole[name]) for name, gradient in frozen.items())
+    assert [name for name, gradient in frozen.items() if not gradient.any()] == []
+    backbone = models[0].adapter.shadow.backbone
+    before = [weight.clone() for weight in backbone.parameters()]
+    trained = [weight for weight in models[0].parameters() if weight.requires_grad]
+    torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1).step()
+    assert all(weight.grad is None for weight in backbone.parameters())
+    assert all(map(torch.equal, backbone.parameters(), before))
+
+
+def test_a_frozen_backbone_keeps_no_activations() -> None:
+    """Catches a forward pass through frozen blocks that is kept for a backward pass that needs none of it."""
+    ids, kept = token_ids(2, 10), []
+    for trains in (False, True):
+        shadow = explicit("narrower", train_backbone=trains).train().adapter.shadow
+        kept.append(0)
+
+        def count(tensor: Tensor) -> Tensor:
+            kept[-1] += 1
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            assert shadow(ids, None, None, None, None).requires_grad
+    assert kept[0] <= 2, "what the projection needs"
+    assert kept[1] > 20

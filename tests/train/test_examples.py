@@ -7,10 +7,12 @@ from helpers.families import (
     tiny_config,
 )
 from helpers.runs import save_base
-from transformers import StableLmConfig
+from transformers import AutoModelForCausalLM, StableLmConfig
 
-from shadowpeft import ShadowConfig, UserError, arch
+from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.errors import ConfigError, DataError, UnsupportedModelError
+from shadowpeft.storage import shadow_folder
+from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.train import examples, train
 from shadowpeft.train.config import TrainConfig
 
@@ -56,6 +58,19 @@ def test_a_first_injection_beyond_the_base_is_refused_first(base_folder, rows_fi
     wanted = r"inject_from must be below the base's \d+ blocks, got 99: .*; set it to at most \d+$"
     with pytest.raises(ConfigError, match=wanted):
         train(TrainConfig(shadow=ShadowConfig(inject_from=99), **common))
+
+
+def test_a_frozen_backbone_without_another_model_is_refused_first(
+    base_folder, rows_file, tmp_path, no_weights
+):
+    """Catches a mistake that is found after minutes, for a random shadow and for a pretrained copy."""
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    shadow_folder.save(attach(base).adapter.shadow, BaseFacts.of(base), tmp_path / "shadow", run={})
+    common = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
+    for shadow in (None, str(tmp_path / "shadow")):
+        settings = TrainConfig(shadow=ShadowConfig(train_backbone=False), shadow_model=shadow, **common)
+        with pytest.raises(ConfigError, match="train_backbone false keeps the blocks of another model"):
+            train(settings)
 
 
 def test_rows_are_held_out_packed_and_named(base_folder, rows_file):

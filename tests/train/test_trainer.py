@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.explicit_shadows import explicit
 from helpers.families import attached, perturb, tiny_model
 from helpers.runs import adapter_of, assert_same_bits, logged, save_base
 from safetensors.torch import load_file
 
-from shadowpeft import ShadowConfig, ShadowedModel, UserError
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UserError
 from shadowpeft.cli import main
 from shadowpeft.storage import adapter_folder
 from shadowpeft.train import checkpoints, train, trainer
@@ -20,8 +21,8 @@ from shadowpeft.train import run as training
 from shadowpeft.train.config import TrainConfig
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_the_backbone_moves_at_its_own_rate(explicit, base_folder, rows_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_explicit", [True, False])
+def test_the_backbone_moves_at_its_own_rate(is_explicit, base_folder, rows_file, tmp_path, monkeypatch):
     """Catches a rate that is not applied, that reaches projection, coupling or norms outside the backbone,
     or that leaves out its norms."""
     narrow = save_base(tmp_path / "narrow", hidden_size=16)
@@ -55,7 +56,7 @@ def test_the_backbone_moves_at_its_own_rate(explicit, base_folder, rows_file, tm
     settings = ShadowConfig(variant="paper", dropout=0.0)
     train(
         TrainConfig(
-            **folders, **once, **rates, shadow=settings, shadow_model=str(narrow) if explicit else None
+            **folders, **once, **rates, shadow=settings, shadow_model=str(narrow) if is_explicit else None
         )
     )
     ((model, before),) = models
@@ -67,7 +68,7 @@ def test_the_backbone_moves_at_its_own_rate(explicit, base_folder, rows_file, tm
     parts = {name.removeprefix("adapters.default.").partition(".")[0] for name in moved}
     assert parts == {"shadow", "injections", "updates", "norm"}
     shadow = "adapters.default.shadow."
-    assert (f"{shadow}projection.weight" in moved) == explicit
+    assert (f"{shadow}projection.weight" in moved) == is_explicit
     assert f"{shadow}backbone.norm.weight" in moved
     assert moved == pytest.approx(
         {name: 1e-3 if name.startswith(shadow) else 1e-2 for name in moved}, rel=1e-2
@@ -109,6 +110,22 @@ def test_the_optimizers_groups(command, straight, tmp_path):
     facts = [(output / "adapter" / "README.md").read_text() for output in (straight, tmp_path / "run")]
     assert ["backbone learning rate | 0.001" in fact for fact in facts] == [False, True]
     assert "backbone_learning_rate: 0.001" in (tmp_path / "run" / "run.yaml").read_text()
+
+
+def test_a_rate_of_nothing_is_refused():
+    """Catches a rate that is asked for and used by no weight."""
+    model = explicit("one width", train_backbone=False)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    with pytest.raises(ConfigError, match=r"backbone_learning_rate is the rate of .* neither trains"):
+        trainer._set_backbone_apart(optimizer, model, 1e-3)
+    model = explicit("narrower", train_backbone=False)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    trainer._set_backbone_apart(optimizer, model, 1e-3)
+    apart = optimizer.param_groups[1]
+    assert (apart["lr"], [id(weight) for weight in apart["params"]]) == (
+        1e-3,
+        [id(model.adapter.shadow.projection.weight)],
+    )
 
 
 def test_two_rates_resume_bit_for_bit(command, straight, signal_at, monkeypatch, tmp_path):

@@ -14,11 +14,13 @@ class Setting(NamedTuple):
         alpha: strength of the injection for the shadows; `None` for other methods.
         backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for
             `learning_rate`.
+        head_learning_rate: peak learning rate of a classifier's new heads; `None` for `learning_rate`.
     """
 
     learning_rate: float
     alpha: float | None = None
     backbone_learning_rate: float | None = None
+    head_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Cell:
         alpha: strength of the injection for the shadows; `None` for other methods.
         backbone_learning_rate: peak learning rate of the shadow's backbone and projection; `None` for
             `learning_rate`.
+        head_learning_rate: peak learning rate of a classifier's new heads; `None` for `learning_rate`.
     """
 
     stage: Stage
@@ -48,11 +51,12 @@ class Cell:
     learning_rate: float
     alpha: float | None = None
     backbone_learning_rate: float | None = None
+    head_learning_rate: float | None = None
 
     @property
     def setting(self) -> Setting:
         """The setting that the search tried or chose for the cell."""
-        return Setting(self.learning_rate, self.alpha, self.backbone_learning_rate)
+        return Setting(self.learning_rate, self.alpha, self.backbone_learning_rate, self.head_learning_rate)
 
     @property
     def key(self) -> str:
@@ -61,7 +65,9 @@ class Cell:
         words.append(f"lr={self.learning_rate:g}")
         if self.alpha is not None:
             words.append(f"alpha={self.alpha:g}")
-        # Only if it is set: studies from before there was such a rate keep their keys.
+        # Only if they are set: studies from before there were such rates keep their keys.
         if self.backbone_learning_rate is not None:
             words.append(f"backbone_lr={self.backbone_learning_rate:g}")
+        if self.head_learning_rate is not None:
+            words.append(f"head_lr={self.head_learning_rate:g}")
         return " ".join(words)

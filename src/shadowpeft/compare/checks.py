@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from shadowpeft import arch
-from shadowpeft.compare.search_space import SHADOWS
+from shadowpeft.compare.search_space import EXPLICIT, SHADOWS
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks import find
 from shadowpeft.compare.tasks.base import Item, Task
@@ -33,7 +33,7 @@ def check_models(study: Study) -> None:
 
     for model in study.names("model"):
         methods_used = set(study.names("methods"))
-        shadow_model = study.shadow_model if "shadow-explicit" in methods_used else None
+        shadow_model = study.shadow_model if methods_used & set(EXPLICIT) else None
         preflight.inspect(model, shadow_model, needs_family=bool(methods_used & set(SHADOWS)))
     methods.check(study)
 

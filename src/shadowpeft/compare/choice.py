@@ -64,8 +64,8 @@ def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Settin
     """Choose a setting for every model, task and method by the one-standard-error rule.
 
     Settings within `tie_standard_errors` of the best validation value count as equal. Of equals the lowest
-    learning rate is chosen, then the lowest alpha, then the lowest rate of the backbone, then the earlier
-    trial. With 0 the best value is chosen, and of equal values that of the earlier trial.
+    learning rate is chosen, then the lowest alpha, then the lowest rate of the backbone, then of the head,
+    then the earlier trial. With 0 the best value is chosen, and of equal values that of the earlier trial.
 
     Among several finalists the mean of both seeds counts. A trial without two values loses to any trial that
     has them; if no trial has them, the first seed decides.
@@ -122,9 +122,14 @@ def _standard_error(value: Validation) -> float:
     return math.sqrt(share * (1 - share) / value.answers)
 
 
-def _caution(cell: Cell) -> tuple[float, float, float]:
+def _caution(cell: Cell) -> tuple[float, float, float, float]:
     """Return what equal trials are ordered by: runs diverge at high rates and strong injections."""
-    return cell.learning_rate, cell.alpha or 0.0, cell.backbone_learning_rate or cell.learning_rate
+    return (
+        cell.learning_rate,
+        cell.alpha or 0.0,
+        cell.backbone_learning_rate or cell.learning_rate,
+        cell.head_learning_rate or cell.learning_rate,
+    )
 
 
 def ranked(cells: Sequence[Cell], values: Mapping[str, Validation]) -> list[Cell]:

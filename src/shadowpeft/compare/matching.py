@@ -6,24 +6,31 @@ from functools import cache
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from shadowpeft import arch
 from shadowpeft.compare import budget
 from shadowpeft.compare.peft_methods import peft_config, peft_model
 from shadowpeft.config import ShadowConfig
 from shadowpeft.errors import ConfigError
-from shadowpeft.model import attach
+from shadowpeft.model import attach, sources
 from shadowpeft.shadow.open_settings import settle
 from shadowpeft.storage import stock_models
 
-MATCHED = ("lora", "dora", "peft-shadow", "shadow", "shadow-paper")
+MATCHED = ("lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-frozen")
 _LOW_RANK = ("lora", "dora")
 _BACKBONE = (".shadow.", ".shadow_backbone.", ".shadow_projection.")
 # The names of an MLP's width that PEFT's Shadow can change.
 _PEFT_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
 
 
-def matched(model: str, method: str, rank: int, given: tuple[tuple[str, Any], ...] = ()) -> dict[str, Any]:
+def matched(
+    model: str,
+    method: str,
+    rank: int,
+    given: tuple[tuple[str, Any], ...] = (),
+    shadow_model: str | None = None,
+) -> dict[str, Any]:
     """Return a method's settings with sizes that meet LoRA's number of trainable parameters at a rank.
 
     Args:
@@ -31,12 +38,14 @@ def matched(model: str, method: str, rank: int, given: tuple[tuple[str, Any], ..
         method: a method that can be matched.
         rank: the LoRA rank.
         given: settings that stay as they are, as pairs.
+        shadow_model: folder or hub id of the model whose decoder is the shadow; `None` for the base's own
+            architecture.
 
     Raises:
         ConfigError: no sizes come within 5 %.
     """
     settings = dict(given)
-    best = _best(model, method, json.dumps(settings, sort_keys=True))
+    best = _best(model, method, json.dumps(settings, sort_keys=True), shadow_model)
     found = budget.refuse_unmatched(method, rank, budget_of=lambda r: lora_parameters(model) * r, best=best)
     sized = {**settings, **found.settings}
     if method in _LOW_RANK:
@@ -57,9 +66,9 @@ def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.P
 
 # The key is JSON, since the settings may hold lists, which cannot be hashed.
 @cache
-def _best(model: str, method: str, given: str) -> Callable[[int], budget.Match]:
+def _best(model: str, method: str, given: str, shadow_model: str | None) -> Callable[[int], budget.Match]:
     """Return what matches a method's sizes to a budget; they are counted once for all ranks and trials."""
-    counter = Counter(model, method, json.loads(given))
+    counter = Counter(model, method, json.loads(given), shadow_model)
     if method in _LOW_RANK:
         return _match_low_rank(counter)
     costs = size_costs(counter)
@@ -81,17 +90,26 @@ class Counter:
         model: folder or hub id of the base.
         method: a method that can be matched.
         settings: settings of the method that stay as they are.
+        shadow_model: folder or hub id of the model whose decoder is the shadow.
+
+    Attributes:
+        shadow: configuration of that decoder; `None` for a shadow of the base's own architecture.
     """
 
-    def __init__(self, model: str, method: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: str, method: str, settings: Mapping[str, Any], shadow_model: str | None = None
+    ) -> None:
         self.method, self.settings = method, settings
         self.config = stock_models.load_config(model)
         self.family = arch.family_of_config(self.config)
+        self.shadow: PretrainedConfig | None = None
+        if shadow_model is not None:
+            self.shadow = sources.config_of(shadow_model, self.config)
 
     @property
     def is_ours(self) -> bool:
         """Whether the method is a shadow of this package."""
-        return self.method in ("shadow", "shadow-paper")
+        return self.method in ("shadow", "shadow-paper", "shadow-frozen")
 
     def count(self, sizes: budget.Sizes, backbone_alone: bool = False) -> int:
         """Count the trainable parameters, of the whole method or of its backbone and projection alone."""
@@ -99,7 +117,8 @@ class Counter:
             base = arch.build(self.config, "causal-lm")
             settings = {**self.settings, **sizes}
             if self.is_ours:
-                model: Any = attach(base, ShadowConfig.from_dict(settings))
+                shadow = None if self.shadow is None else arch.build(self.shadow, "causal-lm")
+                model: Any = attach(base, ShadowConfig.from_dict(settings), shadow)
             else:
                 model = peft_model(base, peft_config(self.method, settings, classifies=False))
         trained = trained_parameters(model)
@@ -143,7 +162,8 @@ def size_costs(counter: Counter) -> budget.Costs:
 def _names(counter: Counter) -> dict[str, str]:
     """Return the sizes that the method and the base's family have, with the method's names for them."""
     names, width = {"r": "r"}, counter.family.mlp
-    if width is not None and (counter.is_ours or width in _PEFT_WIDTHS):
+    is_copy = counter.shadow is None
+    if is_copy and width is not None and (counter.is_ours or width in _PEFT_WIDTHS):
         names["mlp"] = "shadow_intermediate_size"
     if counter.is_ours:
         names["update"] = "update_width"  # in PEFT it follows r
@@ -193,6 +213,8 @@ def _attentions(counter: Counter) -> Iterator[budget.Sizes]:
     All methods take fewer heads. Ours take also fewer key-value heads, and then a single narrower head.
     """
     yield {}
+    if counter.shadow is not None:
+        return
     if any(name.startswith("shadow_") and "head" in name for name in counter.settings):
         return
     heads, values = counter.config.num_attention_heads, counter.config.to_dict()

@@ -1,6 +1,5 @@
 """Each method's trainable model at a budget: what `run_cell` trains and measures."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,15 +15,14 @@ from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.matching import MATCHED, matched, trained_parameters
 from shadowpeft.compare.overrides import overrides, refuse_unknown
 from shadowpeft.compare.peft_methods import PEFT_METHODS, peft_config, peft_model
-from shadowpeft.compare.search_space import METHODS, OURS
+from shadowpeft.compare.search_space import EXPLICIT, METHODS, OURS
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.tasks.base import Task
-from shadowpeft.config import ShadowConfig
+from shadowpeft.compare.training import HEADS
+from shadowpeft.config import ShadowConfig, refuse_frozen
 from shadowpeft.errors import ConfigError
 from shadowpeft.model import attach, sources
 from shadowpeft.storage import stock_models
-
-_HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
 
 
 @dataclass
@@ -45,9 +43,7 @@ class Built:
 
     def trainable(self, heads: bool = False) -> int:
         """Count the trainable parameters, with or without the heads of a classifier."""
-        return sum(
-            p.numel() for name, p in trained_parameters(self.model) if heads or not _HEADS.search(name)
-        )
+        return sum(p.numel() for name, p in trained_parameters(self.model) if heads or not HEADS.search(name))
 
     def adapter_bytes(self) -> int:
         """Count the bytes of what is trained, which must be stored beside the base."""
@@ -109,14 +105,12 @@ def _attached(
     method: str, base: PreTrainedModel, settings: dict[str, Any], shadow_model: str | None
 ) -> Built:
     pretrained, extra = None, {}
-    if method == "shadow-explicit":
+    if method in EXPLICIT:
         if shadow_model is None:
-            raise ConfigError(
-                "shadow-explicit needs a pretrained shadow; set shadow_model to a folder or hub id"
-            )
-        pretrained = sources.open_source(shadow_model, torch.float32)
-        extra = {"shadow_model": shadow_model, "matched": False}
+            raise ConfigError(f"{method} needs a pretrained shadow; set shadow_model to a folder or hub id")
+        extra = {"shadow_model": shadow_model, "matched": method in MATCHED}
     shadowed = attach(base, ShadowConfig.from_dict(settings), pretrained)
+        pretrained = sources.open_source(shadow_model, torch.float32)
     # What a pretrained shadow decides is in the adapter's settings, and not in those that were asked for.
     return Built(shadowed, base, {**shadowed.adapter.settings.to_dict(), **extra}, detach=shadowed.detached)
 
@@ -147,11 +141,15 @@ def _settings(cell: Cell, study: Study) -> dict[str, Any]:
     """Return what a method is built with: the study's overrides, sizes that meet the budget, and alpha."""
     given, searched = overrides(cell, study)
     if cell.method in OURS:
-        ShadowConfig.from_dict(
-            {**given, **searched}
-        )  # refuses what it cannot use, before anything is counted
+        # Refuses what it cannot use, before anything is counted.
+        wanted = ShadowConfig.from_dict({**given, **searched})
+        is_explicit = cell.method in EXPLICIT and sources.is_explicit(study.shadow_model)
+        refuse_frozen(wanted, is_explicit=is_explicit)
     if cell.method in MATCHED:
-        given = matched(cell.model, cell.method, cell.rank, given=tuple(given.items()))
+        shadow_model = study.shadow_model if cell.method in EXPLICIT else None
+        given = matched(
+            cell.model, cell.method, cell.rank, given=tuple(given.items()), shadow_model=shadow_model
+        )
     return {**given, **searched}
 
 

@@ -29,13 +29,16 @@ _NO_OVERRIDES = (
     "runtime_config", "megatron_config", "megatron_core", "arrow_config", "eva_config", "corda_config",
     "lora_ga_config",
 )  # fmt: skip
+# What makes a method what it is.
+_FIXED = {"shadow-frozen": {"train_backbone": False}}
 
 
 def known_settings(method: str) -> list[str]:
     """List the settings of a method that a study may set."""
     if method not in _CONFIGS:
         return []
-    return [entry.name for entry in dataclasses.fields(_CONFIGS[method]) if entry.name not in _NO_OVERRIDES]
+    decided = (*_NO_OVERRIDES, *_FIXED.get(method, {}))
+    return [entry.name for entry in dataclasses.fields(_CONFIGS[method]) if entry.name not in decided]
 
 
 def refuse_unknown(method: str, given: Iterable[str]) -> None:
@@ -73,7 +76,7 @@ def overrides(cell: Cell, study: Study) -> tuple[dict[str, Any], dict[str, Any]]
         )
     if cell.method == "shadow-paper":
         given = {"variant": "paper", **given}
-    return given, searched
+    return {**given, **_FIXED.get(cell.method, {})}, searched
 
 
 def _whole(value: Any) -> Any:

@@ -179,6 +179,7 @@ class CellRun:
             bf16=self.study.bf16,
             timed=timed,
             backbone_learning_rate=self.cell.backbone_learning_rate,
+            head_learning_rate=self.cell.head_learning_rate,
         )
         examples = self.examples("train", self.study.train_rows)
         return train(self.built.model, examples, collate=collate, training=training)

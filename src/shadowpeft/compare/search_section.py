@@ -21,6 +21,7 @@ class _Trial(NamedTuple):
     learning_rate: float
     alpha: float | None
     backbone_learning_rate: float | None
+    head_learning_rate: float | None
 
 
 def search_section(results: Results) -> str:
@@ -30,8 +31,9 @@ def search_section(results: Results) -> str:
     trials = _trials(results)
     chosen = {_trial_of(record) for record in results.records if record["stage"] == "final"}
     name, has_second = short(results.models), results.study.finalists > 1
-    # Most studies search no rate of the backbone: the column is there only if one does.
+    # Most studies search no rate of the backbone or the head: a column is there only if one does.
     has_backbone = any(trial.backbone_learning_rate is not None for trial in trials)
+    has_head = any(trial.head_learning_rate is not None for trial in trials)
     in_order = sorted(
         trials.items(), key=lambda entry: results.place(entry[0].model, entry[0].task, entry[0].method)
     )
@@ -40,20 +42,24 @@ def search_section(results: Results) -> str:
         settings = [f"{trial.learning_rate:g}", _optional(trial.alpha)]
         if has_backbone:
             settings.append(_optional(trial.backbone_learning_rate))
+        if has_head:
+            settings.append(_optional(trial.head_learning_rate))
         metric = next(iter(runs.values())).get("metric") or UNKNOWN
         values = [_value(runs.get("attached")), _value(runs.get("detached"))]
         if has_second:
             values += [_value(runs.get(_SECOND)), _mean_of_both(runs)]
         mark = _mark(trial, trials) if trial in chosen else ""
         rows.append([name(trial.model), trial.task, trial.method, *settings, metric, *values, mark])
-    heads = _heads(has_backbone, has_second)
+    heads = _heads(has_backbone, has_head=has_head, has_second=has_second)
     return f"## Search\n\n{_note(results.study)}\n\n{table(heads, rows)}"
 
 
-def _heads(has_backbone: bool, has_second: bool) -> list[str]:
+def _heads(has_backbone: bool, *, has_head: bool, has_second: bool) -> list[str]:
     settings, values = ["learning rate", "alpha"], ["attached", "detached"]
     if has_backbone:
         settings.append("backbone's rate")
+    if has_head:
+        settings.append("head's rate")
     if has_second:
         values += [_SECOND, "mean of both"]
     return ["model", "task", "method", *settings, "metric", *values, ""]
@@ -103,7 +109,7 @@ def _trials(results: Results) -> dict[_Trial, dict[str, Record]]:
 
 
 def _trial_of(record: Record) -> _Trial:
-    """Return the trial of a record, or the one chosen for it; old records have no rate of the backbone."""
+    """Return the trial of a record, or the one chosen for it; old records have no rates of parts."""
     return _Trial(
         record["model"],
         record["trained_on"],
@@ -111,6 +117,7 @@ def _trial_of(record: Record) -> _Trial:
         learning_rate=record["learning_rate"],
         alpha=record.get("alpha"),
         backbone_learning_rate=record.get("backbone_learning_rate"),
+        head_learning_rate=record.get("head_learning_rate"),
     )
 
 

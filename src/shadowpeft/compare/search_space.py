@@ -8,8 +8,13 @@ from shadowpeft.checked_fields import nearest
 from shadowpeft.compare.cell import Setting
 from shadowpeft.errors import ConfigError
 
-METHODS = ("base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "full")
-OURS = ("shadow", "shadow-paper", "shadow-explicit")
+METHODS = (
+    "base", "lora", "dora", "peft-shadow", "shadow", "shadow-paper", "shadow-explicit", "shadow-frozen",
+    "full",
+)  # fmt: skip
+# These need another model as their shadow.
+EXPLICIT = ("shadow-explicit", "shadow-frozen")
+OURS = ("shadow", "shadow-paper", *EXPLICIT)
 SHADOWS = ("peft-shadow", *OURS)
 # What a search tries, the likeliest first.
 _ADAPTER = tuple(Setting(rate) for rate in (1e-3, 3e-4, 2e-3, 5e-4, 4e-3, 2e-4, 7e-3, 1e-4))
@@ -54,6 +59,19 @@ _PRETRAINED = tuple(
         (3e-3, 1e-4),
     )
 )
+_FROZEN = tuple(
+    Setting(rate, alpha)
+    for rate, alpha in (
+        (1e-3, 0.3),
+        (2e-3, 0.3),
+        (5e-4, 0.3),
+        (1e-3, 0.6),
+        (2e-3, 0.6),
+        (1e-3, 1.0),
+        (3e-3, 0.3),
+        (3e-4, 0.3),
+    )
+)
 SEARCH: dict[str, tuple[Setting, ...]] = {
     "base": tuple(Setting(rate) for rate in (1e-2, 3e-3, 3e-2, 1e-3, 1e-1, 3e-4, 3e-1, 1e-4)),
     "lora": _ADAPTER,
@@ -63,6 +81,7 @@ SEARCH: dict[str, tuple[Setting, ...]] = {
     "shadow-paper": _PUBLISHED,
     "shadow": _RANDOM,
     "shadow-explicit": _PRETRAINED,
+    "shadow-frozen": _FROZEN,
 }
 
 
@@ -111,6 +130,8 @@ def check_trials(method: str, settings: list[dict[str, float]] | None, trials: i
 
 def _check_setting(method: str, setting: Any) -> None:
     known = ["learning_rate"]
+    if method != "base":
+        known.append("head_learning_rate")
     if method in SHADOWS:
         known.append("alpha")
     if method in OURS:
@@ -120,6 +141,11 @@ def _check_setting(method: str, setting: Any) -> None:
             f"search.{method} must list settings such as {{learning_rate: 0.001}}, got {setting!r}"
         )
     for name, value in setting.items():
+        if name == "head_learning_rate" and name not in known:
+            raise ConfigError(
+                f"search.{method}: of the bare base the head alone is trained, at learning_rate; set that, "
+                f"and leave {name} out"
+            )
         if name == "backbone_learning_rate" and name not in known:
             raise ConfigError(
                 f"search.{method}: {name} can be searched for {', '.join(OURS)} alone; leave it out"

@@ -9,7 +9,7 @@ import yaml
 
 from shadowpeft.checked_fields import SEVERAL, check, nearest, within
 from shadowpeft.compare.cell import Setting
-from shadowpeft.compare.search_space import METHODS, SEARCH, check_trials, refuse_unknown
+from shadowpeft.compare.search_space import EXPLICIT, METHODS, SEARCH, check_trials, refuse_unknown
 from shadowpeft.config import LARGEST
 from shadowpeft.errors import ConfigError
 
@@ -51,11 +51,12 @@ class Study:
     """LoRA ranks that set the budget of trainable parameters; the search is made at the first one."""
     search: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """Settings to try in place of the built-in ones: method -> list of {learning_rate, alpha,
-    backbone_learning_rate}. Every method must list the same number."""
+    backbone_learning_rate, head_learning_rate}. Every method must list the same number."""
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of a method in place of its defaults: method -> {setting: value}."""
     shadow_model: str | None = None
-    """Folder of the pretrained shadow for `shadow-explicit`, or folder or hub id of a pretrained model."""
+    """Folder of the pretrained shadow for `shadow-explicit` and `shadow-frozen`, or folder or hub id of a
+    pretrained model."""
     data_dir: str | None = None
     """Folder with one folder a data set; by default rows come from the hub."""
     train_rows: int | None = within(None, least=1)
@@ -107,11 +108,13 @@ class Study:
                 raise ConfigError(f"overrides.{method} must hold settings as 'name: value', got {settings!r}")
         for method in self.names("methods"):
             check_trials(method, self.search.get(method), self.trials)
-        if "shadow-explicit" in self.names("methods") and self.shadow_model is None:
-            raise ConfigError(
-                "the method shadow-explicit needs shadow_model, --shadow on the command line: "
-                "the folder or hub id of its pretrained shadow"
-            )
+        self._check_heads()
+        for method in self.names("methods"):
+            if method in EXPLICIT and self.shadow_model is None:
+                raise ConfigError(
+                    f"the method {method} needs shadow_model, --shadow on the command line: "
+                    "the folder or hub id of its pretrained shadow"
+                )
 
     def _check_name(self) -> None:
         name = self.name or Path(self.output).absolute().name
@@ -138,6 +141,19 @@ class Study:
         for rank in self.names("ranks"):
             if not rank.isdecimal() or int(rank) < 1:
                 raise ConfigError(f"ranks must be whole numbers from 1 on, separated by commas, got {rank!r}")
+
+    def _check_heads(self) -> None:
+        """Refuse a rate for the head where a task has no head to train."""
+        from shadowpeft.compare.tasks import find
+
+        frozen = [name for name in self.names("tasks") if find(name).kind != "classification"]
+        rated = [method for method in self.names("methods") if _has_head_rate(self.search.get(method, []))]
+        if frozen and rated:
+            raise ConfigError(
+                f"search.{rated[0]}: head_learning_rate is the rate of a classifier's new head, and "
+                f"{frozen[0]} is answered through the base's own, which stays frozen; leave the rate out, or "
+                f"leave {frozen[0]} to another study"
+            )
 
     def _plainest_skip(self) -> int | list[int] | dict[str, int | list[int]]:
         """Return `test_skip` in its plainest form, so that equal meanings are equal when a study resumes."""
@@ -186,7 +202,12 @@ class Study:
         if method not in self.search:
             return list(SEARCH[method][: self.trials])
         return [
-            Setting(float(given["learning_rate"]), given.get("alpha"), given.get("backbone_learning_rate"))
+            Setting(
+                float(given["learning_rate"]),
+                given.get("alpha"),
+                given.get("backbone_learning_rate"),
+                given.get("head_learning_rate"),
+            )
             for given in self.search[method]
         ]
 
@@ -222,6 +243,10 @@ def _plain_skip(where: str, given: Any, remedy: str = "") -> int | list[int]:
             f"got {given!r}{remedy}"
         )
     return skips if len(skips) > 1 else sum(skips)
+
+
+def _has_head_rate(settings: list[dict[str, float]]) -> bool:
+    return any("head_learning_rate" in setting for setting in settings)
 
 
 def _is_whole(value: Any, least: int) -> bool:

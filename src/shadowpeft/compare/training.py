@@ -6,6 +6,7 @@ need.
 
 import contextlib
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +19,13 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from shadowpeft.compare.examples import ordered
+from shadowpeft.errors import ConfigError
 from shadowpeft.reporting.devices import synchronise
 from shadowpeft.train.attention import sound_attention
-from shadowpeft.train.trainer import BackboneRateTrainer
+from shadowpeft.train.trainer import BackboneRateTrainer, set_apart
 
+# The heads of classifiers by the names of their weights, in PEFT's copies of them, too.
+HEADS = re.compile(r"(^|\.)(score|shadow_score|shadow_head)\.")
 WARMUP = 0.06  # share of the steps in which the learning rate rises
 
 Collate = Callable[[Sequence[Any]], dict[str, Tensor]]
@@ -40,6 +44,7 @@ class Training:
         bf16: whether to compute in bfloat16 under autocast.
         timed: whether to wait for the device after every step and keep the step's time.
         backbone_learning_rate: the peak for a shadow's backbone and projection; `None` for `learning_rate`.
+        head_learning_rate: the peak for the new heads of a classifier; `None` for `learning_rate`.
     """
 
     steps: int
@@ -50,6 +55,7 @@ class Training:
     bf16: bool = False
     timed: bool = False
     backbone_learning_rate: float | None = None
+    head_learning_rate: float | None = None
 
 
 @dataclass
@@ -95,6 +101,7 @@ def train(model: Any, examples: Sequence[Any], collate: Collate, training: Train
             bf16=training.bf16,
         )
         trainer.backbone_learning_rate = training.backbone_learning_rate
+        trainer.head_learning_rate = training.head_learning_rate
         trainer.remove_callback(PrinterCallback)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(training.device)
@@ -146,7 +153,22 @@ class _Trainer(BackboneRateTrainer):
     def __init__(self, *args: Any, bf16: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.computes_in_bf16 = bf16
+        self.head_learning_rate: float | None = None
         self.losses: list[Tensor] = []
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.head_learning_rate is not None:
+            assert self.model is not None
+            heads = {id(weight) for name, weight in self.model.named_parameters() if HEADS.search(name)}
+            if not any(weight.requires_grad and id(weight) in heads for weight in self.model.parameters()):
+                raise ConfigError(
+                    "head_learning_rate is the rate of a classifier's new head, and this model trains none; "
+                    "leave it out"
+                )
+            set_apart(optimizer, heads, self.head_learning_rate)
+        return optimizer
 
     def compute_loss(
         self,

@@ -91,6 +91,20 @@ def refuse_other_tokens(source: str, tokenizer: "PreTrainedTokenizerBase") -> No
         tokenizers.refuse_other_tokenizer(tokenizer, stock_models.load_tokenizer(source))
 
 
+def is_explicit(source: str | None) -> bool:
+    """Return whether a shadow that starts from a folder or hub id is another model's decoder.
+
+    Args:
+        source: folder or hub id; `None` for a random shadow.
+
+    Raises:
+        CheckpointError: it is a shadow folder whose description cannot be read.
+    """
+    if source is None:
+        return False
+    return not shadow_folder.holds(source) or shadow_folder.is_explicit(source)
+
+
 def config_of(source: str, base: "PretrainedConfig") -> "PretrainedConfig":
     """Return the configuration of the decoder that becomes the shadow, without loading any weights.
 

@@ -20,6 +20,7 @@ STYLES = {
     "shadow": ("#0072B2", "o"),
     "shadow-paper": ("#009E73", "^"),
     "shadow-explicit": ("#D55E00", "X"),
+    "shadow-frozen": ("#F0E442", "h"),
     "full": ("#000000", "*"),
 }
 

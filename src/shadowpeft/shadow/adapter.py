@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
-from shadowpeft.config import ResolvedConfig, refuse_depth
+from shadowpeft.config import ResolvedConfig, refuse_depth, refuse_frozen
 from shadowpeft.decoder.casting import follow_inputs
 from shadowpeft.decoder.offloaded import in_memory, is_offloaded
 from shadowpeft.errors import ConfigError, UserError
@@ -28,8 +28,8 @@ class Adapter(nn.Module):
         shadow: the shadow network, implicit or explicit.
 
     Raises:
-        ConfigError: `inject_from` leaves no block to adapt, or `output_gains` needs norms that the base does
-            not have.
+        ConfigError: `inject_from` leaves no block to adapt, `output_gains` needs norms that the base does not
+            have, or `train_backbone` is false and the shadow implicit.
         UnsupportedModelError: `output_gains` needs weights that are not in memory.
 
     Attributes:
@@ -47,7 +47,9 @@ class Adapter(nn.Module):
         self.settings = settings
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)
+        refuse_frozen(self.settings, is_explicit=not shadow.borrows)
         self.shadow = shadow
+        shadow.trains_backbone = self.settings.train_backbone
         # As published where `inject_from` is 0 or 1. The state also reads what blocks below the injections
         # put out.
         self.reads_from = min(self.settings.inject_from, 1)
@@ -75,12 +77,15 @@ class Adapter(nn.Module):
         return not any(bool(up.any()) for up in ups if not up.is_meta)
 
     def set_trainable(self, trainable: bool) -> None:
-        """Make everything train, or nothing. The embeddings of an explicit shadow never train.
+        """Make all that can train do so, or nothing.
 
-        Nothing trains of an adapter that is not trainable.
+        The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`. Nothing
+        trains of an adapter that is not trainable.
         """
         self.requires_grad_(trainable and self.is_trainable)
-        if not self.shadow.borrows:
+        if not self.shadow.trains_backbone:
+            self.shadow.backbone.requires_grad_(False)
+        elif not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
 
     def refuse_offloaded_training(self) -> None:

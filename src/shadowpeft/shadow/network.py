@@ -1,6 +1,6 @@
 """The shadow network: a small backbone beside the base, and the projection to the base's width."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +30,12 @@ class Shadow(nn.Module):
         base: the frozen base model.
         backbone: f_shadow, a decoder without head.
         borrows: whether the backbone reads the base's embeddings (implicit) or its own (explicit).
+
+    Attributes:
+        trains_backbone: whether the backbone is trained; otherwise it runs without gradients.
     """
+
+    trains_backbone = True
 
     def __init__(self, base: PreTrainedModel, backbone: PreTrainedModel, borrows: bool) -> None:
         super().__init__()
@@ -96,14 +101,16 @@ class Shadow(nn.Module):
             assert given is not None
             attention_mask = filling_mask(attention_mask, shadow_cache, given.shape[1])
         packing = {name: kwargs[name] for name in FlashAttentionKwargs.__annotations__ if name in kwargs}
-        out = run(
-            **inputs,
-            **packing,
-            attention_mask=attention_mask,
-            use_cache=shadow_cache is not None,
-            return_dict=True,
-            **{versions.CACHE: shadow_cache},
-        )
+        # Nothing below a frozen backbone can train, so none of its activations is kept.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
+            out = run(
+                **inputs,
+                **packing,
+                attention_mask=attention_mask,
+                use_cache=shadow_cache is not None,
+                return_dict=True,
+                **{versions.CACHE: shadow_cache},
+            )
         if self.projection is None:
             return out.last_hidden_state
         return self.projection(out.last_hidden_state)
@@ -124,8 +131,8 @@ class Shadow(nn.Module):
 def place(module: nn.Module, shadow: Shadow, table_VD: Tensor, dtype: torch.dtype) -> None:
     """Move a module that holds a shadow to its base, and cast its weights.
 
-    The embeddings of an explicit shadow get the base's type: they are not trained, and what the shadow
-    computes has their type.
+    What is not trained gets the base's type: the embeddings of an explicit shadow, whose type is that of all
+    that the shadow computes, and a frozen backbone.
 
     Args:
         module: changed in place.
@@ -133,10 +140,28 @@ def place(module: nn.Module, shadow: Shadow, table_VD: Tensor, dtype: torch.dtyp
         table_VD: the base's embeddings, whose type and device are the base's.
         dtype: type of the weights.
     """
-    cast(module, table_VD.device, dtype, stock=shadow.backbone)
-    if not shadow.borrows:
-        table = shadow.embeddings()
-        cast(table, table_VD.device, table_VD.dtype, stock=table)
+    frozen = shadow.backbone
+    if shadow.trains_backbone:
+        cast(module, table_VD.device, dtype, stock=shadow.backbone)
+        if shadow.borrows:
+            return
+        frozen = shadow.embeddings()
+    else:
+        # Not by way of `dtype`, which could round what was given.
+        for part in _beside(module, shadow.backbone):
+            part.to(table_VD.device, dtype)
+    cast(frozen, table_VD.device, table_VD.dtype, stock=frozen)
+
+
+def _beside(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
+    """Return the parts of a module that together hold everything in it but the backbone."""
+    for child in module.children():
+        if child is backbone:
+            continue
+        if any(part is backbone for part in child.modules()):
+            yield from _beside(child, backbone)
+        else:
+            yield child
 
 
 def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:

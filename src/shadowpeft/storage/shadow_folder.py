@@ -117,6 +117,15 @@ def backbone_config(folder: str | Path, base: PretrainedConfig) -> PretrainedCon
     return base if explicit is None else reading.stock_config(explicit, "the shadow")
 
 
+def is_explicit(folder: str | Path) -> bool:
+    """Return whether a folder's shadow is another model's decoder, by its description.
+
+    Raises:
+        CheckpointError: the description is missing, damaged or of another format.
+    """
+    return _read_meta(Path(folder))["explicit_shadow"] is not None
+
+
 def _build(base: PreTrainedModel, meta: Mapping[str, Any]) -> Shadow:
     if meta["explicit_shadow"] is None:
         return implicit(base, ShadowConfig.from_dict(meta["shadow"]).resolved())

@@ -54,7 +54,7 @@ class TrainConfig:
     """Peak learning rate (AdamW)."""
     backbone_learning_rate: float | None = within(None, above=0)
     """Peak learning rate of the shadow's backbone and projection; by default `learning_rate`. A large
-    pretrained shadow needs a lower one."""
+    pretrained shadow needs a lower one. Of a frozen backbone only the projection has it."""
     scheduler: Scheduler = "cosine"
     """How the learning rate changes after the warm-up."""
     warmup: float = within(0.03, least=0)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from shadowpeft.config import refuse_depth
+from shadowpeft.config import refuse_depth, refuse_frozen
 from shadowpeft.errors import ConfigError
 from shadowpeft.train.config import TrainConfig
 
@@ -37,8 +37,9 @@ def read(config: TrainConfig) -> Examples:
     from shadowpeft import arch
     from shadowpeft.data.encode import context_length, encode_all
     from shadowpeft.data.packing import pack
-    from shadowpeft.model import preflight
+    from shadowpeft.model import preflight, sources
 
+    refuse_frozen(config.shadow, is_explicit=sources.is_explicit(config.shadow_model))
     rows, held_out = _rows(config)
     found = preflight.inspect(
         config.model, config.shadow_model, needs_family=True, needs_packing=config.packing

@@ -6,7 +6,7 @@ and `ShadowTrainer` is both of them for a shadowed model.
 
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,33 @@ class BackboneRateTrainer(Trainer):
 def _set_backbone_apart(optimizer: torch.optim.Optimizer, model: ShadowedModel, learning_rate: float) -> None:
     """Move the weights of backbone and projection to groups of their own, with another learning rate.
 
-    The projection of a pretrained shadow goes with the backbone, for which it was made. The new groups come
-    last: the Trainer logs the learning rate of the first group, which stays that of all other weights.
+    The projection of a pretrained shadow goes with the backbone, for which it was made.
+
+    Raises:
+        ConfigError: neither is trained.
     """
-    backbone = {id(weight) for weight in model.adapter.shadow.parameters()}
+    set_apart(optimizer, {id(weight) for weight in model.adapter.shadow.parameters()}, learning_rate)
+    if not any(weight.requires_grad for weight in model.adapter.shadow.parameters()):
+        raise ConfigError(
+            "backbone_learning_rate is the rate of the shadow's backbone and projection, and here neither "
+            "trains: the backbone is frozen, and a shadow of the base's width has no projection; leave it out"
+        )
+
+
+def set_apart(optimizer: torch.optim.Optimizer, weights: Collection[int], learning_rate: float) -> None:
+    """Move weights to groups of their own, with another learning rate.
+
+    The new groups come last: the Trainer logs the learning rate of the first group, which stays that of all
+    other weights.
+
+    Args:
+        optimizer: changed in place.
+        weights: the ids of the weights, trained or not.
+        learning_rate: their peak rate.
+    """
     for group in list(optimizer.param_groups):
-        apart = [weight for weight in group["params"] if id(weight) in backbone]
-        group["params"] = [weight for weight in group["params"] if id(weight) not in backbone]
+        apart = [weight for weight in group["params"] if id(weight) in weights]
+        group["params"] = [weight for weight in group["params"] if id(weight) not in weights]
         if apart:
             optimizer.add_param_group({**group, "params": apart, "lr": learning_rate})
 
