@@ -22,6 +22,7 @@ class Loan:
         capturing: names of the modules that captured outputs.
         hooks: numbers of the forward hooks, by the name of their module.
         attention: the attention implementation.
+        experts: the implementation of a mixture's experts.
     """
 
     trainable: frozenset[str]
@@ -30,6 +31,7 @@ class Loan:
     capturing: frozenset[str]
     hooks: dict[str, frozenset[int]]
     attention: str | None
+    experts: str | None
 
     @classmethod
     def freeze(cls, base: PreTrainedModel) -> "Loan":
@@ -43,6 +45,7 @@ class Loan:
             capturing=frozenset(name for name, module in modules.items() if _CAPTURING in vars(module)),
             hooks={name: frozenset(_hooks(module)) for name, module in modules.items()},
             attention=base.config._attn_implementation,
+            experts=base.config._experts_implementation,
         )
         base.requires_grad_(False)
         return loan
@@ -63,6 +66,8 @@ class Loan:
                     hooks.pop(number, None)
         if base.config._attn_implementation != self.attention and self.attention is not None:
             base.set_attn_implementation(self.attention)
+        if base.config._experts_implementation != self.experts and self.experts is not None:
+            base.set_experts_implementation(self.experts)
 
 
 def _hooks(module: nn.Module) -> set[int]:
