@@ -56,10 +56,10 @@ class HFSurfaceMixin:
 
     def set_experts_implementation(self, experts_implementation: str | dict[str, str]) -> None:
         """Choose how mixtures of experts compute, in the base and in every shadow that is one."""
-        stock: Any = super()
-        stock.set_experts_implementation(experts_implementation)
-        for part in (self._base(), *(adapter.shadow.backbone for adapter in self._all_adapters())):
+        base = self._base()
+        for part in (base, *(adapter.shadow.backbone for adapter in self._all_adapters())):
             part.set_experts_implementation(experts_implementation)
+        self.config._experts_implementation = base.config._experts_implementation
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise UserError(
