@@ -267,8 +267,8 @@ class Tokens(BaseStreamer):
         self.kept.append(-1)
 
 
-# What transformers can be asked for beside its default, on the tiny Qwen3. The tokens of a fresh shadowed model
-# are then its base's.
+# What transformers can be asked for beside its default, on the tiny Qwen3. The tokens of a fresh shadowed
+# model are then its base's.
 SAME = {
     "sampling": {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 0.7},
     "min_p": {"do_sample": True, "min_p": 0.1},

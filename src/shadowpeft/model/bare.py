@@ -19,8 +19,8 @@ class _Entry:
         self.running = weakref.WeakSet(threading.enumerate())
 
 
-# The entries that this context is inside of, whichever model's. A context is that of a thread or of an asyncio
-# task, and asyncio.to_thread() takes it along.
+# The entries that this context is inside of, whichever model's. A context is that of a thread or of an
+# asyncio task, and asyncio.to_thread() takes it along.
 _entries: ContextVar[tuple[_Entry, ...]] = ContextVar("bare_entries", default=())
 
 
@@ -73,14 +73,14 @@ class BareSwitch:
         return BareSwitch, ()
 
 
-class bare_where_read:  # noqa: N801 - used as a decorator
+class bare_where_read:
     """A method that runs bare if it was read inside `disabled()`, in whatever thread it is called.
 
     So `Thread(target=model.generate)`, as streamers need it, does there what `model.generate()` does.
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, method)
+        functools.update_wrapper(self, method)  # type: ignore[arg-type]
         self._method = method
 
     def __get__(self, model: Any, owner: type | None = None) -> Callable[..., Any]:

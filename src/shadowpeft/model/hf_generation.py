@@ -126,8 +126,8 @@ class HFGenerationMixin:
             UserError: always.
         """
         raise UserError(
-            "continuous batching (generate_batch, cache_implementation='paged') keeps one paged cache for one "
-            "decoder, and a shadowed model is two; use generate() on padded rows"
+            "continuous batching (generate_batch, cache_implementation='paged') keeps one paged cache for "
+            "one decoder, and a shadowed model is two; use generate() on padded rows"
         )
 
     init_continuous_batching = continuous_batching_context_manager = generate_batch

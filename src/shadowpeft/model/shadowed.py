@@ -118,7 +118,7 @@ class ShadowedModel(  # type: ignore[misc]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Make the calls of this thread or asyncio task run the bare base, bit for bit, while the context lasts.
+        """Make the calls of this thread or asyncio task run the bare base, bit for bit, while it lasts.
 
         `model.generate` read inside it stays bare in another thread too, as in
         `Thread(target=model.generate)`. Any other call of a thread that is started meanwhile must say what
