@@ -341,7 +341,7 @@ class ShadowedModel(  # type: ignore[misc]
         # Chosen once, since another thread may call set_adapter() between two tokens.
         if kwargs.get("adapter") is None and not self._bare.is_on(None):
             kwargs["adapter"] = self.active_adapter
-        return super().generate(*args, **versions.with_own_cache_name(kwargs))  # type: ignore[misc]
+        return super().generate(*args, **versions.with_own_cache_name(kwargs))
 
     # Loading, detaching, unloading
 
