@@ -1,10 +1,11 @@
 """Configurations of shadows derived from their base's."""
 
 import pytest
-from helpers.families import BLOCKS, TINY, WINDOW, attached, tiny_config, tiny_model
+import torch
+from helpers.families import BLOCKS, TINY, WINDOW, attached, tiny_config, tiny_model, token_ids
 from helpers.family_cases import CONFIG
 
-from shadowpeft import ConfigError, ShadowConfig, arch, attach
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, arch, attach
 
 
 def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
@@ -61,3 +62,17 @@ def test_the_rotary_factors_change_at_the_length_of_the_configuration():
 def test_a_depth_beyond_the_listed_blocks_is_refused():
     with pytest.raises(ConfigError, match="shadow_layers must be at most the base's 4, got 5"):
         arch.set_depth(tiny_config("gemma3_text"), 5)
+
+
+def test_a_mixture_may_leave_its_head_width_to_its_model(tmp_path):
+    """Catches a field that is read although the stock model is built without it."""
+    config = tiny_config("qwen3_moe")
+    del config.head_dim
+    model, ids = attached(tiny_model("qwen3_moe", config=config)), token_ids(1, 5)
+    assert torch.equal(model(ids).logits, model.base(ids).logits)
+    model.save_pretrained(tmp_path)
+    other = ShadowedModel.from_pretrained(model.unload(), tmp_path)
+    other.add_adapter("narrow", ShadowConfig(shadow_attention_heads=2))
+    assert other(ids).logits.isfinite().all()
+    with pytest.raises(ConfigError, match="must divide the base's width"):
+        other.add_adapter("odd", ShadowConfig(shadow_attention_heads=3, shadow_key_value_heads=1))

@@ -80,3 +80,17 @@ def test_the_detached_model_has_the_settings_of_the_model(base):
     small = model.detached()
     assert small.config.pad_token_id == 5
     assert small.config.name_or_path == ""
+
+
+def test_the_detached_model_generates_as_the_model_was_told_to(base, tmp_path):
+    """Catches an end token set on the attached model that the small one does not stop at."""
+    model = attach(base)
+    model.generation_config.update(eos_token_id=[7, 9], repetition_penalty=1.5)
+    alone = model.detached()
+    alone.save_pretrained(tmp_path)
+    for found in (alone, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert found.generation_config.eos_token_id == [7, 9]
+        assert found.generation_config.repetition_penalty == 1.5
+    alone.generation_config.eos_token_id = 8
+    assert model.generation_config.eos_token_id == [7, 9]
+    assert base.generation_config.repetition_penalty is None

@@ -1,6 +1,9 @@
 """transformers' `generate` on a shadowed model: caches, assistants, adapters."""
 
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from helpers.families import attached, padded, perturb, tiny_config, tiny_model,
 from helpers.family_cases import close, rows, step_by_step
 from packaging.version import Version
 from torch import Tensor
-from transformers import DynamicCache, StaticCache, StoppingCriteria
+from transformers import CompileConfig, DynamicCache, PreTrainedModel, StaticCache, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
 from shadowpeft.arch import versions
@@ -199,3 +203,196 @@ def test_phi3_recomputes_where_its_rotary_factors_change():
     model, ids = perturb(attached(base)), token_ids(1, 9)
     greedy = {"max_new_tokens": 10, "do_sample": False}
     assert torch.equal(model.generate(ids, **greedy), model.generate(ids, use_cache=False, **greedy))
+
+
+@torch.no_grad()
+def new_tokens(model: PreTrainedModel, ids: Tensor, embeds: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Generate from ids and from their embeddings; return the new tokens of each."""
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **settings}
+    from_ids = model.generate(ids, **settings)[:, ids.shape[1] :]
+    return from_ids, model.generate(inputs_embeds=embeds, **settings)
+
+
+@torch.no_grad()
+def test_embeddings_are_generated_from_as_their_ids_are(shadowed: ShadowedModel) -> None:
+    """Catches a prompt of embeddings that is refused, or that only one of the two networks reads."""
+    ids, mask, _ = padded(rows(), "left")
+    embeds = shadowed.get_input_embeddings()(ids)
+    for settings in ({"num_beams": 3, "cache_implementation": "static"}, {}):
+        want, found = new_tokens(shadowed, ids, embeds, attention_mask=mask, **settings)
+        assert torch.equal(found, want)
+    both = shadowed.generate(
+        ids, inputs_embeds=embeds, attention_mask=mask, max_new_tokens=6, do_sample=False
+    )
+    assert torch.equal(both[:, : ids.shape[1]], ids)
+    with shadowed.disabled():
+        bare, found = new_tokens(shadowed, ids, embeds, attention_mask=mask)
+    assert torch.equal(found, bare)
+    stock, _ = new_tokens(shadowed.base, ids, embeds, attention_mask=mask)
+    assert torch.equal(bare, stock)
+    assert not torch.equal(bare, want)
+
+
+@torch.no_grad()
+def test_embeddings_continue_a_cache() -> None:
+    """Catches a cache in which a prompt of embeddings leaves the two halves apart."""
+    model, ids = perturb(attached(tiny_model("llama"))), token_ids(1, 12)
+    cache, embeds = model.new_cache(), model.get_input_embeddings()(ids)
+    model(inputs_embeds=embeds[:, :5], past_key_values=cache)
+    out = model(inputs_embeds=embeds[:, 5:], past_key_values=cache)
+    close(out.logits, model(ids).logits[:, 5:])
+    assert {layer.get_seq_length() for layer in cache.layers} == {12}
+
+
+def test_an_explicit_shadow_needs_ids() -> None:
+    """Catches a shadow with a table of its own that is given another model's embeddings."""
+    model = explicit("one width")
+    embeds = model.get_input_embeddings()(token_ids(1, 5))
+    with pytest.raises(UserError, match="has embeddings of its own and needs input_ids"):
+        model.generate(inputs_embeds=embeds, max_new_tokens=2)
+    with model.disabled():
+        assert model.generate(inputs_embeds=embeds, max_new_tokens=2).shape == (1, 2)
+
+
+class Tokens(BaseStreamer):
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.kept += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.kept.append(-1)
+
+
+# What transformers can be asked for beside its default, on the tiny Qwen3. The tokens of a fresh shadowed
+# model are then its base's.
+SAME = {
+    "sampling": {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 0.7},
+    "min_p": {"do_sample": True, "min_p": 0.1},
+    "several samples": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampled beams": {"num_beams": 3, "do_sample": True},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "no cache": {"use_cache": False},
+    "dynamic": {"cache_implementation": "dynamic"},
+    "static": {"cache_implementation": "static"},
+    "hybrid": {"cache_implementation": "hybrid"},
+    "sliding window": {"cache_implementation": "sliding_window"},
+    "room": {"cache_implementation": "static", "max_cache_len": 40},
+    "chunks": {"prefill_chunk_size": 4},
+    "chunks, static": {"prefill_chunk_size": 4, "cache_implementation": "static"},
+    "compile config": {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager")},
+    "guidance": {"guidance_scale": 1.5, "negative_prompt_ids": token_ids(1, 4, seed=5)},
+    "guidance, no cache": {"guidance_scale": 1.5, "use_cache": False},
+    "end tokens": {"eos_token_id": list(range(3, 20))},
+    "least tokens": {"min_new_tokens": 4, "eos_token_id": 5},
+    "time": {"max_time": 60.0},
+    "repetition": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "banned": {"bad_words_ids": [[5]], "suppress_tokens": [3, 4], "sequence_bias": {(6,): -10.0}},
+    "allowed": {"prefix_allowed_tokens_fn": lambda batch, tokens: [3, 4, 5]},
+    "watermark": {"watermarking_config": {"bias": 2.0, "greenlist_ratio": 0.5}},
+    "one process": {"synced_gpus": False},
+    "own loop": {"custom_generate": lambda model, tokens, **rest: model._sample(tokens, **rest)},
+    "streamer": {"streamer": Tokens()},
+}
+# What cannot be, and the words that say so. transformers itself says so where the second is not ours.
+REFUSED = {
+    "early exit": ({"assistant_early_exit": 1}, "use assistant_model=model.detached"),
+    "paged": ({"cache_implementation": "paged"}, "continuous batching"),
+    "offloaded": ({"cache_implementation": "offloaded"}, "'dynamic' or 'static'"),
+    "offloaded static": ({"cache_implementation": "offloaded_static"}, "'dynamic' or 'static'"),
+    "quantized": (
+        {"cache_implementation": "quantized", "cache_config": {"nbits": 4}},
+        "'dynamic' or 'static'",
+    ),
+    "contrastive": ({"penalty_alpha": 0.6, "top_k": 4}, "trust_remote_code"),
+    "DoLa": ({"dola_layers": "low"}, "trust_remote_code"),
+    "beam groups": ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "trust_remote_code"),
+    "constraints": ({"force_words_ids": [[5]], "num_beams": 3}, "trust_remote_code"),
+    "healing": ({"token_healing": True}, "tokenizer"),
+    "a misspelling": ({"max_new_token": 3}, "not used by the model"),
+    "mixed batches": ({"adapter_names": ["default"]}, "not used by the model"),
+}
+
+
+def written(model: PreTrainedModel, settings: dict[str, Any]) -> tuple[list[list[int]], list[int]]:
+    """Return the tokens that a model writes, and those that the streamer got, if there is one."""
+    torch.manual_seed(0)
+    streamer = settings.get("streamer", Tokens())
+    streamer.kept.clear()
+    tokens = model.generate(token_ids(1, 9), **{"max_new_tokens": 6, "do_sample": False, **settings})
+    return tokens.tolist(), list(streamer.kept)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> ShadowedModel:
+    """An untrained shadow; tests that share it only read it."""
+    return attached(tiny_model("qwen3"))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_way_of_generating_writes_what_the_base_writes(fresh: ShadowedModel, name: str) -> None:
+    """Catches a mode that runs one of the two networks otherwise than `forward` does."""
+    assert written(fresh, SAME[name]) == written(fresh.base, SAME[name])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_ways_of_generating_are_refused(fresh: ShadowedModel, name: str) -> None:
+    """Catches a raw error, or an answer without a word, for what a shadowed model does not do."""
+    settings, sentence = REFUSED[name]
+    with pytest.raises(ValueError, match=sentence):
+        written(fresh, settings)
+
+
+@torch.no_grad()
+def test_outputs_of_each_step_are_the_bases() -> None:
+    """Catches states, attention or scores of another network."""
+    stock, fresh, ids = tiny_model("qwen3"), attached(tiny_model("qwen3")), token_ids(1, 9)
+    wanted = ("scores", "logits", "hidden_states", "attentions")
+    settings: dict[str, Any] = {f"output_{name}": True for name in wanted}
+    for model in (stock, fresh):
+        model.set_attn_implementation("eager")
+    ours, theirs = (model.generate(ids, **{**GREEDY, **settings}) for model in (fresh, stock))
+    for name in wanted:
+        flat = [torch.utils._pytree.tree_leaves(out[name]) for out in (ours, theirs)]
+        for found, want in zip(*flat, strict=True):
+            torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("entry", ["generate_batch", "init_continuous_batching", "paged in a config"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_continuous_batching_is_refused_before_a_thread_starts(entry: str, bare: bool) -> None:
+    """Catches empty answers after an error in a thread."""
+    model, threads = attached(tiny_model("qwen3")), threading.active_count()
+    calls = {
+        "generate_batch": lambda: model.generate_batch([[3, 4]], max_new_tokens=2),
+        "init_continuous_batching": lambda: model.init_continuous_batching(),
+        "paged in a config": lambda: model.generate(token_ids(1, 4), cache_implementation="paged"),
+    }
+    with model.disabled() if bare else nullcontext(), pytest.raises(UserError, match="continuous batching"):
+        calls[entry]()
+    with pytest.raises(UserError, match="continuous batching"):
+        model.continuous_batching_context_manager()
+    assert threading.active_count() == threads
+
+
+@torch.no_grad()
+def test_guidance_and_assistants_keep_the_adapter_of_the_call() -> None:
+    """Catches a second run of the model, and a draft's verification, under the active adapter."""
+    model = perturb(attached(tiny_model("llama")), seed=1)
+    model.add_adapter("b", ShadowConfig(alpha=0.5))
+    perturb(model, seed=2)
+    ids = token_ids(1, 9)
+    for settings in ({"guidance_scale": 1.5}, {"assistant_model": model.detached("default")}):
+        call = {"max_new_tokens": 8, "do_sample": False, **settings}
+        model.set_adapter("default")
+        want = model.generate(ids, **call)
+        model.set_adapter("b")
+        assert not torch.equal(model.generate(ids, **call), want)
+        assert torch.equal(model.generate(ids, adapter="default", **call), want)
+        model.set_adapter("default")
+        switch = SwitchAfterTwo(model, ids.shape[1])
+        assert torch.equal(model.generate(ids, **call, stopping_criteria=[switch]), want)

@@ -5,7 +5,7 @@ import torch
 from helpers.families import attached, perturb, tiny_model, token_ids
 from transformers import Trainer, TrainingArguments
 
-from shadowpeft import UserError, attach
+from shadowpeft import ShadowedModel, UserError, attach
 from shadowpeft.arch import versions
 
 
@@ -89,3 +89,35 @@ def test_nothing_draws_the_weights_anew(model, verb):
     model.apply(model._init_weights)
     model.tie_weights()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_classifier_cannot_generate(base):
+    """Catches an answer of the class for its models, which are of two tasks."""
+    assert ShadowedModel.can_generate()
+    assert attach(base).can_generate()
+    assert not attached(tiny_model("llama", "sequence-classification")).can_generate()
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "llama", "falcon"])
+@torch.no_grad()
+def test_an_implementation_reaches_the_base_and_every_shadow(family):
+    """Catches a choice that changes the copy of the configuration alone."""
+    stock, model = tiny_model(family), attached(tiny_model(family))
+    model.add_adapter("b")
+    before = model.base.config._attn_implementation, model.base.config._experts_implementation
+    for one in (stock, model):
+        one.set_attn_implementation("eager")
+        one.set_experts_implementation("batched_mm")
+    parts = [model, model.base, *(adapter.shadow.backbone for adapter in model.adapters.values())]
+    for part in parts:
+        assert part.config._attn_implementation == stock.config._attn_implementation
+        assert part.config._experts_implementation == stock.config._experts_implementation
+    torch.testing.assert_close(model(token_ids(2, 9)).logits, stock(token_ids(2, 9)).logits)
+    base = model.unload()
+    assert (base.config._attn_implementation, base.config._experts_implementation) == before
+
+
+def test_copies_for_several_gpus_in_one_process_are_refused(base):
+    """Catches copies whose blocks are the first GPU's."""
+    with pytest.raises(UserError, match="one process for each GPU"):
+        attach(base)._replicate_for_data_parallel()

@@ -13,6 +13,7 @@ from shadowpeft.arch.configs import (
     rope_switch_of,
     set_depth,
     shadow_model_config,
+    wants_router_logits,
 )
 from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config, supported, task_of
 from shadowpeft.arch.modules import (
@@ -57,4 +58,5 @@ __all__ = [
     "supported",
     "task_of",
     "token_embedding_of",
+    "wants_router_logits",
 ]

@@ -89,8 +89,9 @@ def _refuse_heads(family: Family, config: PretrainedConfig) -> None:
     """Raise if the heads do not divide what they must divide, before transformers' blocks fail on it."""
     heads, head_dim, shared = config.num_attention_heads, None, None
     if family.head_dim is not None:
-        head_dim = getattr(config, family.head_dim)
-    elif config.hidden_size % heads:
+        # Some configurations leave it out, and their models then divide the width.
+        head_dim = getattr(config, family.head_dim, None)
+    if head_dim is None and config.hidden_size % heads:
         raise ConfigError(
             f"shadow_attention_heads must divide the base's width {config.hidden_size}, got {heads}"
         )
@@ -98,11 +99,16 @@ def _refuse_heads(family: Family, config: PretrainedConfig) -> None:
         raise ConfigError(f"shadow_head_dim must be even, got {head_dim}")
     # A Falcon with multi-query attention has this field and does not use it.
     if family.kv_heads is not None and family.model_type != "falcon":
-        shared = getattr(config, family.kv_heads)
+        shared = getattr(config, family.kv_heads, None)
     if shared and heads % shared:
         raise ConfigError(
             f"shadow_attention_heads ({heads}) must be a multiple of shadow_key_value_heads ({shared})"
         )
+
+
+def wants_router_logits(config: PretrainedConfig) -> bool:
+    """Return whether a mixture's configuration asks for its routers' logits, and so for a loss on them."""
+    return bool(getattr(config, "output_router_logits", False))
 
 
 def depth_of(config: PretrainedConfig) -> int:

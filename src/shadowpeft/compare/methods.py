@@ -108,9 +108,9 @@ def _attached(
     if method in EXPLICIT:
         if shadow_model is None:
             raise ConfigError(f"{method} needs a pretrained shadow; set shadow_model to a folder or hub id")
+        pretrained = sources.open_source(shadow_model, torch.float32)
         extra = {"shadow_model": shadow_model, "matched": method in MATCHED}
     shadowed = attach(base, ShadowConfig.from_dict(settings), pretrained)
-        pretrained = sources.open_source(shadow_model, torch.float32)
     # What a pretrained shadow decides is in the adapter's settings, and not in those that were asked for.
     return Built(shadowed, base, {**shadowed.adapter.settings.to_dict(), **extra}, detach=shadowed.detached)
 

@@ -19,9 +19,13 @@ class ShadowCache(Cache):
     """
 
     def __init__(self, base: Cache, shadow: Cache) -> None:
-        super().__init__(layers=[*base.layers, *shadow.layers])
+        Cache.__init__(self, layers=[*base.layers, *shadow.layers])
         self.base = Cache(layers=base.layers)
         self.shadow = Cache(layers=shadow.layers)
+
+
+class StaticShadowCache(ShadowCache, StaticCache):
+    """Static halves; transformers asks for the class to keep the mask that flash attention then needs."""
 
 
 def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCache:
@@ -31,7 +35,7 @@ def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCac
 
 def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
     """Make a cache with room for `max_length` tokens, allocated once."""
-    return ShadowCache(
+    return StaticShadowCache(
         StaticCache(config=base, max_cache_len=max_length),
         StaticCache(config=shadow, max_cache_len=max_length),
     )

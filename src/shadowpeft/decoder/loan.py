@@ -30,6 +30,7 @@ class Flags:
         capturing: names of the modules that captured outputs.
         hooks: numbers of the forward hooks, by the name of their module.
         attention: the attention implementation.
+        experts: the implementation of a mixture's experts.
     """
 
     trainable: frozenset[str]
@@ -38,6 +39,7 @@ class Flags:
     capturing: frozenset[str]
     hooks: dict[str, frozenset[int]]
     attention: str | None
+    experts: str | None
 
     @classmethod
     def of(cls, base: PreTrainedModel) -> "Flags":
@@ -51,6 +53,7 @@ class Flags:
             capturing=frozenset(name for name, module in modules.items() if _CAPTURING in vars(module)),
             hooks={name: frozenset(_hooks(module)) for name, module in modules.items()},
             attention=base.config._attn_implementation,
+            experts=base.config._experts_implementation,
         )
 
     def restore(self, base: PreTrainedModel) -> None:
@@ -69,6 +72,8 @@ class Flags:
                     hooks.pop(number, None)
         if base.config._attn_implementation != self.attention and self.attention is not None:
             base.set_attn_implementation(self.attention)
+        if base.config._experts_implementation != self.experts and self.experts is not None:
+            base.set_experts_implementation(self.experts)
 
 
 class Loan:

@@ -9,6 +9,7 @@ from shadowpeft import arch
 from shadowpeft.arch import versions
 from shadowpeft.decoder.cache import ShadowCache
 from shadowpeft.model import outside_loss
+from shadowpeft.model.bare import BareSwitch
 from shadowpeft.shadow.adapter import Adapter
 
 
@@ -17,12 +18,11 @@ class _Shadowed(Protocol):
 
     config: PretrainedConfig
     training: bool
+    _bare: BareSwitch
 
     def _base(self) -> PreTrainedModel: ...
 
     def _adapter(self, name: str | None) -> Adapter: ...
-
-    def _is_bare(self) -> bool: ...
 
     def _cache_of_call(self, adapter: Adapter, given: Cache | None, wanted: bool) -> ShadowCache | None: ...
 
@@ -77,7 +77,7 @@ class Headless:
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if model._is_bare():
+        if model._bare.is_on(adapter):
             stock = {versions.CACHE: given_cache, "use_cache": use_cache, **kwargs}
             given = {name: value for name, value in {**inputs, **stock}.items() if value is not None}
             return arch.decoder_of(model._base())(**given)

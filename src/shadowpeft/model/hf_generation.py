@@ -1,9 +1,16 @@
 """What transformers' `generate` asks of a model, for two decoders: a cache, the inputs of a step, masks."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PretrainedConfig
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PretrainedConfig,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
@@ -62,12 +69,13 @@ class HFGenerationMixin:
         input_ids: Tensor,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare one step as transformers does, without the cache where it has become void.
 
         The keys in it are void once the sequence reaches the length at which the rotary factors change
-        (Phi-3).
+        (Phi-3). `inputs_embeds` is named because transformers looks for it in the signature.
         """
         switch = arch.rope_switch_of(self.config)
         cache = versions.one_cache(cache, past_key_values)
@@ -77,7 +85,52 @@ class HFGenerationMixin:
             if "next_sequence_length" in kwargs:
                 kwargs["next_sequence_length"] = None
         stock: Any = super()
-        return stock.prepare_inputs_for_generation(input_ids, **{versions.CACHE: cache}, **kwargs)
+        return stock.prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, **{versions.CACHE: cache}, **kwargs
+        )
+
+    def _get_logits_processor(
+        self, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        stock: Any = super()
+        processors: LogitsProcessorList = stock._get_logits_processor(
+            *args, model_kwargs=model_kwargs, **kwargs
+        )
+        adapter = (model_kwargs or {}).get("adapter")
+        for processor in processors:
+            # It runs the model apart, and by itself under the active adapter.
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                processor.model = partial(processor.model, adapter=adapter)
+        return processors
+
+    def _get_candidate_generator(
+        self, *, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        settings = generation_config.to_dict()
+        if settings.get("assistant_early_exit") is not None:
+            raise UserError(
+                "assistant_early_exit stops inside a stock decoder, and a shadowed model is two; use "
+                "assistant_model=model.detached(), its own small draft"
+            )
+        # The assistant is another model, which may have no adapters.
+        others = {name: value for name, value in model_kwargs.items() if name != "adapter"}
+        stock: Any = super()
+        return stock._get_candidate_generator(
+            generation_config=generation_config, model_kwargs=others, **kwargs
+        )
+
+    def generate_batch(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise: continuous batching has one cache, for one decoder.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "continuous batching (generate_batch, cache_implementation='paged') keeps one paged cache for "
+            "one decoder, and a shadowed model is two; use generate() on padded rows"
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -19,6 +19,7 @@ class HFSurfaceMixin:
     """The methods of `PreTrainedModel` that would act on the base as if it were ours. Listed before it."""
 
     task: arch.Task
+    config: PretrainedConfig
     active_adapter: str
     base: PreTrainedModel | None
     config: PretrainedConfig
@@ -110,6 +111,31 @@ class HFSurfaceMixin:
 
     def post_init(self) -> None:
         """Do nothing: base and adapters are complete, and have done what this does in a stock model."""
+
+    def can_generate(self: Any = None) -> bool:
+        """Return whether a model can generate; asked of the class, whether some model of it can."""
+        return self is None or self.task == "causal-lm"
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str], **options: Any) -> None:
+        """Choose how attention is computed, in the base and in every shadow."""
+        stock: Any = super()
+        stock.set_attn_implementation(attn_implementation, **options)
+        # Some bases (Falcon) cannot change, which stock has said in a warning.
+        self.config._attn_implementation = self._base().config._attn_implementation
+
+    def set_experts_implementation(self, experts_implementation: str | dict[str, str]) -> None:
+        """Choose how mixtures of experts compute, in the base and in every shadow that is one."""
+        base = self._base()
+        for part in (base, *(adapter.shadow.backbone for adapter in self._all_adapters())):
+            part.set_experts_implementation(experts_implementation)
+        self.config._experts_implementation = base.config._experts_implementation
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise UserError(
+            "torch.nn.DataParallel copies a model for each GPU and would lose the base's blocks; start one "
+            "process for each GPU (torchrun or accelerate launch), or show this one a single GPU "
+            "(CUDA_VISIBLE_DEVICES=0)"
+        )
 
     def enable_input_require_grads(self) -> None:
         """Do nothing: only reentrant checkpointing needs it, and the lent base gets no hook."""

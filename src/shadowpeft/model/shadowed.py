@@ -1,7 +1,6 @@
 """`ShadowedModel`: a base and its adapters as one transformers model, from attaching to unloading."""
 
 import copy
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,8 +19,9 @@ from shadowpeft.decoder.loan import Loan, trained_weights
 from shadowpeft.decoder.view import ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import rows_are_whole
 from shadowpeft.errors import UserError
-from shadowpeft.model import heads, outside_loss
+from shadowpeft.model import arguments, heads, outside_loss
 from shadowpeft.model.adapters import AdaptersMixin, check_type
+from shadowpeft.model.bare import BareSwitch, bare_where_read
 from shadowpeft.model.detach import detached
 from shadowpeft.model.frame import ShadowedBlock, ShadowFrame, frame_in_context
 from shadowpeft.model.hf_generation import HFGenerationMixin, require_shadow_cache
@@ -109,26 +109,25 @@ class ShadowedModel(  # type: ignore[misc]
         self.base: PreTrainedModel | None = base
         blocks = WrappedBlocks(ShadowedBlock, arch.blocks_of(base), base.config)
         self._decoder = ModuleView(arch.decoder_of(base), {arch.family_of(base).blocks: blocks})
+        self._taken = arguments.taken_by(arch.decoder_of(base))
         self.adapters = nn.ModuleDict()
         self.active_adapter = ""
         self.set_impl("auto")
-        # How many `disabled()` contexts each thread is in.
-        self._bare_threads: dict[int, int] = {}
+        self._bare = BareSwitch()
         self.training = base.training
         # Last: if something above failed, the base would stay frozen.
         self._loan = Loan(base)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Make this thread's calls run the bare base, bit for bit, while the context lasts."""
-        thread = threading.get_ident()
-        self._bare_threads[thread] = self._bare_threads.get(thread, 0) + 1
-        try:
+        """Make the calls of this thread or asyncio task run the bare base, bit for bit, while it lasts.
+
+        `model.generate` read inside it stays bare in another thread too, as in
+        `Thread(target=model.generate)`. Any other call of a thread that is started meanwhile must say what
+        it wants: it enters `disabled()` itself or names its adapter, or else is refused.
+        """
+        with self._bare.on():
             yield
-        finally:
-            self._bare_threads[thread] -= 1
-            if not self._bare_threads[thread]:
-                del self._bare_threads[thread]
 
     def train(self, mode: bool = True) -> "ShadowedModel":
         """Put adapters and base into training mode, or out of it; only adapters train."""
@@ -211,9 +210,17 @@ class ShadowedModel(  # type: ignore[misc]
             "inputs_embeds": inputs_embeds,
         }
         given_cache = versions.one_cache(cache, past_key_values)
-        if self._is_bare():
+        # What was set on this model's configuration; the base reads its own.
+        kwargs = {**arguments.outputs_by(self.config, base.config), **kwargs}
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        if self._bare.is_on(adapter):
+            if use_cache is None and self.config.use_cache != base.config.use_cache:
+                use_cache = self.config.use_cache
             stock = {versions.CACHE: given_cache, "use_cache": use_cache, "return_dict": return_dict}
             return self._run_bare(inputs, targets, logits_to_keep, stock={**stock, **kwargs})
+        asked = {"output_router_logits": arch.wants_router_logits(self.config), **kwargs}
+        arguments.refuse(asked, self._taken)
         chosen = self._adapter(adapter)
         if self.training and not targets.given and not output_shadow_logits:
             outside_loss.check(chosen, labels_were_taken=num_items_in_batch is not None)
@@ -345,26 +352,24 @@ class ShadowedModel(  # type: ignore[misc]
 
     def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
         """Return the configurations a cache is made for, `None` inside `disabled()`."""
-        if self._is_bare():
+        if self._bare.is_on(adapter):
             return None
         return self._base().config, self._adapter(adapter).shadow.backbone.config
 
+    @bare_where_read
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate attached, as transformers' `generate` does.
-
-        `adapter=` chooses the adapter. With an assistant model it is always the active one.
+        """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter.
 
         Raises:
-            UserError: the model is a classifier, or the kind of cache asked for has no room for the shadow.
+            UserError: the model is a classifier, or something is asked for that only a model with one cache
+                of its own can do (continuous batching, an early exit, a cache of another kind).
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
-        # Chosen once, since another thread may call set_adapter() between two tokens. Not with an assistant:
-        # transformers passes the same arguments to it, and a stock model has no adapters.
-        chosen_by_call = kwargs.get("adapter") is not None
-        if not chosen_by_call and not self._is_bare() and kwargs.get("assistant_model") is None:
+        # Chosen once, since another thread may call set_adapter() between two tokens.
+        if kwargs.get("adapter") is None and not self._bare.is_on(None):
             kwargs["adapter"] = self.active_adapter
-        return super().generate(*args, **versions.with_own_cache_name(kwargs))  # type: ignore[misc]
+        return super().generate(*args, **versions.with_own_cache_name(kwargs))
 
     # Loading, detaching, unloading
 
@@ -414,7 +419,10 @@ class ShadowedModel(  # type: ignore[misc]
             UserError: the base was resized since it was lent, or its weights are not in memory.
         """
         self._refuse_resized_base()
-        return detached(self._base(), self._adapter(adapter), self.config)
+        model = detached(self._base(), self._adapter(adapter), self.config)
+        if self.task == "causal-lm":
+            model.generation_config = copy.deepcopy(self.generation_config)
+        return model
 
     def unload(self) -> PreTrainedModel:
         """Give the base back as it was lent, on its present device and in its present type.
@@ -429,10 +437,6 @@ class ShadowedModel(  # type: ignore[misc]
         return base
 
     # Helpers
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy is not inside this thread's `disabled()`.
-        return {**self.__dict__, "_bare_threads": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -481,9 +485,6 @@ class ShadowedModel(  # type: ignore[misc]
             f"another model that holds the same base put it into {now} mode: call {wanted} on this model "
             "before using it again, or unload() the other one"
         )
-
-    def _is_bare(self) -> bool:
-        return bool(self._bare_threads) and threading.get_ident() in self._bare_threads
 
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:

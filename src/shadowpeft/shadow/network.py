@@ -17,6 +17,8 @@ from shadowpeft.decoder.view import BorrowedModule, ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import WholeRowsBlock, rows_are_whole
 from shadowpeft.errors import UnsupportedModelError
 
+_ATTENTION = (*FlashAttentionKwargs.__annotations__, "is_causal")
+
 
 class Shadow(nn.Module):
     """The network that computes the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
@@ -80,8 +82,8 @@ class Shadow(nn.Module):
             attention_mask: 1 for tokens, 0 for padding, (B, cached + T).
             position_ids: positions of the tokens, (B, T).
             shadow_cache: the shadow's half of the cache; written to.
-            **kwargs: what the base's decoder is given besides. The shadow takes of it what tells flash
-                attention where packed documents begin.
+            **kwargs: what the base's decoder is given besides. The shadow takes of it what changes attention,
+                such as where packed documents begin.
 
         Returns:
             s^(0), (B, T, D).
@@ -100,12 +102,12 @@ class Shadow(nn.Module):
             given = inputs_embeds_BTD if input_ids_BT is None else input_ids_BT
             assert given is not None
             attention_mask = filling_mask(attention_mask, shadow_cache, given.shape[1])
-        packing = {name: kwargs[name] for name in FlashAttentionKwargs.__annotations__ if name in kwargs}
+        attention = {name: kwargs[name] for name in _ATTENTION if name in kwargs}
         # Nothing below a frozen backbone can train, so none of its activations is kept.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
             out = run(
                 **inputs,
-                **packing,
+                **attention,
                 attention_mask=attention_mask,
                 use_cache=shadow_cache is not None,
                 return_dict=True,
@@ -179,7 +181,7 @@ def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:
         "shadow_head_dim": None,
     }
     fields = {"shadow_key_value_heads": family.kv_heads, "shadow_head_dim": family.head_dim}
-    sizes.update({size: values[field] for size, field in fields.items() if field is not None})
+    sizes.update({size: values.get(field) for size, field in fields.items() if field is not None})
     return sizes
 
 
