@@ -5,11 +5,11 @@ A misspelt name is refused with the nearest one.
 
 import dataclasses
 import inspect
-import json
+import os
 import re
 import typing
 from argparse import SUPPRESS
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,35 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from shadowpeft.checked_fields import holding_several, nearest
+from shadowpeft.cli._texts import Texts
 from shadowpeft.errors import ConfigError
 
 # What jsonargparse says of a value that is none of several types.
 _UNION = re.compile(
     r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL
 )
-# What a name may be in a file; a rank is a number.
-_NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
-
-
 # A setting's text stands under its field.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _Parser(ArgumentParser):
-    """A parser whose files may hold a list where a setting holds several names, separated by commas.
+    """A parser whose files are UTF-8.
 
     Attributes:
-        several: the names of these settings.
+        texts: the texts of the command line and its files.
     """
 
-    several: Collection[str] = ()
+    texts = Texts({})
+
+    def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
+        # jsonargparse would read in the encoding of the locale.
+        return self.parse_string(_read(Path(path)), *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        if self.several:
-            content = _joined(content, self.several)
-        return super().parse_string(content, *args, **kwargs)
+        return super().parse_string(self.texts.from_file(content), *args, **kwargs)
 
 
-def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
+def build(verb: str, run: Callable[..., Any]) -> _Parser:
     """Make the parser of a verb.
 
     Args:
@@ -68,7 +67,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
     settings = typing.get_type_hints(run).get("settings")
     if settings is not None:
         parser.add_class_arguments(settings)
-        parser.several = holding_several(settings)
+    parser.texts = Texts(hints, [] if settings is None else holding_several(settings))
     parser.add_function_arguments(run, skip={"settings"})
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))
@@ -84,11 +83,12 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     """
     parser = build(verb, run)
     known = flags(parser)
-    words = _repeated(_as_fields(words, known), _hints(run))
+    names = (*known, *_groups(known), "config", "help")
+    words = parser.texts.from_words(_as_fields(words, known), names)
     try:
         _refuse_unknown(words, known, verb)
         found = parser.parse_args(words)
-        values = dict(vars(parser.instantiate(found)))
+        values = dict(vars(parser.instantiate(parser.texts.put_back(found))))
     except ArgumentError as error:
         raise ConfigError(_plain(str(error))) from error
     except SystemExit:  # --help was printed
@@ -152,23 +152,6 @@ def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
     return [flag.sub("--shadow_model", word) for word in words]
 
 
-def _repeated(words: Sequence[str], hints: dict[str, Any]) -> list[str]:
-    """Let the flag of a list of strings be repeated, and keep its text as it is.
-
-    jsonargparse would read the text as YAML.
-    """
-    lists = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *typing.get_args(hint))}
-    result, rest = [], iter(words)
-    for word in rest:
-        flag, equals, text = word.partition("=")
-        if flag in lists:
-            if not equals:
-                text = next(rest, "")
-            word = f"{flag}+={json.dumps([text])}"
-        result.append(word)
-    return result
-
-
 def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> None:
     groups = _groups(known)
     for position, word in enumerate(words):
@@ -188,10 +171,8 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> No
 
 def _refuse_unknown_keys(path: Path, known: Sequence[str]) -> None:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"--config needs a YAML file, there is none at {str(path)!r}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(_read(path))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold settings as 'name: value' lines, got {type(content).__name__}")
@@ -228,23 +209,11 @@ def _flat_keys(content: dict[Any, Any], known: Sequence[str], prefix: str = "") 
             yield name
 
 
-def _joined(content: str, several: Collection[str]) -> str:
-    """Return a file's YAML with a list or a number as text where a setting holds several names."""
-    root = yaml.compose(content, Loader=yaml.SafeLoader)
-    assert isinstance(root, yaml.MappingNode), "a file that holds no settings has been refused"
-    root.value = [
-        (key, _as_text(value)) if key.value in several else (key, value) for key, value in root.value
-    ]
-    return yaml.serialize(root, allow_unicode=True)
-
-
-def _as_text(node: yaml.Node) -> yaml.Node:
-    parts = [node]
-    if isinstance(node, yaml.SequenceNode):
-        parts = node.value
-    if not parts or any(part.tag not in _NAMES for part in parts):
-        return node
-    return yaml.ScalarNode(_NAMES[0], ",".join(part.value for part in parts))
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"--config needs a YAML file, there is none at {str(path)!r}") from None
 
 
 def _nearest_flag(name: str, known: Sequence[str]) -> str:
