@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_the_span_of_an_answer_holds_it_and_its_end(template, learn_from):
     """Catches spans off by a character, and answers that are only context."""
     tokenizer = build_tokenizer(template)
-    text = render(TURNS, tokenizer, "here")
+    text = render(Chat(TURNS, learn_from), tokenizer, "here")
     found = list(answers_in(text, Chat(TURNS, learn_from), tokenizer, "here"))
     ending = {CHATML: "<|im_end|>", THINKING: "<|im_end|>", PLAIN: "\n\n"}[template]
     before = {CHATML: "", THINKING: "<think>\n\n</think>\n\n", PLAIN: ""}[template]
