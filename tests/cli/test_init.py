@@ -31,7 +31,7 @@ print(json.dumps(found))
 def help_of_each() -> dict[str, tuple[int, str, list[str]]]:
     """What one process printed for every command line of `HELP`; torch is imported in this one already."""
     words = [sys.executable, "-c", ASK, json.dumps(HELP)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -110,7 +110,11 @@ def test_nothing_but_the_result_is_printed(base_folder, adapter_folder, rows_fil
     words = ["eval", "--model", base_folder, "--adapter", adapter_folder, "--data", rows_file, "--json"]
     run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", run, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == 2
@@ -137,6 +141,7 @@ def test_reader_that_has_seen_enough(lines):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 141)

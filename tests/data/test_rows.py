@@ -41,7 +41,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_is_refused(tmp_path, content):
     path = tmp_path / "data.jsonl"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"data.jsonl: expected at least one row, got none"):
         read_rows(str(path))
 
@@ -53,7 +53,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "data.csv"
-    path.write_text("text\na\n")
+    path.write_text("text\na\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"data.csv: expected a .jsonl or .jsonl.gz file"):
         read_rows(str(path))
 
@@ -74,8 +74,8 @@ def test_a_dataset_folder_is_read_by_split(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
-    (folder / "test.jsonl").write_text('{"text": "c"}\n')
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    (folder / "test.jsonl").write_text('{"text": "c"}\n', encoding="utf-8")
     assert read_rows(str(folder), "test") == [Row({"text": "c"}, f"{folder}['test'][0]")]
     assert [r.fields["text"] for r in read_rows(str(folder))] == ["a", "b"]
     with pytest.raises(DataError, match=r"folder: split 'dev' of this data set"):
