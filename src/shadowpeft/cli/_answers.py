@@ -1,6 +1,5 @@
 """The answers of `generate`: one prompt after the other, streamed to the terminal or as JSON."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
+from shadowpeft.cli._models import print_result
 from shadowpeft.data.encode import Opening, context_length, encode_opening
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id, stop_ids
@@ -64,7 +64,7 @@ def answer(
         tokens = len(new_T) - (opening.length if reply != whole else 0)
         results.append({"prompt": text, "answer": reply, "tokens": tokens})
     if as_json:
-        print(json.dumps({"answers": results}, indent=2, ensure_ascii=False))
+        print_result({"answers": results}, as_json=True)
 
 
 class _Streamer(TextStreamer):
