@@ -1,6 +1,7 @@
 """The command line as a whole: help at once, verbs frozen, every mistake one sentence, closed pipes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -131,6 +132,25 @@ def run():
 doctor.run = run
 sys.exit(main(["doctor"]))
 """
+
+
+def test_help_may_be_cut_off_and_texts_need_no_character_of_the_screen():
+    """Catches the trace of `--help | head -1`, and one after the work where the screen knows no emoji."""
+    run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", run, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+    process.stderr.close()
+    shows = PRINT.replace("line", "\U0001f642")
+    done = subprocess.run(
+        [sys.executable, "-c", shows, "1"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, b"", b"\\U0001f642")
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "while writing"])

@@ -234,3 +234,10 @@ def test_impossible_context_lengths_are_refused(tokenizer, max_positions, reques
 
 
 # Batches
+
+
+def test_columns_that_are_not_used_are_told_of_once(tokenizer):
+    rows = [row(prompt="what", completion=" two", weight=2, images=["a.png"])] * 2
+    with pytest.warns(UserWarning, match="columns that are not used: 'weight', 'images'") as said:
+        encode_all(rows, tokenizer, 100)
+    assert len(said) == 1

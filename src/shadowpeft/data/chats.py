@@ -144,7 +144,7 @@ def _learned(text: str, content: str, start: int, end: int) -> tuple[int, int] |
     stop = start + len(text[start:end].rstrip())
     if stop == start:
         stop = len(text[:end].rstrip())
-    if text.endswith(content.rstrip(), 0, stop):
+    if content and text.endswith(content.rstrip(), 0, stop):
         stop = end
     return (start, stop) if stop > start else None
 
