@@ -189,8 +189,8 @@ def test_what_was_trained_beside_the_content_is_the_reference(shadowed, monkeypa
     """Catches calls of tools and thoughts, which are learned, compared with the bare content."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
-        "{% for call in m.tool_calls or [] %}call {{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for call in m.tool_calls or [] %}call {{ call.function.name }}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     rows = [Row({"messages": [USER, call]}, "here")] * 2

@@ -83,8 +83,8 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     """
     parser = build(verb, run)
     known = flags(parser)
-    names = (*known, *_groups(known), "config", "help")
-    words = parser.texts.from_words(_as_fields(words, known), names)
+    every = {*known, *_groups(known), "config", "help"}
+    words = parser.texts.from_words(_as_fields(words, known), every)
     try:
         _refuse_unknown(words, known, verb)
         found = parser.parse_args(words)
