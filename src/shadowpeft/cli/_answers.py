@@ -1,5 +1,6 @@
 """The answers of `generate`: one prompt after the other, streamed to the terminal or as JSON."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,10 @@ def answer(
         DataError: a prompt leaves no room for its answer.
     """
     limit = context_length(arch.context_of(model.config), tokenizer, None)
-    rows = _rows(prompts, chat=tokenizer.chat_template is not None and not raw)
+    chat = tokenizer.chat_template is not None and not raw
+    if chat:
+        _warn_of_rendered(prompts, tokenizer)
+    rows = _rows(prompts, chat)
     openings = [encode_opening(row, tokenizer) for row in rows]
     # Tokens of the answer are counted without what the template opens it with.
     most = sampling.max_new_tokens + max(opening.length for opening in openings)
@@ -89,6 +93,16 @@ class _Streamer(TextStreamer):
                 return
             text, self._held = self._opening.content_of(self._held), None
         super().on_finalized_text(text, stream_end)
+
+
+def _warn_of_rendered(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    found = [token for token in tokenizer.all_special_tokens if any(token in text for text in prompts)]
+    if found:
+        warnings.warn(
+            f"a prompt holds the special token {found[0]}, and the chat template is put around it all the "
+            "same; give --raw if the prompt is rendered already",
+            stacklevel=2,
+        )
 
 
 def _rows(prompts: Sequence[str], chat: bool) -> list[Row]:
