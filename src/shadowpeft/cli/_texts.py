@@ -69,9 +69,12 @@ class Texts:
         assert isinstance(root, yaml.MappingNode), "a file that holds no settings has been refused"
         changed = []
         for key, value in root.value:
+            kinds = _kinds_of_text(self._hints.get(key.value))
             if key.value in self._several:
                 value = _joined(value)
-            changed.append((key, self._replaced(value, _kinds_of_text(self._hints.get(key.value)))))
+                # What is no name is left to be refused.
+                kinds = kinds if value.tag == _STR else ()
+            changed.append((key, self._replaced(value, kinds)))
         root.value = changed
         return yaml.serialize(root, allow_unicode=True)
 
