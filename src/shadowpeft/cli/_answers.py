@@ -63,7 +63,7 @@ def answer(
         streamer = None if as_json else _Streamer(tokenizer, opening)
         allowed = sampling._replace(max_new_tokens=sampling.max_new_tokens + opening.length)
         new_T = _generate(model, tokenizer, ids, sampling=allowed, streamer=streamer)
-        whole = tokenizer.decode(new_T, skip_special_tokens=True)
+        whole = str(tokenizer.decode(new_T, skip_special_tokens=True))
         reply = opening.content_of(whole)
         tokens = len(new_T) - (opening.length if reply != whole else 0)
         results.append({"prompt": text, "answer": reply, "tokens": tokens})

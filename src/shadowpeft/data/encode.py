@@ -146,7 +146,7 @@ def encode_opening(row: Row, tokenizer: PreTrainedTokenizerBase) -> Opening:
     if not isinstance(form, Chat):
         return Opening()
     ids = _ids(chats.opening(_asked(form), tokenizer, row.where), tokenizer)
-    return Opening(tokenizer.decode(ids, skip_special_tokens=True), len(ids))
+    return Opening(str(tokenizer.decode(ids, skip_special_tokens=True)), len(ids))
 
 
 def _asked(chat: Chat) -> Chat:
@@ -184,7 +184,7 @@ def encode_reference(row: Row, tokenizer: PreTrainedTokenizerBase) -> Reference 
     last = replace(form, learn_from=len(form.messages) - 1)
     ((content, (start, stop)),) = chats.answers_in(text, last, tokenizer, row.where)
     ids = _ids(text[start:stop], tokenizer)
-    return Reference(tokenizer.decode(ids, skip_special_tokens=True), content, len(ids))
+    return Reference(str(tokenizer.decode(ids, skip_special_tokens=True)), content or "", len(ids))
 
 
 def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -257,7 +257,7 @@ def _with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) ->
             "tokenizer.eos_token"
         )
     last = len(ids) - 1
-    while last > 0 and ids[last] != eos and tokenizer.decode([ids[last]]).isspace():
+    while last > 0 and ids[last] != eos and str(tokenizer.decode([ids[last]])).isspace():
         last -= 1
     return ids if ids[last] == eos else [*ids, eos]
 
