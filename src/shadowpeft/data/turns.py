@@ -89,7 +89,6 @@ def find_turns(text: str, chat: Chat, tokenizer: PreTrainedTokenizerBase) -> Tur
         if template is None:
             return None
         told: dict[str, Any] = {"chat_template": _HANDED, "tokenize": False, **chat.options}
-        told: dict[str, Any] = {"chat_template": _HANDED, "tokenize": False, **chat.options}
         handed = json.loads(str(tokenizer.apply_chat_template(chat.messages, **told)))
         others = {name: value for name, value in chat.options.items() if name not in handed}
         context = {**tokenizer.special_tokens_map, **others, **handed}
