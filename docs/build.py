@@ -163,7 +163,7 @@ def main(root: Path = ROOT) -> int:
     stage = root / STAGE
     faults = gather(root, stage)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, encoding="utf-8")
     output = done.stdout + done.stderr
     # What leads nowhere at all is named once, not by Zensical again.
     named = {fault.partition(": ")[0] for fault in faults}

@@ -7,10 +7,11 @@ from typing import Literal
 
 import docstring_parser
 import pytest
+import yaml
 
 from shadowpeft import ConfigError, ShadowConfig
 from shadowpeft.bench.settings import Bench, TrainBench
-from shadowpeft.checked_fields import Range, check, nearest, within
+from shadowpeft.checked_fields import Range, as_yaml, check, nearest, within
 from shadowpeft.compare.study import Study
 from shadowpeft.pretrain.config import PretrainConfig
 from shadowpeft.train.config import TrainConfig
@@ -65,6 +66,27 @@ class HotOven(Oven):
     """An oven whose degrees must be given."""
 
     degrees: float = 200.0
+
+
+def test_a_path_is_its_text_and_other_things_are_no_text(tmp_path):
+    """Catches settings that cannot be written, or fail with an error of Python's, after a `pathlib.Path`."""
+    assert Oven(tmp_path, door=tmp_path) == Oven(str(tmp_path), door=str(tmp_path))
+    config = TrainConfig(
+        model=tmp_path, data=tmp_path / "d", output=tmp_path, resume=tmp_path, eval_data=tmp_path
+    )
+    assert str(tmp_path / "d") in config.to_yaml()
+    with pytest.raises(ConfigError, match="name must be text, got 3"):
+        Oven(3)
+    study = Study(model=[tmp_path, "b"], tasks=["gsm8k"], output=tmp_path, ranks=(8, 16))
+    assert (study.model, study.ranks) == (f"{tmp_path},b", "8,16")
+
+
+@pytest.mark.parametrize("text", ["1e-3", ".5", "0o17", "+.5e2", "1_0.5", "a\nb", "\u0085x", "no", "🙂"])
+def test_text_is_written_so_that_newer_readers_take_it_for_text(text):
+    """Catches `output: 1e-3`, which YAML 1.2 reads as a number."""
+    written = as_yaml({"output": text, "rate": 1e-3, "none": None, "yes": True})
+    assert yaml.safe_load(written) == {"output": text, "rate": 1e-3, "none": None, "yes": True}
+    assert written.startswith("output: 🙂") or written[len("output: ")] in "'\""
 
 
 def test_a_field_that_is_declared_again_keeps_its_range():

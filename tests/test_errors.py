@@ -19,4 +19,7 @@ def test_torch_says_of_a_full_disk_what_is_looked_for():
     with pytest.raises(RuntimeError) as caught:
         torch.save(torch.zeros(10_000), "/dev/full")
     assert errors.is_torch_write_failure(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        torch.save(torch.zeros(1), "/dev/full")
+    assert errors.is_torch_write_failure(caught.value)
     assert not errors.is_torch_write_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

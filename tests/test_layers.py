@@ -264,3 +264,49 @@ def test_reading_by_name_would_be_found():
     texts = ["vars(x)['a']", "x.__dict__[name]", "vars(x).get('a')", "x['vars']"]
     found = [any(map(reads_by_name, ast.walk(ast.parse(text)))) for text in texts]
     assert found == [True, True, False, False]
+
+
+# Text of files
+
+
+def opens_in_locale(node: ast.AST) -> bool:
+    """Return whether a call opens text in the encoding of the locale, so that it differs between machines."""
+    if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+        return False
+    words = {word.arg for word in node.keywords}
+    if isinstance(node.func, ast.Attribute):
+        name, method = node.func.attr, True
+    else:
+        name, method = ast.unparse(node.func), False
+    if name in ("read_text", "write_text"):
+        return method and len(node.args) == (name == "write_text")
+    if name in ("run", "Popen", "check_output"):
+        return "text" in words
+    if name != "open" or (method and ast.unparse(node.func).partition(".")[0] in ("os", "Image", "tarfile")):
+        return False
+    # The mode is the second argument of a function, the first of a path's method.
+    owner = ast.unparse(node.func).partition(".")[0]
+    modes = node.args[0 if method and owner != "gzip" else 1 :][:1]
+    modes += [word.value for word in node.keywords if word.arg == "mode"]
+    mode = modes[0].value if modes and isinstance(modes[0], ast.Constant) else "r" * (not modes)
+    binary = "b" in str(mode) or (owner == "gzip" and "t" not in str(mode))
+    return bool(mode) and not binary
+
+
+def test_every_file_of_text_is_opened_as_utf8():
+    """Catches a file that is read or written in another encoding where the locale is not UTF-8."""
+    root = TESTS.parent
+    found = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for folder in ("src", "docs", "recipes", "tests")
+        for path in sorted((root / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if opens_in_locale(node)
+    ]
+    assert found == []
+
+
+def test_opening_in_the_locale_would_be_found():
+    texts = ["p.read_text()", "open(p)", "open(p, 'rb')", "p.open('w')", "gzip.open(p)", "run(w, text=True)"]
+    found = [any(map(opens_in_locale, ast.walk(ast.parse(text)))) for text in texts]
+    assert found == [True, True, False, True, False, True]

@@ -100,7 +100,7 @@ def main() -> None:
         )
         print(line, flush=True)
         if options.output:
-            with open(options.output, "a") as file:
+            with open(options.output, "a", encoding="utf-8") as file:
                 print(line, file=file)
 
 

@@ -67,7 +67,7 @@ Intents: {names}.
 
 def read(path: Path) -> list[dict[str, str]]:
     """Read one JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def completion(intent: str) -> str:
@@ -124,11 +124,13 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     splits = {split: select(args.source, split) for split in ("train", "validation", "test")}
     for split, rows in splits.items():
-        (args.output / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (args.output / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     labels = [completion(intent) for intent in [*CHOSEN, OUT_OF_SCOPE]]
-    (args.output / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
+    (args.output / "labels.json").write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
     extra = len(read(args.source / "train_oos_plus_extra.jsonl"))
-    (args.output / "README.md").write_text(card(splits, extra))
+    (args.output / "README.md").write_text(card(splits, extra), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     train = encode_all(read_rows(str(CLINC150 / "train.jsonl"))[: args.rows], tokenizer, MAX_LENGTH)
     held = read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
-    labels = json.loads((CLINC150 / "labels.json").read_text())
+    labels = json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
     wanted = {"lora": Lora, "shadow": Shadow, None: object}[args.only]
     chosen = [(epochs, method) for epochs, method in candidates(args.epochs) if isinstance(method, wanted)]
     first, every = args.part
@@ -114,7 +114,7 @@ def main() -> None:
         if isinstance(method, Shadow):
             record["detached"] = round(accuracy(model.detached(), tokenizer, held, labels), 4)
         print(json.dumps(record), flush=True)
-        with open(args.output / f"search-{first}.jsonl", "a") as file:
+        with open(args.output / f"search-{first}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 

@@ -111,8 +111,11 @@ def card(log: dict[str, Any], config: dict[str, Any]) -> str:
 def main() -> None:
     """Write `README.md` beside the weights."""
     folder = Path(sys.argv[1])
-    log, config = (json.loads((folder / name).read_text()) for name in ("training_log.json", "config.json"))
-    (folder / "README.md").write_text(card(log, config))
+    log, config = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("training_log.json", "config.json")
+    )
+    (folder / "README.md").write_text(card(log, config), encoding="utf-8")
 
 
 if __name__ == "__main__":

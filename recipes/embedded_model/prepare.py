@@ -168,7 +168,7 @@ def main() -> None:
         for source, splits in sources.items()
         for split, texts in splits.items()
     ]
-    (args.output / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (args.output / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     print(json.dumps(manifest, indent=1))
 
 

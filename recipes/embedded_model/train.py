@@ -36,7 +36,7 @@ class Tokens:
 
     def __init__(self, folder: Path, split: str, device: torch.device) -> None:
         """Decompress the shards that the manifest lists for `split`."""
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.rows = [row for row in manifest if row["split"] == split]
         parts = [
             np.frombuffer(lzma.decompress((folder / row["file"]).read_bytes()), "<u2") for row in self.rows
@@ -130,7 +130,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: Any, log: dict[str, Any], folder: P
     stored.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # written private, but the package ships it
     shutil.copytree(tokenizer.name_or_path, folder, dirs_exist_ok=True)
-    (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
+    (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
 def describe(args: argparse.Namespace, model: Qwen3ForCausalLM, device: torch.device) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def describe(args: argparse.Namespace, model: Qwen3ForCausalLM, device: torch.de
         "length": args.length,
         "source_weights": WEIGHTS,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "sources": json.loads((args.data / "manifest.json").read_text()),
+        "sources": json.loads((args.data / "manifest.json").read_text(encoding="utf-8")),
     }
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     log: dict[str, Any] = {"status": "partial", "tokens_seen": 0, "history": []}
     if args.resume:
         model = Qwen3ForCausalLM.from_pretrained(args.resume, dtype=torch.float32)
-        earlier = json.loads((args.resume / "training_log.json").read_text())
+        earlier = json.loads((args.resume / "training_log.json").read_text(encoding="utf-8"))
         log |= {key: earlier[key] for key in ("tokens_seen", "history")}
     else:
         model = build(tokenizer, args.length)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
-    with source.open() as rows, target.open("w") as out:
+    with source.open(encoding="utf-8") as rows, target.open("w", encoding="utf-8") as out:
         for row in map(json.loads, rows):
             pair = {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"}
             out.write(json.dumps(pair) + "\n")

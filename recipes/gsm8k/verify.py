@@ -51,7 +51,7 @@ def run_and_kill(command: list[str], checkpoint: Path) -> int:
 
 def losses(output: Path) -> list[tuple[int, float]]:
     """Read (step, loss) of a run."""
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
@@ -60,7 +60,7 @@ def answer(*flags: str) -> str:
     out = subprocess.run(
         [*SHADOWPEFT, "generate", "--prompt", PROMPT, "--max-new-tokens", "80", "--json", "--raw", *flags],
         check=True, capture_output=True, text=True,
-    )  # fmt: skip
+     encoding="utf-8")  # fmt: skip
     return json.loads(out.stdout)
 
 
@@ -128,7 +128,7 @@ def main() -> None:
         "exported": answer("--model", str(small)),
     }
     print(json.dumps(record["answers"], indent=1), flush=True)
-    (args.work / "verify.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.work / "verify.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     first, last = record["first_and_last_mean_loss"]
     assert first > last, "the loss did not go down"
     assert record["equal_bits"], "the resumed run differs"

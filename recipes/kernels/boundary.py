@@ -351,7 +351,11 @@ def main() -> None:
     parts += [compared(args, variant, rows, width) for rows, width in shapes for variant in variants]
     parts += [profiled(args, variant) for variant in variants if args.profile]
     first = [copy_bandwidth()] if torch.cuda.is_available() else []
-    with args.output.open("a") if args.output else open(os.devnull, "w") as file:
+    with (
+        args.output.open("a", encoding="utf-8")
+        if args.output
+        else open(os.devnull, "w", encoding="utf-8") as file
+    ):
         for row in itertools.chain(first, *parts):
             print(json.dumps(row), flush=True)
             file.write(json.dumps({**row, **stamp}) + "\n")

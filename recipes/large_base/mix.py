@@ -17,10 +17,10 @@ PASSES = 2
 
 def texts_of(gsm8k: Path, wiki: Path) -> list[str]:
     """Return the texts of both kinds, shuffled."""
-    with gsm8k.open() as file:
+    with gsm8k.open(encoding="utf-8") as file:
         sums = [f"{row['question']}\n{row['answer']}" for row in map(json.loads, file)] * PASSES
     wanted, pages, size = sum(map(len, sums)), list[str](), 0
-    with gzip.open(wiki, "rt") as file:
+    with gzip.open(wiki, "rt", encoding="utf-8") as file:
         for line in file:
             pages.append(json.loads(line)["text"])
             size += len(pages[-1])
@@ -39,7 +39,7 @@ def main() -> None:
         parser.add_argument(flag, required=True, type=Path)
     given = parser.parse_args()
     texts = texts_of(given.gsm8k, given.wiki)
-    given.output.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given.output.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     print(f"{len(texts):,} texts, {sum(map(len, texts)):,} characters")
 
 

@@ -191,20 +191,20 @@ def next_steps(measured: Measured, tried: Sequence[Rates], method: str) -> list[
 
 def read(pattern: str) -> list[dict[str, Any]]:
     """Read the rows of all processes; a line that is still being written is left for the next time."""
-    texts = [Path(path).read_text() for path in sorted(glob.glob(pattern))]
+    texts = [Path(path).read_text(encoding="utf-8") for path in sorted(glob.glob(pattern))]
     lines = [line for text in texts for line in text.splitlines(keepends=True)]
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def add(jobs: Path, rows: str, any_model: bool) -> None:
     """Add to a file the jobs that the rows allow and that are not in it."""
-    known = set(jobs.read_text().splitlines()) if jobs.exists() else set()
+    known = set(jobs.read_text(encoding="utf-8").splitlines()) if jobs.exists() else set()
     for stage, wanted in stages(Measured(read(rows))):
         ready = (one for one in wanted if any_model or (Path(one["model"]) / "READY").exists())
         new = [line for line in map(json.dumps, ready) if line not in known]
         if not new:
             continue
-        with jobs.open("a") as file:
+        with jobs.open("a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in new)
         known.update(new)
         print(f"{time.time():.0f} {stage}: {len(new)} jobs", flush=True)

@@ -25,7 +25,7 @@ class Measurements:
     """What was measured; runs that failed are left out."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
         self.rows: dict[tuple[str, str, str, int], dict[str, Any]] = {}
         for row in rows:
             job = row["job"]

@@ -125,7 +125,11 @@ def unclaimed(jobs: Path, claims: Path, until: float | None = None) -> Iterator[
     claims.mkdir(parents=True, exist_ok=True)
     tried: set[str] = set()
     while until is None or time.time() < until:
-        lines = [line for line in jobs.read_text().splitlines() if line.strip() and line not in tried]
+        lines = [
+            line
+            for line in jobs.read_text(encoding="utf-8").splitlines()
+            if line.strip() and line not in tried
+        ]
         if not lines and until is None:
             return
         if not lines:
@@ -173,7 +177,7 @@ def main() -> None:
         with kept_answers(answers and answers / f"{name_of(job)}.npz"):
             row = run(job, settings)
         row = {**row, "name": name_of(job), "began": began, "seconds": time.time() - began}
-        with open(output, "a") as file:
+        with open(output, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         where = f"{job['name']} {row['model']} {row['task']}"
         print(

@@ -89,7 +89,7 @@ def main() -> None:
         "train": write(found, "train", args.tokens, path=train, tokenizer=tokenizer),
         "validation": write(found, "validation", args.held_out, path=held_out, tokenizer=tokenizer),
     }
-    (args.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (args.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(manifest, indent=1), flush=True)
 
 

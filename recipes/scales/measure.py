@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="how many tokens of it")
     parser.add_argument("--plot", type=Path, help="write a picture there")
     args = parser.parse_args()
-    results = [measure(folder, args.text.read_text(), args.tokens) for folder in args.models]
+    results = [measure(folder, args.text.read_text(encoding="utf-8"), args.tokens) for folder in args.models]
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -46,7 +46,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     train = encode_all(read_rows(str(CLINC150 / "train.jsonl"))[: args.rows], tokenizer, MAX_LENGTH)
     held = read_rows(str(CLINC150 / "validation.jsonl"))[: args.rows]
-    labels = json.loads((CLINC150 / "labels.json").read_text())
+    labels = json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
 
     def accuracy(model: PreTrainedModel) -> float:
         scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in held], labels, batch=100)

@@ -7,6 +7,8 @@ type and the range.
 import dataclasses
 import difflib
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -17,6 +19,8 @@ from shadowpeft.errors import ConfigError
 _RANGE = "range"
 # Metadata of a field that holds several names, separated by commas. In a file they may be a list.
 SEVERAL = {"several": True}
+# What YAML 1.2 and jsonargparse take for a number beyond what YAML 1.1 does.
+_NEWER_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?\Z|0o[0-7]+\Z")
 
 
 class Range(NamedTuple):
@@ -72,12 +76,28 @@ def holding_several(settings: type) -> list[str]:
 def check(settings: Any) -> None:
     """Refuse a value that a field's type or range does not allow, before anything is made from it.
 
+    A path becomes its text, and a list of names the text with commas.
+
     Raises:
         ConfigError: names the field, what it may be and what was given.
     """
     hints, ranges = typing.get_type_hints(type(settings)), _ranges(type(settings))
     for entry in dataclasses.fields(settings):
+        if str in _kinds(hints[entry.name]):
+            text = _as_text(settings.__dict__[entry.name], several=entry.metadata == SEVERAL)
+            object.__setattr__(settings, entry.name, text)
         _check_value(entry.name, settings.__dict__[entry.name], hints[entry.name], ranges.get(entry.name))
+
+
+def _as_text(value: object, several: bool) -> object:
+    """Return a path, or where there may be several names a number or a list, as text; all else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if several and isinstance(value, list | tuple):
+        return ",".join(str(_as_text(name, several)) for name in value)
+    if several and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
 
 
 def _ranges(settings: type) -> dict[str, Range]:
@@ -105,6 +125,8 @@ def _check_value(name: str, value: object, hint: Any, allowed: Range | None) -> 
         _check_choice(name, value, typing.get_args(kind))
     elif kind is bool and not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}")
+    elif kind is str and not isinstance(value, str):
+        raise ConfigError(f"{name} must be text, got {value!r}")
     elif kind in (int, float):
         _check_number(name, value, kind, allowed or Range())
 
@@ -140,6 +162,23 @@ def _kinds(hint: Any) -> list[Any]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return list(typing.get_args(hint))
     return [hint]
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Write settings as YAML in which every text is read back as text, whatever version of YAML reads it."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """A dumper that quotes text that only newer readers take for a number, and escapes line breaks."""
+
+    def written(dumper: Dumper, text: str) -> yaml.Node:
+        # Outside double quotes PyYAML reads some line breaks back as spaces.
+        style = '"' if len(text.splitlines()) > 1 else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NEWER_NUMBER, list("-+.0123456789"))
+    Dumper.add_representer(str, written)
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def nearest(word: object, known: Iterable[str]) -> str:

@@ -26,4 +26,6 @@ class DataError(UserError):
 
 def is_torch_write_failure(error: BaseException) -> bool:
     """Return whether torch's file writer failed, which reports a full disk as a plain `RuntimeError`."""
-    return "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    # The last comes if a file is so small that the disk is found full only when it is closed.
+    said = ("PytorchStreamWriter", "inline_container", "iostream error")
+    return any(words in str(error) for words in said)

@@ -18,7 +18,7 @@ def test_red_reports_nothing(wrong, tmp_path, capsys, monkeypatch):
     """Catches a wrong implementation whose speed is reported all the same; rows of earlier runs stay."""
     rows = tmp_path / "rows.jsonl"
     assert main(command("train", "base", rows, "--rounds", "1")) == 0
-    before = rows.read_text()
+    before = rows.read_text(encoding="utf-8")
 
     def spoiled(*args):
         h_BTD, s_BTD = reference.boundary(*args)
@@ -30,7 +30,7 @@ def test_red_reports_nothing(wrong, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "nothing is reported, since the numerical test is red" in said.splitlines()[-1]
     assert "'compile'" in said.splitlines()[-1]
-    assert rows.read_text() == before
+    assert rows.read_text(encoding="utf-8") == before
 
 
 def test_red_while_compiling_takes_back_what_was_written(tmp_path, capsys, monkeypatch):

@@ -36,7 +36,7 @@ def test_the_last_run_is_the_one_that_began_last():
 @pytest.mark.parametrize("line", ["{", "3", '{"run": "a"}'])
 def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"run": "a", "method": "lora"}}\n{line}\n')
+    path.write_text(f'{{"run": "a", "method": "lora"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.jsonl:2: expected a measurement"):
         MeasurementFile(path)
-    assert path.read_text().endswith(f"{line}\n")
+    assert path.read_text(encoding="utf-8").endswith(f"{line}\n")

@@ -25,7 +25,7 @@ def test_measures_side_by_side(part, tmp_path, capsys):
     assert main(command(part, "base", rows, "--rounds", "1")) == 0
     assert main(command(part, ",".join(names), rows, "--rounds", "2", "--json")) == 0
     said = capsys.readouterr()
-    first, *found = map(json.loads, rows.read_text().splitlines())
+    first, *found = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
     assert [row["name"] for row in found] == names
     assert len({row["run"] for row in found} | {first["run"]}) == 2
     for row in found:
@@ -41,7 +41,7 @@ def test_measures_side_by_side(part, tmp_path, capsys):
         name.partition(":")[0].partition("@")[0] for name in names
     ] * 2  # A B C A B C
     assert (tmp_path / "rows.png").stat().st_size > 10_000
-    assert "| `shadow@1/2` | float32 | 2 |" in (tmp_path / "rows.md").read_text()
+    assert "| `shadow@1/2` | float32 | 2 |" in (tmp_path / "rows.md").read_text(encoding="utf-8")
     shown = json.loads(said.out[said.out.index('{\n  "rows"') :])
     assert shown["rows"] == found
     assert shown["ratios"][1]["ms/lora"] == 1.0

@@ -54,13 +54,13 @@ def test_bad_input_is_one_sentence_before_any_weights(words, message, tmp_path, 
 
     monkeypatch.setattr(shapes, "build", built)
     monkeypatch.chdir(tmp_path)
-    Path("other.jsonl").write_text('{"a": 1}\n')
+    Path("other.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
     before = ["--shape", "tiny"] if "--shape" not in words and words[0] != "trian" else []
     assert main(["bench", words[0], *before, *words[1:]]) == 2
     said = capsys.readouterr()
     assert message in said.err
     assert len(said.err.splitlines()) == 1
-    assert Path("other.jsonl").read_text() == '{"a": 1}\n'
+    assert Path("other.jsonl").read_text(encoding="utf-8") == '{"a": 1}\n'
     assert not Path("results").exists() or not list(Path("results").iterdir())
 
 

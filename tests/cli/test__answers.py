@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tokenizers import CHATML, THINKING, ids_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowpeft.cli._answers import Sampling, answer
@@ -57,3 +58,41 @@ def test_a_prompt_without_room_is_named_by_its_number(loaded, calls, capsys):
     with pytest.raises(DataError, match="prompt 2: the prompt has"):
         answer(*loaded, ["what", "hello " * 200], raw=True, sampling=GREEDY, as_json=False)
     assert (calls, capsys.readouterr().out) == ([], "")
+
+
+@pytest.mark.parametrize("opens", [True, False])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_the_template_opens_an_answer_with_is_not_shown_or_counted(
+    loaded, monkeypatch, capsys, opens, as_json
+):
+    """Catches an empty block of thoughts in an answer, which also takes the tokens that were asked for."""
+    model, tokenizer = loaded
+    monkeypatch.setattr(tokenizer, "chat_template", THINKING)
+    opening, settings = ids_of(tokenizer, "<think>\n\n</think>\n\n"), []
+    new = opening * opens + ids_of(tokenizer, "<think four")
+
+    def generate(ids, streamer=None, **given):
+        settings.append(given)
+        if streamer is not None:
+            streamer.put(ids[0])
+            for token in new:
+                streamer.put(torch.tensor([token]))
+            streamer.end()
+        return torch.cat([ids, torch.tensor([new])], 1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    answer(*loaded, ["what"], raw=False, sampling=GREEDY, as_json=as_json)
+    assert settings[0]["max_new_tokens"] == 3 + len(opening)
+    said = capsys.readouterr().out
+    if not as_json:
+        assert said == "<think four\n"
+        return
+    (found,) = json.loads(said)["answers"]
+    assert (found["answer"], found["tokens"]) == ("<think four", len(ids_of(tokenizer, "<think four")))
+
+
+def test_a_prompt_that_is_rendered_already_is_told_of(loaded, calls, monkeypatch, capsys):
+    """Catches a template put around a rendered chat without a word."""
+    monkeypatch.setattr(loaded[1], "chat_template", CHATML)
+    with pytest.warns(UserWarning, match=r"holds the special token .*; give --raw"):
+        answer(*loaded, ["<|im_start|>user\nwhat<|im_end|>"], raw=False, sampling=GREEDY, as_json=True)

@@ -65,7 +65,8 @@ def test_settings_come_from_file_then_flags(tmp_path):
 
     file, written = str(tmp_path / "run.yaml"), tmp_path / "written.yaml"
     (tmp_path / "run.yaml").write_text(
-        "model: m\ndata: d\noutput: o\nlearning_rate: 1e-4\nbf16: true\nshadow: {r: 4, alpha: 0.3}\n"
+        "model: m\ndata: d\noutput: o\nlearning_rate: 1e-4\nbf16: true\nshadow: {r: 4, alpha: 0.3}\n",
+        encoding="utf-8",
     )
     values = parse(file, "--shadow.r", "8", "--batch-size=3", "--resume", "--json")
     settings = values["settings"]
@@ -75,7 +76,7 @@ def test_settings_come_from_file_then_flags(tmp_path):
     again = parse(file, "--bf16", "false", "--resume", "a/checkpoint-3")
     settings_again = again["settings"]
     assert (settings_again.bf16, settings_again.resume, again["json"]) == (False, "a/checkpoint-3", False)
-    written.write_text(settings.to_yaml())
+    written.write_text(settings.to_yaml(), encoding="utf-8")
     assert parse(str(written), "--resume")["settings"] == settings
 
 
@@ -106,7 +107,7 @@ def test_types_of_a_flag_are_named_as_a_reader_writes_them(capsys):
     ],
 )
 def test_mistakes_in_the_config_file(content, message, tmp_path, capsys):
-    (tmp_path / "run.yaml").write_text(content)
+    (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
     assert message in mistake(["train", "--config", tmp_path / "run.yaml"], capsys)
 
 

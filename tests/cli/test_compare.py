@@ -20,7 +20,7 @@ from shadowpeft.compare.study import Study
 
 
 def words(settings: Study, tmp_path: Path) -> list[str]:
-    (tmp_path / "study.yaml").write_text(settings.to_yaml())
+    (tmp_path / "study.yaml").write_text(settings.to_yaml(), encoding="utf-8")
     return ["compare", "--config", str(tmp_path / "study.yaml")]
 
 
@@ -39,7 +39,9 @@ def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch, capsys):
     assert cli.main(command) == 0
     said = capsys.readouterr()
     assert said.out.startswith("method  mode  cells")
-    assert (Path(small.output) / "table.md").read_text() == f"{len(written(small))} records of 27 cells\n"
+    assert (Path(small.output) / "table.md").read_text(
+        encoding="utf-8"
+    ) == f"{len(written(small))} records of 27 cells\n"
     assert said.err.splitlines()[0].startswith("[3/27] search ")
     monkeypatch.setattr(run, "_run_cell", pytest.fail)
     (Path(small.output) / "table.md").unlink()

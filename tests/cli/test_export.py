@@ -33,7 +33,7 @@ def test_export_is_a_stock_model(base_folder, adapter_folder, tmp_path, capsys):
         torch.testing.assert_close(small(ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert summary["parameters"] == small.num_parameters()
     assert summary["model_class"] == "Qwen3ForCausalLM"
-    card = (output / "README.md").read_text()
+    card = (output / "README.md").read_text(encoding="utf-8")
     assert f"{small.num_parameters():,} parameters" in card
     assert "## The run" in card
     assert "base_model:" not in card, "a path says nothing on the hub"

@@ -14,7 +14,7 @@ from shadowpeft.storage import hub_folder
 
 
 def test_one_prompt_in_a_file_need_not_be_a_list(base_folder, tmp_path, capsys):
-    (tmp_path / "ask.yaml").write_text("prompt: hello\nmax_new_tokens: 2\n")
+    (tmp_path / "ask.yaml").write_text("prompt: hello\nmax_new_tokens: 2\n", encoding="utf-8")
     answers = result(["generate", "--config", tmp_path / "ask.yaml", "--model", base_folder], capsys)[
         "answers"
     ]

@@ -1,6 +1,7 @@
 """The command line as a whole: help at once, verbs frozen, every mistake one sentence, closed pipes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ print(json.dumps(found))
 def help_of_each() -> dict[str, tuple[int, str, list[str]]]:
     """What one process printed for every command line of `HELP`; torch is imported in this one already."""
     words = [sys.executable, "-c", ASK, json.dumps(HELP)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -110,7 +111,11 @@ def test_nothing_but_the_result_is_printed(base_folder, adapter_folder, rows_fil
     words = ["eval", "--model", base_folder, "--adapter", adapter_folder, "--data", rows_file, "--json"]
     run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", run, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == 2
@@ -129,6 +134,25 @@ sys.exit(main(["doctor"]))
 """
 
 
+def test_help_may_be_cut_off_and_texts_need_no_character_of_the_screen():
+    """Catches the trace of `--help | head -1`, and one after the work where the screen knows no emoji."""
+    run = "import sys; from shadowpeft.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", run, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+    process.stderr.close()
+    shows = PRINT.replace("line", "\U0001f642")
+    done = subprocess.run(
+        [sys.executable, "-c", shows, "1"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, b"", b"\\U0001f642")
+
+
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "while writing"])
 def test_reader_that_has_seen_enough(lines):
     """Catches the trace of a closed pipe, as `| head -c 5` makes one, while writing and at exit."""
@@ -137,6 +161,7 @@ def test_reader_that_has_seen_enough(lines):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 141)

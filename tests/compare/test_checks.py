@@ -31,19 +31,19 @@ def test_data_is_checked_before_any_work(small, data):
         ),
         (data / "wiki_en" / "validation.jsonl", None, "has no split 'validation'"),
     ):
-        kept = path.read_text()
-        path.unlink() if content is None else path.write_text(content)
+        kept = path.read_text(encoding="utf-8")
+        path.unlink() if content is None else path.write_text(content, encoding="utf-8")
         if message is None:
             run.check_data(small)
         else:
             with pytest.raises(DataError, match=re.escape(message)):
                 go(small)
-        path.write_text(kept)
+        path.write_text(kept, encoding="utf-8")
     with pytest.raises(DataError, match="'mawps'"):
         go(replace(small, ood=True))
     assert called(small) == []
     go(small)  # a study that was refused may begin under other settings
-    assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["ood"] is False
+    assert yaml.safe_load((Path(small.output) / "study.yaml").read_text(encoding="utf-8"))["ood"] is False
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_models_are_checked_before_any_work(small, data, tmp_path):
     with pytest.raises(UserError, match=r"there is no model folder \./nowhere"):
         go(replace(small, model=f"{MODEL},./nowhere"))
     (tmp_path / "t5").mkdir()
-    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "t5" / name).write_bytes((MODEL / name).read_bytes())
     with pytest.raises(UserError, match="model_type 't5' is not supported; supported: "):

@@ -35,7 +35,7 @@ def test_a_second_process_leaves_the_study_file_of_the_first(small):
     with ledger.Ledger(small):
         with pytest.raises(ConfigError, match="another process is running the study"):
             go(replace(small, seeds=5))
-        assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["seeds"] == 2
+        assert yaml.safe_load((Path(small.output) / "study.yaml").read_text(encoding="utf-8"))["seeds"] == 2
 
 
 def test_two_processes_cannot_share_a_study(small):
@@ -44,7 +44,7 @@ def test_two_processes_cannot_share_a_study(small):
 
 
 def test_a_folder_that_cannot_be_made(small, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(
         UserError,
         match=(

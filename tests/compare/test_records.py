@@ -33,8 +33,8 @@ def test_a_last_cell_cut_short_is_run_again(small, lost):
 
 def test_a_damaged_line_is_named(small):
     go(small)
-    lines = record_file(small).read_text().splitlines()
-    record_file(small).write_text("\n".join(["{", *lines[1:], ""]))
+    lines = record_file(small).read_text(encoding="utf-8").splitlines()
+    record_file(small).write_text("\n".join(["{", *lines[1:], ""]), encoding="utf-8")
     with pytest.raises(
         DataError, match=r"compare-out\.jsonl:1: expected a record of a study, got a line that is damaged"
     ):

@@ -34,7 +34,7 @@ def test_the_report_says_what_the_rows_say(tmp_path):
     rows[0]["metrics"]["nll"] = 2.5
     rows.append(record(MODELS[0], "mawps", "lora", trained_on="gsm8k", correct="1" * 30 + "0" * 70))
     rows.append(record(MODELS[0], "mawps", "shadow", trained_on="gsm8k", correct="1" * 40 + "0" * 60))
-    text = report(plan, rows, tmp_path).read_text()
+    text = report(plan, rows, tmp_path).read_text(encoding="utf-8")
     table = table_of(text, "gemma-270m: clinc150")
     lines = {(line[0], line[1]): dict(zip(table[0], line, strict=True)) for line in table[2:]}
     assert list(lines) == [
@@ -80,11 +80,12 @@ def test_runs_that_failed_are_told_beside_the_averages(tmp_path):
     rows = study_records()
     lost = next(each for each in rows if each["method"] == "lora")
     lost |= {"status": "crashed", "error": "training diverged", "value": None, "correct": None}
-    assert (
-        "**Final runs that failed and are in no average: 1."
-        in report(study(tmp_path), rows, tmp_path).read_text()
+    assert "**Final runs that failed and are in no average: 1." in report(
+        study(tmp_path), rows, tmp_path
+    ).read_text(encoding="utf-8")
+    assert "in no average" not in report(study(tmp_path), study_records(), tmp_path).read_text(
+        encoding="utf-8"
     )
-    assert "in no average" not in report(study(tmp_path), study_records(), tmp_path).read_text()
 
 
 def test_missing_and_failed_cells_are_named(tmp_path):
@@ -112,7 +113,7 @@ def test_missing_and_failed_cells_are_named(tmp_path):
             wanted,
             Cell("final", *(lost[k] for k in ("model", "task", "method", "rank", "seed")), 1e-3),
         ],
-    ).read_text()
+    ).read_text(encoding="utf-8")
     assert "2 without a result" in text
     assert f"- `{lost['key']}`: out-of-memory: CUDA | out of memory\n" in text
     assert f"- `{wanted.key}`: not run" in text
@@ -123,7 +124,7 @@ def test_no_lora_is_said(tmp_path):
     """Catches a difference to nothing."""
     text = report(
         study(tmp_path, methods="base,shadow"), study_records(methods=("base", "shadow")), tmp_path
-    ).read_text()
+    ).read_text(encoding="utf-8")
     assert "no finished runs of LoRA" in text
     assert not re.search(r"[+-]\d+\.\d\d to ", text)
 
@@ -148,7 +149,7 @@ def test_any_part_of_a_study_makes_a_report(tmp_path, count):
     rows = [rows[number] for number in random.permutation(len(rows))[:count]]
     plan = study(tmp_path, ranks="16,4")
     drawn = plots.draw(plan, rows, tmp_path)
-    text = report(plan, rows, tmp_path).read_text()
+    text = report(plan, rows, tmp_path).read_text(encoding="utf-8")
     assert all(f"]({path.name})" in text for path in drawn)
     assert json.loads(json.dumps(summary(plan, rows), allow_nan=False))["missing"]
     assert terminal(summary(plan, rows)).splitlines()[-1].endswith("without a result")
@@ -160,7 +161,7 @@ def test_numbers_that_are_none_leave_a_dash(tmp_path):
     for each in rows:
         each |= {"peak_gb": None, "forgetting": float("nan")}
     rows[0] |= {"value": float("nan")}
-    text = report(study(tmp_path), rows, tmp_path).read_text()
+    text = report(study(tmp_path), rows, tmp_path).read_text(encoding="utf-8")
     assert "nan" not in text.lower().replace("shenan", "")
     assert "None |" not in text
     values = [each["value"] for each in rows[1:3]]
@@ -170,20 +171,26 @@ def test_numbers_that_are_none_leave_a_dash(tmp_path):
 def test_skipped_test_rows_are_told(tmp_path):
     """Catches a table that does not say that its test rows are not those of the study before."""
     said = "The test rows are others than those that a study of 1,000 test rows reads."
-    assert said in report(study(tmp_path, test_skip=1000), study_records(), tmp_path).read_text()
+    assert said in report(study(tmp_path, test_skip=1000), study_records(), tmp_path).read_text(
+        encoding="utf-8"
+    )
     said = (
         "The test rows are others than those that studies of 1,000, then 500 test rows read, each from "
         "what the ones before left."
     )
-    assert said in report(study(tmp_path, test_skip=[1000, 500]), study_records(), tmp_path).read_text()
-    assert "The test rows are others" not in report(study(tmp_path), study_records(), tmp_path).read_text()
+    assert said in report(study(tmp_path, test_skip=[1000, 500]), study_records(), tmp_path).read_text(
+        encoding="utf-8"
+    )
+    assert "The test rows are others" not in report(study(tmp_path), study_records(), tmp_path).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_test_rows_that_only_some_tasks_skip_are_told_by_task(tmp_path):
     """Catches a table that says of all tasks what holds for one, or that passes over a task whose rows may
     have been read before."""
     plan = study(tmp_path, test_skip={"gsm8k": [1000, 500], "mawps": [1000, 500]})
-    text = report(plan, study_records(), tmp_path).read_text()
+    text = report(plan, study_records(), tmp_path).read_text(encoding="utf-8")
     assert (
         "\n\nThe test rows of clinc150 are drawn from all there are. The test rows of gsm8k, mawps are "
         "others than those that studies of "
@@ -191,14 +198,14 @@ def test_test_rows_that_only_some_tasks_skip_are_told_by_task(tmp_path):
     ) in text
     alike = study(tmp_path, test_skip={"gsm8k": 1000, "mawps": 1000, "clinc150": 1000})
     said = "\n\nThe test rows are others than those that a study of 1,000 test rows reads.\n\n"
-    assert said in report(alike, study_records(), tmp_path).read_text()
+    assert said in report(alike, study_records(), tmp_path).read_text(encoding="utf-8")
 
 
 def test_several_ranks_make_a_scaling_table_and_a_picture(tmp_path):
     """Catches ranks mixed up in one line."""
     plan = study(tmp_path, ranks="16,4,64")
     rows = study_records(ranks=(16, 4, 64))
-    table = table_of(report(plan, rows, tmp_path).read_text(), "Scaling")
+    table = table_of(report(plan, rows, tmp_path).read_text(encoding="utf-8"), "Scaling")
     assert [line[4] for line in table[2:5]] == ["4", "16", "64"]
     assert [line[5] for line in table[2:5]] == ["4,000", "16,000", "64,000"]
     results = Results(plan, rows)

@@ -32,9 +32,9 @@ def test_the_average_is_over_the_cells_that_lora_has(tmp_path):
     assert shadow["difference"]["value"] == pytest.approx(
         np.mean([each["difference"]["value"] for each in cells])
     )
-    average = table_of(report(study(tmp_path), rows, tmp_path).read_text(), "Averages over tasks and models")[
-        4
-    ]
+    average = table_of(
+        report(study(tmp_path), rows, tmp_path).read_text(encoding="utf-8"), "Averages over tasks and models"
+    )[4]
     assert average[:3] == ["shadow", "attached", "3 of 4"]
     assert {entry["cell"] for entry in found["missing"]} == {
         f"final {MODELS[0]} gsm8k lora rank=16 seed={seed}" for seed in range(3)
@@ -76,7 +76,7 @@ def test_costs_come_from_runs_timed_alone(tmp_path):
         "correct": None,
     }
     rows.append(record(MODELS[0], "clinc150", "shadow", stage="cost", **changes))
-    text = report(study(tmp_path), rows, tmp_path).read_text()
+    text = report(study(tmp_path), rows, tmp_path).read_text(encoding="utf-8")
     assert "| shadow | attached | 15.0 | 9,999 | 2.50 | 4.00 | 7.0 | alone |" in text
     assert re.search(
         r"\| lora \| attached \| 40\.\d \| 5,000 \| 2.50 \| 4.00 \| 12.5 \| in the study \|", text

@@ -39,21 +39,23 @@ def test_a_study_runs_every_cell_once(small):
     assert row["versions"]["torch"] == torch.__version__
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["time"])
     assert row["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", row["commit"])
-    assert yaml.safe_load((Path(small.output) / "study.yaml").read_text())["seeds"] == 2
+    assert yaml.safe_load((Path(small.output) / "study.yaml").read_text(encoding="utf-8"))["seeds"] == 2
     go(small)
     assert called(small) == keys, "a complete study has nothing left to run"
 
 
 def test_resume_after_a_kill(small, tmp_path):
     """Catches rows that were still in a buffer, and finished cells that run again."""
-    (tmp_path / "study.yaml").write_text(small.to_yaml())
+    (tmp_path / "study.yaml").write_text(small.to_yaml(), encoding="utf-8")
     code = (
         "import sys, yaml; from helpers import noted_cells as t; from shadowpeft.compare.study import Study;"
         "t.go(Study(**yaml.safe_load(open(sys.argv[1]))), t.killed_once)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     words = [sys.executable, "-c", code, str(tmp_path / "study.yaml")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     before = called(small)
     assert len(before) == 5

@@ -154,7 +154,7 @@ def test_the_backbones_rate_goes_from_the_search_to_the_end(small, tmp_path):
     plan = replace(
         small, methods="shadow", tasks="clinc150", trials=3, finalists=2, search={"shadow": listed}
     )
-    (tmp_path / "study.yaml").write_text(plan.to_yaml())
+    (tmp_path / "study.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     plan = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])["settings"]
     assert plan.candidates("shadow") == [
         Setting(1e-3, 0.3),

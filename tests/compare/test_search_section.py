@@ -23,7 +23,7 @@ def test_the_search_is_told(tmp_path):
         )
     loss = {"metric": "loss", "value": 1.23456, "learning_rate": 1e-3, "split": "validation"}
     rows.append(record(MODELS[0], "gsm8k", "shadow", stage="search", seed=1000, **loss))
-    text = report(study(tmp_path), rows, tmp_path).read_text()
+    text = report(study(tmp_path), rows, tmp_path).read_text(encoding="utf-8")
     assert (
         "| gemma-270m | clinc150 | lora | 0.001 | - | accuracy | 61.00 | - | chosen, at the edge of "
         "the rates tried |" in text
@@ -37,7 +37,11 @@ def test_the_rule_of_the_choice_is_told(tmp_path):
     rows = [record(MODELS[0], "clinc150", "lora", stage="search", seed=1000, value=0.6, split="validation")]
 
     def said(**changes) -> str:
-        return report(study(tmp_path, **changes), rows, tmp_path).read_text().split("## Search")[1]
+        return (
+            report(study(tmp_path, **changes), rows, tmp_path)
+            .read_text(encoding="utf-8")
+            .split("## Search")[1]
+        )
 
     assert "Values within 1 standard error of the best" in said()
     order = "the lowest learning rate is chosen, then the lowest alpha, then the lowest rate of the backbone."
@@ -58,7 +62,7 @@ def test_rates_of_the_backbone_are_told(tmp_path):
     for rate, value in ((None, 0.61), (1e-4, 0.63)):
         made = record(MODELS[0], "clinc150", "shadow", value=value, **trial)
         final.append(made | {"backbone_learning_rate": rate, "key": f"{made['key']} {rate}"})
-    table = table_of(report(study(tmp_path), final, tmp_path).read_text(), "Search")
+    table = table_of(report(study(tmp_path), final, tmp_path).read_text(encoding="utf-8"), "Search")
     assert table[0][3:6] == ["learning rate", "alpha", "backbone's rate"]
     assert [line[3:] for line in table[2:]] == [
         ["0.001", "0.3", "-", "accuracy", "61.00", "-", ""],
@@ -67,7 +71,7 @@ def test_rates_of_the_backbone_are_told(tmp_path):
     old = [
         {name: value for name, value in made.items() if name != "backbone_learning_rate"} for made in final
     ]
-    table = table_of(report(study(tmp_path), old, tmp_path).read_text(), "Search")
+    table = table_of(report(study(tmp_path), old, tmp_path).read_text(encoding="utf-8"), "Search")
     assert table[0][3:6] == ["learning rate", "alpha", "metric"]
 
 
@@ -104,7 +108,7 @@ def test_second_seeds_are_told(tmp_path):
     lost = {"status": "crashed", "value": None, "metric": None}
     rows.append(record(MODELS[1], "gsm8k", "lora", seed=1000, metric="loss", value=1.25, **trial))
     rows.append(record(MODELS[1], "gsm8k", "lora", seed=1001, **lost, **trial))
-    text = report(study(tmp_path, trials=3, finalists=2), rows, tmp_path).read_text()
+    text = report(study(tmp_path, trials=3, finalists=2), rows, tmp_path).read_text(encoding="utf-8")
     assert (
         "3 settings of each method tried on the validation split, the best 2 again from a second seed "
         "and chosen among by the mean" in text
@@ -119,4 +123,4 @@ def test_second_seeds_are_told(tmp_path):
         ["1.2500", "-", "1.7500", "1.5000"],
         ["1.2500", "-", "crashed", "-"],
     ]
-    assert "second seed" not in report(study(tmp_path, trials=3), rows, tmp_path).read_text()
+    assert "second seed" not in report(study(tmp_path, trials=3), rows, tmp_path).read_text(encoding="utf-8")

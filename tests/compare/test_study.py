@@ -202,7 +202,7 @@ def test_what_is_skipped_is_a_number_or_a_list(tmp_path):
         assert type(yaml.safe_load(settings.to_yaml())["test_skip"]) is type(kept), (
             "files from before there were lists hold a number"
         )
-        (tmp_path / "study.yaml").write_text(settings.to_yaml())
+        (tmp_path / "study.yaml").write_text(settings.to_yaml(), encoding="utf-8")
         words = ["--model=m", "--tasks=clinc150", "--output=o"]
         for more in (
             ["--config", str(tmp_path / "study.yaml")],
@@ -238,9 +238,10 @@ def test_what_is_skipped_may_differ_between_tasks(tmp_path):
         settings = Study("m", "clinc150,gsm8k", "o", test_skip=given)
         assert settings.test_skip == kept
         assert tuple(map(settings.skips_of, ("clinc150", "gsm8k", "mawps"))) == skips
-        (tmp_path / "written.yaml").write_text(settings.to_yaml())
+        (tmp_path / "written.yaml").write_text(settings.to_yaml(), encoding="utf-8")
         (tmp_path / "given.yaml").write_text(
-            yaml.safe_dump({"model": "m", "tasks": "clinc150,gsm8k", "output": "o", "test_skip": given})
+            yaml.safe_dump({"model": "m", "tasks": "clinc150,gsm8k", "output": "o", "test_skip": given}),
+            encoding="utf-8",
         )
         words = ["--model=m", "--tasks=clinc150,gsm8k", "--output=o", f"--test-skip={json.dumps(given)}"]
         for more in (
@@ -280,12 +281,12 @@ def test_study_file_repeats_the_study(small, tmp_path):
         search={"lora": [{"learning_rate": 1e-3}, {"learning_rate": 0.5}]},
         overrides={"shadow": {"r": 8, "variant": "peft"}},
     )
-    (tmp_path / "study.yaml").write_text(listed.to_yaml())
+    (tmp_path / "study.yaml").write_text(listed.to_yaml(), encoding="utf-8")
     values = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
     assert values["settings"] == listed
     assert listed.name == "out"
     assert listed.candidates("lora") == [Setting(1e-3), Setting(0.5)]
-    (tmp_path / "study.yaml").write_text("model: m\nsedes: 3\n")
+    (tmp_path / "study.yaml").write_text("model: m\nsedes: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"unknown setting 'sedes' \(did you mean 'seeds'\?\)"):
         _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
 
@@ -317,7 +318,7 @@ def test_a_study_file_may_list_names(written, meant, tmp_path):
     names."""
     plain = {"model": "m", "tasks": "clinc150", "output": "o"}
     given = "".join(f"{name}: {value}\n" for name, value in plain.items() if name not in meant)
-    (tmp_path / "mine.yaml").write_text(given + written)
+    (tmp_path / "mine.yaml").write_text(given + written, encoding="utf-8")
     values = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "mine.yaml"), "--seeds", "2"])
     assert values["settings"] == Study(**{**plain, **meant, "seeds": 2})
 
@@ -337,7 +338,7 @@ def test_a_study_file_may_list_names(written, meant, tmp_path):
 def test_a_study_file_with_what_is_no_name(written, message, tmp_path):
     plain = {"model": "m", "tasks": "clinc150", "output": "o"}
     given = "".join(f"{name}: {value}\n" for name, value in plain.items() if not written.startswith(name))
-    (tmp_path / "mine.yaml").write_text(given + written)
+    (tmp_path / "mine.yaml").write_text(given + written, encoding="utf-8")
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         _parser.parse("compare", verb.run, ["--config", str(tmp_path / "mine.yaml")])
 

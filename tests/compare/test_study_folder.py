@@ -48,8 +48,12 @@ def test_a_study_file_older_than_a_setting(small, change):
     with pytest.raises(KeyboardInterrupt):
         go(small, interrupted)
     path = Path(small.output) / "study.yaml"
-    values = {name: value for name, value in yaml.safe_load(path.read_text()).items() if name not in OLDER}
-    path.write_text(yaml.safe_dump(values))
+    values = {
+        name: value
+        for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()
+        if name not in OLDER
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     ((name, value),) = change.items()
     before = OLDER[name]
     other = re.escape(f"({name} was {before}, is {value})")
@@ -92,7 +96,7 @@ def test_settings_changed_before_the_test_is_read(small):
 
 def test_a_folder_of_something_else(small, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("")
+    (tmp_path / "out" / "thesis.txt").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"holds something other than a study \(it has no study.yaml\)"):
         go(small)
     with pytest.raises(ConfigError, match="output must be a folder"):
@@ -110,19 +114,19 @@ def test_a_user_s_own_study_file_is_not_overwritten(small, tmp_path):
         "model: [",
         "model: m\nseeds: 2\n",
     ):
-        own.write_text(content)
+        own.write_text(content, encoding="utf-8")
         with pytest.raises(
             ConfigError,
             match=rf"^{own} was written or changed by hand, .*; rename it, or choose another output folder$",
         ):
             go(small)
-        assert own.read_text() == content
+        assert own.read_text(encoding="utf-8") == content
         assert list(own.parent.iterdir()) == [own]
     own.write_text(
-        replace(small, seeds=5).to_yaml()
+        replace(small, seeds=5).to_yaml(), encoding="utf-8"
     )  # as a study leaves it that was stopped before its first row
     go(small)
-    assert yaml.safe_load(own.read_text())["seeds"] == 2
+    assert yaml.safe_load(own.read_text(encoding="utf-8"))["seeds"] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Chats as token examples: what a template renders, which of it is learned, and templates that cannot be
 used."""
 
+import json
+
 import pytest
 from helpers.rows import ANSWER, TURNS, USER, row
 from helpers.tokenizers import (
@@ -8,8 +10,10 @@ from helpers.tokenizers import (
     PLAIN,
     THINKING,
     build_tokenizer,
+    ids_of,
     learned_text,
     template_ids,
+    with_specials,
     words_tokenizer,
 )
 from tokenizers import processors
@@ -31,7 +35,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_the_span_of_an_answer_holds_it_and_its_end(template, learn_from):
     """Catches spans off by a character, and answers that are only context."""
     tokenizer = build_tokenizer(template)
-    text = render(TURNS, tokenizer, "here")
+    text = render(Chat(TURNS, learn_from), tokenizer, "here")
     found = list(answers_in(text, Chat(TURNS, learn_from), tokenizer, "here"))
     ending = {CHATML: "<|im_end|>", THINKING: "<|im_end|>", PLAIN: "\n\n"}[template]
     before = {CHATML: "", THINKING: "<think>\n\n</think>\n\n", PLAIN: ""}[template]
@@ -195,3 +199,85 @@ def test_a_chat_answer_with_an_unknown_token_is_refused():
         DataError, match=r"data.jsonl:17: the tokenizer has no token for a part of 'two is four'"
     ):
         encode(row(messages=[USER, ANSWER]), tokenizer, 100)
+
+
+# What rows hold beside messages
+
+TOOLS = (
+    "{% if tools %}{{ tools|tojson }}{% endif %}{% if documents %}{{ documents|tojson }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}{{ call|tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ mood or '' }}{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "add"}}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "add"}}],
+}
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_tools_documents_and_settings_are_rendered_as_transformers_does(as_text, apart):
+    """Catches columns that a chat template reads and that are ignored without a word."""
+    tokenizer = build_tokenizer(TOOLS)
+    options = {"tools": [TOOL], "documents": [{"title": "two", "text": "four"}]}
+    fields = {name: json.dumps(value) if as_text else value for name, value in options.items()}
+    fields["chat_template_kwargs"] = {"mood": ""}
+    messages = [USER, CALL, {"role": "tool", "content": "4"}, ANSWER]
+    fields |= {"prompt": messages[:1], "completion": messages[1:]} if apart else {"messages": messages}
+    example = encode(row(**fields), tokenizer, 1000)
+    assert example["input_ids"] == template_ids(tokenizer, messages, **options, mood="")
+    learned = learned_text(tokenizer, example)
+    assert learned == [json.dumps(CALL["tool_calls"][0]) + "<|im_end|>", "two is four<|im_end|>"]
+    fields["chat_template_kwargs"] = {"mood": "what"}
+    assert encode_prompt(row(**fields), tokenizer) == template_ids(
+        tokenizer, messages[:-1], **options, mood="what", add_generation_prompt=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tools": "add"}, "'tools' is text that is not JSON"),
+        ({"tools": {"name": "add"}}, "'tools' must be a list of objects or that as JSON, got dict"),
+        ({"documents": ["a"]}, "'documents' must be a list of objects"),
+        ({"chat_template_kwargs": [1]}, "'chat_template_kwargs' must be an object"),
+        ({"chat_template_kwargs": {"tools": []}}, "must hold the chat template's own settings, got 'tools'"),
+    ],
+)
+def test_what_a_template_cannot_read_is_refused(tokenizer, fields, message):
+    with pytest.raises(DataError, match=message):
+        encode(row(messages=[USER, ANSWER], **fields), tokenizer, 500)
+
+
+def test_a_call_needs_no_content_but_an_answer_does(tokenizer):
+    for bad in (
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": None, "tool_calls": []},
+    ):
+        with pytest.raises(DataError, match=r"messages\[1\].content' must be a string, got null"):
+            encode(row(messages=[USER, bad]), tokenizer, 500)
+
+
+# Chats that are already rendered
+
+
+def test_a_rendered_chat_as_text_or_prompt_has_each_special_token_once():
+    """Catches a second token of beginning or end beside the one that the template wrote."""
+    tokenizer = with_specials("<s> $A <|im_end|>")
+    tokenizer.chat_template = "{{ bos_token }}" + CHATML
+    whole = tokenizer.apply_chat_template([USER, ANSWER], tokenize=False)
+    asked = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    text = encode(row(text=whole), tokenizer, 500)
+    assert text["input_ids"] == ids_of(tokenizer, whole)
+    assert text["input_ids"].count(tokenizer.bos_token_id) == 1
+    pair = encode(row(prompt=asked, completion=whole.removeprefix(asked)), tokenizer, 500)
+    assert pair["input_ids"] == ids_of(tokenizer, whole.rstrip())
+    assert encode_prompt(row(prompt=asked), tokenizer) == ids_of(tokenizer, asked)
+    # A text that the tokenizer opens as before.
+    assert encode_prompt(row(prompt="what"), tokenizer) == [
+        tokenizer.bos_token_id,
+        *ids_of(tokenizer, "what"),
+    ]

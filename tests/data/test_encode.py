@@ -196,7 +196,7 @@ def test_encoding_no_rows_is_refused(tokenizer):
 def test_read_rows_can_be_encoded(tmp_path, tokenizer):
     path = tmp_path / "data.jsonl"
     fields = [{"text": "two"}, {"prompt": "what", "completion": "two"}, {"messages": [USER, ANSWER]}]
-    path.write_text("\n".join(json.dumps(f) for f in fields))
+    path.write_text("\n".join(json.dumps(f) for f in fields), encoding="utf-8")
     rows = read_rows(str(path))
     assert encode_all(rows, tokenizer, 100) == [encode(r, tokenizer, 100) for r in rows]
 
@@ -234,3 +234,10 @@ def test_impossible_context_lengths_are_refused(tokenizer, max_positions, reques
 
 
 # Batches
+
+
+def test_columns_that_are_not_used_are_told_of_once(tokenizer):
+    rows = [row(prompt="what", completion=" two", weight=2, images=["a.png"])] * 2
+    with pytest.warns(UserWarning, match="columns that are not used: 'weight', 'images'") as said:
+        encode_all(rows, tokenizer, 100)
+    assert len(said) == 1

@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers.rows import ANSWER, BAD_ROWS, USER, row
 
-from shadowpeft.data.rows import Row, read_rows, reference_answer, split_rows
+from shadowpeft.data.rows import Row, read_rows, reference_answer, split_rows, unused_columns
 from shadowpeft.errors import DataError
 
 # Reading
@@ -41,7 +41,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_is_refused(tmp_path, content):
     path = tmp_path / "data.jsonl"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"data.jsonl: expected at least one row, got none"):
         read_rows(str(path))
 
@@ -53,7 +53,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "data.csv"
-    path.write_text("text\na\n")
+    path.write_text("text\na\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"data.csv: expected a .jsonl or .jsonl.gz file"):
         read_rows(str(path))
 
@@ -74,8 +74,8 @@ def test_a_dataset_folder_is_read_by_split(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
-    (folder / "test.jsonl").write_text('{"text": "c"}\n')
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    (folder / "test.jsonl").write_text('{"text": "c"}\n', encoding="utf-8")
     assert read_rows(str(folder), "test") == [Row({"text": "c"}, f"{folder}['test'][0]")]
     assert [r.fields["text"] for r in read_rows(str(folder))] == ["a", "b"]
     with pytest.raises(DataError, match=r"folder: split 'dev' of this data set"):
@@ -170,3 +170,34 @@ def test_messages_come_before_prompt_and_prompt_before_text():
         reference_answer(row(messages=[USER, ANSWER], prompt="a", completion="b", text="c")) == "two is four"
     )
     assert reference_answer(row(messages=None, prompt="a", completion="b", text="c")) == "b"
+
+
+def test_columns_that_are_not_used_are_listed():
+    """Catches weights, pictures and second forms that are ignored without a word."""
+    rows = [
+        Row({"messages": [], "tools": [], "images": [1], "text": "a"}, "a:1"),
+        Row({"prompt": "a", "completion": "b", "weight": 1, "tools": "[]"}, "a:2"),
+        Row({"text": "a", "completion": "b", "id": None}, "a:3"),
+        Row({"prompt": [{}], "completion": [{}], "documents": []}, "a:4"),
+    ]
+    assert [unused_columns([row]) for row in rows] == [
+        ["images", "text"],
+        ["weight", "tools"],
+        ["completion"],
+        [],
+    ]
+
+
+def test_a_line_nested_too_deep_is_named(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text(
+        '{"text": "a"}\n{"text": "a", "more": ' + "[" * 2000 + "]" * 2000 + "}\n", encoding="utf-8"
+    )
+    with pytest.raises(DataError, match=rf"{path}:2: .* nested too deep"):
+        read_rows(path)
+
+
+def test_a_path_is_a_path(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8")
+    assert read_rows(path) == read_rows(str(path))

@@ -26,7 +26,7 @@ def test_the_demo_runs_small(monkeypatch, tmp_path, capsys):
     for attached, alone in ((2, 3), (4, 5)):
         assert result["methods"][attached]["trainable"] > result["methods"][alone]["trainable"] > 0
     assert result["methods"][2]["trainable"] != result["methods"][4]["trainable"]
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
     assert "12\nheld-out requests" in page
     assert "[REMOTE]" in page

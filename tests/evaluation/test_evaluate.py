@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.rows import ANSWER, USER
 from helpers.runs import one_thread  # noqa: F401 - a fixture
+from helpers.tokenizers import THINKING, build_tokenizer, ids_of
 
 from shadowpeft import arch
 from shadowpeft.data.encode import encode
@@ -156,3 +158,41 @@ def test_what_cannot_be_measured(shadowed, tokenizer):
         evaluate(shadowed, tokenizer, rows, max_length=129, progress=False)
     with pytest.raises(DataError, match=r"no row has a token to predict"):
         evaluate(shadowed, tokenizer, [Row({"text": "<|im_end|>"}, "rows:1")], progress=False)
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_an_empty_block_of_thoughts_is_neither_scored_nor_counted(shadowed, monkeypatch, limit):
+    """Catches a model trained to perfection that scores 0, since the template opens answers with a block."""
+    tokenizer, room = build_tokenizer(THINKING), []
+    opening = "<think>\n\n</think>\n\n"
+    given = [opening + "two is four", "two is four", opening + "two is", opening]
+
+    def answered(*_, max_new_tokens, **__):
+        room.append(max_new_tokens)
+        return given
+
+    monkeypatch.setattr(evaluation, "greedy_answers", answered)
+    rows = [Row({"messages": [USER, ANSWER]}, "here")] * 4
+    found = evaluate(shadowed, tokenizer, rows, max_new_tokens=limit, progress=False)
+    assert found.exact_match == 0.5
+    counted = ids_of(tokenizer, opening)
+    # With its opening and end the reference has one token more.
+    wanted = (
+        len(ids_of(tokenizer, opening + "two is four<|im_end|>")) + 1
+        if limit is None
+        else limit + len(counted)
+    )
+    assert room == [wanted]
+
+
+def test_what_was_trained_beside_the_content_is_the_reference(shadowed, monkeypatch):
+    """Catches calls of tools and thoughts, which are learned, compared with the bare content."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+        "{% for call in m.tool_calls or [] %}call {{ call.function.name }}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    rows = [Row({"messages": [USER, call]}, "here")] * 2
+    monkeypatch.setattr(evaluation, "greedy_answers", lambda *_, **__: ["call add", ""])
+    assert evaluate(shadowed, build_tokenizer(template), rows, progress=False).exact_match == 0.5

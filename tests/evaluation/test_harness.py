@@ -262,12 +262,12 @@ def test_data_that_cannot_be_had(monkeypatch, folder, capsys):
     """Catches the trace of a hub that is out of reach, and of a file that is damaged."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    (folder / "elsewhere.yaml").write_text(ELSEWHERE)
+    (folder / "elsewhere.yaml").write_text(ELSEWHERE, encoding="utf-8")
     code, _, err = run(capsys, "--lm-eval", "elsewhere", "--include-path", folder)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "elsewhere cannot be loaded: Couldn't" in err
     assert "nobody/nothing" in err
-    (folder / "rows.jsonl").write_text('{"question": \n')
+    (folder / "rows.jsonl").write_text('{"question": \n', encoding="utf-8")
     code, _, err = run(capsys, "--lm-eval", "choose", "--include-path", folder)
     assert (code, len(err.splitlines())) == (2, 1)
 

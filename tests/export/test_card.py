@@ -45,7 +45,7 @@ def test_the_card_says_how_to_load_the_model(to: str, task: str, said: list[str]
 def test_the_run_is_taken_from_the_shadows_card(ready: SimpleNamespace, tmp_path: Path) -> None:
     """Catches a run cut short, and a second line on who wrote the card."""
     (tmp_path / "README.md").write_text(
-        "# A\n\n## The run\n\n| steps | 7 |\n\nWritten by shadowpeft 0 (x).\n"
+        "# A\n\n## The run\n\n| steps | 7 |\n\nWritten by shadowpeft 0 (x).\n", encoding="utf-8"
     )
     card = model_card(source(tmp_path, pretrained=True), tiny_model("llama"), "hf", "float32")
     assert "\n## The run\n\n| steps | 7 |\n" in card

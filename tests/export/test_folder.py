@@ -35,7 +35,9 @@ def test_the_folder_is_complete(tmp_path: Path) -> None:
     assert settings.eos_token_id == sorted({7, before.eos_token_id}), (
         "what ends a completion in training ends one here"
     )
-    assert "auto_map" not in json.loads((folder / "config.json").read_text()), "no code of ours is needed"
+    assert "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8")), (
+        "no code of ours is needed"
+    )
 
 
 def test_large_weights_are_sharded(tmp_path: Path) -> None:

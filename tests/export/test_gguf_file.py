@@ -124,10 +124,10 @@ def test_a_broken_write_leaves_nothing(ready: Path, tmp_path: Path, monkeypatch:
 )
 def test_the_output_is_a_new_file(output: str, message: str, ready: Path, tmp_path: Path) -> None:
     """Catches a folder written for a file, and a file written over."""
-    (tmp_path / "taken.gguf").write_text("something dear")
+    (tmp_path / "taken.gguf").write_text("something dear", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         export(str(ready / "base"), ready / "adapter", tmp_path / output, to="gguf")
-    assert (tmp_path / "taken.gguf").read_text() == "something dear"
+    assert (tmp_path / "taken.gguf").read_text(encoding="utf-8") == "something dear"
 
 
 def test_without_the_library_the_sentence_names_it(

@@ -34,7 +34,9 @@ def test_the_embedded_models_shadow_gives_the_same_64_tokens_on_20_prompts(kind:
         "-e",
         "cpu",
     ]
-    done = subprocess.run(builder, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        builder, cwd=tmp_path, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     model, tokenizer = (
         auto.from_pretrained(tmp_path / "small") for auto in (AutoModelForCausalLM, AutoTokenizer)

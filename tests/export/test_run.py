@@ -74,12 +74,12 @@ def test_a_classifier_is_a_stock_classifier(pair: str, explicit: bool, tmp_path:
     model = made(base, shadow, "sequence-classification")
     inputs, folder = batch(), exported(model, tmp_path)
     assert error(stock_logits(folder, **inputs), shadow_logits(model, **inputs)) < BOUND
-    assert json.loads((folder / "config.json").read_text())["id2label"] == {
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"] == {
         "0": "no",
         "1": "maybe",
         "2": "yes",
     }
-    assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -89,8 +89,8 @@ def test_the_type_is_the_one_asked_for(dtype: str, tmp_path: Path) -> None:
     folder = exported(model, tmp_path, dtype=dtype)
     small = AutoModelForCausalLM.from_pretrained(folder)
     assert {parameter.dtype for parameter in small.parameters()} == {vars(torch)[dtype]}
-    assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
-    assert f"in {dtype}" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"] == dtype
+    assert f"in {dtype}" in (folder / "README.md").read_text(encoding="utf-8")
     ids = token_ids(2, 9)
     with torch.no_grad():
         assert error(small(input_ids=ids).logits.float(), shadow_logits(model, input_ids=ids)) < {

@@ -83,4 +83,4 @@ def test_a_pretrained_shadow_is_exported_alone(
     ids = token_ids(2, 9)
     assert error(stock_logits(tmp_path / "small", input_ids=ids), shadow_logits(model, input_ids=ids)) < BOUND
     assert result.model_class == ("LlamaForCausalLM" if shadow_config is None else "Qwen3ForCausalLM")
-    assert "the pretrained shadow `shadow`" in (tmp_path / "small" / "README.md").read_text()
+    assert "the pretrained shadow `shadow`" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")

@@ -62,6 +62,7 @@ def in_vllm(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
         text=True,
         check=False,
         env={**os.environ, **settings},
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.rpartition("ANSWERS")[2])

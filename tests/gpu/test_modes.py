@@ -268,6 +268,9 @@ def test_train_takes_a_base_in_4_bits_and_packed_rows(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 6
     assert result["eval_loss"] is not None
-    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     losses = [entry["loss"] for entry in logged if "loss" in entry]
     assert sum(losses[-2:]) < sum(losses[:2])

@@ -48,7 +48,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 def stock_logits(folder: Path, **inputs: torch.Tensor) -> torch.Tensor:
     auto = AutoModelForCausalLM
-    if "Classification" in (folder / "config.json").read_text():
+    if "Classification" in (folder / "config.json").read_text(encoding="utf-8"):
         auto = AutoModelForSequenceClassification
     model, info = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(info[f"{how}_keys"] for how in ("missing", "unexpected", "mismatched"))

@@ -44,12 +44,12 @@ def write_tasks(folder: Path, said: list[str], *more: str) -> Path:
     rows = [
         {"question": q, "choices": c, "answer": a, "said": s} for (q, c, a), s in zip(ROWS, said, strict=True)
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = {"data_files": {"test": str(folder / "rows.jsonl")}, "cache_dir": str(folder / "cache")}
     data = (
         f"dataset_path: json\ndataset_kwargs: {json.dumps(files)}\ntest_split: test\n"
         "metadata: {version: 3}\n"
     )
     for content in (CHOOSE, ROLL, SAY, *more):
-        (folder / f"{content.split()[1]}.yaml").write_text(content + data)
+        (folder / f"{content.split()[1]}.yaml").write_text(content + data, encoding="utf-8")
     return folder

@@ -22,7 +22,7 @@ TEXT = "A held-out text that is long enough to be measured, and of no task at al
 
 def write(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def ok(cell: Cell, value: float | None, **changes) -> dict:
@@ -37,7 +37,7 @@ def second_run(cell: Cell) -> Cell:
 
 def measured(cell: Cell, study: Study) -> list[dict]:
     """Note that a cell ran, and return its records: a method with a higher learning rate is better."""
-    with open(Path(study.data_dir) / "calls.txt", "a") as calls:
+    with open(Path(study.data_dir) / "calls.txt", "a", encoding="utf-8") as calls:
         calls.write(cell.key + "\n")
     by_loss = cell.stage == "search" and cell.task == "gsm8k"
     metric = "loss" if by_loss else "accuracy"
@@ -91,11 +91,11 @@ def slow(cell: Cell, study: Study) -> list[dict]:
 def called(study: Study) -> list[str]:
     """Return the keys of the cells that ran, in their order."""
     path = Path(study.data_dir) / "calls.txt"
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def no_report(study: Study, found: list[dict], folder: Path, expected: list[Cell]) -> dict:
-    (folder / "table.md").write_text(f"{len(found)} records of {len(expected)} cells\n")
+    (folder / "table.md").write_text(f"{len(found)} records of {len(expected)} cells\n", encoding="utf-8")
     return {"averages": [], "missing": []}
 
 
@@ -104,7 +104,7 @@ def go(study: Study, run_cell=measured, **options) -> run.StudyResult:
 
 
 def written(study: Study) -> list[dict]:
-    return [json.loads(line) for line in record_file(study).read_text().splitlines()]
+    return [json.loads(line) for line in record_file(study).read_text(encoding="utf-8").splitlines()]
 
 
 def record_file(study: Study) -> Path:

@@ -54,7 +54,9 @@ def copy_run(run: Path, output: Path) -> Path:
     """Copy a finished run, as one that was written to another folder."""
     shutil.copytree(run, output)
     path = output / "run.yaml"
-    path.write_text(path.read_text().replace(f"output: {run}\n", f"output: {output}\n"))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f"output: {run}\n", f"output: {output}\n"), encoding="utf-8"
+    )
     return output
 
 
@@ -64,11 +66,11 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def facts_of(run: Path) -> dict:
     """Return what the shadow's folder keeps of its run."""
-    return json.loads((run / SHADOW / shadow_folder.CONFIG).read_text())["run"]
+    return json.loads((run / SHADOW / shadow_folder.CONFIG).read_text(encoding="utf-8"))["run"]
 
 
 def logged(output: Path, name: str) -> list[float]:
-    entries = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    entries = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [entry[name] for entry in entries if name in entry]
 
 

@@ -20,7 +20,9 @@ _PAGE = Path(__file__).parents[2] / "docs" / "guides" / "several-gpus.md"
 def accelerate_launch(folder: Path) -> list[str]:
     """`accelerate launch` with the settings that the documentation has for FSDP2, written into a folder."""
     settings = folder / "fsdp2.yaml"
-    settings.write_text(_PAGE.read_text().split("```yaml\n")[1].split("```")[0])
+    settings.write_text(
+        _PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0], encoding="utf-8"
+    )
     return ["accelerate.commands.launch", "--config_file", str(settings), "--main_process_port", "0"]
 
 
@@ -30,7 +32,9 @@ def short_run(folder: Path) -> list[str]:
     It has no dropout, which no two ways of sharing out the rows would draw alike.
     """
     rows = folder / "rows.jsonl"
-    rows.write_text("\n".join((CLINC150 / "train.jsonl").read_text().splitlines()[:40]))
+    rows.write_text(
+        "\n".join((CLINC150 / "train.jsonl").read_text(encoding="utf-8").splitlines()[:40]), encoding="utf-8"
+    )
     words = f"train --model {MODEL} --data {rows} --shadow.dropout 0 --json"
     steps = "--max-steps 4 --logging-steps 1 --save-steps 2 --eval-fraction 0.2 --eval-steps 2"
     return [*words.split(), *steps.split()]
@@ -52,12 +56,14 @@ def launch(launcher: list[str], *command: str) -> subprocess.CompletedProcess[st
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     command = (sys.executable, "-m", *launcher, *command)
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=250, env=environment, check=False, encoding="utf-8"
+    )
 
 
 def last_losses(folder: Path) -> dict[str, float]:
     losses: dict[str, float] = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         losses.update({name: value for name, value in json.loads(line).items() if name.endswith("loss")})
     return losses
 

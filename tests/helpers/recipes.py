@@ -15,7 +15,13 @@ def run(script: str, *words: object, timeout: int = 240) -> str:
     command = [sys.executable, str(ROOT / "recipes" / script), *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

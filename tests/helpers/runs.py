@@ -49,7 +49,9 @@ def adapter_of(output: Path) -> dict[str, torch.Tensor]:
 
 def logged(output: Path, name: str = "loss") -> list[float]:
     """The values of one name in the log of a run, in order."""
-    entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [entry[name] for entry in entries if name in entry]
 
 

@@ -71,7 +71,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def template_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
 ) -> list[int]:
     return tokenizer.apply_chat_template(messages, tokenize=True, **options)["input_ids"]
 

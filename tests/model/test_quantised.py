@@ -233,9 +233,9 @@ def test_4_bits_without_the_library_is_refused_before_anything_is_read(monkeypat
 def test_a_quantised_folder_without_its_library_names_it(monkeypatch, tmp_path):
     """Catches a traceback where one sentence says what to install."""
     folder = save_plain(tmp_path / "base", "llama")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
     with pytest.raises(UserError, match=r"cannot be loaded: .*pip install optimum"):
         stock_models.load_model(str(folder))

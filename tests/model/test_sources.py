@@ -64,7 +64,7 @@ def test_the_flag_without_a_folder_is_named_as_it_was_written():
 
 
 def test_a_folder_in_place_of_the_settings_in_a_file_is_explained(tmp_path):
-    (tmp_path / "run.yaml").write_text("shadow: some/folder\n")
+    (tmp_path / "run.yaml").write_text("shadow: some/folder\n", encoding="utf-8")
     with pytest.raises(
         ConfigError,
         match="shadow must hold settings, got 'some/folder'; a folder to start from is shadow_model",
@@ -95,7 +95,7 @@ def test_training_starts_from_the_folder(folders, capsys):
     wanted = shadow_folder.load(base, folders / "shadow").state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in trained.shadow.state_dict().items())
     assert trained.settings.shadow_layers == 2
-    assert yaml.safe_load((folders / "run" / "run.yaml").read_text())["shadow_model"] == str(
+    assert yaml.safe_load((folders / "run" / "run.yaml").read_text(encoding="utf-8"))["shadow_model"] == str(
         folders / "shadow"
     )
 
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_serve_is_found_before_the_weights_are_loaded(folde
     )
     assert run(folders, "--shadow", str(folders / "nowhere")) == 2
     assert "there is no model folder" in capsys.readouterr().err
-    (folders / "shadow" / shadow_folder.CONFIG).write_text("{")
+    (folders / "shadow" / shadow_folder.CONFIG).write_text("{", encoding="utf-8")
     assert run(folders, "--shadow", str(folders / "shadow")) == 2
     assert "is not valid JSON" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from shadowpeft.cli import main
 from shadowpeft.embedded import CLINC150, MODEL
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "guides" / "export.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
 
 
 def code(language: str, about: str) -> list[str]:
@@ -24,7 +24,8 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
         (tmp_path / "data" / f"{name}.jsonl").write_text(
-            "\n".join((CLINC150 / f"{name}.jsonl").read_text().splitlines()[:20])
+            "\n".join((CLINC150 / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:20]),
+            encoding="utf-8",
         )
     commands = [
         line

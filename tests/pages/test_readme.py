@@ -40,7 +40,7 @@ FEW = {
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
 
 def commands(page: Path) -> list[str]:
@@ -85,8 +85,8 @@ def test_the_commands_of_the_pages_run(tmp_path, monkeypatch, capsys):
     """Catches a flag on a page that does not exist, and a step that needs another one first."""
     monkeypatch.chdir(tmp_path)
     for name in ("train", "test"):
-        rows = (CLINC150 / f"{name}.jsonl").read_text().splitlines()[:8]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        rows = (CLINC150 / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     sentence = "The river runs past the old town, and it never sleeps, they say, number"
     write_rows(tmp_path / "text.jsonl", [{"text": f"{sentence} {i}."} for i in range(40)])
     for page, verbs in PAGES.items():
@@ -144,9 +144,13 @@ def test_the_study_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 def test_make_knows_the_commands_of_the_readme():
     """Catches a target that a page names, on a line or within a sentence, and that the Makefile lacks."""
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
-    named = set(re.findall(r"(?:^|`)make ([\w-]+)", "\n".join(page.read_text() for page in pages), re.M))
+    named = set(
+        re.findall(
+            r"(?:^|`)make ([\w-]+)", "\n".join(page.read_text(encoding="utf-8") for page in pages), re.M
+        )
+    )
     assert named >= {"demo", "test", "check", "study-smoke", "docs"}
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.M), target

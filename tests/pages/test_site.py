@@ -20,7 +20,7 @@ FILES = {"gguf", "json", "jsonl", "md", "npz", "png", "py", "safetensors", "txt"
 
 def spans(page: Path) -> list[str]:
     """List what a page shows as inline code."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.findall(r"`([^`\n]+)`", text) + re.findall(r"^::: (\S+)", text, re.M)
 
 
@@ -92,7 +92,7 @@ def test_paths_exist():
 
 def test_the_page_of_the_architecture_has_the_layers_of_the_code():
     """Catches a folder that moved to another layer, or a new one, without its line on the page."""
-    page = (DOCS / "develop" / "architecture.md").read_text()
+    page = (DOCS / "develop" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \d+ \| (.+?) \|", page, re.M)
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == LAYERS
 
@@ -111,22 +111,25 @@ def test_links_lead_somewhere(tmp_path):
 
 def test_every_page_is_in_the_navigation():
     """Catches a page that nobody can find."""
-    named = set(re.findall(r'"([\w/.-]+\.md)"', (ROOT / "zensical.toml").read_text()))
+    named = set(re.findall(r'"([\w/.-]+\.md)"', (ROOT / "zensical.toml").read_text(encoding="utf-8")))
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     assert pages <= named
 
 
 def write_site(root: Path, index: str) -> None:
     (root / "docs" / "guides").mkdir(parents=True)
-    (root / "docs" / "index.md").write_text(index)
-    (root / "docs" / "guides" / "train.md").write_text("# Train\n\n## Data\n")
+    (root / "docs" / "index.md").write_text(index, encoding="utf-8")
+    (root / "docs" / "guides" / "train.md").write_text("# Train\n\n## Data\n", encoding="utf-8")
     (root / "results" / "a").mkdir(parents=True)
-    (root / "results" / "a" / "README.md").write_text("# A\n\n[guide](../../docs/guides/train.md#data)\n")
-    (root / "results" / "a" / "rows.jsonl").write_text("{}\n")
+    (root / "results" / "a" / "README.md").write_text(
+        "# A\n\n[guide](../../docs/guides/train.md#data)\n", encoding="utf-8"
+    )
+    (root / "results" / "a" / "rows.jsonl").write_text("{}\n", encoding="utf-8")
     (root / "zensical.toml").write_text(
         '[project]\nsite_name = "x"\ndocs_dir = "build/pages"\nsite_dir = "site"\n'
         "[project.theme]\nfont = false\n"
-        f"[project.plugins.mkdocstrings.handlers.python]\npaths = ['{PACKAGE.parent}']\n"
+        f"[project.plugins.mkdocstrings.handlers.python]\npaths = ['{PACKAGE.parent}']\n",
+        encoding="utf-8",
     )
 
 
@@ -139,11 +142,13 @@ def test_links_are_rewritten(tmp_path):
     )
     assert build.gather(tmp_path, tmp_path / "build" / "pages") == []
     pages = tmp_path / "build" / "pages"
-    text = (pages / "index.md").read_text()
+    text = (pages / "index.md").read_text(encoding="utf-8")
     assert "[a](records/a/index.md#a) [b](records/a/rows.jsonl) [c](records/a/index.md)" in text
     assert "[d](nowhere.md)" in text
     assert "[e](https://example.org/x.md) [f](#x)" in text
-    assert "(../../guides/train.md#data)" in (pages / "records" / "a" / "index.md").read_text()
+    assert "(../../guides/train.md#data)" in (pages / "records" / "a" / "index.md").read_text(
+        encoding="utf-8"
+    )
     assert (pages / "records" / "a" / "rows.jsonl").is_file()
 
 
@@ -179,5 +184,5 @@ def test_what_does_not_resolve_fails_the_build(tmp_path, capsys, link, fault):
     assert build.main(tmp_path) == bool(fault)
     assert capsys.readouterr().err.strip() == fault
     if not fault:
-        page = (tmp_path / "site" / "index.html").read_text()
+        page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?https?:', page)

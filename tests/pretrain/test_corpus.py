@@ -52,7 +52,7 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
     (tmp_path / "b").mkdir()
     write_lines(tmp_path / "b" / "1.jsonl", as_lines(TEXTS[3:]))
     write_lines(tmp_path / "a.jsonl", as_lines(TEXTS[:3]))
-    (tmp_path / "README.md").write_text("not text to train on")
+    (tmp_path / "README.md").write_text("not text to train on", encoding="utf-8")
     assert texts_of(tmp_path) == TEXTS
     assert texts_of(tmp_path, first=4) == TEXTS[4:]
 

@@ -35,7 +35,7 @@ def test_final_loss_is_that_of_the_detached_model(straight, base_folder, text_fi
     base = stock_models.load_model(str(base_folder), torch.float32)
     small = attach(base, ShadowConfig(), straight / "shadow").detached()
     tokenizer = stock_models.load_tokenizer(str(base_folder))
-    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()[:4]]
+    texts = [json.loads(line)["text"] for line in text_file.read_text(encoding="utf-8").splitlines()[:4]]
     ids = [
         token
         for text in texts

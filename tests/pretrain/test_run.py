@@ -87,7 +87,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def test_killed_run_resumes_bit_for_bit(command, straight, tmp_path):
     """Catches state that only an orderly end would write, and a place in the text that is a batch off."""
     words = [sys.executable, "-c", KILLED, *command]
-    ended = subprocess.run(words, env=ONE_THREAD, capture_output=True, text=True)
+    ended = subprocess.run(words, env=ONE_THREAD, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert checkpoints.latest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-4"
     assert main([*command, "--resume"]) == 0
@@ -165,12 +165,12 @@ def test_other_settings_are_another_run(command, straight, tmp_path, capsys):
 def test_a_run_of_before_a_setting_existed_goes_on(command, base_folder, straight, tmp_path, capsys):
     """Catches a new setting that ends every run begun without it, and another value than its default."""
     path = copy_run(straight, tmp_path / "run") / "run.yaml"
-    before = path.read_text().replace("deterministic: false\n", "")
-    path.write_text(before)
+    before = path.read_text(encoding="utf-8").replace("deterministic: false\n", "")
+    path.write_text(before, encoding="utf-8")
     assert main(["pretrain", "--config", str(path), "--resume", "--deterministic"]) == 2
     assert "to resume, deterministic must be as in" in capsys.readouterr().err
     assert main(["pretrain", "--config", str(path), "--resume"]) == 0
-    path.write_text(before.replace(f"model: {base_folder}\n", ""))
+    path.write_text(before.replace(f"model: {base_folder}\n", ""), encoding="utf-8")
     assert main([*command, "--resume"]) == 2
     assert "to resume, model must be as in" in capsys.readouterr().err
 
@@ -179,7 +179,10 @@ def test_a_run_begun_with_a_setting_that_changes_nothing_goes_on(straight, tmp_p
     """Catches a run of before the setting was refused that can go on neither with it nor without it."""
     run = copy_run(straight, tmp_path / "run")
     path = run / "run.yaml"
-    path.write_text(path.read_text().replace("warm_start_rows: 256", "warm_start_rows: 8"))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("warm_start_rows: 256", "warm_start_rows: 8"),
+        encoding="utf-8",
+    )
     shutil.rmtree(run / "shadow")
     assert main(["pretrain", "--config", str(path), "--resume"]) == 0
     assert (run / "shadow").is_dir()

@@ -28,7 +28,7 @@ def test_the_first_documents_are_held_out_and_the_rest_is_trained_on(base_folder
     """Catches documents that are both trained on and evaluated on, and others than the first held out."""
     read = read_text(settings(base_folder, text_file, tmp_path / "run", shuffle_rows=1))
     tokenizer = stock_models.load_tokenizer(str(base_folder))
-    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in text_file.read_text(encoding="utf-8").splitlines()]
     end = tokenizer.eos_token_id
     first, behind = (
         [token for text in part for token in [*tokenizer(text, add_special_tokens=False).input_ids, end]]
@@ -87,7 +87,7 @@ def test_settings_that_would_change_nothing_are_refused(
     straight, base_folder, text_file, same_width_folder, tmp_path, monkeypatch, changes, told
 ):
     """Catches a setting that is taken and not applied, or refused only when the base is loaded."""
-    (tmp_path / "plain.txt").write_text("hello hello four systems")
+    (tmp_path / "plain.txt").write_text("hello hello four systems", encoding="utf-8")
     places = {"SHADOW": straight / "shadow", "PLAIN": tmp_path / "plain.txt", "SAME WIDTH": same_width_folder}
     monkeypatch.setattr(stock_models, "load_model", None)
     changes = {name: str(places.get(value, value)) for name, value in changes.items()}
@@ -98,9 +98,9 @@ def test_settings_that_would_change_nothing_are_refused(
 
 def test_a_field_that_only_the_held_out_text_has_is_used(base_folder, text_file, tmp_path):
     """Catches a name of a field refused, though the text to evaluate on has rows with fields."""
-    (tmp_path / "plain.txt").write_text("hello hello four systems " * 20)
+    (tmp_path / "plain.txt").write_text("hello hello four systems " * 20, encoding="utf-8")
     held_out = tmp_path / "held_out.jsonl"
-    held_out.write_text(text_file.read_text().replace('"text"', '"body"'))
+    held_out.write_text(text_file.read_text(encoding="utf-8").replace('"text"', '"body"'), encoding="utf-8")
     changes = {"text_field": "body", "eval_data": str(held_out), "eval_documents": 100}
     read = read_text(settings(base_folder, tmp_path / "plain.txt", tmp_path / "run", **changes))
     assert len(read.held_out) > 1
@@ -140,13 +140,16 @@ def test_bad_rows_of_the_held_out_text_are_told_and_take_no_documents_place(
     apart, straight, base_folder, text_file, tmp_path
 ):
     """Catches bad rows dropped without a word, and bad rows that leave fewer documents to evaluate on."""
-    lines, bad = text_file.read_text().splitlines(keepends=True), ['{"text": ""}\n'] * 5 + ["{\n"]
+    lines, bad = (
+        text_file.read_text(encoding="utf-8").splitlines(keepends=True),
+        ['{"text": ""}\n'] * 5 + ["{\n"],
+    )
     data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
-    held_out.write_text("".join([*bad, *lines[:4]]))
-    data.write_text("".join([*bad, *lines]))
+    held_out.write_text("".join([*bad, *lines[:4]]), encoding="utf-8")
+    data.write_text("".join([*bad, *lines]), encoding="utf-8")
     source, where = data, {}
     if apart:
-        data.write_text("".join(lines))
+        data.write_text("".join(lines), encoding="utf-8")
         source, where = held_out, {"eval_data": str(held_out), "eval_documents": 100}
     told = (
         rf"held-out text .*: 5 empty \(the first is {source}:1\), 1 undecodable \(the first is {source}:6\)"

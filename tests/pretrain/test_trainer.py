@@ -45,7 +45,7 @@ def test_the_plain_rate_is_of_all_weights_whatever_the_run_trains(
 def test_damaged_place_is_refused(command, straight, tmp_path, capsys):
     """Catches a run that goes on from the beginning of the text when it does not know where it was."""
     checkpoint = copy_run(straight, tmp_path / "run") / "checkpoints" / "checkpoint-8"
-    (checkpoint / PROGRESS).write_text("{")
+    (checkpoint / PROGRESS).write_text("{", encoding="utf-8")
     assert main([*command, "--resume", str(checkpoint)]) == 2
     assert "progress.json is missing or damaged" in capsys.readouterr().err
 

@@ -68,8 +68,11 @@ def test_fresh_test_rows_were_trained_on_and_never_read(published, fresh, test_r
     assert len(new["test"]) == test_rows
     assert new["test"] < old["train"]
     assert new["validation"] <= old["validation"]
-    written = {split: (out / f"{split}.jsonl").read_text().splitlines() for split in ("train", "test")}
-    lines = (published / "train.jsonl").read_text().splitlines()
+    written = {
+        split: (out / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        for split in ("train", "test")
+    }
+    lines = (published / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line not in written["test"]] == written["train"]
     assert [line for line in lines if line not in written["train"]] == written["test"]
     questions = {

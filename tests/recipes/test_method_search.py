@@ -175,7 +175,7 @@ def test_a_search_keeps_data_and_answers(tmp_path):
         {**job, "name": "lora", "method": "lora", "rates": {"head": 3.0}},
         {**job, "name": "whole", "change": {"reads_shadow": False, "whole": True}},
     ]
-    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in jobs))
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in jobs), encoding="utf-8")
     words = []
     for flag, name in (
         ("jobs", "jobs.jsonl"),
@@ -186,7 +186,7 @@ def test_a_search_keeps_data_and_answers(tmp_path):
         words += [f"--{flag}", tmp_path / name]
     small = ("--steps", 2, "--batch-size", 2, "--max-length", 32, "--validation-rows", 10, "--device", "cpu")
     run("method_search/search.py", *words, "--data-dir", tmp_path / "data", *small)
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["error"] for row in rows] == [None, None]
     assert [row["job"] for row in rows] == jobs
     assert len(list((tmp_path / "kept").iterdir())) == 2  # training rows and questions, for both runs
@@ -201,7 +201,7 @@ def test_a_search_keeps_data_and_answers(tmp_path):
 
 def test_a_job_is_run_once_and_none_after_the_time(tmp_path):
     jobs = tmp_path / "jobs.jsonl"
-    jobs.write_text('{"name": "a"}\n\n{"name": "b"}\n{"name": "a"}\n')
+    jobs.write_text('{"name": "a"}\n\n{"name": "b"}\n{"name": "a"}\n', encoding="utf-8")
     assert [job["name"] for job in search.unclaimed(jobs, tmp_path / "claims")] == ["a", "b"]
     assert list(search.unclaimed(jobs, tmp_path / "claims")) == []
     assert list(search.unclaimed(jobs, tmp_path / "other", until=0.0)) == []
@@ -236,10 +236,10 @@ def test_the_planner_adds_each_job_once_when_its_model_is_there(tmp_path, monkey
     jobs, rows = tmp_path / "jobs.jsonl", tmp_path / "rows.0.jsonl"
     (tmp_path / head_rate.MODELS[1]).mkdir(parents=True)
     (tmp_path / head_rate.MODELS[1] / "READY").touch()
-    rows.write_text('{"job": ')  # a row that is still being written
+    rows.write_text('{"job": ', encoding="utf-8")  # a row that is still being written
     for _ in range(2):
         head_rate.add(jobs, "rows.*.jsonl", any_model=False)
-        there = [json.loads(line) for line in jobs.read_text().splitlines()]
+        there = [json.loads(line) for line in jobs.read_text(encoding="utf-8").splitlines()]
         assert {job["model"] for job in there} == {head_rate.MODELS[1]}
         assert len(there) == 3 * (14 + 4)
 
@@ -248,7 +248,9 @@ def test_the_plan_of_the_record_is_the_one_that_ran():
     """Catches a planner that no longer makes the jobs of the committed rows."""
     folders = (HEAD_RATE, STATE)
     rows = [
-        json.loads(line) for folder in folders for line in (folder / "rows.jsonl").read_text().splitlines()
+        json.loads(line)
+        for folder in folders
+        for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     wanted = [json.dumps(job) for jobs in planned(rows).values() for job in jobs]
     assert sorted(wanted) == sorted(json.dumps(row["job"]) for row in rows)
@@ -267,7 +269,9 @@ def test_the_report_computes_what_the_pages_say(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["head_rate_report.py", *map(str, files)])
     head_rate_report.main()
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    pages = (HEAD_RATE / "details.md").read_text() + (STATE / "details.md").read_text()
+    pages = (HEAD_RATE / "details.md").read_text(encoding="utf-8") + (STATE / "details.md").read_text(
+        encoding="utf-8"
+    )
     missing = [line for line in printed if not line.startswith("| ---") and line not in pages]
     assert len(printed) > 80
     assert missing == []

@@ -69,7 +69,7 @@ def tokens(tmp_path, monkeypatch) -> Path:
 
 def test_two_steps_make_a_folder_that_ships(tokens, tmp_path, capsys):
     """Catches a recipe that no longer runs, a lost source, a shadow over its size, a local path shipped."""
-    manifest = json.loads((tokens / "manifest.json").read_text())
+    manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
     assert all(count > 0 for split in manifest.values() for count in split.values())
     ids = np.load(tokens / "train.npz")["ids"]
     assert ids.dtype == np.uint16
@@ -84,7 +84,7 @@ def test_two_steps_make_a_folder_that_ships(tokens, tmp_path, capsys):
     package = tmp_path / "run" / "package"
     assert (package / shadow_folder.WEIGHTS).stat().st_size <= train.MOST_BYTES
     assert str(tmp_path) not in "".join(
-        (package / name).read_text() for name in (shadow_folder.CONFIG, shadow_folder.CARD)
+        (package / name).read_text(encoding="utf-8") for name in (shadow_folder.CONFIG, shadow_folder.CARD)
     )
 
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)

@@ -41,13 +41,13 @@ def test_recipe_of_the_embedded_model(tmp_path):
     run("embedded_model/train.py", "--data", tmp_path / "tokens", "--output", tmp_path / "model", *small)
     run("embedded_model/card.py", tmp_path / "model")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.model_type == "qwen3"
-    assert "perplexity" in (tmp_path / "model" / "README.md").read_text()
+    assert "perplexity" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_recipe_of_the_demo_settings(tmp_path):
     run("demo_settings/search.py", "--output", tmp_path, "--rows", 16, "--limit", 1, "--epochs", 1)
-    (record,) = map(json.loads, (tmp_path / "search-0.jsonl").read_text().splitlines())
+    (record,) = map(json.loads, (tmp_path / "search-0.jsonl").read_text(encoding="utf-8").splitlines())
     assert 0 <= record["accuracy"] <= 1
 
 
@@ -91,7 +91,7 @@ def test_recipe_of_the_method_search(tmp_path):
     ]
     jobs = [{**job, "change": change} for change in changes] + [{**job, "loss_weights": [4.0, 0.0]}]
     jobs += [{**job, "config": {"variant": "normed", "shadow_distil": share}} for share in (0.5, 1.0)]
-    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in jobs))
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in jobs), encoding="utf-8")
     words = (
         "--model",
         MODEL,
@@ -104,7 +104,7 @@ def test_recipe_of_the_method_search(tmp_path):
     )
     few = ("--steps", 3, "--batch-size", 2, "--max-length", 32, "--validation-rows", 10)
     run("method_search/search.py", *words, "--device", "cpu", *few)
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len({row["metrics"]["nll"] for row in rows}) == len(jobs)
 
 
@@ -118,7 +118,7 @@ def test_a_search_tells_both_losses_of_a_language_model(tmp_path):
     for split, half in (("train", rows[:400]), ("test", rows[400:])):
         write_rows(tmp_path / "data" / "gsm8k" / f"{split}.jsonl", half)
     job = {"name": "plain", "task": "gsm8k", "learning_rate": 1e-9, "detached": True}
-    (tmp_path / "jobs.jsonl").write_text(json.dumps(job) + "\n")
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job) + "\n", encoding="utf-8")
     words = (
         "--model",
         MODEL,
@@ -141,7 +141,7 @@ def test_a_search_tells_both_losses_of_a_language_model(tmp_path):
         "--validation-rows",
         4,
     )
-    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     attached, detached = row["metrics"]["loss"], row["also"][0]["metrics"]["loss"]
     assert attached < 6 < detached  # a base that knows words, and a fresh shadow that knows none
 
@@ -151,7 +151,7 @@ def test_recipe_of_the_large_base(tmp_path):
     write_rows(
         tmp_path / "gsm8k.jsonl", [{"question": f"How many is {i}?", "answer": "#### 1"} for i in range(50)]
     )
-    with gzip.open(tmp_path / "wiki.jsonl.gz", "wt") as file:
+    with gzip.open(tmp_path / "wiki.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": f"Town {i} is a town."}) + "\n" for i in range(1000))
     run(
         "large_base/mix.py",
@@ -162,7 +162,9 @@ def test_recipe_of_the_large_base(tmp_path):
         "--output",
         tmp_path / "mix.jsonl",
     )
-    texts = [json.loads(line)["text"] for line in (tmp_path / "mix.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"] for line in (tmp_path / "mix.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     sums, pages = ([text for text in texts if text.startswith(word)] for word in ("How", "Town"))
     assert len(sums) == 100
     assert len(sums) + len(pages) == len(texts)
@@ -175,7 +177,9 @@ def test_recipe_of_the_scales(tmp_path):
     words = ("--text", ROOT / "LICENSE", "--tokens", 512, "--plot", tmp_path / "scales.png")
     (found,) = json.loads(run("scales/measure.py", MODEL, *words))["models"]
     assert (tmp_path / "scales.png").stat().st_size > 10_000
-    recorded = json.loads((ROOT / "results" / "method" / "scales" / "scales.json").read_text())["models"][-1]
+    recorded = json.loads(
+        (ROOT / "results" / "method" / "scales" / "scales.json").read_text(encoding="utf-8")
+    )["models"][-1]
     assert found["tokens"] == recorded["tokens"] == 512
     for block, expected in zip(found["blocks"], recorded["blocks"], strict=True):
         assert block == pytest.approx(expected, rel=1e-2)
@@ -194,7 +198,7 @@ def test_recipe_of_the_kernels(tmp_path):
         "--output",
         tmp_path / "rows.jsonl",
     )
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["what"], row["impl"], row["width"]) for row in rows] == [
         ("forward", "reference", 24), ("forward and backward", "reference", 24)
     ]  # fmt: skip
@@ -255,7 +259,7 @@ def test_recipe_of_gsm8k(tmp_path):
         24,
         *flags,
     )
-    record = json.loads((tmp_path / "work" / "verify.json").read_text())
+    record = json.loads((tmp_path / "work" / "verify.json").read_text(encoding="utf-8"))
     assert record["equal_bits"]
     assert record["killed_with"] != 0
 
@@ -263,7 +267,10 @@ def test_recipe_of_gsm8k(tmp_path):
 def test_recipe_of_the_clinc150_subset(tmp_path):
     """Turn the shipped rows back into the source's form and build from them: the same rows must come out."""
     shipped = {
-        split: [json.loads(line) for line in (CLINC150 / f"{split}.jsonl").read_text().splitlines()]
+        split: [
+            json.loads(line)
+            for line in (CLINC150 / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for split in ("train", "validation", "test")
     }
     for split, rows in shipped.items():
@@ -276,11 +283,12 @@ def test_recipe_of_the_clinc150_subset(tmp_path):
     run("clinc150_subset/build.py", tmp_path / "clinc", tmp_path / "built")
     for split, rows in shipped.items():
         built = [
-            json.loads(line) for line in (tmp_path / "built" / f"{split}.jsonl").read_text().splitlines()
+            json.loads(line)
+            for line in (tmp_path / "built" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         ]
         assert {json.dumps(row) for row in rows} <= {json.dumps(row) for row in built}, split
-    labels = json.loads((tmp_path / "built" / "labels.json").read_text())
-    assert labels == json.loads((CLINC150 / "labels.json").read_text())
+    labels = json.loads((tmp_path / "built" / "labels.json").read_text(encoding="utf-8"))
+    assert labels == json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
     assert [len(rows) for rows in shipped.values()] == [3251, 700, 1000]
     assert {row["completion"] for row in shipped["test"]} == set(labels)
     assert all((row["completion"] == " [REMOTE]") == (row["intent"] == "oos") for row in shipped["train"])
@@ -292,7 +300,9 @@ def test_recipe_of_the_edge(tmp_path):
     gguf_file = pytest.importorskip("shadowpeft.export.gguf_file")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL)
     gguf_file.write(model, tokenizer, tmp_path / "base.gguf")
-    (tmp_path / "rows.jsonl").write_text("\n".join((CLINC150 / "test.jsonl").read_text().splitlines()[:3]))
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join((CLINC150 / "test.jsonl").read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8"
+    )
     printed = run("edge/answer_gguf.py", "--data", tmp_path / "rows.jsonl", tmp_path / "base.gguf")
     assert "% of 3 right" in printed
 

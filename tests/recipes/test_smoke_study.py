@@ -40,7 +40,7 @@ def test_the_smoke_study(tmp_path, capsys):
     summary = json.loads(capsys.readouterr().out)
     assert (summary["cells"], summary["done"], summary["failed"], summary["missing"]) == (20, 20, {}, [])
     assert processor_seconds() - began < 300
-    rows = [json.loads(line) for line in Path(summary["rows"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(summary["rows"]).read_text(encoding="utf-8").splitlines()]
     final = [row for row in rows if row["stage"] == "final"]
     seen = {(row["task"], row["method"], row["mode"], row["seed"]) for row in final}
     modes = (("lora", "attached"), ("shadow", "attached"), ("shadow", "detached"))
@@ -60,4 +60,4 @@ def test_the_smoke_study(tmp_path, capsys):
         "differences.png",
         "calibration.png",
     }
-    assert "lora" in (tmp_path / "smoke" / "table.md").read_text()
+    assert "lora" in (tmp_path / "smoke" / "table.md").read_text(encoding="utf-8")

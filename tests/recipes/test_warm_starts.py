@@ -57,9 +57,13 @@ def test_the_table_is_complete_and_true(tmp_path):
         text=True,
         timeout=240,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    rows = {row["P"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
+    rows = {
+        row["P"]: row
+        for row in map(json.loads, (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+    }
     assert list(rows) == [
         "the base, own head",
         "the smaller model, own head",
@@ -100,6 +104,7 @@ def test_models_of_one_width_are_one_sentence(tmp_path):
         text=True,
         timeout=240,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 1
     assert f"both models have the width {qwen3_config().hidden_size}" in done.stderr

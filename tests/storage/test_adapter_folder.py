@@ -44,7 +44,7 @@ def test_only_the_adapter_is_saved(folder, base):
 
 def test_the_file_names_every_setting_of_the_variant(model, folder, base):
     """Catches an adapter that changes what it computes once a variant's defaults do."""
-    saved = json.loads((folder / CONFIG).read_text())["shadow"]
+    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["shadow"]
     settings = model.adapters["default"].settings
     assert saved == settings.to_dict()
     assert ShadowedModel.from_pretrained(base, folder).adapters["default"].settings == settings
@@ -60,7 +60,7 @@ def test_a_file_without_the_shadow_s_size_means_the_base_s(base, ids, tmp_path):
 
 def test_the_card_tells_of_the_run(model, tmp_path):
     model.save_pretrained(tmp_path, run={"steps": 7, "final loss": 1.23456})
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| steps | 7 |" in card
     assert "| final loss | 1.235 |" in card
 
@@ -158,7 +158,7 @@ def test_bad_configurations(base, folder):
     edit_config(folder, lambda meta: meta.update(format=99))
     with pytest.raises(CheckpointError, match=r"format 99"):
         ShadowedModel.from_pretrained(base, folder)
-    (folder / CONFIG).write_text("{")
+    (folder / CONFIG).write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"not valid JSON"):
         ShadowedModel.from_pretrained(base, folder)
 
@@ -206,7 +206,7 @@ def test_what_the_shadow_learns_from_is_saved_and_read(tmp_path, base, ids):
 
 def test_nothing_named_by_a_file_is_imported(base, folder, tmp_path, monkeypatch):
     """Catches a loader that follows a class or module named in a downloaded JSON."""
-    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     hostile = {
         "model_type": "evil",

@@ -24,7 +24,7 @@ def full(*_args: object) -> None:
 def folder(tmp_path):
     (tmp_path / "kept").mkdir()
     write_together(tmp_path / "kept", {"a": text("old a"), "b": text("old b")})
-    (tmp_path / "kept" / "beside").write_text("not ours")
+    (tmp_path / "kept" / "beside").write_text("not ours", encoding="utf-8")
     return tmp_path / "kept"
 
 
@@ -70,12 +70,12 @@ def test_a_folder_in_place_of_a_file_stops_before_anything_is_written(folder):
     (folder / "b").mkdir()
     with pytest.raises(CheckpointError, match="b is a folder there; nothing was written"):
         write_together(folder, {"a": text("new a"), "b": text("new b")})
-    assert (folder / "a").read_text() == "old a"
+    assert (folder / "a").read_text(encoding="utf-8") == "old a"
     assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "beside"]
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "taken").write_text("x")
+    (tmp_path / "taken").write_text("x", encoding="utf-8")
     with pytest.raises(CheckpointError, match="could not save"):
         write_together(tmp_path / "taken", {"a": text("a")})
-    assert (tmp_path / "taken").read_text() == "x"
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "x"

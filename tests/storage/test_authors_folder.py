@@ -171,16 +171,16 @@ def test_every_tensor_counts_both_ways(tmp_path):
 
 
 def change(path, edit) -> None:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     edit(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_nothing_named_by_the_files_is_imported_or_followed(kept, tmp_path, monkeypatch):
     """Catches a reader that imports the class paths of a downloaded file, as theirs does, or opens files
     elsewhere."""
     base, _, folder = kept
-    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     change(
         folder / "config.json",

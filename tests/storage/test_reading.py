@@ -39,7 +39,7 @@ def weights(tmp_path) -> Path:
 
 @pytest.mark.parametrize("content", ["{", "", "\x00", "[" * 100000], ids=["cut", "empty", "binary", "nested"])
 def test_what_is_not_json_is_refused(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config.json is not valid JSON"):
         read_object(tmp_path / "config.json")
 
@@ -57,7 +57,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_different_errors(tmp_path)
     [("[2]", "None"), ("{}", "None"), ('{"format": "2"}', "'2'"), ('{"format": [2]}', r"\[2\]")],
 )
 def test_another_format_is_refused(tmp_path, content, found):
-    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(
         CheckpointError, match=f"has format {found}, this version .* reads format 2 or 3; make it"
     ):

@@ -76,12 +76,12 @@ def test_what_was_saved_is_what_is_loaded(kept):
 
 def test_the_files_tell_of_the_run(kept):
     folder = kept[2]
-    assert json.loads((folder / CONFIG).read_text())["run"] == {
+    assert json.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"] == {
         "corpus": "some text",
         "steps": 3,
         "loss": 1.23456,
     }
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| steps | 3 |" in card
     assert "| loss | 1.235 |" in card
 

@@ -17,12 +17,12 @@ def state() -> TrainerState:
 def test_the_file_of_metrics_goes_on_from_the_checkpoint(state, tmp_path):
     """Catches entries of steps that a resumed run takes again, and a number that JSON does not have."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2, "loss": 0.5}\n{"step": 4, "loss": 9.0}\n')
+    path.write_text('{"step": 2, "loss": 0.5}\n{"step": 4, "loss": 9.0}\n', encoding="utf-8")
     file = MetricsFile(path)
     file.on_train_begin(None, state, TrainerControl())  # type: ignore[arg-type] - neither is read
     state.log_history.append({"step": 3, "loss": math.nan})
     file.on_log(None, state, TrainerControl())  # type: ignore[arg-type]
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
         {"step": 2, "loss": 0.5},
         {"step": 3, "loss": None},
     ]

@@ -34,7 +34,7 @@ def test_incomplete_checkpoint_is_skipped(command, straight, tmp_path, capsys):
     assert main([*command, "--save-steps", "2", "--max-steps", "10"]) == 0
     output = tmp_path / "run"
     state = output / "checkpoints" / "checkpoint-10" / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
+    state.write_text(state.read_text(encoding="utf-8")[:100], encoding="utf-8")
     assert main([*command, "--save-steps", "2", "--max-steps", "10", "--resume"]) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(warned) == 1
@@ -47,7 +47,7 @@ def test_latest_checkpoint_counts_as_numbers(tmp_path):
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         for name in ("optimizer.pt", "scheduler.pt", "trainer_state.json"):
-            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}", encoding="utf-8")
     (tmp_path / "checkpoint-best").mkdir()
     assert checkpoints.latest_checkpoint(tmp_path).name == "checkpoint-10"
     (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()

@@ -25,7 +25,7 @@ def test_fsdp_settings_are_refused_before_any_work(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("shadowpeft.train.checks.check_4bit", lambda config: None)
     rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
-    rows.write_text('{"text": "a"}')
+    rows.write_text('{"text": "a"}', encoding="utf-8")
     words = f"train --model {MODEL} --data {rows} --output {run} {setting}"
     assert main(words.split()) == 2
     assert message in capsys.readouterr().err

@@ -33,7 +33,7 @@ from shadowpeft.train.config import TrainConfig
 )
 def test_bad_rows_are_refused_first(row, kind, message, base_folder, tmp_path, no_weights):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "hello"}\n' + row + "\n")
+    path.write_text('{"text": "hello"}\n' + row + "\n", encoding="utf-8")
     with pytest.raises(kind, match=message):
         train(
             TrainConfig(model=str(base_folder), data=str(path), output=str(tmp_path / "run"), eval_fraction=0)

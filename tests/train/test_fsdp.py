@@ -127,7 +127,7 @@ def test_a_run_in_two_processes_is_the_run_in_one(
     assert same_weights(in_one / "adapter", tmp_path / "two" / "adapter", 1e-4)
     steps = [
         json.loads(line)["step"]
-        for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+        for line in (tmp_path / "two" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         if '"loss"' in line
     ]
     assert steps == [1, 2, 3, 4], "one process writes the log"
@@ -149,7 +149,9 @@ def test_a_run_in_two_processes_is_the_run_in_one(
     shutil.rmtree(last)
     again = train_in_two(way, accelerate, *arguments, "--resume", "true")
     assert again["steps"] == 4
-    assert "resumed from | checkpoint-2" in (tmp_path / "two" / "adapter" / "README.md").read_text()
+    assert "resumed from | checkpoint-2" in (tmp_path / "two" / "adapter" / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert same_weights(tmp_path / "uninterrupted", tmp_path / "two" / "adapter", 0)
 
 

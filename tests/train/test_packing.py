@@ -144,7 +144,9 @@ def test_training_on_packed_rows_starts_at_the_same_loss(folders, tmp_path):
     assert result.train_loss == pytest.approx(out.loss.item(), rel=1e-5)
     assert result.shadow_loss == pytest.approx(out.shadow_loss.item(), rel=1e-5)
     assert result.eval_shadow_loss == pytest.approx(result.shadow_loss, rel=1e-5)
-    assert "| packed to | 64 tokens a row |" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "| packed to | 64 tokens a row |" in (tmp_path / "run" / "adapter" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_packing_takes_fewer_steps(folders, tmp_path, capsys):

@@ -33,7 +33,7 @@ def test_run_leaves_what_it_promises(straight, base_folder):
     assert found == ["adapter", "checkpoints", "metrics.jsonl", "run.yaml"]
     assert {path.name for path in straight.glob("checkpoints/*")} == {"checkpoint-10", "checkpoint-8"}
     assert not list(straight.rglob("model.safetensors")), "a checkpoint holds the adapter only"
-    card = (straight / "adapter" / "README.md").read_text()
+    card = (straight / "adapter" / "README.md").read_text(encoding="utf-8")
     for fact in (
         "rows.jsonl",
         "| rows | 20 |",
@@ -57,7 +57,7 @@ def test_short_run_shows_its_losses(command, tmp_path, capsys):
     """Catches a run shorter than logging_steps that tells nothing, and a card without the run's settings."""
     assert main([*command, "--max-steps", "2", "--logging-steps", "50", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["train_loss"] == pytest.approx(logged(tmp_path / "run")[-1])
-    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     for fact in (
         "learning rate | 0.01",
         "accumulation | 2 x 2",
@@ -79,7 +79,7 @@ def test_loss_that_is_not_a_number(command, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("shadowpeft train: the loss is not a finite number")
     assert json.loads(said.out, parse_constant=pytest.fail)["train_loss"] is None
-    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=pytest.fail)
     assert adapter_of(tmp_path / "run")
 

@@ -13,10 +13,12 @@ def test_a_run_of_before_a_setting_of_the_shadow_existed_goes_on(command, tmp_pa
     """Catches a new setting in the shadow's group of the file that ends every run begun without it."""
     assert main([*command, "--max-steps", "4"]) == 0
     settings = tmp_path / "run" / "run.yaml"
-    settings.write_text(settings.read_text().replace("  shadow_distil: 0.0\n", ""))
+    settings.write_text(
+        settings.read_text(encoding="utf-8").replace("  shadow_distil: 0.0\n", ""), encoding="utf-8"
+    )
     assert main([*command, "--max-steps", "4", "--shadow.shadow_distil", "0.5", "--resume"]) == 2
     assert "to resume, shadow must be as in" in capsys.readouterr().err
-    assert "shadow_distil" not in settings.read_text()
+    assert "shadow_distil" not in settings.read_text(encoding="utf-8")
     assert main(["train", "--config", str(settings), "--resume"]) == 0
 
 
@@ -36,7 +38,7 @@ def test_resume_needs_the_same_settings(command, tmp_path, capsys):
 @pytest.mark.parametrize("content", ["[1, 2]", "words", ""])
 def test_a_settings_file_without_settings_differs(content, tmp_path):
     """Catches a file that holds no settings taken for one that agrees with all."""
-    (tmp_path / "run.yaml").write_text(content)
+    (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
     before = run_folder.read_settings(tmp_path / "run.yaml", "run")
     now = {"model": "m", "seed": 0, "device": "cpu"}
     assert before == {}
@@ -53,7 +55,7 @@ def test_a_settings_file_that_is_not_yaml_is_refused(content, base_folder, rows_
 
 def test_output_folders_that_are_refused(base_folder, rows_file, tmp_path, no_weights):
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work", encoding="utf-8")
     common = {"model": str(base_folder), "data": str(rows_file)}
     with pytest.raises(ConfigError, match="holds something other than a run"):
         train(TrainConfig(output=str(tmp_path / "thesis"), resume=True, **common))
@@ -61,7 +63,7 @@ def test_output_folders_that_are_refused(base_folder, rows_file, tmp_path, no_we
         train(TrainConfig(output=str(rows_file), **common))
     config = TrainConfig(output=str(tmp_path / "run"), **common)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.yaml").write_text(config.to_yaml())
+    (tmp_path / "run" / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (tmp_path / "run" / "adapter").mkdir()
     with pytest.raises(ConfigError, match="holds a run already; continue it with resume"):
         train(config)

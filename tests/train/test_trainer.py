@@ -107,9 +107,12 @@ def test_the_optimizers_groups(command, straight, tmp_path):
     sizes = [len(group["params"]) for group in apart]
     assert [len(group["params"]) for group in plain] == [sizes[0] + sizes[2], sizes[1] + sizes[3]]
     assert logged(tmp_path / "run", "learning_rate") == logged(straight, "learning_rate")
-    facts = [(output / "adapter" / "README.md").read_text() for output in (straight, tmp_path / "run")]
+    facts = [
+        (output / "adapter" / "README.md").read_text(encoding="utf-8")
+        for output in (straight, tmp_path / "run")
+    ]
     assert ["backbone learning rate | 0.001" in fact for fact in facts] == [False, True]
-    assert "backbone_learning_rate: 0.001" in (tmp_path / "run" / "run.yaml").read_text()
+    assert "backbone_learning_rate: 0.001" in (tmp_path / "run" / "run.yaml").read_text(encoding="utf-8")
 
 
 def test_a_rate_of_nothing_is_refused():

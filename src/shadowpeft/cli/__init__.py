@@ -10,6 +10,7 @@ comes at once.
 import contextlib
 import errno
 import importlib
+import io
 import logging
 import os
 import re
@@ -57,18 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
     words = list(argv)
-    sleep_while_waiting()
-    if _asks_for_help(words):
-        print(_overview())
-        return 0 if words else _MISTAKE
-    if words[0] == "--version":
-        print(f"shadowpeft {shadowpeft.__version__}")
-        return 0
     name = "shadowpeft"
-    if words[0] in VERBS:
+    if words and words[0] in VERBS:
         name = f"shadowpeft {words[0]}"
+    _set_encodings()
+    sleep_while_waiting()
     try:
-        code = _run(words[0], words[1:])
+        code = _run(words)
         # At exit Python would flush too, but there a closed pipe could not be handled.
         sys.stdout.flush()
         return code
@@ -84,6 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(name, error, FAILURE)
     except KeyboardInterrupt:
         return _say(name, "interrupted; what was saved before is kept", INTERRUPTED)
+
+
+def _set_encodings() -> None:
+    """Read prompts as UTF-8, and escape what the screen has no characters for instead of failing."""
+    # A program that calls us may have read from it already, and then its encoding stays.
+    with contextlib.suppress(io.UnsupportedOperation):
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_outside(error: BaseException | None) -> bool:
@@ -102,7 +109,14 @@ def _asks_for_help(words: Sequence[str]) -> bool:
     return not words or words[0] in ("-h", "--help")
 
 
-def _run(verb: str, words: list[str]) -> int:
+def _run(words: list[str]) -> int:
+    if _asks_for_help(words):
+        print(_overview())
+        return 0 if words else _MISTAKE
+    verb, *words = words
+    if verb == "--version":
+        print(f"shadowpeft {shadowpeft.__version__}")
+        return 0
     if verb not in VERBS:
         raise ConfigError(
             f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are: {', '.join(VERBS)}"

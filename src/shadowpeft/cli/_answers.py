@@ -1,6 +1,6 @@
 """The answers of `generate`: one prompt after the other, streamed to the terminal or as JSON."""
 
-import json
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
-from shadowpeft.data.encode import context_length
+from shadowpeft.cli._models import print_result
+from shadowpeft.data.encode import Opening, context_length, encode_opening
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.evaluation.answers import encode_prompts
@@ -48,19 +49,60 @@ def answer(
         DataError: a prompt leaves no room for its answer.
     """
     limit = context_length(arch.context_of(model.config), tokenizer, None)
-    rows = _rows(prompts, chat=tokenizer.chat_template is not None and not raw)
-    encoded = encode_prompts(rows, tokenizer, limit, sampling.max_new_tokens)
-    streamer = None
-    if not as_json:
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    chat = tokenizer.chat_template is not None and not raw
+    if chat:
+        _warn_of_rendered(prompts, tokenizer)
+    rows = _rows(prompts, chat)
+    openings = [encode_opening(row, tokenizer) for row in rows]
+    # Tokens of the answer are counted without what the template opens it with.
+    most = sampling.max_new_tokens + max(opening.length for opening in openings)
+    encoded = encode_prompts(rows, tokenizer, limit, most)
     transformers.set_seed(sampling.seed)
     results = []
-    for text, ids in zip(prompts, encoded, strict=True):
-        new_T = _generate(model, tokenizer, ids, sampling=sampling, streamer=streamer)
-        reply = tokenizer.decode(new_T, skip_special_tokens=True)
-        results.append({"prompt": text, "answer": reply, "tokens": len(new_T)})
+    for text, ids, opening in zip(prompts, encoded, openings, strict=True):
+        streamer = None if as_json else _Streamer(tokenizer, opening)
+        allowed = sampling._replace(max_new_tokens=sampling.max_new_tokens + opening.length)
+        new_T = _generate(model, tokenizer, ids, sampling=allowed, streamer=streamer)
+        whole = str(tokenizer.decode(new_T, skip_special_tokens=True))
+        reply = opening.content_of(whole)
+        tokens = len(new_T) - (opening.length if reply != whole else 0)
+        results.append({"prompt": text, "answer": reply, "tokens": tokens})
     if as_json:
-        print(json.dumps({"answers": results}, indent=2, ensure_ascii=False))
+        print_result({"answers": results}, as_json=True)
+
+
+class _Streamer(TextStreamer):
+    """A printer of an answer as it is generated, without what the chat template opens it with.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        opening: what the template opens the answer with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, opening: Opening) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._opening = opening
+        self._held: str | None = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print a piece, or hold it back while it may be part of the opening."""
+        if self._held is not None:
+            self._held += text
+            begun, opening = self._held.strip(), self._opening.text.strip()
+            if opening and opening.startswith(begun) and not stream_end:
+                return
+            text, self._held = self._opening.content_of(self._held), None
+        super().on_finalized_text(text, stream_end)
+
+
+def _warn_of_rendered(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    found = [token for token in tokenizer.all_special_tokens if any(token in text for text in prompts)]
+    if found:
+        warnings.warn(
+            f"a prompt holds the special token {found[0]}, and the chat template is put around it all the "
+            "same; give --raw if the prompt is rendered already",
+            stacklevel=2,
+        )
 
 
 def _rows(prompts: Sequence[str], chat: bool) -> list[Row]:

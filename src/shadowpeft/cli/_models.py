@@ -1,6 +1,7 @@
 """What the verbs share once they need torch: loading the model that the flags name, and printing results."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def _base_name(path: Path) -> str:
 def print_result(values: dict[str, Any], as_json: bool) -> None:
     """Print a result to standard output, as JSON or as aligned lines."""
     if as_json:
-        print(json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False))
+        # Elsewhere characters that the screen does not have would be escaped as JSON does not know it.
+        escaped = not str(sys.stdout.encoding).lower().startswith("utf")
+        print(json.dumps(finite(values), indent=2, ensure_ascii=escaped, allow_nan=False))
         return
     width = max(map(len, values))
     for name, value in values.items():

@@ -7,56 +7,45 @@ import dataclasses
 import inspect
 import os
 import re
-import types
 import typing
 from argparse import SUPPRESS
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from shadowpeft.checked_fields import holding_several, nearest
+from shadowpeft.cli._texts import Texts
 from shadowpeft.errors import ConfigError
 
 # What jsonargparse says of a value that is none of several types.
 _UNION = re.compile(
     r"\n  Does not validate against any of the Union.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)", re.DOTALL
 )
-_STR, _BOOL, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "null"))
-# What a name may be in a file; a rank is a number.
-_NAMES = (_STR, "tag:yaml.org,2002:int")
-
-
 # A setting's text stands under its field.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _Parser(ArgumentParser):
-    """A parser whose files are UTF-8 and hold text, just as it is written there, where a setting is text.
+    """A parser whose files are UTF-8.
 
     Attributes:
-        hints: the types of the settings by name.
-        several: the names of those settings that hold several names, separated by commas, for which a file
-            may have a list.
+        texts: the texts of the command line and its files.
     """
 
-    hints: Mapping[str, Any] = MappingProxyType({})
-    several: Collection[str] = ()
+    texts = Texts({})
 
     def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
         # jsonargparse would read in the encoding of the locale.
         return self.parse_string(_read(Path(path)), *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        content = _with_plain_text(content, self.hints, self.several)
-        return super().parse_string(content, *args, **kwargs)
+        return super().parse_string(self.texts.from_file(content), *args, **kwargs)
 
 
-def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
+def build(verb: str, run: Callable[..., Any]) -> _Parser:
     """Make the parser of a verb.
 
     Args:
@@ -78,8 +67,7 @@ def build(verb: str, run: Callable[..., Any]) -> ArgumentParser:
     settings = typing.get_type_hints(run).get("settings")
     if settings is not None:
         parser.add_class_arguments(settings)
-        parser.several = holding_several(settings)
-    parser.hints = hints
+    parser.texts = Texts(hints, [] if settings is None else holding_several(settings))
     parser.add_function_arguments(run, skip={"settings"})
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))
@@ -95,11 +83,12 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     """
     parser = build(verb, run)
     known = flags(parser)
-    words, texts = _set_aside(_as_fields(words, known), known, _hints(run))
+    every = {*known, *_groups(known), "config", "help"}
+    words = parser.texts.from_words(_as_fields(words, known), every)
     try:
         _refuse_unknown(words, known, verb)
         found = parser.parse_args(words)
-        values = dict(vars(parser.instantiate(_put_back(found, texts))))
+        values = dict(vars(parser.instantiate(parser.texts.put_back(found))))
     except ArgumentError as error:
         raise ConfigError(_plain(str(error))) from error
     except SystemExit:  # --help was printed
@@ -161,77 +150,6 @@ def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
     # The flag alone: a value may hold the same text, such as the folder `run--shadow`.
     flag = re.compile(r"\A--shadow(?=\Z|=)")
     return [flag.sub("--shadow_model", word) for word in words]
-
-
-def _set_aside(
-    words: Sequence[str], known: Sequence[str], hints: Mapping[str, Any]
-) -> tuple[list[str], dict[str, str]]:
-    """Replace the values of flags that are text by stand-ins, and let the flag of a list be repeated.
-
-    jsonargparse reads values as YAML, in which much text means something else. Only the word `null` is left
-    to it where a setting may have no value.
-
-    Returns:
-        The words, and what each stand-in stands for.
-
-    Raises:
-        ConfigError: a flag has no value behind it.
-    """
-    result, texts, rest = [], {}, deque(words)
-    while rest:
-        word = rest.popleft()
-        flag, equals, text = word.partition("=")
-        hint = hints.get(flag.removeprefix("--").replace("-", "_"))
-        kinds = _kinds_of_text(hint)
-        if not flag.startswith("--") or not kinds or bool in kinds:
-            result.append(word)
-            continue
-        if not equals:
-            text = _value_behind(flag, rest, known, repeats=list[str] in kinds)
-        if text == "null" and types.NoneType in kinds and list[str] not in kinds:
-            result.append(f"{flag}=null")
-            continue
-        stand_in = f"text-{len(texts)}"
-        texts[stand_in] = text
-        result.append(f'{flag}+=["{stand_in}"]' if list[str] in kinds else f"{flag}={stand_in}")
-    return result, texts
-
-
-def _value_behind(flag: str, rest: deque[str], known: Sequence[str], repeats: bool) -> str:
-    """Take the value that follows a flag, which is not itself a flag.
-
-    A text to be answered may begin with dashes, a name or folder hardly does.
-    """
-    following = rest[0] if rest else None
-    name = (following or "").removeprefix("--").partition("=")[0].replace("-", "_")
-    is_flag = following is not None and following.startswith("--")
-    if repeats:
-        is_flag = is_flag and name in (*known, *_groups(known), "config", "help")
-    if following is None or is_flag:
-        remedy = "" if following is None else f"; if {following} is the value, write {flag}={following}"
-        raise ConfigError(f"{flag} needs a value behind it, got {following or 'none'}{remedy}")
-    return rest.popleft()
-
-
-def _put_back(found: Namespace, texts: Mapping[str, str]) -> Namespace:
-    """Return parsed values with the text for its stand-ins."""
-
-    def original(value: Any) -> Any:
-        if isinstance(value, list):
-            return [original(entry) for entry in value]
-        return texts.get(value, value) if isinstance(value, str) else value
-
-    for name, value in list(found.items()):
-        found[name] = original(value)
-    return found
-
-
-def _kinds_of_text(hint: Any) -> tuple[Any, ...]:
-    """Return the types that a setting of text may have; none for other settings."""
-    kinds = (hint,)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kinds = typing.get_args(hint)
-    return kinds if {str, list[str]} & set(kinds) else ()
 
 
 def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> None:
@@ -296,42 +214,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"--config needs a YAML file, there is none at {str(path)!r}") from None
-
-
-def _with_plain_text(content: str, hints: Mapping[str, Any], several: Collection[str]) -> str:
-    """Return a file's YAML with what stands at a setting of text quoted, so that it is read as text.
-
-    A list or a number becomes a text where a setting holds several names.
-    """
-    root = yaml.compose(content, Loader=yaml.SafeLoader)
-    assert isinstance(root, yaml.MappingNode), "a file that holds no settings has been refused"
-    changed = []
-    for key, value in root.value:
-        if key.value in several:
-            value = _as_text(value)
-        changed.append((key, _quoted(value, _kinds_of_text(hints.get(key.value)))))
-    root.value = changed
-    return yaml.serialize(root, allow_unicode=True)
-
-
-def _quoted(node: yaml.Node, kinds: Collection[Any]) -> yaml.Node:
-    """Return a value of a file as the text that stands there, unless its setting may be what YAML reads."""
-    if list[str] in kinds and isinstance(node, yaml.SequenceNode):
-        node.value = [_quoted(entry, (str,)) for entry in node.value]
-    if not kinds or not isinstance(node, yaml.ScalarNode) or node.tag == _NULL:
-        return node
-    if node.tag == _BOOL and bool in kinds:
-        return node
-    return yaml.ScalarNode(_STR, node.value, style='"')
-
-
-def _as_text(node: yaml.Node) -> yaml.Node:
-    parts = [node]
-    if isinstance(node, yaml.SequenceNode):
-        parts = node.value
-    if not parts or any(part.tag not in _NAMES for part in parts):
-        return node
-    return yaml.ScalarNode(_STR, ",".join(part.value for part in parts))
 
 
 def _nearest_flag(name: str, known: Sequence[str]) -> str:

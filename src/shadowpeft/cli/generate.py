@@ -1,5 +1,6 @@
 """`shadowpeft generate`."""
 
+import os
 import sys
 
 from shadowpeft.cli._choice import Dtype, ModelChoice
@@ -58,14 +59,25 @@ def run(
 
 def _prompts(given: list[str] | str | None) -> list[str]:
     if isinstance(given, str):
-        return [given]
-    return given or [_read_stdin()]
+        given = [given]
+    return [_typed(text) for text in given or []] or [_read_stdin()]
+
+
+def _typed(text: str) -> str:
+    """Return a word of the command line read as UTF-8, which it is where the locale's encoding is another."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
 
 
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         raise ConfigError("no prompt: give --prompt, or pipe one in")
-    text = sys.stdin.read().removesuffix("\n")
+    try:
+        text = sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the prompt on standard input must be UTF-8: {error}") from error
     if not text:
         raise ConfigError("no prompt: standard input is empty")
     return text

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from shadowpeft.checked_fields import SEVERAL, check, nearest, within
+from shadowpeft.checked_fields import SEVERAL, as_yaml, check, nearest, within
 from shadowpeft.compare.cell import Setting
 from shadowpeft.compare.search_space import EXPLICIT, METHODS, SEARCH, check_trials, refuse_unknown
 from shadowpeft.config import LARGEST
@@ -219,7 +217,7 @@ class Study:
 def in_yaml(settings: Any) -> str:
     """Write the settings of a study as its file holds them, under a line that says what it is."""
     header = "# A study of shadowpeft; to run or resume it: shadowpeft compare --config THIS_FILE\n"
-    return header + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return header + as_yaml(settings)
 
 
 def _refuse_untested(name: str, tested: list[str]) -> None:

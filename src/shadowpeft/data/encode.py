@@ -3,15 +3,18 @@
 Shapes in names: B is the batch, T the tokens of its longest example.
 """
 
+import itertools
 import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TypedDict
+from dataclasses import replace
+from typing import NamedTuple, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from shadowpeft.data import chats
-from shadowpeft.data.rows import Chat, Pair, Row, Text, parse_form
+from shadowpeft.data.rows import Chat, Pair, Row, Text, parse_form, unused_columns
 from shadowpeft.errors import ConfigError, DataError
 
 # The label of a token without loss, by transformers' convention.
@@ -37,7 +40,7 @@ class Example(_Whole, total=False):
 
 
 def encode_all(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
-    """Encode every row as `encode` does, and warn once of all rows that were cut.
+    """Encode every row as `encode` does; warn once of rows that were cut and of columns that are not used.
 
     Args:
         rows: At least one row.
@@ -51,6 +54,13 @@ def encode_all(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_leng
     if not rows:
         raise DataError("expected at least one row to encode, got none; check the data file and the split")
     encoded = [(row, _encode_whole(row, tokenizer)) for row in rows]
+    unused = unused_columns(rows)
+    if unused:
+        warnings.warn(
+            f"the rows have columns that are not used: {', '.join(map(repr, unused))}; drop them, or rename "
+            "them to what a row may hold",
+            stacklevel=2,
+        )
     examples = [_cut(example, max_length, row.where) for row, example in encoded]
     too_long = [row.where for row, example in encoded if len(example["input_ids"]) > max_length]
     if too_long:
@@ -102,9 +112,79 @@ def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if isinstance(form, Pair):
         return _prompt_ids(form.prompt, tokenizer, row.where)
     chats.refuse_tokenizer(tokenizer, row.where)
-    messages = form.messages[:-1] if form.is_answered else form.messages
-    text = chats.render(messages, tokenizer, row.where, generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return _ids(chats.render(_asked(form), tokenizer, row.where, generation_prompt=True), tokenizer)
+
+
+class Opening(NamedTuple):
+    """What a chat template puts before the content of an answer, and a model trained on it generates.
+
+    Most templates put nothing there; some of models that think, an empty block of thoughts.
+
+    Attributes:
+        text: as it is decoded.
+        length: how many tokens it has.
+    """
+
+    text: str = ""
+    length: int = 0
+
+    def content_of(self, answer: str) -> str:
+        """Return a decoded answer without its opening."""
+        opening = self.text.strip()
+        if opening and answer.lstrip().startswith(opening):
+            return answer.lstrip().removeprefix(opening).lstrip()
+        return answer
+
+
+def encode_opening(row: Row, tokenizer: PreTrainedTokenizerBase) -> Opening:
+    """Return what opens an answer to a row.
+
+    Raises:
+        DataError: The row has none of the three forms or cannot be encoded.
+    """
+    form = parse_form(row)
+    if not isinstance(form, Chat):
+        return Opening()
+    ids = _ids(chats.opening(_asked(form), tokenizer, row.where), tokenizer)
+    return Opening(str(tokenizer.decode(ids, skip_special_tokens=True)), len(ids))
+
+
+def _asked(chat: Chat) -> Chat:
+    """Return a chat without its last answer."""
+    return replace(chat, messages=chat.messages[:-1]) if chat.is_answered else chat
+
+
+class Reference(NamedTuple):
+    """The answer expected of generation.
+
+    Attributes:
+        text: the answer as it is learned and decoded.
+        content: the content of the answer as the row has it; empty if it only calls tools.
+        length: how many tokens generation needs for it, its end left out.
+    """
+
+    text: str
+    content: str
+    length: int
+
+
+def encode_reference(row: Row, tokenizer: PreTrainedTokenizerBase) -> Reference | None:
+    """Return the answer expected of generation, `None` if the row has none.
+
+    Raises:
+        DataError: The row has none of the three forms or cannot be encoded.
+    """
+    form = parse_form(row)
+    if isinstance(form, Pair) and form.completion is not None:
+        return Reference(form.completion, form.completion, len(_ids(form.completion, tokenizer)))
+    if not isinstance(form, Chat) or not form.is_answered:
+        return None
+    chats.refuse_tokenizer(tokenizer, row.where)
+    text = chats.render(form, tokenizer, row.where)
+    last = replace(form, learn_from=len(form.messages) - 1)
+    ((content, (start, stop)),) = chats.answers_in(text, last, tokenizer, row.where)
+    ids = _ids(text[start:stop], tokenizer)
+    return Reference(str(tokenizer.decode(ids, skip_special_tokens=True)), content or "", len(ids))
 
 
 def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -113,7 +193,7 @@ def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
         return _encode_chat(form, tokenizer, row.where)
     if isinstance(form, Text):
         _answer_ids(form.text, tokenizer, row.where)  # raises for a text that cannot be encoded
-        ids = _with_eos(_prompt_ids(form.text, tokenizer, row.where), tokenizer, row.where)
+        ids = _with_end(_prompt_ids(form.text, tokenizer, row.where), tokenizer, row.where)
         return Example(input_ids=ids, labels=list(ids))
     if form.completion is None:
         raise DataError(
@@ -121,7 +201,11 @@ def _encode_whole(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
             "'completion'"
         )
     prompt = _prompt_ids(form.prompt, tokenizer, row.where)
-    answer = _with_eos(_answer_ids(form.completion, tokenizer, row.where), tokenizer, row.where)
+    completion = form.completion
+    # White space behind an end that is written out, as in a rendered chat, is never generated.
+    if tokenizer.eos_token and completion.rstrip().endswith(str(tokenizer.eos_token)):
+        completion = completion.rstrip()
+    answer = _with_end(_answer_ids(completion, tokenizer, row.where), tokenizer, row.where)
     return Example(input_ids=prompt + answer, labels=[NO_LOSS] * len(prompt) + answer)
 
 
@@ -139,11 +223,16 @@ def _prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> li
     # An end-of-sequence token that the tokenizer adds would tell the model that the answer is over.
     while added[-1]:
         ids, added = ids[:-1], added[:-1]
+    # A text that a chat template has rendered begins with what the tokenizer adds.
+    own = _ids(text, tokenizer)
+    before = ids[: len(ids) - len(own)]
+    if before and ids[len(before) :] == own and own[: len(before)] == before:
+        return own
     return ids
 
 
 def _answer_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = _ids(text, tokenizer)
     if not ids:
         raise DataError(
             f"{where}: expected an answer to learn, got {text!r}, which encodes to no token; fill it in or "
@@ -159,14 +248,22 @@ def _answer_ids(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> li
     return ids
 
 
-def _with_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+def _with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """Return ids that end with the end-of-sequence token, or with it and white space as rendered chats do."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError(
             f"{where}: the tokenizer has no end-of-sequence token, so generation would never stop; set "
             "tokenizer.eos_token"
         )
-    return ids if ids[-1] == eos else [*ids, eos]
+    last = len(ids) - 1
+    while last > 0 and ids[last] != eos and str(tokenizer.decode([ids[last]])).isspace():
+        last -= 1
+    return ids if ids[last] == eos else [*ids, eos]
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 # Chats
@@ -180,16 +277,20 @@ def _encode_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase, where: str) -> 
             f"{where}: training needs an assistant's answer as the last message, got none (the last is in "
             f"role {role!r}); add it to 'messages' or 'completion'"
         )
-    text = chats.render(chat.messages, tokenizer, where)
+    text = chats.render(chat, tokenizer, where)
     spans = []
     for content, span in chats.answers_in(text, chat, tokenizer, where=where):
-        _answer_ids(content, tokenizer, where)  # raises for an answer that cannot be encoded
+        if content is not None:
+            _answer_ids(content, tokenizer, where)  # raises for an answer that cannot be encoded
         spans.append(span)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    starts = [start for start, _ in sorted(spans)]
+    reach = list(itertools.accumulate((stop for _, stop in sorted(spans)), max))
     labels = [NO_LOSS] * len(tokens["input_ids"])
     for index, (start, stop) in enumerate(tokens["offset_mapping"]):
         # Overlap, not inclusion: a template's last space may be one token with the first word of the answer.
-        if any(stop > first and start < end for first, end in spans):
+        begun = bisect_left(starts, stop)  # spans that begin before the token ends
+        if begun and start < reach[begun - 1]:
             labels[index] = tokens["input_ids"][index]
     return Example(input_ids=tokens["input_ids"], labels=labels)
 

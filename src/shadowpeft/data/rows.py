@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import os
 import random
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from shadowpeft.errors import DataError
 ROW_FORMS = (
     '{"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 )
+
+
+# Columns beside a chat that its template reads: two lists of objects and the template's own settings.
+_LISTS, _SETTINGS = ("tools", "documents"), "chat_template_kwargs"
+# What `apply_chat_template` is told by us.
+_OURS = ("add_generation_prompt", "continue_final_message", "tokenize", "chat_template", "conversation")
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,15 @@ class Chat:
     """A row of messages, or of a prompt and a completion that are both lists of messages.
 
     Attributes:
-        messages: At least one, each with a string `role` and a string `content`; never the assistant's alone.
+        messages: At least one, each with a string `role` and a string `content`, which may be missing beside
+            `tool_calls`; never the assistant's alone.
         learn_from: Assistant turns before this index are context, not answers.
+        options: What else the chat template reads: `tools`, `documents` and the template's own settings.
     """
 
     messages: list[dict[str, Any]]
     learn_from: int
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_answered(self) -> bool:
@@ -65,7 +75,7 @@ class Text:
 # Reading
 
 
-def read_rows(source: str, split: str = "train") -> list[Row]:
+def read_rows(source: str | os.PathLike[str], split: str = "train") -> list[Row]:
     """Read all rows of a file or data set.
 
     Args:
@@ -76,6 +86,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
         DataError: The source is missing, damaged or empty, or a line is not a JSON object. The message names
             file and line.
     """
+    source = os.fspath(source)
     if source.endswith((".jsonl", ".jsonl.gz")):
         rows = _read_jsonl(source)
     elif Path(source).is_file():
@@ -118,6 +129,11 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(
             f"{where}: expected one JSON object in UTF-8, got a line that does not parse ({error})"
         ) from error
+    except RecursionError:
+        raise DataError(
+            f"{where}: expected one JSON object, got one nested too deep to be read; flatten it or drop the "
+            "row"
+        ) from None
     if not isinstance(fields, dict):
         raise DataError(f"{where}: expected a JSON object, got {_kind(fields)}; rows look like {ROW_FORMS}")
     return fields
@@ -177,13 +193,14 @@ def parse_form(row: Row) -> Chat | Pair | Text:
     Raises:
         DataError: The row has none of the three forms.
     """
-    # A null counts as absent: `datasets` fills the columns that a row lacks with nulls.
-    fields, where = {name: value for name, value in row.fields.items() if value is not None}, row.where
-    if "messages" in fields:
-        return _chat(_check_messages(fields["messages"], "messages", where), 1, where)
-    if "prompt" in fields:
-        return _parse_prompt(fields["prompt"], fields.get("completion"), where)
-    if "text" in fields:
+    fields, where = _filled(row), row.where
+    form = _form_name(fields)
+    if form == "messages":
+        messages = _check_messages(fields["messages"], "messages", where)
+        return _chat(messages, 1, _options(fields, where), where)
+    if form == "prompt":
+        return _parse_prompt(fields, where)
+    if form == "text":
         return Text(_check_string(fields["text"], "text", where))
     got = ", ".join(f"{name} ({_kind(value)})" for name, value in row.fields.items()) or "none"
     raise DataError(
@@ -194,6 +211,8 @@ def parse_form(row: Row) -> Chat | Pair | Text:
 def reference_answer(row: Row) -> str | None:
     """Return the answer expected of generation, `None` if there is none: the completion or the last message.
 
+    An answer that only calls tools is empty: what of it is generated depends on the template.
+
     Raises:
         DataError: The row has none of the three forms.
     """
@@ -201,11 +220,36 @@ def reference_answer(row: Row) -> str | None:
     if isinstance(form, Pair):
         return form.completion
     if isinstance(form, Chat) and form.is_answered:
-        return form.messages[-1]["content"]
+        return form.messages[-1].get("content") or ""
     return None
 
 
-def _parse_prompt(prompt: Any, completion: Any, where: str) -> Chat | Pair:
+def unused_columns(rows: Iterable[Row]) -> list[str]:
+    """List the columns that hold something and that the forms of their rows do not read."""
+    found: dict[str, None] = {}
+    for row in rows:
+        fields = _filled(row)
+        form = _form_name(fields)
+        used = {form}
+        if form == "prompt":
+            used.add("completion")
+        if form == "messages" or isinstance(fields.get("prompt"), list):
+            used.update((*_LISTS, _SETTINGS))
+        found |= dict.fromkeys(name for name in fields if name not in used)
+    return list(found)
+
+
+def _filled(row: Row) -> dict[str, Any]:
+    # A null counts as absent: `datasets` fills the columns that a row lacks with nulls.
+    return {name: value for name, value in row.fields.items() if value is not None}
+
+
+def _form_name(fields: dict[str, Any]) -> str | None:
+    return next((name for name in ("messages", "prompt", "text") if name in fields), None)
+
+
+def _parse_prompt(fields: dict[str, Any], where: str) -> Chat | Pair:
+    prompt, completion = fields["prompt"], fields.get("completion")
     if completion is not None and isinstance(prompt, list) != isinstance(completion, list):
         raise DataError(
             f"{where}: 'prompt' and 'completion' must both be strings or both be lists of messages, "
@@ -219,15 +263,43 @@ def _parse_prompt(prompt: Any, completion: Any, where: str) -> Chat | Pair:
     messages, answers = _check_messages(prompt, "prompt", where), []
     if completion is not None:
         answers = _check_messages(completion, "completion", where)
-    return _chat(messages + answers, len(messages), where)
+    return _chat(messages + answers, len(messages), _options(fields, where), where)
 
 
-def _chat(messages: list[dict[str, Any]], learn_from: int, where: str) -> Chat:
+def _chat(messages: list[dict[str, Any]], learn_from: int, options: dict[str, Any], where: str) -> Chat:
     if len(messages) == 1 and messages[0]["role"] == "assistant":
         raise DataError(
             f"{where}: expected a message before the assistant's, got the assistant's alone; add the user's"
         )
-    return Chat(messages, learn_from)
+    return Chat(messages, learn_from, options)
+
+
+def _options(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return what a row's chat template reads beside the messages, as TRL's users write it."""
+    settings = _object(fields.get(_SETTINGS, {}), dict, _SETTINGS, where)
+    taken = sorted(settings.keys() & {*_LISTS, *_OURS})
+    if taken:
+        raise DataError(
+            f"{where}: {_SETTINGS} must hold the chat template's own settings, got {taken[0]!r}; give tools "
+            "and documents as columns, and leave out what rendering is told by us"
+        )
+    lists = {name: _object(fields[name], list, name, where) for name in _LISTS if name in fields}
+    # An empty list means none, as in data where only some rows have tools.
+    return settings | {name: value for name, value in lists.items() if value}
+
+
+def _object(value: Any, kind: type, name: str, where: str) -> Any:
+    """Return a column that holds a list of objects or an object, which may be written as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: '{name}' is text that is not JSON ({error}); repair it") from error
+    entries = value if kind is list else [value]
+    if not isinstance(value, kind) or not all(isinstance(entry, dict) for entry in entries):
+        wanted = "a list of objects" if kind is list else "an object"
+        raise DataError(f"{where}: '{name}' must be {wanted} or that as JSON, got {_kind(value)}")
+    return value
 
 
 def _check_messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
@@ -239,8 +311,10 @@ def _check_messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
             raise DataError(
                 f'{where}: {name}[{index}] must be {{"role": ..., "content": ...}}, got {_kind(message)}'
             )
-        for key in ("role", "content"):
-            _check_string(message.get(key), f"{name}[{index}].{key}", where)
+        _check_string(message.get("role"), f"{name}[{index}].role", where)
+        # A message that calls tools says nothing.
+        if message.get("content") is not None or not message.get("tool_calls"):
+            _check_string(message.get("content"), f"{name}[{index}].content", where)
     return value
 
 

@@ -77,7 +77,7 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     curves = _train(adapted, train, tokenizer, settings=settings, ui=ui)
     models = _models(adapted)
     rows = read_rows(str(CLINC150 / "test.jsonl"))[: settings.test_rows]
-    labels = json.loads((CLINC150 / "labels.json").read_text())
+    labels = json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
     chosen = _answers(models, tokenizer, rows, labels=labels, ui=ui)
     with ui.task("timing single answers", settings.timed_answers, TIMING) as progress:
         timings = time_answers(models, tokenizer, rows[: settings.timed_answers], progress=progress)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
-from shadowpeft.data.encode import NO_LOSS, Example, context_length, encode_all
+from shadowpeft.data.encode import (
+    NO_LOSS,
+    Example,
+    Opening,
+    Reference,
+    context_length,
+    encode_all,
+    encode_opening,
+    encode_reference,
+)
 from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row, reference_answer
 from shadowpeft.data.tokenizers import padding_id
@@ -46,7 +55,8 @@ class Evaluation:
         perplexity: its exponential.
         shadow_loss: the same of the shadow's head; `None` if no shadow ran.
         exact_match: share of the answered rows whose answer greedy generation reproduces, but for white space
-            at both ends; `None` if it was not measured.
+            at both ends and an empty block of thoughts that the chat template opens answers with; `None` if
+            it was not measured.
         answered_rows: how many rows have an answer to compare with.
     """
 
@@ -77,8 +87,8 @@ def evaluate(
         rows: what to measure on.
         batch_size: rows at a time.
         max_length: tokens a row may have before it is cut; by default the model's limit.
-        max_new_tokens: tokens an answer may have; by default one more than the longest reference answer, or
-            what the prompt leaves.
+        max_new_tokens: tokens an answer may have, beside what the chat template opens it with; by default one
+            more than the longest reference answer, or what the prompt leaves.
         exact_match: generate answers and compare them; without it only the losses are measured.
         progress: show progress bars, if standard error is a terminal.
 
@@ -89,25 +99,23 @@ def evaluate(
     limit = context_length(arch.context_of(model.config), tokenizer, max_length)
     pad = padding_id(tokenizer)
     examples = encode_all(rows, tokenizer, limit)
-    referenced = [(row, answer) for row in rows if (answer := reference_answer(row)) is not None]
-    matches, prompts = None, []
+    asked = [row for row in rows if reference_answer(row) is not None]
+    matches, questions = None, None
     # A prompt that is too long is found before the work on the losses.
-    if exact_match:
-        asked = [row for row, _ in referenced]
-        prompts = encode_prompts(asked, tokenizer, limit, max_new_tokens=max_new_tokens or 1)
+    if exact_match and asked:
+        questions = _questions(asked, tokenizer, limit, max_new_tokens)
     losses = measure_losses(model, _batches(examples, Collator(pad), batch_size), progress)
-    if prompts:
-        references = [answer for _, answer in referenced]
+    if questions is not None:
         answers = greedy_answers(
             model,
             tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens or 1 + _longest(references, tokenizer),
+            questions.prompts,
+            max_new_tokens=questions.max_new_tokens,
             batch_size=batch_size,
             progress=progress,
             limit=limit,
         )
-        matches = _exact_match(answers, references)
+        matches = _exact_match(answers, questions)
     return Evaluation(
         rows=len(rows),
         tokens=losses.tokens,
@@ -116,18 +124,49 @@ def evaluate(
         perplexity=torch.tensor(losses.loss, dtype=torch.float64).exp().item(),
         shadow_loss=losses.shadow_loss,
         exact_match=matches,
-        answered_rows=len(referenced),
+        answered_rows=len(asked),
     )
 
 
-def _longest(answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the number of tokens of the longest answer."""
-    return max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+class _Questions(NamedTuple):
+    """Rows to answer, and what is expected; one entry a row.
+
+    Attributes:
+        prompts: token ids.
+        openings: what the chat template opens the answers with.
+        references: the answers expected.
+        max_new_tokens: tokens that an answer may have, with its opening.
+    """
+
+    prompts: list[list[int]]
+    openings: list[Opening]
+    references: list[Reference]
+    max_new_tokens: int
 
 
-def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    pairs = zip(answers, references, strict=True)
-    return sum(answer.strip() == reference.strip() for answer, reference in pairs) / len(references)
+def _questions(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int, max_new_tokens: int | None
+) -> _Questions:
+    references = [found for row in rows if (found := encode_reference(row, tokenizer)) is not None]
+    openings = [encode_opening(row, tokenizer) for row in rows]
+    opening = max(opening.length for opening in openings)
+    room = 1 if max_new_tokens is None else max_new_tokens + opening
+    prompts = encode_prompts(rows, tokenizer, limit, max_new_tokens=room)
+    if max_new_tokens is None:
+        room = 1 + max(reference.length for reference in references)
+    return _Questions(prompts, openings, references, room)
+
+
+def _exact_match(answers: Sequence[str], questions: _Questions) -> float:
+    """Return the share of answers that are what was trained, or its content alone."""
+    right = 0
+    for answer, opening, reference in zip(answers, questions.openings, questions.references, strict=True):
+        given = opening.content_of(answer).strip()
+        accepted = {opening.content_of(reference.text).strip()}
+        if reference.content:
+            accepted.add(reference.content.strip())
+        right += given in accepted
+    return right / len(answers)
 
 
 @torch.inference_mode()

@@ -25,7 +25,9 @@ from shadowpeft.reporting.provenance import version_of
 _SUGGESTIONS = 3
 
 
-def load_tasks(names: Sequence[str], include_path: str | None = None, progress: bool = True) -> list[Any]:
+def load_tasks(
+    names: Sequence[str], include_path: str | Path | None = None, progress: bool = True
+) -> list[Any]:
     """Find tasks and groups of the harness by name or pattern (`mmlu_*`), and read their data.
 
     Args:
@@ -48,6 +50,7 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, progress: 
             f"there is no folder {include_path}; include_path must be a folder with task files (YAML) of the "
             "harness"
         )
+    include_path = None if include_path is None else str(include_path)
     import yaml
     from datasets.exceptions import DatasetsError
 

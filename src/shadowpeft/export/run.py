@@ -43,7 +43,7 @@ class ExportResult:
 
 
 def export(
-    base: str,
+    base: str | Path,
     adapter: str | Path | None,
     output: str | Path,
     dtype: torch.dtype | str = "auto",
@@ -75,7 +75,7 @@ def export(
     _refuse_contradictions(to, quantise, max_shard_size)
     _refuse_taken(output, to)
     folder.refuse_shard_size(max_shard_size)
-    source = Source.inspect(base, adapter, shadow)
+    source = Source.inspect(str(base), adapter, shadow)
     if to == "gguf":
         gguf_file = _gguf()
         gguf_file.refuse_unknown(source.backbone, source.task, source.tokenizer)

@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import yaml
-
-from shadowpeft.checked_fields import check, within
+from shadowpeft.checked_fields import as_yaml, check, within
 from shadowpeft.errors import ConfigError
 
 TrainParts = Literal["projection", "all-but-embeddings", "everything"]
@@ -231,5 +229,5 @@ class PretrainConfig:
         values = {**dataclasses.asdict(self), "resume": False}
         return (
             "# A run of shadowpeft; to continue it: shadowpeft pretrain --config THIS_FILE --resume\n"
-            + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            + as_yaml(values)
         )

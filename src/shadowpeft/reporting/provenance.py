@@ -66,7 +66,9 @@ def _git(folder: Path, *words: str) -> str | None:
     """Return what a git command prints; `None` if it fails or there is no git."""
     command = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=False, encoding="utf-8"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -4,9 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-import yaml
-
-from shadowpeft.checked_fields import check, within
+from shadowpeft.checked_fields import as_yaml, check, within
 from shadowpeft.config import Impl, ShadowConfig
 from shadowpeft.errors import ConfigError
 
@@ -119,5 +117,5 @@ class TrainConfig:
         values = {**dataclasses.asdict(self), "resume": False}
         return (
             "# A run of shadowpeft; to continue it: shadowpeft train --config THIS_FILE --resume\n"
-            + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            + as_yaml(values)
         )
