@@ -58,7 +58,7 @@ def follow_inputs(module: nn.Module, table: nn.Embedding | None = None) -> None:
         is_done = isinstance(layer, _FollowsInputs)
         if layer is table or is_done or not any(True for _ in layer.parameters(recurse=False)):
             continue
-        layer.__class__ = _subclass(type(layer))
+        layer.__class__ = _subclass(type(layer))  # type: ignore[arg-type]
         if isinstance(layer, nn.Embedding):
             # In a tuple, so that it does not become a part of this layer.
             layer.beside = (table,)  # type: ignore[assignment]
@@ -161,7 +161,7 @@ def _kind(stock: type[nn.Module]) -> type[_FollowsInputs]:
 
 def _empty(stock: type[nn.Module]) -> nn.Module:
     """Return an object of a subclass, whose state is set next."""
-    cls = _subclass(stock)
+    cls = _subclass(stock)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 

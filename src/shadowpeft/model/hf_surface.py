@@ -19,7 +19,6 @@ class HFSurfaceMixin:
     """The methods of `PreTrainedModel` that would act on the base as if it were ours. Listed before it."""
 
     task: arch.Task
-    config: PretrainedConfig
     active_adapter: str
     base: PreTrainedModel | None
     config: PretrainedConfig

@@ -11,7 +11,7 @@ from shadowpeft.arch.versions import CacheByBothNames
 
 
 @dataclass
-class ShadowedCausalLMOutput(CacheByBothNames, CausalLMOutputWithPast):
+class ShadowedCausalLMOutput(CacheByBothNames, CausalLMOutputWithPast):  # type: ignore[override]
     """Output of a shadowed language model.
 
     Attributes:
@@ -36,7 +36,7 @@ class ShadowedCausalLMOutput(CacheByBothNames, CausalLMOutputWithPast):
 
 
 @dataclass
-class ShadowedClassifierOutput(CacheByBothNames, SequenceClassifierOutputWithPast):
+class ShadowedClassifierOutput(CacheByBothNames, SequenceClassifierOutputWithPast):  # type: ignore[override]
     """Output of a shadowed classifier; its losses are those of `ShadowedCausalLMOutput`."""
 
     shadow_loss: Tensor | None = None

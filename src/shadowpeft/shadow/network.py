@@ -142,7 +142,7 @@ def place(module: nn.Module, shadow: Shadow, table_VD: Tensor, dtype: torch.dtyp
         table_VD: the base's embeddings, whose type and device are the base's.
         dtype: type of the weights.
     """
-    frozen = shadow.backbone
+    frozen: nn.Module = shadow.backbone
     if shadow.trains_backbone:
         cast(module, table_VD.device, dtype, stock=shadow.backbone)
         if shadow.borrows:
