@@ -192,11 +192,11 @@ def write(jobs: Path, rows: str, any_model: bool) -> None:
     """Write the file of jobs anew, if there are others than before."""
     lines = [json.dumps(one) for one in plan(Measured(read(rows))) if any_model or is_ready(one)]
     text = "".join(line + "\n" for line in lines)
-    if jobs.exists() and jobs.read_text() == text:
+    if jobs.exists() and jobs.read_text(encoding="utf-8") == text:
         return
     # Under another name first: a process must not read half a file.
     new = jobs.with_suffix(".new")
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     os.replace(new, jobs)
     print(f"{time.time():.0f}: {len(lines)} jobs", flush=True)
 

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", type=Path)
     parser.add_argument("--answers", type=Path)
     given = parser.parse_args()
-    lines = [line for path in given.rows for line in path.read_text().splitlines()]
+    lines = [line for path in given.rows for line in path.read_text(encoding="utf-8").splitlines()]
     print(report(Rows(map(json.loads, lines)), given.answers))
 
 

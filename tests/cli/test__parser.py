@@ -17,7 +17,7 @@ from shadowpeft.cli import train as train_verb
 SHADOW = (
     "variant r update_width alpha dropout shadow_loss_weight inject_from shadow_layers "
     "shadow_intermediate_size shadow_attention_heads shadow_key_value_heads shadow_head_dim unit_state "
-    "output_gains shadow_distil"
+    "output_gains shadow_distil train_backbone"
 )
 
 

@@ -35,6 +35,6 @@ def test_the_command_line_settles_it_before_torch():
     )
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
     )
     assert ran.stdout.split()[-1] == "0"

@@ -12,7 +12,7 @@ from helpers.noted_cells import (
 from shadowpeft.cli import _parser
 from shadowpeft.cli import compare as verb
 from shadowpeft.compare import choice, records, schedule
-from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.cell import Cell, Setting
 from shadowpeft.compare.search_space import METHODS
 from shadowpeft.compare.study import Study
 from shadowpeft.embedded import MODEL
@@ -210,6 +210,6 @@ def test_recorded_studies_choose_what_they_chose(recipe):
     for file in (root / "recipes" / "compare" / f"{recipe}.yaml", *files):
         study = _parser.parse("compare", verb.run, ["--config", str(file)])["settings"]
         chosen = choice.choices(study, found)
-        used = {place: (record["learning_rate"], record["alpha"], None) for place, record in final.items()}
+        used = {place: Setting(record["learning_rate"], record["alpha"]) for place, record in final.items()}
         assert len(used) >= 4
         assert {place: chosen[place] for place in used} == used

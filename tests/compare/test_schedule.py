@@ -166,12 +166,12 @@ def test_the_backbones_rate_goes_from_the_search_to_the_end(small, tmp_path):
     rows = [ok(cell, value) for cell, value in zip(trials, (0.5, 0.6, 0.7), strict=True)]
     seconds = schedule.ready(plan, rows)
     assert [(cell.seed, cell.setting) for cell in seconds] == [
-        (1001, (1e-3, 0.3, 1e-5)),
-        (1001, (1e-3, 0.3, 1e-4)),
+        (1001, Setting(1e-3, 0.3, 1e-5)),
+        (1001, Setting(1e-3, 0.3, 1e-4)),
     ]
     rows += [ok(cell, value) for cell, value in zip(seconds, (0.1, 0.6), strict=True)]
     for stage, count in (("final", 2), ("cost", 1)):
         cells = schedule.ready(plan, rows)
-        assert [(cell.stage, cell.setting) for cell in cells] == count * [(stage, (1e-3, 0.3, 1e-4))]
+        assert [(cell.stage, cell.setting) for cell in cells] == count * [(stage, Setting(1e-3, 0.3, 1e-4))]
         rows += [ok(cell, 0.5) for cell in cells]
     assert schedule.ready(plan, rows) == []

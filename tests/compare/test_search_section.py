@@ -83,7 +83,7 @@ def test_rates_of_the_head_are_told(tmp_path):
     for rate, value in ((None, 0.61), (3e-3, 0.63)):
         made = record(MODELS[0], "clinc150", "lora", value=value, **trial)
         final.append(made | {"head_learning_rate": rate, "key": f"{made['key']} {rate}"})
-    table = table_of(report(study(tmp_path), final, tmp_path).read_text(), "Search")
+    table = table_of(report(study(tmp_path), final, tmp_path).read_text(encoding="utf-8"), "Search")
     assert table[0][3:6] == ["learning rate", "alpha", "head's rate"]
     assert [line[5] for line in table[2:]] == ["-", "0.003"]
 

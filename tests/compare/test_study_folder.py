@@ -144,8 +144,8 @@ def test_a_study_of_a_setting_that_is_not_known_is_not_continued(small):
     with pytest.raises(KeyboardInterrupt):
         go(small, interrupted)
     path = Path(small.output) / "study.yaml"
-    values = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**values, "finalist": 2}))
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**values, "finalist": 2}), encoding="utf-8")
     message = r"study\.yaml has the unknown setting finalist \(did you mean 'finalists'\?\); remove it"
     with pytest.raises(ConfigError, match=message):
         go(small)

@@ -5,11 +5,10 @@ import torch
 from transformers import AutoTokenizer
 
 from shadowpeft.data.encode import encode_all
-from shadowpeft.data.rows import read_rows
 from shadowpeft.demo.methods import fit, with_lora, with_shadow
-from shadowpeft.demo.run import count, count_shadow, load_base
+from shadowpeft.demo.run import count, count_shadow, load_base, load_rows
 from shadowpeft.demo.settings import PRETRAINED_SHADOW, Settings
-from shadowpeft.embedded import CLINC150, MODEL, SHADOW
+from shadowpeft.embedded import MODEL, SHADOW
 
 
 @pytest.mark.parametrize("adapt", [with_lora, with_shadow])
@@ -18,7 +17,7 @@ def test_only_the_method_trains(adapt):
     before = {name: weight.clone() for name, weight in base.named_parameters()}
     model = adapt(base)
     assert 0 < count(model) < sum(weight.numel() for weight in before.values())
-    rows = read_rows(str(CLINC150 / "train.jsonl"))[:10]
+    rows = load_rows("train")[:10]
     examples = encode_all(rows, AutoTokenizer.from_pretrained(MODEL), 128)
     moved = []
     curve = fit(

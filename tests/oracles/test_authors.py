@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch
+from shadowpeft.arch.versions import bridge_former_cache_name
 
 OURS = ShadowConfig(
     variant="paper", r=4, update_width=5, alpha=0.3, dropout=0.0, shadow_loss_weight=0.2,
@@ -113,6 +114,7 @@ def both(model_type: str, task: str = "causal-lm", narrow: bool = False) -> tupl
         .double()
         .eval()
     )
+    bridge_former_cache_name(bases[1], theirs.peft_model.shadow_model)
     assert copy_weights(ours, trained(theirs), counterpart) == LAST_UPDATE
     return ours, theirs
 

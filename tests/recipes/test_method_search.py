@@ -101,7 +101,7 @@ def test_a_mean_start_puts_out_the_mean(kind):
     attention.v_proj.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     attention.register_forward_hook(lambda _, __, given: out.append(given[0]))
     ids = torch.randint(1, 50, (2, 7))
-    built.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    built.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
     mean_BTD = read[0].cumsum(1) / torch.arange(1, 8)[:, None]
     values_ED = attention.v_proj.weight
     torch.testing.assert_close(out[0], mean_BTD @ values_ED.T @ values_ED, atol=1e-5, rtol=1e-4)
@@ -142,7 +142,9 @@ def test_a_blind_boundary_does_not_read_the_shadow(kind):
                 injection.down.weight.data.normal_(std=0.2, generator=generator)
             adapter.score.weight.data.normal_(generator=generator)
             adapter.shadow.backbone.norm.weight.data.add_(added)
-            answers[reads, added] = built.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            answers[reads, added] = built.model.eval()(
+                input_ids=ids, attention_mask=torch.ones_like(ids)
+            ).logits
     torch.testing.assert_close(answers[False, 0.0], answers[False, 2.0])
     assert (answers[True, 0.0] - answers[True, 2.0]).abs().max() > 1e-3
 
@@ -315,7 +317,7 @@ def test_the_siblings_jobs_follow_the_rows(tmp_path):
     assert len({json.dumps(one) for one in then}) == len(then)
     jobs = tmp_path / "jobs.jsonl"
     frozen_sibling.write(jobs, str(tmp_path / "none"), any_model=False)
-    assert jobs.read_text() == ""
+    assert jobs.read_text(encoding="utf-8") == ""
 
 
 def test_the_siblings_report_refuses_another_size():

@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch) -> dict[str, ShadowedModel]:
         place = {"main": "", "older": "below/it"}[revision]
         models[revision].save_pretrained(repository / "snapshots" / commit / place)
         (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs" / revision).write_text(commit)
+        (repository / "refs" / revision).write_text(commit, encoding="utf-8")
     return models
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorWithFlattening
 
 from shadowpeft import ShadowConfig, arch, attach
+from shadowpeft.arch import versions
 from shadowpeft.cli import main
 from shadowpeft.data.encode import encode_all
 from shadowpeft.data.packing import Collator, pack
@@ -48,6 +49,8 @@ def test_packed_documents_do_not_see_each_other(model_type):
 @pytest.mark.parametrize("model_type", [name for name in TINY if not arch.FAMILIES[name].packs])
 def test_families_that_cannot_pack_are_marked_for_a_reason(model_type):
     """Catches a family that has learned to pack: the stock base alone lets documents see each other."""
+    if model_type == "falcon" and versions.CACHE == "cache":
+        pytest.skip("Falcon keeps documents apart from transformers 5.24 on, and older ones are supported")
     base = tiny_model(model_type)
     docs, ids, positions = documents()
     given = {"position_ids": positions} if arch.FAMILIES[model_type].takes_positions else {}

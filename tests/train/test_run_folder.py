@@ -103,7 +103,7 @@ def test_a_run_of_settings_that_are_not_known_is_not_continued(tmp_path, group):
     config = TrainConfig(model="m", data="d", output=str(tmp_path), resume=True)
     settings = yaml.safe_load(config.to_yaml())
     (settings[group] if group else settings)["lora_r"] = 4
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     where = f"{group}.lora_r" if group else "lora_r"
     with pytest.raises(ConfigError, match=rf"run\.yaml has the unknown setting {where}; remove it"):
         run_folder.prepare(config, "adapter", run_folder.FREE_ON_RESUME)

@@ -12,6 +12,7 @@ from helpers.explicit_shadows import explicit
 from helpers.families import attached, perturb, tiny_model
 from helpers.runs import adapter_of, assert_same_bits, logged, save_base
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UserError
 from shadowpeft.cli import main
@@ -80,7 +81,7 @@ def test_an_adapter_that_was_loaded_for_use_is_not_trained(tmp_path):
     attached(tiny_model("llama")).save_pretrained(tmp_path)
     model = ShadowedModel.from_pretrained(tiny_model("llama"), tmp_path)
     with pytest.raises(UserError, match="load it with is_trainable=True"):
-        trainer.ShadowTrainer(model, None, None, [], None, [])
+        trainer.ShadowTrainer(model, TrainingArguments(str(tmp_path / "run")))
 
 
 def test_one_rate_for_both_is_one_rate(command, straight, tmp_path):

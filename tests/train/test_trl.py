@@ -73,12 +73,12 @@ def test_dpo_of_a_fresh_adapter_begins_at_ln_2(variant, load, run):
 def test_dpo_of_a_trained_adapter_has_its_own_start_as_reference(load, folder, run, tmp_path):
     """Catches the bare base as the reference of an adapter that is trained already."""
     perturb(attach(load(), ShadowConfig(**NO_SHARE)), std=0.1).save_pretrained(tmp_path / "adapter")
-    model = ShadowedModel.from_pretrained(load(), tmp_path / "adapter")
+    model = ShadowedModel.from_pretrained(load(), tmp_path / "adapter", is_trainable=True)
     with pytest.raises(OSError, match="Repo id"):
         run("DPO", model, PAIRS)
     _, logged = run("DPO", model, PAIRS, stock={"ref_model": copy.deepcopy(model)})
     assert logged[0]["loss"] == pytest.approx(LN_2, abs=1e-5)
-    model = ShadowedModel.from_pretrained(load(), tmp_path / "adapter")
+    model = ShadowedModel.from_pretrained(load(), tmp_path / "adapter", is_trainable=True)
     _, logged = run("DPO", model, PAIRS, stock={"ref_model": load()})
     assert abs(logged[0]["loss"] - LN_2) > 1e-3, "the two references answer alike; the test shows nothing"
 

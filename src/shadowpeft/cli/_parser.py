@@ -84,8 +84,8 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     parser = build(verb, run)
     known = flags(parser)
     every = {*known, *_groups(known), "config", "help"}
-    words = parser.texts.from_words(_as_fields(words, known), every)
     try:
+        words = parser.texts.from_words(_as_fields(words, known), every)
         _refuse_unknown(words, known, verb)
         found = parser.parse_args(words)
         values = dict(vars(parser.instantiate(parser.texts.put_back(found))))

@@ -117,13 +117,21 @@ def _value_behind(flag: str, rest: deque[str], flags: Collection[str] | None) ->
         ConfigError: a flag follows, or nothing.
     """
     if not rest:
-        raise ConfigError(f"{flag} needs a value behind it, got none")
+        raise ConfigError(f"{_as_written(flag)} needs a value behind it, got none")
     word = rest[0]
     if word.startswith("--") and (flags is None or _name(word) in flags):
+        written = _as_written(flag)
         raise ConfigError(
-            f"{flag} needs a value behind it, got {word}; if that is the value, write {flag}={word}"
+            f"{written} needs a value behind it, got {word}; if that is the value, write {written}={word}"
         )
     return rest.popleft()
+
+
+def _as_written(flag: str) -> str:
+    """Return a flag in the words of the command line."""
+    if flag == "--shadow_model":
+        return "--shadow"
+    return flag.replace("_", "-")
 
 
 def _name(word: str) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shadowpeft.decoder import sharded
 from shadowpeft.decoder.loan import trained_weights
 from shadowpeft.decoder.offloaded import in_memory
-from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.errors import CheckpointError, ConfigError, UserError
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder, base_facts
 
@@ -189,8 +189,11 @@ class HFSavingMixin:
         """Return an adapter's tensors by name, from a state dict of the whole model if one is given."""
         if state_dict is None:
             adapter = self._adapter(name)
-            with in_memory([adapter]):
-                return sharded.whole(adapter.state_dict())
+            try:
+                with in_memory([adapter]):
+                    return sharded.whole(adapter.state_dict())
+            except UserError as error:
+                raise CheckpointError(f"{error}; nothing was written") from error
         prefix = _prefix(name)
         return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
 
