@@ -60,7 +60,7 @@ def test_the_folder_stands_beside_the_settings():
 
 def test_the_flag_without_a_folder_is_named_as_it_was_written():
     with pytest.raises(
-        ConfigError, match="--shadow needs a value behind it, got --shadow.r=4; if that is the value"
+        ConfigError, match=r"--shadow needs a value behind it, got --shadow\.r=4; if that is the value"
     ):
         settings("--shadow", "--shadow.r=4")
 
