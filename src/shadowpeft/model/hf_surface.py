@@ -117,10 +117,12 @@ class HFSurfaceMixin:
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], **options: Any) -> None:
         """Choose how attention is computed, in the base and in every shadow."""
-        stock: Any = super()
-        stock.set_attn_implementation(attn_implementation, **options)
-        # Some bases (Falcon) cannot change, which stock has said in a warning.
-        self.config._attn_implementation = self._base().config._attn_implementation
+        # Not by transformers' own method, which before 5.23 finds no model of the same kind inside another.
+        base = self._base()
+        for part in (base, *(adapter.shadow.backbone for adapter in self._all_adapters())):
+            part.set_attn_implementation(attn_implementation, **options)
+        # Some bases (Falcon) cannot change, which transformers has said in a warning.
+        self.config._attn_implementation = base.config._attn_implementation
 
     def set_experts_implementation(self, experts_implementation: str | dict[str, str]) -> None:
         """Choose how mixtures of experts compute, in the base and in every shadow that is one."""
