@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.boundary_cases import Drawn, Kind, assert_as_exact, draw, run
+from helpers.boundary_cases import Drawn, Kind, assert_as_exact, assert_as_exact_over_draws, draw, run
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -26,14 +26,11 @@ QWEN3_8B = {"shape": (4, 1024), "D": 4096, "U": 10, "R": 16}
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "rms"), ("paper", "none"), ("peft", "none")])
 def test_bfloat16_at_full_size(variant: str, norm: str, halves: str, weights: torch.dtype) -> None:
     """Catches what only many rows show: splits of rows and columns, offsets, sums of thousands that lose
-    digits. With float32 weights: gradients that are rounded, and tiles that do not fit.
+    digits. With float32 weights: gradients that are rounded, and tiles that do not fit. There both errors are
+    mostly the rounding of the weights to bfloat16, so of a single draw their ratio is chance.
     """
-    assert_as_exact(
-        fused.boundary,
-        draw(Kind(variant, norm, halves=halves, stream=torch.bfloat16, weights=weights, **QWEN3_8B)),
-        times=1.25,
-        floor=1e-4,
-    )
+    kind = Kind(variant, norm, halves=halves, stream=torch.bfloat16, weights=weights, **QWEN3_8B)
+    assert_as_exact_over_draws(fused.boundary, kind, times=1.25, floor=1e-4)
 
 
 @pytest.mark.parametrize(("variant", "norm"), [("normed", "gemma"), ("normed", "layer"), ("paper", "none")])

@@ -186,13 +186,35 @@ def assert_as_exact(boundary: Any, drawn: Drawn, times: float, floor: float, aut
 
     Errors are those of the results and every gradient, against the reference in float64.
     """
+    _assert_no_worse([both_errors(boundary, drawn, autocast)], times, floor)
+
+
+def assert_as_exact_over_draws(boundary: Any, kind: Kind, times: float, floor: float, draws: int = 6) -> None:
+    """Check the same of the root mean square over several draws.
+
+    For errors that are a few large roundings each: which of the two is larger in one draw is chance.
+    """
+    _assert_no_worse([both_errors(boundary, draw(kind, seed)) for seed in range(draws)], times, floor)
+
+
+def both_errors(boundary: Any, drawn: Drawn, autocast: bool = False) -> dict[str, tuple[float, float]]:
+    """Return the errors of a boundary and those of the reference in the same type, by tensor."""
     truth = run(reference.boundary, in_float64(drawn))
     with torch.autocast(drawn.h.device.type, torch.bfloat16, enabled=autocast):
         got, plain = run(boundary, drawn), run(reference.boundary, drawn)
     for name in truth:
         assert (got[name].dtype, got[name].shape) == (plain[name].dtype, plain[name].shape), name
     ours, theirs = errors(got, truth), errors(plain, truth)
-    worse = {
-        name: (ours[name], theirs[name]) for name in truth if not ours[name] <= times * theirs[name] + floor
-    }
+    return {name: (ours[name], theirs[name]) for name in truth}
+
+
+def _assert_no_worse(pairs: list[dict[str, tuple[float, float]]], times: float, floor: float) -> None:
+    """Check the root mean square over draws, of one draw its error itself."""
+    worse = {}
+    for name in pairs[0]:
+        ours, theirs = (
+            math.hypot(*column) / len(pairs) ** 0.5 for column in zip(*(p[name] for p in pairs), strict=True)
+        )
+        if not ours <= times * theirs + floor:
+            worse[name] = (ours, theirs)
     assert not worse, f"(error, the reference's): {worse}"

@@ -11,6 +11,7 @@ from helpers.boundary_cases import (
     KINDS,
     Kind,
     assert_as_exact,
+    assert_as_exact_over_draws,
     draw,
     errors,
     in_float64,
@@ -20,7 +21,7 @@ from helpers.boundary_cases import (
 from helpers.interpreter import ignore_overflow, rounding  # noqa: F401 - a fixture
 from helpers.poison import poisoned  # noqa: F401 - a fixture
 
-from shadowpeft.ops import reference
+from shadowpeft.ops import Crossing, reference
 
 pytest.importorskip("triton")
 
@@ -99,6 +100,29 @@ def test_float32_weights_beside_bfloat16_states(variant: str, norm: str) -> None
     assert_as_exact(op.boundary, drawn, **BFLOAT16)
     found = run(reference.boundary, drawn)
     assert {found[f"d_{name}"].dtype for name in trained(drawn)} == {torch.float32}
+
+
+def counted_twice(h: torch.Tensor, s: torch.Tensor, crossing: Crossing) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross rightly, but add one gradient up twice."""
+    assert crossing.update_w is not None
+    gate_in_UD = crossing.update_w.gate_in_UD
+    twice = gate_in_UD.detach() + 2 * (gate_in_UD - gate_in_UD.detach())
+    return reference.boundary(h, s, crossing._replace(update_w=crossing.update_w._replace(gate_in_UD=twice)))
+
+
+def too_large(h: torch.Tensor, s: torch.Tensor, crossing: Crossing) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross, and be two per cent off."""
+    new_h, new_s = reference.boundary(h, s, crossing)
+    return 1.02 * new_h, new_s
+
+
+def test_several_draws_tell_a_wrong_boundary_from_rounding() -> None:
+    """Catches a judgement over draws that no error can fail."""
+    kind = Kind("peft", "none", (2, 20), 40, 5, 3, stream=torch.bfloat16, weights=torch.float32)
+    assert_as_exact_over_draws(reference.boundary, kind, times=1.25, floor=1e-4)
+    for wrong, name in ((counted_twice, "d_gate_in_UD"), (too_large, "new_h")):
+        with pytest.raises(AssertionError, match=name):
+            assert_as_exact_over_draws(wrong, kind, times=1.25, floor=1e-4)
 
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:
