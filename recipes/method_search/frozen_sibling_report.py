@@ -2,7 +2,8 @@
 
     python recipes/method_search/frozen_sibling_report.py ROWS.jsonl ... [--answers FOLDER]
 
-Prints Markdown: the settings tried, each arm beside LoRA's best setting, and, if FOLDER has the answers that
+Prints Markdown: the settings tried, each arm beside LoRA's best setting, the frozen sibling beside it and
+beside a random shadow over items and seeds, and, if FOLDER has the answers that
 `search.py --answers` kept, what mixing two models' answers gives. Differences in nll are in nats, in
 accuracy and exact match in points, first minus second.
 
@@ -20,6 +21,8 @@ import numpy as np
 from frozen_sibling import ARMS, CLASSIFIED, FIRST, GROUPS, TASKS, Measured, Setting
 from head_rate_report import table
 from mixed_answers import WEIGHTS, scores
+
+from shadowpeft.reporting.stats import average, mean_interval, paired
 
 TOLERANCE = 0.01
 # Arms that are said to train as many parameters as LoRA at rank 16.
@@ -107,10 +110,53 @@ def differences(rows: Rows) -> Iterable[list[str]]:
             times = np.mean([first["train_seconds"] / second["train_seconds"] for first, second in pairs])
             memory = [one["peak_gb"] / two["peak_gb"] for one, two in pairs if two["peak_gb"]]
             yield [
-                f"{ours.name} - {lora.name}", task, f"{seeds[0]}-{seeds[-1]}",
+                f"{ours.name} - {lora.name}", task, " ".join(map(str, seeds)),
                 f"{nats.mean():+.4f}{_spread(nats)}", f"{gained.mean():+.2f}{_spread(gained)}",
                 f"{times:.2f}", f"{np.mean(memory):.2f}" if memory else "",
             ]  # fmt: skip
+
+
+def over_items_and_seeds(rows: Rows) -> Iterable[list[str]]:
+    """Yield a line for each comparison: points with both intervals, and in how many runs the loss is lower.
+
+    Without the first seed, too, which chose the settings.
+    """
+    pairs = (("frozen", "lora"), ("random", "frozen"))
+    for first, second in pairs:
+        for tasks in (*GROUPS, *((task,) for task in CLASSIFIED)):
+            for label, first_seed in (("all", FIRST), ("without the first", FIRST + 1)):
+                line = _compared(rows, first, second, tasks, first_seed)
+                if line:
+                    yield [f"{first} - {second}", " ".join(tasks), label, *line]
+
+
+def _compared(rows: Rows, first: str, second: str, tasks: Sequence[str], since: int) -> list[str] | None:
+    cells, seeds, nats = [], [], []
+    for task in tasks:
+        settings = rows.best(first, task), rows.best(second, task)
+        if None in settings:
+            return None
+        runs: list[dict[int, dict[str, Any]]] = [
+            {seed: rows.by_key[one.name, task, seed] for seed in rows.seeds(one.name, task) if seed >= since}
+            for one in settings
+            if one is not None
+        ]
+        both = sorted(set(runs[0]) & set(runs[1]))
+        if not both:
+            return None
+        marks = [{seed: run["correct"] for seed, run in of.items()} for of in runs]
+        cells.append((task, paired(*marks)))
+        seeds.append("/".join(map(str, both)))
+        nats.append([lost(runs[0][seed]) - lost(runs[1][seed]) for seed in both])
+    found = average(cells)
+    spans = [f"{100 * span[0]:+.2f} to {100 * span[1]:+.2f}" if span else "" for span in
+             (found.items, found.items_and_seeds)]  # fmt: skip
+    every = [one for of in nats for one in of]
+    lower = f"{sum(one < 0 for one in every)} of {len(every)}"
+    means = np.mean([np.mean(of) for of in nats])
+    alone = mean_interval(nats[0]) if len(tasks) == 1 else None
+    width = f" ± {alone.margin:.4f}" if alone and alone.margin is not None else ""
+    return [f"{100 * found.value:+.2f}", *spans, f"{means:+.4f}{width}", lower, ", ".join(seeds)]
 
 
 def _spread(values: np.ndarray) -> str:
@@ -174,10 +220,18 @@ def report(rows: Rows, answers: Path | None) -> str:
     """Return the report in Markdown."""
     failed = [row for row in rows.all if row["status"] != "ok"]
     parts = [f"{len(rows.by_key)} runs. Trained parameters: {refuse_unequal(rows)}."]
-    parts += [f"Failed: {row['job']['name']} {row['task']} {row['error']}" for row in failed]
+    parts += [
+        f"Failed: {row['job']['name']} {row['task']} {row['job']['seed']}: {row['error'].split('. ')[0]}"
+        for row in failed
+    ]
     parts.append("Loss and points from the first seed\n\n" + table(("setting", *TASKS), settings(rows)))
     heads: Sequence[str] = ("first - second", "task", "seeds", "nats", "points", "time", "memory")
     parts.append("Beside LoRA's best setting\n\n" + table(heads, differences(rows)))
+    heads = (
+        "first - second", "tasks", "seeds", "points", "95 % over items", "95 % over items and seeds",
+        "nats ± 95 % over seeds", "lower nats in", "seeds that both have",
+    )  # fmt: skip
+    parts.append("Over items and seeds\n\n" + table(heads, over_items_and_seeds(rows)))
     if answers is not None:
         heads = ("mixed", "runs", "nats, minus LoRA", "points, minus LoRA", "weights")
         parts.append("Mixed answers\n\n" + table(heads, mixes(rows, answers)))

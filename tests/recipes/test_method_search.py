@@ -294,6 +294,7 @@ def sibling_rows(jobs):
                 "exact_match" if one["task"] == "gsm8k" else "accuracy": 0.5,
             },
             "trainable": sizes.get(one["method"], 10),
+            "correct": "01",
             "train_seconds": 2.0,
             "peak_gb": None,
         }
@@ -326,7 +327,8 @@ def test_the_siblings_report_refuses_another_size():
     rows = sibling_rows(jobs)
     said = frozen_sibling_report.report(frozen_sibling_report.Rows(rows), None)
     assert "frozen 1,004, lora 1,000" in said
-    assert "| frozen 0.0005/0.003 - lora 0.0002/0.003 | gsm8k | 1000-1000 | +0.0003 | +0.00 |" in said
+    assert "| frozen 0.0005/0.003 - lora 0.0002/0.003 | gsm8k | 1000 | +0.0003 | +0.00 |" in said
+    assert "| frozen - lora | gsm8k | all | +0.00 | +0.00 to +0.00 |  | +0.0003 | 0 of 1 | 1000 |" in said
     frozen_sibling_report.report(frozen_sibling_report.Rows(rows[:1]), None)
     for row in rows:
         row["trainable"] += 20 * (row["job"]["method"] == "shadow-frozen")
