@@ -64,7 +64,7 @@ def main() -> None:
                     model,
                     train,
                     tokenizer.pad_token_id,
-                    settings=Settings(seed=seed),
+                    settings=Settings(epochs=2.0, batch=32, seed=seed),
                     learning_rate=args.learning_rate,
                     folder=folder,
                     progress=lambda done, total: None,
