@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shadowpeft.data.encode import Example, encode_all
 from shadowpeft.data.rows import read_rows
-from shadowpeft.demo.labels import label_scores
+from shadowpeft.demo.labels import likeliest_labels
 from shadowpeft.demo.methods import Curve, fit, with_lora, with_shadow
 from shadowpeft.demo.run import MAX_LENGTH, count, load_base
 from shadowpeft.demo.settings import Lora, Settings, Shadow
@@ -41,11 +41,9 @@ def candidates(epochs: list[float]) -> list[tuple[float, Lora | Shadow]]:
 
 def accuracy(model: torch.nn.Module, tokenizer: object, rows: list, labels: list[str]) -> float:
     """Score by the most likely label, as the demo does."""
-    scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in rows], labels, batch=100)
-    return sum(
-        labels[best] == row.fields["completion"]
-        for best, row in zip(scores.argmax(1).tolist(), rows, strict=True)
-    ) / len(rows)
+    chosen = likeliest_labels(model, tokenizer, [row.fields["prompt"] for row in rows], labels)
+    right = sum(labels[best] == row.fields["completion"] for best, row in zip(chosen, rows, strict=True))
+    return right / len(rows)
 
 
 def trained(

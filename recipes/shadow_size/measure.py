@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from shadowpeft import ShadowConfig, attach
 from shadowpeft.data.encode import encode_all
 from shadowpeft.data.rows import read_rows
-from shadowpeft.demo.labels import label_scores
+from shadowpeft.demo.labels import likeliest_labels
 from shadowpeft.demo.methods import fit
 from shadowpeft.demo.run import MAX_LENGTH, count, load_base
 from shadowpeft.demo.settings import Settings
@@ -49,11 +49,9 @@ def main() -> None:
     labels = json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
 
     def accuracy(model: PreTrainedModel) -> float:
-        scores = label_scores(model, tokenizer, [row.fields["prompt"] for row in held], labels, batch=100)
-        return sum(
-            labels[best] == row.fields["completion"]
-            for best, row in zip(scores.argmax(1).tolist(), held, strict=True)
-        ) / len(held)
+        chosen = likeliest_labels(model, tokenizer, [row.fields["prompt"] for row in held], labels)
+        right = sum(labels[best] == row.fields["completion"] for best, row in zip(chosen, held, strict=True))
+        return right / len(held)
 
     for seed in args.seeds:
         for text in args.sizes:
@@ -66,7 +64,7 @@ def main() -> None:
                     model,
                     train,
                     tokenizer.pad_token_id,
-                    settings=Settings(seed=seed),
+                    settings=Settings(epochs=2.0, batch=32, seed=seed),
                     learning_rate=args.learning_rate,
                     folder=folder,
                     progress=lambda done, total: None,

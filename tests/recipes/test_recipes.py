@@ -52,6 +52,11 @@ def test_recipe_of_the_demo_settings(tmp_path):
 
 
 @pytest.mark.slow
+def test_recipe_of_a_step_of_the_demo():
+    run("demo_settings/step_time.py")
+
+
+@pytest.mark.slow
 def test_recipe_of_the_method_search(tmp_path):
     """Catches a search that no longer runs, and changes of the boundary that change nothing."""
     run("compare/smoke_data.py", tmp_path / "data")
