@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft.data.encode import Example, encode_all
@@ -151,7 +152,7 @@ def _answers(
     for name, model in models.items():
         with ui.task(f"answering {len(rows)} held-out requests: {name}", len(rows), ANSWERING) as progress:
             # The base was never taught the format; what is taught needs no calibration.
-            worth_L = 0.0
+            worth_L: Tensor | float = 0.0
             if name == "base":
                 worth_L = label_scores(model, tokenizer, [EMPTY], labels)[0]
             moved = partial(progress, total=len(rows))
