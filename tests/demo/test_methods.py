@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from shadowpeft.data.encode import encode_all
 from shadowpeft.demo.methods import fit, with_lora, with_shadow
-from shadowpeft.demo.run import count, count_shadow, load_base, load_rows
+from shadowpeft.demo.run import count, count_shadow, load_base, training_rows
 from shadowpeft.demo.settings import PRETRAINED_SHADOW, Settings
 from shadowpeft.embedded import MODEL, SHADOW
 
@@ -17,7 +17,7 @@ def test_only_the_method_trains(adapt):
     before = {name: weight.clone() for name, weight in base.named_parameters()}
     model = adapt(base)
     assert 0 < count(model) < sum(weight.numel() for weight in before.values())
-    rows = load_rows("train")[:10]
+    rows = training_rows()[:10]
     examples = encode_all(rows, AutoTokenizer.from_pretrained(MODEL), 128)
     moved = []
     curve = fit(

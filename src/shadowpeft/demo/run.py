@@ -73,11 +73,11 @@ def run(settings: Settings, ui: Any) -> DemoResult:
     began = time.perf_counter()
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    train = encode_all(load_rows("train"), tokenizer, MAX_LENGTH)
+    train = encode_all(training_rows(), tokenizer, MAX_LENGTH)
     adapted = _adapted()
     curves = _train(adapted, train, tokenizer, settings=settings, ui=ui)
     models = _models(adapted)
-    rows = load_rows("test")[: settings.test_rows]
+    rows = read_rows(str(CLINC150 / "test.jsonl"))[: settings.test_rows]
     labels = json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
     chosen = _answers(models, tokenizer, rows, labels=labels, ui=ui)
     with ui.task("timing single answers", settings.timed_answers, TIMING) as progress:
@@ -192,9 +192,9 @@ def load_base() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
 
 
-def load_rows(split: str) -> list[Row]:
-    """Read the rows of a split, without the column that nothing here uses."""
-    rows = read_rows(str(CLINC150 / f"{split}.jsonl"))
+def training_rows() -> list[Row]:
+    """Read the rows to train on, without the column that training does not use."""
+    rows = read_rows(str(CLINC150 / "train.jsonl"))
     return [Row({name: row.fields[name] for name in ("prompt", "completion")}, row.where) for row in rows]
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from shadowpeft import arch
@@ -74,6 +75,9 @@ class Adapter(nn.Module):
     def changes_nothing(self) -> bool:
         """Return whether every correction is zero, as it is before training."""
         ups = [self._injection(i).up.weight for i in range(len(self.injections))]
+        # A shard tells nothing of the whole, and to ask all processes would take every one of them.
+        if any(isinstance(up, DTensor) for up in ups):
+            return False
         return not any(bool(up.any()) for up in ups if not up.is_meta)
 
     def set_trainable(self, trainable: bool) -> None:
