@@ -9,7 +9,6 @@ choices are by validation nll on the first seed: one for the three classificatio
 its token loss.
 """
 
-import argparse
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from head_rate import read
+from head_rate import main, read
 
 BASE, SIBLING = "models/qwen2.5-coder-1.5b", "models/qwen2.5-coder-0.5b"
 # The output of `shadowpeft pretrain --train-parts projection`.
@@ -201,20 +200,5 @@ def write(jobs: Path, rows: str, any_model: bool) -> None:
     print(f"{time.time():.0f}: {len(lines)} jobs", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--jobs", required=True, type=Path)
-    parser.add_argument("--until", type=float)
-    parser.add_argument("--any-model", action="store_true", help="begin jobs without a file READY, too")
-    given = parser.parse_args()
-    write(given.jobs, given.rows, given.any_model)
-    while given.until is not None and time.time() < given.until:
-        time.sleep(1)
-        write(given.jobs, given.rows, given.any_model)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, write)

@@ -12,7 +12,7 @@ import argparse
 import glob
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,19 +210,20 @@ def add(jobs: Path, rows: str, any_model: bool) -> None:
         print(f"{time.time():.0f} {stage}: {len(new)} jobs", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(doc: str | None = __doc__, update: Callable[[Path, str, bool], None] = add) -> None:
+    """Write the jobs, and with --until again and again as rows come in."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", required=True)
     parser.add_argument("--jobs", required=True, type=Path)
     parser.add_argument("--until", type=float)
-    parser.add_argument("--any-model", action="store_true", help="begin models without a file READY, too")
+    parser.add_argument(
+        "--any-model", action="store_true", help="begin jobs of models without a file READY, too"
+    )
     given = parser.parse_args()
-    add(given.jobs, given.rows, given.any_model)
+    update(given.jobs, given.rows, given.any_model)
     while given.until is not None and time.time() < given.until:
         time.sleep(1)
-        add(given.jobs, given.rows, given.any_model)
+        update(given.jobs, given.rows, given.any_model)
 
 
 if __name__ == "__main__":

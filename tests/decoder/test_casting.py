@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.families import TINY, tiny_model
 from torch import nn
 
 from shadowpeft import ShadowConfig, attach
-from shadowpeft.decoder.casting import cast
+from shadowpeft.decoder.casting import cast, follow_inputs
 
 
 def unsaved(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -44,3 +45,19 @@ def test_shadows_keep_their_frequencies_attached_and_detached(explicit, tmp_path
         kept = {name: buffer.dtype for name, buffer in unsaved(part).items() if "inv_freq" in name}
         assert kept
         assert set(kept.values()) == {torch.float32}
+
+
+def test_a_layer_that_is_a_stock_one_by_its_parent_alone_computes_what_it_did():
+    """Catches a subclass of a stock layer that is taken for its parent: its own forward pass is lost."""
+
+    class OnePlus(nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+    layer, x = OnePlus(8), torch.randn(3, 8)
+    want = layer(x)
+    follow_inputs(layer)
+    assert torch.equal(layer(x), want)
+    low = layer(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), want, rtol=0.02, atol=0.02)

@@ -13,7 +13,7 @@ from shadowpeft import UserError
     ("family", "given", "sentence"),
     [
         ("llama", {"adapter_names": ["default"] * 2}, "call once for each"),
-        ("llama", {"output_hidden_state": True}, "did you mean output_hidden_states"),
+        ("llama", {"output_hidden_state": True}, r"did you mean .output_hidden_states."),
         ("bloom", {"position_id": torch.arange(9)}, "no argument 'position_id'"),
         ("gpt2", {"token_type_ids": torch.ones(2, 9, dtype=torch.long)}, "only the base would read them"),
         ("gpt2", {"encoder_hidden_states": torch.ones(2, 9, 32)}, "no encoder"),

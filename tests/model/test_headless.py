@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.families import attached, perturb, tiny_model, token_ids
 
-from shadowpeft import arch
+from shadowpeft import UserError, arch
 
 
 @torch.no_grad()
@@ -41,3 +41,20 @@ def test_its_gradients_are_the_models(base, ids):
     with pytest.warns(UserWarning, match="no part of the shadow's own loss"):
         model.base_model(ids).last_hidden_state.sum().backward()
     assert all(weight.grad is not None for weight in model.adapter.injections.parameters())
+
+
+def test_it_refuses_and_returns_what_the_model_does(base, ids):
+    """Catches arguments and settings that the model's own call refuses or applies, and this one drops."""
+    model = attached(base)
+    with pytest.raises(UserError, match="adapter_names is not supported"):
+        model.base_model(ids, adapter_names=["default"])
+    with pytest.raises(UserError, match="did you mean 'output_hidden_states'"):
+        model.base_model(ids, output_hidden_state=True)
+    model.config.output_hidden_states = True
+    assert len(model.base_model(ids).hidden_states) == model.config.num_hidden_layers + 1
+    with model.disabled():
+        assert model.base_model(ids).hidden_states is not None
+    model.config.output_hidden_states = False
+    base.resize_token_embeddings(base.config.vocab_size + 1)
+    with pytest.raises(UserError, match="had 97 tokens when it was lent"):
+        model.base_model(ids)

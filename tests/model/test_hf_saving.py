@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.explicit_shadows import explicit
 from helpers.families import attached, perturb, tiny_model, token_ids
-from helpers.trainers import brief_arguments, language_rows
+from helpers.trainers import assert_best_step_is_loaded, by_steps, language_rows
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -61,18 +61,11 @@ def test_a_plain_trainer_resumes_and_loads_its_best(base, tmp_path, caplog):
     The best step's weights are compared to the bit.
     """
     rows = language_rows()
-    steps = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
-    # Called better where the loss is higher, so that the best step is not the last.
-    best_of = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
-    arguments = brief_arguments(tmp_path, **steps, **best_of, max_steps=6, learning_rate=0.5)
+    arguments = by_steps(tmp_path, load_best_model_at_end=True)
     model = attached(base)
     trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     trainer.train()
-    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
-    best = max(losses, key=losses.__getitem__)
-    assert best != 6, "the last step is the best; the test shows nothing"
-    saved = load_file(tmp_path / f"checkpoint-{best}" / "shadow.safetensors")
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.adapter.state_dict().items())
+    assert_best_step_is_loaded(trainer, tmp_path, model.adapter)
     # Trained to the end again, from the middle.
     last = load_file(tmp_path / "checkpoint-6" / "shadow.safetensors")
     shutil.rmtree(tmp_path / "checkpoint-6")

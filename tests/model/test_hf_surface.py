@@ -7,6 +7,7 @@ from transformers import Trainer, TrainingArguments
 
 from shadowpeft import ShadowedModel, UserError, attach
 from shadowpeft.arch import versions
+from shadowpeft.shadow.adapter import Adapter
 
 
 def test_transformers_adapter_verbs_answer_for_ours(model):
@@ -121,3 +122,13 @@ def test_copies_for_several_gpus_in_one_process_are_refused(base):
     """Catches copies whose blocks are the first GPU's."""
     with pytest.raises(UserError, match="one process for each GPU"):
         attach(base)._replicate_for_data_parallel()
+
+
+def test_a_trainers_steps_do_not_look_at_the_weights(base, monkeypatch):
+    """Catches a question to the weights at every step, for which a GPU must finish all its work."""
+    base.config.name_or_path = "the/base"
+    model = perturb(attached(base)).train()
+    assert model.config.name_or_path == ""
+    monkeypatch.setattr(Adapter, "changes_nothing", lambda _: pytest.fail("the weights were looked at"))
+    model.train().eval().train()
+    assert model.config.name_or_path == ""

@@ -1,7 +1,6 @@
 """`ShadowTrainer` from Python: a user's datasets, collators and metrics, resuming, and the best step."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from helpers.families import attached, perturb, tiny_model, token_ids
-from helpers.trainers import brief_arguments, class_rows, language_rows
-from safetensors.torch import load_file
+from helpers.trainers import assert_best_step_is_loaded, brief_arguments, by_steps, class_rows, language_rows
 from torch.nn.utils.rnn import pad_sequence
 
 from shadowpeft import CheckpointError, ConfigError, DataError, ShadowConfig, attach
@@ -115,28 +113,13 @@ def test_what_cannot_be_trained_or_measured_is_refused(tmp_path):
         ShadowTrainer(model, brief_arguments(tmp_path)).evaluate([{"input_ids": token_ids(1, 5)[0]}])
 
 
-def by_steps(folder: Path, **changes):
-    """Settings of a run whose best step, of the highest loss, is not its last."""
-    return brief_arguments(
-        folder,
-        max_steps=6,
-        learning_rate=0.5,
-        **{"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2},
-        **{"metric_for_best_model": "loss", "greater_is_better": True, **changes},
-    )
-
-
 def test_the_best_step_is_loaded(base, tmp_path):
     """Catches a run that ends with its last step, and says so in transformers' log alone."""
     model, rows = attached(base), language_rows()
     arguments = by_steps(tmp_path, load_best_model_at_end=True)
     trainer = ShadowTrainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     trainer.train()
-    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
-    best = max(losses, key=losses.__getitem__)
-    assert best != 6, "the last step is the best; the test shows nothing"
-    saved = load_file(tmp_path / f"checkpoint-{best}" / "shadow.safetensors")
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.adapter.state_dict().items())
+    assert_best_step_is_loaded(trainer, tmp_path, model.adapter)
 
 
 def test_a_run_resumes_from_its_own_checkpoint_alone(base, tmp_path):

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import TransformersKwargs
 
+from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import UserError
 
 _ALL_MODELS = frozenset(TransformersKwargs.__optional_keys__)
@@ -49,9 +49,7 @@ def refuse(kwargs: Mapping[str, Any], taken: frozenset[str]) -> None:
         if name in _NOT_TAKEN and (name != _DROPPED or name in taken):
             raise UserError(f"{name} is not supported: {_NOT_TAKEN[name]}")
         if name not in taken and name != _DROPPED:
-            near = get_close_matches(name, taken, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"there is no argument {name!r}, and it would be ignored{hint}")
+            raise UserError(f"there is no argument {name!r}{nearest(name, taken)}, and it would be ignored")
 
 
 def outputs_by(config: PretrainedConfig, base: PretrainedConfig) -> dict[str, bool]:

@@ -24,15 +24,16 @@ class _Shadowed(Protocol):
 
     def _adapter(self, name: str | None) -> Adapter: ...
 
-    def _cache_of_call(self, adapter: Adapter, given: Cache | None, wanted: bool) -> ShadowCache | None: ...
+    def _arguments_of_call(self, kwargs: dict[str, Any]) -> dict[str, Any]: ...
 
     def _run_shadowed(
         self,
         adapter: Adapter,
         inputs: dict[str, Tensor | None],
-        cache: ShadowCache | None,
+        given_cache: Cache | None,
+        use_cache: bool,
         kwargs: dict[str, Any],
-    ) -> tuple[Any, Tensor]: ...
+    ) -> tuple[Any, Tensor, ShadowCache | None]: ...
 
 
 class Headless:
@@ -77,6 +78,7 @@ class Headless:
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
+        kwargs = model._arguments_of_call(kwargs)
         if model._bare.is_on(adapter):
             stock = {versions.CACHE: given_cache, "use_cache": use_cache, **kwargs}
             given = {name: value for name, value in {**inputs, **stock}.items() if value is not None}
@@ -86,8 +88,7 @@ class Headless:
             outside_loss.check(chosen, labels_were_taken=False)
         if use_cache is None:
             use_cache = model.config.use_cache and not model.training
-        both_caches = model._cache_of_call(chosen, given_cache, use_cache)
-        out, _ = model._run_shadowed(chosen, inputs, both_caches, kwargs)
+        out, _, both_caches = model._run_shadowed(chosen, inputs, given_cache, use_cache, kwargs)
         if both_caches is not None:
             out[versions.CACHE] = both_caches
         return out

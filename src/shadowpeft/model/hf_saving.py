@@ -12,6 +12,7 @@ from shadowpeft.decoder import sharded
 from shadowpeft.decoder.loan import trained_weights
 from shadowpeft.decoder.offloaded import in_memory
 from shadowpeft.errors import CheckpointError, ConfigError, UserError
+from shadowpeft.model.refusals import refuse_resized
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder, base_facts
 
@@ -33,9 +34,6 @@ class HFSavingMixin:
     _facts: base_facts.BaseFacts
 
     def _base(self) -> PreTrainedModel:
-        raise NotImplementedError
-
-    def _refuse_resized_base(self) -> None:
         raise NotImplementedError
 
     def _adapter(self, name: str | None) -> Adapter:
@@ -91,7 +89,7 @@ class HFSavingMixin:
                     place, name, run=run, state_dict=state_dict, is_main_process=is_main_process
                 )
             return
-        self._refuse_resized_base()
+        refuse_resized(self._base(), self._facts.vocab_size)
         self._refuse_trained_base()
         if adapter is None:
             adapter = self.active_adapter

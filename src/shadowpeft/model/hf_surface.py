@@ -29,6 +29,7 @@ class HFSurfaceMixin:
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
     _skip_keys_device_placement = [*versions.CACHE_NAMES]  # noqa: RUF012 - transformers' own form
 
     @classmethod
@@ -87,7 +88,9 @@ class HFSurfaceMixin:
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode, as torch does, and keep the configuration's name true (`_name_what_it_is`)."""
-        if self.base is not None:
+        # To look at the weights waits for the device, and a trainer calls this at every step. A name that is
+        # gone stays so until another adapter is chosen.
+        if self.base is not None and self.config.name_or_path:
             self._name_what_it_is()
         stock: Any = super()
         return stock.train(mode)

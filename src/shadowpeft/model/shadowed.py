@@ -28,6 +28,7 @@ from shadowpeft.model.hf_generation import HFGenerationMixin, require_shadow_cac
 from shadowpeft.model.hf_saving import HFSavingMixin
 from shadowpeft.model.hf_surface import HFSurfaceMixin
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
+from shadowpeft.model.refusals import refuse_other_mode, refuse_resized, require_gradient
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder, base_facts, hub_folder
 
@@ -103,6 +104,8 @@ class ShadowedModel(  # type: ignore[misc]
             # The Trainer counts labels by this name. Without it, the first token of a row, never predicted,
             # counts too.
             self.loss_type = "ForCausalLM"
+        # Assisted decoding asks: a recurrent state cannot be taken back by some tokens.
+        self._is_stateful = base._is_stateful
         self.all_tied_weights_keys: dict[str, str] = {}
         # Now, while every process has the whole base: FSDP shards it later.
         self._facts = base_facts.BaseFacts.of(base)
@@ -131,7 +134,8 @@ class ShadowedModel(  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> "ShadowedModel":
         """Put adapters and base into training mode, or out of it; only adapters train."""
-        if mode and self.base is not None:
+        # Not at every step of a trainer, which asks for the mode that is set.
+        if mode and not self.training and self.base is not None:
             trained = trained_weights(self.base)
             if trained:
                 warnings.warn(
@@ -197,8 +201,6 @@ class ShadowedModel(  # type: ignore[misc]
                 labels for a loss of its own (`outside_loss.check`).
         """
         base = self._base()
-        self._refuse_resized_base()
-        self._refuse_other_mode(base)
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
         # one that a batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -210,8 +212,7 @@ class ShadowedModel(  # type: ignore[misc]
             "inputs_embeds": inputs_embeds,
         }
         given_cache = versions.one_cache(cache, past_key_values)
-        # What was set on this model's configuration; the base reads its own.
-        kwargs = {**arguments.outputs_by(self.config, base.config), **kwargs}
+        kwargs = self._arguments_of_call(kwargs)
         if return_dict is None:
             return_dict = self.config.return_dict
         if self._bare.is_on(adapter):
@@ -219,8 +220,6 @@ class ShadowedModel(  # type: ignore[misc]
                 use_cache = self.config.use_cache
             stock = {versions.CACHE: given_cache, "use_cache": use_cache, "return_dict": return_dict}
             return self._run_bare(inputs, targets, logits_to_keep, stock={**stock, **kwargs})
-        asked = {"output_router_logits": arch.wants_router_logits(self.config), **kwargs}
-        arguments.refuse(asked, self._taken)
         chosen = self._adapter(adapter)
         if self.training and not targets.given and not output_shadow_logits:
             outside_loss.check(chosen, labels_were_taken=num_items_in_batch is not None)
@@ -229,8 +228,7 @@ class ShadowedModel(  # type: ignore[misc]
         ends_B: Tensor | int = -1
         if self.task != "causal-lm":
             ends_B = heads.ends_of_rows(self.config, input_ids, rows=_rows(input_ids, inputs_embeds))
-        both_caches = self._cache_of_call(chosen, given_cache, use_cache)
-        out, first_state_BTD = self._run_shadowed(chosen, inputs, both_caches, kwargs)
+        out, first_state_BTD, both_caches = self._run_shadowed(chosen, inputs, given_cache, use_cache, kwargs)
         result: ShadowedCausalLMOutput | ShadowedClassifierOutput
         if self.task == "causal-lm":
             if skip_logits is None:
@@ -257,13 +255,24 @@ class ShadowedModel(  # type: ignore[misc]
                 keep_shadow_logits=output_shadow_logits,
             )
         if self.training and result.loss is not None and torch.is_grad_enabled():
-            self._require_gradient(result.loss, adapter)
+            require_gradient(result.loss, adapter or self.active_adapter)
         if use_cache:
             result[versions.CACHE] = both_caches
         result.hidden_states, result.attentions = out.hidden_states, out.attentions
         if return_dict is False:
             return result.to_tuple()
         return result
+
+    def _arguments_of_call(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return a call's other arguments, with the outputs that this model's configuration asks for.
+
+        Raises:
+            UserError: the base is not as this model needs it.
+        """
+        base = self._base()
+        refuse_resized(base, self._facts.vocab_size)
+        refuse_other_mode(base, self.training, is_shared=self._loan.is_shared(base))
+        return {**arguments.outputs_by(self.config, base.config), **kwargs}
 
     def _run_bare(
         self,
@@ -298,11 +307,22 @@ class ShadowedModel(  # type: ignore[misc]
         self,
         adapter: Adapter,
         inputs: dict[str, Tensor | None],
-        cache: ShadowCache | None,
+        given_cache: Cache | None,
+        use_cache: bool,
         kwargs: dict[str, Any],
-    ) -> tuple[Any, Tensor]:
-        """Run the shadow, then the base's decoder through its view; return the decoder's output and s^(0)."""
+    ) -> tuple[Any, Tensor, ShadowCache | None]:
+        """Run the shadow, then the base's decoder through its view.
+
+        Returns:
+            The decoder's output, s^(0) and the cache that was written to, if any.
+
+        Raises:
+            UserError: there is an argument that would be ignored, or the cache has no room for the shadow.
+        """
         base = self._base()
+        asked = {"output_router_logits": arch.wants_router_logits(self.config), **kwargs}
+        arguments.refuse(asked, self._taken)
+        cache = self._cache_of_call(adapter, given_cache, use_cache)
         family, table = arch.family_of(base), arch.token_embedding_of(base).weight
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
@@ -340,7 +360,7 @@ class ShadowedModel(  # type: ignore[misc]
         assert frame.crossed == len(arch.blocks_of(base)), (
             "the base's decoder ran blocks of its own: the shadow was not applied"
         )
-        return out, state_BTD
+        return out, state_BTD, cache
 
     # Generation
 
@@ -418,7 +438,7 @@ class ShadowedModel(  # type: ignore[misc]
         Raises:
             UserError: the base was resized since it was lent, or its weights are not in memory.
         """
-        self._refuse_resized_base()
+        refuse_resized(self._base(), self._facts.vocab_size)
         model = detached(self._base(), self._adapter(adapter), self.config)
         if self.task == "causal-lm":
             model.generation_config = copy.deepcopy(self.generation_config)
@@ -448,43 +468,6 @@ class ShadowedModel(  # type: ignore[misc]
         if self.base is None:
             raise UserError("this model was unloaded; attach again to the base that unload() returned")
         return self.base
-
-    def _require_gradient(self, loss: Tensor, adapter: str | None) -> None:
-        """Raise if a training step would train nothing, before `backward` says so in torch's words."""
-        name = adapter or self.active_adapter
-        if not loss.requires_grad:
-            raise UserError(
-                f"nothing trains in adapter {name!r}: only the active adapter does, and one loaded with "
-                "is_trainable=False (the default) does not; load it with is_trainable=True, or call "
-                "model.eval() to measure it"
-            )
-
-    def _refuse_resized_base(self) -> None:
-        """Raise if the base no longer has the tokens that it was lent with.
-
-        Raises:
-            UserError: says how many it had and has.
-        """
-        had, has = self._facts.vocab_size, self._base().config.vocab_size
-        if had != has:
-            raise UserError(
-                f"the base had {had} tokens when it was lent and now has {has}: "
-                f"resize_token_embeddings({had}) it back, or resize it before attach()"
-            )
-
-    def _refuse_other_mode(self, base: PreTrainedModel) -> None:
-        """Raise if another model that holds the base put it into another mode than this model is in.
-
-        Raises:
-            UserError: says which mode.
-        """
-        if base.training == self.training or not self._loan.is_shared(base):
-            return
-        now, wanted = ("training", "eval()") if base.training else ("evaluation", "train()")
-        raise UserError(
-            f"another model that holds the same base put it into {now} mode: call {wanted} on this model "
-            "before using it again, or unload() the other one"
-        )
 
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:

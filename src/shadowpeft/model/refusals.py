@@ -1,0 +1,54 @@
+"""Refusals of calls whose arguments are right: the base is not as it was lent, or nothing would train."""
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadowpeft.errors import UserError
+
+
+def refuse_resized(base: PreTrainedModel, tokens: int) -> None:
+    """Raise if a base no longer has the number of tokens that it was lent with.
+
+    Raises:
+        UserError: says how many it had and has.
+    """
+    has = base.config.vocab_size
+    if has != tokens:
+        raise UserError(
+            f"the base had {tokens} tokens when it was lent and now has {has}: "
+            f"resize_token_embeddings({tokens}) it back, or resize it before attach()"
+        )
+
+
+def refuse_other_mode(base: PreTrainedModel, training: bool, is_shared: bool) -> None:
+    """Raise if another model that holds the base put it into another mode than this model is in.
+
+    Args:
+        base: the base.
+        training: this model's mode.
+        is_shared: whether another model holds the base, too.
+
+    Raises:
+        UserError: says which mode.
+    """
+    if base.training == training or not is_shared:
+        return
+    now, wanted = ("training", "eval()") if base.training else ("evaluation", "train()")
+    raise UserError(
+        f"another model that holds the same base put it into {now} mode: call {wanted} on this model "
+        "before using it again, or unload() the other one"
+    )
+
+
+def require_gradient(loss: Tensor, adapter: str) -> None:
+    """Raise if a training step would train nothing, before `backward` says so in torch's words.
+
+    Raises:
+        UserError: names the adapter.
+    """
+    if not loss.requires_grad:
+        raise UserError(
+            f"nothing trains in adapter {adapter!r}: only the active adapter does, and one loaded with "
+            "is_trainable=False (the default) does not; load it with is_trainable=True, or call "
+            "model.eval() to measure it"
+        )
