@@ -50,7 +50,7 @@ def test_limits_and_depth_are_read_off_every_family(model_type):
     assert arch.context_of(config) == (None if model_type == "bloom" else 64)
     assert (arch.rope_switch_of(config) is None) == (model_type != "phi3")
     assert arch.depth_of(config) == BLOCKS
-    arch.set_depth(config, 2)
+    arch.make_shadow(config, 2)
     assert arch.depth_of(config) == 2
     assert len(arch.blocks_of(arch.build(config, "causal-lm"))) == 2
 
@@ -61,7 +61,7 @@ def test_the_rotary_factors_change_at_the_length_of_the_configuration():
 
 def test_a_depth_beyond_the_listed_blocks_is_refused():
     with pytest.raises(ConfigError, match="shadow_layers must be at most the base's 4, got 5"):
-        arch.set_depth(tiny_config("gemma3_text"), 5)
+        arch.make_shadow(tiny_config("gemma3_text"), 5)
 
 
 def test_a_mixture_may_leave_its_head_width_to_its_model(tmp_path):

@@ -33,9 +33,9 @@ def test_autocast_casts_the_head_once() -> None:
     """Catches a bias or a state left in its type, and a cast without autocast."""
     x, _, head = case(5, torch.float32, bias=True)
     with torch.autocast("cpu", torch.bfloat16):
-        cast, (state,) = frozen_head.as_autocast(head, x)
+        cast, (state,) = frozen_head.ready(head, x)
     assert cast.weight_VD.dtype == cast.bias_V.dtype == state.dtype == torch.bfloat16
-    same, (state,) = frozen_head.as_autocast(head, x)
+    same, (state,) = frozen_head.ready(head, x)
     assert same is head
     assert state is x
 

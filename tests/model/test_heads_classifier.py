@@ -22,7 +22,8 @@ def test_a_fresh_classifier_is_the_base(model_type: str, config: ShadowConfig) -
     assert expected.shape == (2, LABELS)
     for kwargs in ({"attention_mask": mask}, {}):
         found = model(ids, output_shadow_logits=True, **kwargs)
-        assert torch.equal(found.logits, base(ids, **kwargs).logits)
+        # The base computes its head for every token and chooses then, so that roundings may differ.
+        torch.testing.assert_close(found.logits, base(ids, **kwargs).logits)
         assert found.shadow_logits.any()
     assert not torch.equal(perturb(model)(ids, attention_mask=mask).logits, expected)
 

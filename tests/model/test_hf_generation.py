@@ -50,6 +50,11 @@ def test_assisted_by_its_own_shadow_it_writes_the_same(shadowed: ShadowedModel, 
     assistant.generation_config.update(
         num_assistant_tokens=3, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0
     )
+    if shadowed.base._is_stateful:
+        for model in (shadowed.base, shadowed):
+            with pytest.raises(ValueError, match="not supported with stateful models"):
+                model.generate(ids, **settings, assistant_model=assistant)
+        return
     if model_type in SLIDING_ASSISTANT_FAILS:
         for model in (shadowed.base, shadowed):
             with pytest.raises(RuntimeError, match="must match the size of tensor"):

@@ -8,14 +8,16 @@ from shadowpeft.arch.configs import (
     build,
     context_of,
     depth_of,
+    make_shadow,
     mlp_width,
     needs_no_mask,
     rope_switch_of,
-    set_depth,
     shadow_model_config,
     wants_router_logits,
 )
-from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config, supported, task_of
+from shadowpeft.arch.families import FAMILIES
+from shadowpeft.arch.family import Family, Task
+from shadowpeft.arch.lookup import family_of, family_of_config, supported, task_of
 from shadowpeft.arch.modules import (
     blocks_of,
     decoder_of,
@@ -23,7 +25,9 @@ from shadowpeft.arch.modules import (
     has_plain_frozen_head,
     head_of,
     is_packed,
+    logit_factor,
     logits,
+    routers_of,
     softcap_of,
     token_embedding_of,
 )
@@ -46,13 +50,15 @@ __all__ = [
     "head_of",
     "input_norm_of",
     "is_packed",
+    "logit_factor",
     "logits",
+    "make_shadow",
     "mlp_width",
     "needs_no_mask",
     "norm_parts",
     "output_gains",
     "rope_switch_of",
-    "set_depth",
+    "routers_of",
     "shadow_model_config",
     "softcap_of",
     "supported",

@@ -5,7 +5,9 @@ import copy
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shadowpeft.arch.families import FAMILIES, Family, Task, family_of, family_of_config
+from shadowpeft.arch.families import FAMILIES
+from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Family, Task
+from shadowpeft.arch.lookup import family_of, family_of_config
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
 
@@ -80,7 +82,7 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
             raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
         setattr(values, field, value)
     _refuse_heads(family, values)
-    set_depth(values, config.shadow_layers)
+    make_shadow(values, config.shadow_layers)
     values.tie_word_embeddings = model.config.tie_word_embeddings
     return values
 
@@ -117,22 +119,34 @@ def depth_of(config: PretrainedConfig) -> int:
     return layers
 
 
-def set_depth(config: PretrainedConfig, layers: int) -> None:
-    """Set the number of blocks, and the per-block lists that some configurations have.
+# Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
+_ATTEND = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def make_shadow(config: PretrainedConfig, layers: int) -> None:
+    """Change a base's configuration to that of its shadow: fewer blocks, dense ones that attend.
+
+    Experts that no token chose would receive no gradient, and a recurrent state cannot be cropped.
+
+    Args:
+        config: changed in place.
+        layers: the number of blocks.
 
     Raises:
         ConfigError: the configuration lists the kinds of fewer blocks.
     """
-    if "layer_types" in config.to_dict() and config.layer_types is not None:
-        if layers > len(config.layer_types):
-            raise ConfigError(
-                f"shadow_layers must be at most the base's {len(config.layer_types)}, got {layers}"
-            )
-        config.layer_types = config.layer_types[:layers]
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        if layers > len(kinds):
+            raise ConfigError(f"shadow_layers must be at most the base's {len(kinds)}, got {layers}")
+        config.layer_types = [kind if kind in _ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
-    # Blocks in this list have a dense MLP.
-    if config.model_type == "qwen3_moe":
-        config.mlp_only_layers = list(range(layers))
+    for field, value in family_of_config(config).dense:
+        if value is DEPTH:
+            value = layers
+        elif value is EVERY_BLOCK:
+            value = list(range(layers))
+        setattr(config, field, value)
 
 
 def build(config: PretrainedConfig, task: Task) -> PreTrainedModel:

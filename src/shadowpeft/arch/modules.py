@@ -6,7 +6,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from shadowpeft.arch.families import family_of, task_of
+from shadowpeft.arch.family import Family
+from shadowpeft.arch.lookup import family_of, task_of
 from shadowpeft.errors import UnsupportedModelError
 
 
@@ -87,12 +88,33 @@ def softcap_of(model: PreTrainedModel) -> float | None:
     return model.config.final_logit_softcapping
 
 
+def logit_factor(model: PreTrainedModel) -> float:
+    """Return the number that a language model multiplies the output of its linear head with."""
+    if task_of(model) != "causal-lm":
+        return 1.0
+    return family_of(model).logit_factor(model.config)
+
+
 def logits(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
-    """Compute the logits as the family does: the linear head, then the soft cap where there is one."""
-    logits_BTV, cap = head_of(model)(hidden_BTD), softcap_of(model)
+    """Compute the logits as the family does: the linear head, then its factor or its soft cap, if any."""
+    family, logits_BTV, cap = family_of(model), head_of(model)(hidden_BTD), softcap_of(model)
+    # One after the other, as the model's own code rounds them.
+    if family.multiplies_logits is not None:
+        logits_BTV = logits_BTV * getattr(model.config, family.multiplies_logits)
+    if family.divides_logits is not None:
+        logits_BTV = logits_BTV / getattr(model.config, family.divides_logits)
     if cap is None:
         return logits_BTV
     return cap * (logits_BTV / cap).tanh()
+
+
+def routers_of(decoder: PreTrainedModel, family: Family) -> list[nn.Module]:
+    """Return the parts of a shadow of one expert that choose experts, and so can learn nothing."""
+    if family.router is None:
+        return []
+    blocks = decoder.get_submodule(family.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return [block.get_submodule(family.router) for block in blocks]
 
 
 def has_plain_frozen_head(model: PreTrainedModel) -> bool:

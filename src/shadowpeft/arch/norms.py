@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import is_accelerate_available
 
-from shadowpeft.arch.families import Family, family_of
+from shadowpeft.arch.family import Family
+from shadowpeft.arch.lookup import family_of
 from shadowpeft.arch.modules import blocks_of
 from shadowpeft.errors import UnsupportedModelError
 
@@ -38,7 +39,7 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
         UnsupportedModelError: the weights are on the meta device and cannot be read. Not raised while the
             caller builds on the meta device.
     """
-    names = family_of(model).output_norms
+    names = family_of(model).norms_behind(model.config)
     if not names:
         return None
     gains = []
@@ -91,13 +92,20 @@ class NormParts(NamedTuple):
     offset: float = 0.0
 
 
+# Families whose RMS norm is Llama's, by the beginnings of their classes' names.
+_AS_LLAMAS = (
+    "Afmoe", "Apertus", "Arcee", "BitNet", "Cwm", "DeepseekV2", "DeepseekV3", "Dots1", "Ernie4_5",
+    "Ernie4_5_Moe", "Exaone4", "FlexOlmo", "Glm", "Glm4", "Glm4Moe", "GptOss", "Granite", "GraniteMoe",
+    "Helium", "HunYuanDenseV1", "HyperCLOVAX", "Lfm2", "Llama", "MiniMaxM2", "Ministral", "Ministral3",
+    "Mistral", "Mixtral", "Olmo2", "Olmo3", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe",
+    "SeedOss", "SmolLM3",
+)  # fmt: skip
+_AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5")
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
 _RMS_NORMS = {
-    **{
-        f"{name}RMSNorm": ("variance_epsilon", 0.0)
-        for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi3", "Olmo2")
-    },
-    **{f"{name}RMSNorm": ("eps", 1.0) for name in ("Gemma2", "Gemma3")},
+    **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in _AS_LLAMAS},
+    **{f"{name}RMSNorm": ("eps", 1.0) for name in _AS_GEMMAS},
+    "Llama4TextRMSNorm": ("eps", 0.0),
 }
 
 

@@ -6,13 +6,13 @@ called, and their gradients come back through the cast in float32. Nothing is ke
 types a layer computes what it always did, bit for bit.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 
@@ -134,14 +134,16 @@ class _Embedding(_FollowsInputs):
 
 
 class _Other(_FollowsInputs):
-    """Any other layer, such as the experts of a mixture: it computes in its weights' type."""
+    """Any other layer with weights of its own, such as the experts of a mixture."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        own = next(self.parameters(recurse=False)).dtype  # type: ignore[attr-defined]
-        if x.dtype == own:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        args, kwargs = _floats_to(own, (args, kwargs))
-        return _floats_to(x.dtype, super().forward(x.to(own), *args, **kwargs))  # type: ignore[misc]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = dict(self.named_parameters(recurse=False))  # type: ignore[attr-defined]
+        x: Tensor = next(iter((*args, *kwargs.values())))
+        if all(weight.dtype == x.dtype for weight in own.values()):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        # Calls this method again, with weights of the right type in their places.
+        lent = {name: weight.to(x.dtype) for name, weight in own.items()}
+        return functional_call(self, lent, args, kwargs)  # type: ignore[arg-type]
 
 
 @cache
@@ -151,10 +153,17 @@ def _subclass(stock: type[nn.Module]) -> type[nn.Module]:
     return type(stock.__name__, (_kind(stock), stock), body)
 
 
+# Computes what `nn.Linear` does, in other words.
+_AS_LINEAR = ("FalconLinear",)
+
+
 def _kind(stock: type[nn.Module]) -> type[_FollowsInputs]:
-    kinds = {nn.Linear: _Linear, Conv1D: _Conv1D, nn.LayerNorm: _LayerNorm, nn.Embedding: _Embedding}
+    kinds: dict[type[nn.Module], type[_FollowsInputs]] = {
+        nn.Linear: _Linear, Conv1D: _Conv1D, nn.LayerNorm: _LayerNorm, nn.Embedding: _Embedding
+    }  # fmt: skip
     for parent, kind in kinds.items():
-        if issubclass(stock, parent):
+        # A subclass may compute something else, as a norm whose factors are its weight plus one.
+        if issubclass(stock, parent) and (stock.forward is parent.forward or stock.__name__ in _AS_LINEAR):
             return kind
     return _Norm if stock.__name__.endswith("Norm") else _Other
 
@@ -167,9 +176,3 @@ def _empty(stock: type[nn.Module]) -> nn.Module:
 
 def _as(x: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)
-
-
-def _floats_to(dtype: torch.dtype, found: Any) -> Any:
-    """Cast the floating-point tensors of a nested value."""
-    cast_one: Callable[[Tensor], Tensor] = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
-    return torch.utils._pytree.tree_map_only(Tensor, cast_one, found)

@@ -113,7 +113,7 @@ def _detached_kind(backbone: PretrainedConfig, base: PretrainedConfig) -> Pretra
     # dense blocks, whatever the base has, and one block is enough to show what they are.
     if backbone is base:
         backbone = copy.deepcopy(base)
-        arch.set_depth(backbone, 1)
+        arch.make_shadow(backbone, 1)
     else:
         backbone.tie_word_embeddings = False
     return backbone

@@ -36,14 +36,14 @@ def divergences(
     Returns:
         One loss a token, (N,).
     """
-    head, (s_ND, h_ND) = frozen_head.as_autocast(head, s_ND, h_ND.detach())
+    head, (s_ND, h_ND) = frozen_head.ready(head, s_ND, h_ND.detach())
     if top_k is not None and top_k >= len(head.weight_VD):
         top_k = None
     differentiate = frozen_head.wants_gradient(s_ND)
     # In a compiled graph one operation, as in `linear_ce`; only pretraining, which is not compiled, asks for
     # the likeliest tokens alone.
     if torch.compiler.is_compiling() and top_k is None:
-        losses_N, _ = _operation(s_ND, h_ND, *head, temperature, differentiate)
+        losses_N, _ = _operation(s_ND, h_ND, *head[:3], temperature, differentiate)
         return losses_N
     compute = partial(
         _losses_and_derivatives,

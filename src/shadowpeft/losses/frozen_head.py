@@ -31,17 +31,21 @@ LossesAndDerivatives = tuple[Tensor, Tensor]
 
 
 class Head(NamedTuple):
-    """The base's frozen head: logits = cap(x W^T + b)."""
+    """The base's frozen head: logits = cap(factor (x W^T + b)).
+
+    `ready` takes the factor out before anything is computed.
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     softcap: float | None = None
+    factor: float = 1.0
 
     @classmethod
     def of(cls, base: PreTrainedModel) -> "Head":
         """Return the head of a base."""
         head = arch.head_of(base)
-        return cls(head.weight, head.bias, arch.softcap_of(base))
+        return cls(head.weight, head.bias, arch.softcap_of(base), arch.logit_factor(base))
 
     def logits(self, x_nD: Tensor) -> Tensor:
         """Compute the logits, in float32 at least from the product on."""
@@ -58,7 +62,7 @@ class Head(NamedTuple):
     def to(self, dtype: torch.dtype) -> "Head":
         """Return the head with weight and bias in another type."""
         bias_V = None if self.bias_V is None else self.bias_V.to(dtype)
-        return Head(self.weight_VD.to(dtype), bias_V, self.softcap)
+        return Head(self.weight_VD.to(dtype), bias_V, self.softcap, self.factor)
 
 
 def log_softmax(logits_nV: Tensor, temperature: float) -> Tensor:
@@ -68,9 +72,13 @@ def log_softmax(logits_nV: Tensor, temperature: float) -> Tensor:
     return F.log_softmax(logits_nV, -1)
 
 
-def as_autocast(head: Head, *states_ND: Tensor) -> tuple[Head, Sequence[Tensor]]:
-    """Cast a head and what it reads as `nn.Linear` casts them; without autocast return them as they are."""
+def ready(head: Head, *states_ND: Tensor) -> tuple[Head, Sequence[Tensor]]:
+    """Move a head's factor into what it reads and its bias; under autocast, cast as `nn.Linear` casts."""
     kind = states_ND[0].device.type
+    if head.factor != 1:
+        states_ND = tuple(head.factor * state_ND for state_ND in states_ND)
+        bias_V = None if head.bias_V is None else head.factor * head.bias_V
+        head = Head(head.weight_VD, bias_V, head.softcap)
     if not torch.is_autocast_enabled(kind):
         return head, states_ND
     # Here, once: autocast would cast a frozen weight anew for every chunk.

@@ -31,13 +31,13 @@ def token_losses(x_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     Returns:
         One loss a token, (N,).
     """
-    head, (x_ND,) = frozen_head.as_autocast(head, x_ND)
+    head, (x_ND,) = frozen_head.ready(head, x_ND)
     differentiate = frozen_head.wants_gradient(x_ND)
     aimed_N = targets_N != IGNORED
     y_N = torch.where(aimed_N, targets_N, 0)
     # In a compiled graph one operation: traced, it took twice the memory of its chunks (docs/develop/log.md).
     if torch.compiler.is_compiling():
-        losses_N, _ = _operation(x_ND, y_N, aimed_N, *head, differentiate)
+        losses_N, _ = _operation(x_ND, y_N, aimed_N, *head[:3], differentiate)
     else:
         compute = partial(_losses_and_derivatives, y_N=y_N, head=head, differentiate=differentiate)
         losses_N = frozen_head.apply(x_ND, aimed_N, compute)

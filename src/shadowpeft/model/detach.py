@@ -36,8 +36,8 @@ def detached_shadow(
     """Build `head(P(f_shadow(x)))` as a stock model of the shadow's family, with weights of its own.
 
     No function stands between P and the head, so both become one matrix: W_head P. Where there is no P and
-    the base ties its head to its embeddings, the detached model ties them too. Gemma's soft cap of the logits
-    is the base's.
+    the base ties its head to its embeddings, the detached model ties them too. What follows the head, such as
+    Gemma's soft cap of the logits, is the base's.
 
     Args:
         base: the model whose embeddings (implicit shadow) and head are copied.
@@ -91,9 +91,9 @@ def _config_of(
     """Return the shadow's configuration, with the head, labels and special tokens of the whole model."""
     config = copy.deepcopy(shadow.backbone.config)
     config.tie_word_embeddings = is_tied
-    # An explicit shadow's own soft cap may be another one.
-    if shadow.family.softcaps:
-        config.final_logit_softcapping = arch.softcap_of(base)
+    # An explicit shadow's own values of these may be others.
+    for field in shadow.family.logit_fields():
+        setattr(config, field, getattr(base.config, field))
     config.id2label, config.label2id = settings.id2label, settings.label2id
     config.problem_type = settings.problem_type
     config.pad_token_id, config.bos_token_id = settings.pad_token_id, settings.bos_token_id

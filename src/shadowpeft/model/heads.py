@@ -4,7 +4,7 @@ from functools import partial
 from typing import NamedTuple, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch, losses
@@ -112,8 +112,7 @@ def _language_losses(
     compute = partial(
         _frozen_head_losses,
         (h_BTD, s_BTD),
-        head,
-        softcap=arch.softcap_of(base),
+        base,
         targets=targets,
         distils=adapter.settings.shadow_distil > 0,
     )
@@ -123,10 +122,10 @@ def _language_losses(
 
 
 def _frozen_head_losses(
-    states: tuple[Tensor, Tensor], head: nn.Linear, softcap: float | None, targets: Targets, distils: bool
+    states: tuple[Tensor, Tensor], base: PreTrainedModel, targets: Targets, distils: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute the losses of both states and, if wanted, the shadow's divergence."""
-    frozen = Head(head.weight, head.bias, softcap)
+    frozen = Head.of(base)
     attached, shadow_loss = losses.frozen_head_losses(states, frozen, *targets)
     if not distils:
         return attached, shadow_loss, None

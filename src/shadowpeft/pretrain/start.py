@@ -60,8 +60,8 @@ def from_base_blocks(
     Raises:
         ConfigError: there is no such block, or its kind of attention is not that of the shadow's block in its
             place.
-        UnsupportedModelError: the base's blocks are quantised, not in memory, or mixtures of experts, which
-            no shadow has.
+        UnsupportedModelError: the base's blocks are quantised or not in memory, or they are mixtures of
+            experts or keep recurrent states, which no shadow does.
     """
     _check_blocks(base, blocks)
     shadow = placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
@@ -83,7 +83,8 @@ def _copied_weights(base: PreTrainedModel, shadow: Shadow, blocks: Sequence[int]
         if original is None or original.shape != tensor.shape:
             raise UnsupportedModelError(
                 f"blocks of this {shadow.family.name} base cannot be copied: the shadow's {name} has no "
-                "counterpart (a mixture of experts gets dense shadow blocks); start from a fresh shadow"
+                "counterpart (a shadow's blocks are dense and attend, whatever the base's do); choose blocks "
+                "that are so, or start from a fresh shadow"
             )
         if original.is_meta or not original.is_floating_point() or arch.is_packed(original):
             raise UnsupportedModelError(

@@ -83,14 +83,17 @@ class Adapter(nn.Module):
     def set_trainable(self, trainable: bool) -> None:
         """Make all that can train do so, or nothing.
 
-        The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`. Nothing
-        trains of an adapter that is not trainable.
+        The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`, nor does
+        what chooses among one expert. Nothing trains of an adapter that is not trainable.
         """
         self.requires_grad_(trainable and self.is_trainable)
         if not self.shadow.trains_backbone:
             self.shadow.backbone.requires_grad_(False)
         elif not self.shadow.borrows:
             self.shadow.embeddings().requires_grad_(False)
+        else:
+            for router in arch.routers_of(self.shadow.backbone, self.shadow.family):
+                router.requires_grad_(False)
 
     def refuse_offloaded_training(self) -> None:
         """Raise if weights that train are offloaded: their gradients would go to copies, and be lost.

@@ -233,7 +233,7 @@ def refuse_misfit(base: PreTrainedModel, config: PretrainedConfig) -> None:
     base_family = arch.family_of(base)
     has_bias = arch.task_of(base) == "causal-lm" and arch.head_of(base).bias is not None
     # Detached, the shadow's family must be able to hold the base's head.
-    if (base_family.softcaps or has_bias) and arch.family_of_config(config) is not base_family:
+    if (base_family.logit_fields() or has_bias) and arch.family_of_config(config) is not base_family:
         raise UnsupportedModelError(
             f"a {base_family.name} base needs a {base_family.name} shadow: no other family has its kind of "
             "head"

@@ -64,7 +64,7 @@ def left_open(config: ShadowConfig) -> list[str]:
 def _found_by_normed(base: PretrainedConfig, is_pretrained: bool) -> dict[str, Any]:
     """Return the values of the variant `normed` that follow from the base and from how the shadow starts."""
     found: dict[str, Any] = {
-        "output_gains": bool(arch.family_of_config(base).output_norms),
+        "output_gains": bool(arch.family_of_config(base).norms_behind(base)),
         # The states of a pretrained shadow can have any size; a random one starts at unit size.
         "unit_state": is_pretrained,
     }
