@@ -71,12 +71,13 @@ def test_blocks_that_need_no_mask():
             assert all(arch.needs_no_mask(config, block, WINDOW) for block in range(BLOCKS))
             config._attn_implementation = "eager"
             assert not any(arch.needs_no_mask(config, block, WINDOW) for block in range(BLOCKS))
-    plain = dict.fromkeys(("llama", "qwen3", "qwen3_moe", "phi3", "olmo2"), "nnnn")
-    assert {name: blocks for name, blocks in found.items() if "n" in blocks} == {
-        **plain,
+    windows = {
         "qwen2": "nyyy",
-        "gemma3_text": "ynyn",
+        **dict.fromkeys(("mistral", "ministral3", "mixtral", "starcoder2"), "yyyy"),
+        **dict.fromkeys(("afmoe", "cohere2", "cwm", "exaone4", "gemma3_text", "ministral", "olmo3"), "ynyn"),
     }
+    others = dict.fromkeys((name for name in TINY if not arch.FAMILIES[name].masks_itself), "yyyy")
+    assert found == {**dict.fromkeys(TINY, "nnnn"), **others, **windows}
 
 
 @own_warnings

@@ -7,7 +7,7 @@ from helpers.families import (
     tiny_config,
 )
 from helpers.runs import save_base
-from transformers import AutoModelForCausalLM, StableLmConfig
+from transformers import AutoModelForCausalLM, MptConfig
 
 from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.errors import ConfigError, DataError, UnsupportedModelError
@@ -45,8 +45,8 @@ def test_bad_bases_are_refused_first(rows_file, tmp_path, no_weights):
     common = {"data": str(rows_file), "output": str(tmp_path / "run")}
     with pytest.raises(UserError, match="there is no model folder"):
         train(TrainConfig(model=str(tmp_path / "nowhere"), **common))
-    StableLmConfig().save_pretrained(tmp_path / "other")
-    with pytest.raises(UnsupportedModelError, match="stablelm"):
+    MptConfig().save_pretrained(tmp_path / "other")
+    with pytest.raises(UnsupportedModelError, match="mpt"):
         train(TrainConfig(model=str(tmp_path / "other"), **common))
     small = save_base(tmp_path / "small", vocab_size=50)
     with pytest.raises(ConfigError, match="but the model knows only 50 tokens"):
@@ -88,7 +88,7 @@ def test_rows_are_held_out_packed_and_named(base_folder, rows_file):
     assert nothing.train == given.train
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "falcon", "opt"])
+@pytest.mark.parametrize("model_type", ["bloom", "falcon", "lfm2", "opt"])
 @pytest.mark.parametrize("place", ["model", "shadow_model"])
 def test_packing_is_refused_for_families_that_cannot(
     model_type, place, base_folder, rows_file, tmp_path, no_weights

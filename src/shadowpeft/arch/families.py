@@ -109,7 +109,7 @@ FAMILIES: dict[str, Family] = {
         Family("GLM-4-MoE", "glm4_moe", "Glm4MoeForCausalLM", head_dim=None, dense=_DENSE_FIRST),
         Family(
             "gpt-oss", "gpt_oss", "GptOssForCausalLM", "GptOssForSequenceClassification",
-            dense=_ONE_LOCAL_EXPERT, router="mlp.router", masks_itself=False,
+            dense=_ONE_LOCAL_EXPERT, router="mlp.router", masks_itself=False, packs=False,
         ),
         Family("Granite", "granite", "GraniteForCausalLM", head_dim=None, divides_logits="logits_scaling"),
         Family(
@@ -127,7 +127,7 @@ FAMILIES: dict[str, Family] = {
             multiplies_logits="logits_scaling",
         ),
         Family("Jais 2", "jais2", "Jais2ForCausalLM"),
-        Family("LFM2", "lfm2", "Lfm2ForCausalLM", head_dim=None, input_norm="operator_norm"),
+        Family("LFM2", "lfm2", "Lfm2ForCausalLM", head_dim=None, input_norm="operator_norm", packs=False),
         Family(
             "Llama 4 (text)", "llama4_text", "Llama4ForCausalLM", mlp="intermediate_size_mlp",
             dense=(("moe_layers", []),), masks_itself=False,
@@ -163,10 +163,11 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "Qwen3-Next", "qwen3_next", "Qwen3NextForCausalLM", "Qwen3NextForSequenceClassification",
-            dense=_NO_EXPERTS,
+            dense=_NO_EXPERTS, packs=False,
         ),
         Family(
             "Qwen3.5 (text)", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen3_5TextForSequenceClassification",
+            packs=False,
         ),
         Family("Seed-OSS", "seed_oss", "SeedOssForCausalLM", "SeedOssForSequenceClassification"),
         Family("SmolLM3", "smollm3", "SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification", head_dim=None),
@@ -179,7 +180,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "Trinity (AFMoE)", "afmoe", "AfmoeForCausalLM", output_norms=("post_attention_layernorm",
-            "post_mlp_layernorm"), dense=(("num_dense_layers", DEPTH),),
+            "post_mlp_layernorm"), dense=(("num_dense_layers", DEPTH),), packs=False,
         ),
     )
 }  # fmt: skip

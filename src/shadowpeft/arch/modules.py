@@ -88,6 +88,19 @@ def softcap_of(model: PreTrainedModel) -> float | None:
     return model.config.final_logit_softcapping
 
 
+def logit_settings(model: PreTrainedModel, family: Family) -> dict[str, float | None]:
+    """Return the fields with which a model of `family` treats its logits as another model does.
+
+    Args:
+        model: the other one, of the same family or one that does nothing to its logits.
+        family: whose fields they are.
+    """
+    if family_of(model) is family:
+        return {field: getattr(model.config, field) for field in family.logit_fields()}
+    cap = "final_logit_softcapping"
+    return {field: None if field == cap else 1.0 for field in family.logit_fields()}
+
+
 def logit_factor(model: PreTrainedModel) -> float:
     """Return the number that a language model multiplies the output of its linear head with."""
     if task_of(model) != "causal-lm":

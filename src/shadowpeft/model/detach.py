@@ -92,8 +92,8 @@ def _config_of(
     config = copy.deepcopy(shadow.backbone.config)
     config.tie_word_embeddings = is_tied
     # An explicit shadow's own values of these may be others.
-    for field in shadow.family.logit_fields():
-        setattr(config, field, getattr(base.config, field))
+    for field, value in arch.logit_settings(base, shadow.family).items():
+        setattr(config, field, value)
     config.id2label, config.label2id = settings.id2label, settings.label2id
     config.problem_type = settings.problem_type
     config.pad_token_id, config.bos_token_id = settings.pad_token_id, settings.bos_token_id
