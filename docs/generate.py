@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import transformers
 from jsonargparse import ArgumentParser
 
 from shadowpeft.arch import FAMILIES, Family
 from shadowpeft.cli import PARTS, VERBS, _parser
+from shadowpeft.export import gguf_layout
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
@@ -123,36 +125,63 @@ def _sentence(text: str) -> str:
 def families() -> str:
     """Describe the table of families."""
     head = [
-        "| family | `model_type` | language model | classifier | notes |",
-        "| --- | --- | --- | --- | --- |",
+        f"| family | `model_type` | language model | classifier | {' | '.join(_CAN)} | notes |",
+        f"| {' | '.join(['---'] * (5 + len(_CAN)))} |",
     ]
     text = [
         NOTE,
         "# Supported model families",
-        "A base of any of these families can be adapted, from a folder or from the hub, as a causal language "
-        "model or as a sequence classifier. Any other model is refused by name. "
-        "[Add a family](../develop/add-a-family.md) says what another one takes.",
+        f"A base of any of these {len(FAMILIES)} families can be adapted, from a folder or from the hub, as "
+        "a causal language model or, where transformers has the class, as a sequence classifier. Any other "
+        "model is refused by name. [Add a family](../develop/add-a-family.md) says what another one takes.",
         "\n".join([*head, *(_family_row(family) for family in FAMILIES.values())]),
-        "- **No packing**: the decoder cannot keep the documents of a packed row apart, so `--packing` is "
-        "refused.\n"
-        "- **No full graph**: the decoder drops unknown arguments, so `torch.compile(fullgraph=True)` is not "
-        "possible.\n"
+        "What a family cannot do is refused in one sentence:\n\n"
+        "- **packing**: `--packing` puts several documents in a row and keeps them apart by their "
+        "positions. Some decoders do not look at these for it, or carry a state from one document to the "
+        "next.\n"
+        "- **full graph**: `torch.compile(fullgraph=True)`. Some decoders drop unknown arguments, and ours "
+        "cannot be one of them.\n"
+        "- **assisted**: generation that drafts tokens and takes back those that are rejected. A recurrent "
+        "state cannot be taken back.\n"
+        "- **GGUF**: `shadowpeft export --to gguf`.",
+        "Notes:\n\n"
+        "- **Dense shadow**: the base is a mixture of experts; the MLP of its shadow is dense, or one expert "
+        "that every token takes (Phi-MoE: two).\n"
+        "- **Attending shadow**: the base has recurrent or convolutional blocks; those of its shadow "
+        "attend.\n"
         "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
-        "- **Soft cap**: the logits may pass through `cap * tanh(logits / cap)`; the exported model keeps "
-        "the cap.",
+        "- **Soft cap** and **logit factor**: what the head puts out passes `cap * tanh(logits / cap)`, or "
+        "is multiplied by a number; the exported model does the same.",
+        "All rows are tested on tiny random models: a step with every gradient, generation with a cache and "
+        "without, with padding, beams and a static cache, the detached model and its export, and where there "
+        "is one the classifier. Real models that were trained are named in "
+        "[the results](../../results/README.md).",
     ]
     return "\n\n".join(text) + "\n"
 
 
+# What a family may be able to do, in the order of the columns.
+_CAN: dict[str, Callable[[Family], bool]] = {
+    "packing": lambda family: family.packs,
+    "full graph": lambda family: family.passes_kwargs,
+    "assisted": lambda family: not getattr(transformers, family.causal)._is_stateful,
+    "GGUF": lambda family: family.model_type in gguf_layout.FAMILIES,
+}
+_NOTES: dict[str, Callable[[Family], bool]] = {
+    "dense shadow": lambda family: bool(family.dense),
+    "attending shadow": lambda family: family.recurs,
+    "output norms": lambda family: bool(family.output_norms),
+    "soft cap": lambda family: family.softcaps,
+    "logit factor": lambda family: bool(family.multiplies_logits or family.divides_logits),
+}
+
+
 def _family_row(family: Family) -> str:
-    notes = {
-        "no packing": not family.packs,
-        "no full graph": not family.passes_kwargs,
-        "output norms": bool(family.output_norms),
-        "soft cap": family.softcaps,
-    }
-    said = ", ".join(note for note, is_so in notes.items() if is_so)
-    return f"| {family.name} | `{family.model_type}` | `{family.causal}` | `{family.classifier}` | {said} |"
+    classifier = "no" if family.classifier is None else f"`{family.classifier}`"
+    can = ["yes" if is_so(family) else "no" for is_so in _CAN.values()]
+    notes = ", ".join(note for note, is_so in _NOTES.items() if is_so(family))
+    cells = [family.name, f"`{family.model_type}`", f"`{family.causal}`", classifier, *can, notes]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:

@@ -3,16 +3,27 @@
 import pytest
 import torch
 from helpers.families import BLOCKS, TINY, WINDOW, attached, tiny_config, tiny_model, token_ids
-from helpers.family_cases import CONFIG
 
 from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, arch, attach
 
 
-def test_a_mixture_of_experts_gets_a_dense_shadow() -> None:
-    """Catches shadow experts that no token chose, and so no gradient reached."""
-    model = attached(tiny_model("qwen3_moe"), CONFIG)
-    assert any("experts" in name for name, _ in model.base.named_parameters())
-    assert not any("experts" in name for name, _ in model.adapters.named_parameters())
+@pytest.mark.parametrize("model_type", sorted(TINY))
+def test_which_shadows_are_not_as_their_base(model_type: str) -> None:
+    """Catches shadow experts that no token chose, and so no gradient reached; a shadow with a recurrent
+    state; a row that does not say so.
+    """
+    family, base = arch.FAMILIES[model_type], tiny_model(model_type)
+    config = arch.shadow_model_config(base, ShadowConfig().resolved())
+    experts = [name for name, _ in base.named_parameters() if "experts" in name]
+    assert bool(experts) == bool(family.dense)
+    # A mixture that has no dense blocks gets as many experts as each token takes.
+    if family.router is None:
+        shadow = arch.build(config, "causal-lm")
+        assert not any("experts" in name for name, _ in shadow.named_parameters())
+    attend = ("full_attention", "sliding_attention", "chunked_attention")
+    kinds = getattr(base.config, "layer_types", None) or attend
+    assert family.recurs == any(kind not in attend for kind in kinds)
+    assert all(kind in attend for kind in getattr(config, "layer_types", None) or attend)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

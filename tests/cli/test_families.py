@@ -23,16 +23,18 @@ def test_the_shell_takes_a_checkpoint_folder(model_type: str, tmp_path: Path, ca
     tokenizer.save_pretrained(base)
     rows = [{"prompt": "what is", "completion": " two"}, {"prompt": "hello", "completion": " four"}] * 2
     data = write_rows(tmp_path / "rows.jsonl", rows)
+    # BLOOM's configuration and this tokenizer state no limit.
+    length = ["--max-length", 48]
     trained = result(
         ["train", "--model", base, "--data", data, "--output", tmp_path / "run", "--max-steps", 1,
-         "--eval-fraction", 0, "--warmup", 0, "--max-length", 48],
+         "--eval-fraction", 0, "--warmup", 0, *length],
         capsys,
     )  # fmt: skip
     assert trained["steps"] == 1
     given = ["--model", base, "--adapter", adapter]
-    answers = result(["generate", *given, "--prompt", "what is", "--max-new-tokens", 3], capsys)["answers"]
-    assert len(answers) == 1
-    measured = result(["eval", *given, "--data", data, "--exact-match", "false"], capsys)
+    asked = [*given, "--prompt", "what is", "--max-new-tokens", 3]
+    assert len(result(["generate", *asked], capsys)["answers"]) == 1
+    measured = result(["eval", *given, "--data", data, "--exact-match", "false", *length], capsys)
     assert measured["loss"] > 0
     result(["export", *given, "--output", small], capsys)
     assert stock_logits(small, input_ids=token_ids(1, 5)).isfinite().all()

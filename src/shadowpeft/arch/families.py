@@ -127,7 +127,10 @@ FAMILIES: dict[str, Family] = {
             multiplies_logits="logits_scaling",
         ),
         Family("Jais 2", "jais2", "Jais2ForCausalLM"),
-        Family("LFM2", "lfm2", "Lfm2ForCausalLM", head_dim=None, input_norm="operator_norm", packs=False),
+        Family(
+            "LFM2", "lfm2", "Lfm2ForCausalLM", head_dim=None, input_norm="operator_norm", recurs=True,
+            packs=False,
+        ),
         Family(
             "Llama 4 (text)", "llama4_text", "Llama4ForCausalLM", mlp="intermediate_size_mlp",
             dense=(("moe_layers", []),), masks_itself=False,
@@ -163,11 +166,11 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "Qwen3-Next", "qwen3_next", "Qwen3NextForCausalLM", "Qwen3NextForSequenceClassification",
-            dense=_NO_EXPERTS, packs=False,
+            dense=_NO_EXPERTS, recurs=True, packs=False,
         ),
         Family(
             "Qwen3.5 (text)", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen3_5TextForSequenceClassification",
-            packs=False,
+            recurs=True, packs=False,
         ),
         Family("Seed-OSS", "seed_oss", "SeedOssForCausalLM", "SeedOssForSequenceClassification"),
         Family("SmolLM3", "smollm3", "SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification", head_dim=None),

@@ -40,6 +40,8 @@ class Family:
             that every token chooses. `DEPTH` stands for the number of blocks, `EVERY_BLOCK` for their list.
         router: path in a block to the part that chooses experts; in a shadow of one expert it never trains,
             because its choice is the same whatever it computes.
+        recurs: some of its blocks keep a recurrent or convolutional state in place of keys and values; those
+            of a shadow attend.
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can be one of
             them.
         takes_positions: the decoder accepts `position_ids`.
@@ -71,6 +73,7 @@ class Family:
     context: str | None = "max_position_embeddings"
     dense: tuple[tuple[str, Any], ...] = ()
     router: str | None = None
+    recurs: bool = False
     passes_kwargs: bool = True
     takes_positions: bool = True
     packs: bool = True

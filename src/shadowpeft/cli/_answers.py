@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from shadowpeft import arch
 from shadowpeft.cli._models import print_result
-from shadowpeft.data.encode import Opening, context_length, encode_opening
+from shadowpeft.data.encode import Opening, encode_opening, stated_limit
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.evaluation.answers import encode_prompts
@@ -48,7 +48,7 @@ def answer(
     Raises:
         DataError: a prompt leaves no room for its answer.
     """
-    limit = context_length(arch.context_of(model.config), tokenizer, None)
+    limit = stated_limit(arch.context_of(model.config), tokenizer)
     chat = tokenizer.chat_template is not None and not raw
     if chat:
         _warn_of_rendered(prompts, tokenizer)

@@ -318,17 +318,23 @@ def context_length(
             most = "" if max_positions is None else f" and at most the model's {max_positions}"
             raise ConfigError(f"max_length must be at least 2{most} tokens, got {requested}")
         return requested
+    limit = stated_limit(max_positions, tokenizer)
+    if limit is None:
+        raise ConfigError(
+            "neither the model nor the tokenizer states how many tokens it can take; set max_length"
+        )
+    return limit
+
+
+def stated_limit(max_positions: int | None, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the lesser of the model's and the tokenizer's limit in tokens, `None` if neither has one."""
     # transformers sets VERY_LARGE_INTEGER if a tokenizer states no limit.
     limits = [
         limit
         for limit in (max_positions, tokenizer.model_max_length)
         if limit is not None and limit < VERY_LARGE_INTEGER
     ]
-    if not limits:
-        raise ConfigError(
-            "neither the model nor the tokenizer states how many tokens it can take; set max_length"
-        )
-    return min(limits)
+    return min(limits, default=None)
 
 
 def _cut(example: Example, max_length: int, where: str) -> Example:

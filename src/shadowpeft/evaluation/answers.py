@@ -18,14 +18,14 @@ from shadowpeft.evaluation.batches import padded
 
 
 def encode_prompts(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int, max_new_tokens: int
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None, max_new_tokens: int
 ) -> list[list[int]]:
     """Map rows to the token ids that generation starts from.
 
     Args:
         rows: the rows; their answers are left out.
         tokenizer: the model's tokenizer.
-        limit: tokens that prompt and answer may have together.
+        limit: tokens that prompt and answer may have together, `None` for any number.
         max_new_tokens: tokens of the answer.
 
     Raises:
@@ -33,7 +33,7 @@ def encode_prompts(
     """
     prompts = [encode_prompt(row, tokenizer) for row in rows]
     for row, prompt in zip(rows, prompts, strict=True):
-        if len(prompt) + max_new_tokens > limit:
+        if limit is not None and len(prompt) + max_new_tokens > limit:
             raise DataError(
                 f"{row.where}: the prompt has {len(prompt)} tokens, which leaves no room for "
                 f"{max_new_tokens} new ones within {limit}; shorten the prompt or lower max_new_tokens"

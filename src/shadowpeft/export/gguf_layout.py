@@ -60,6 +60,8 @@ LAYOUTS = {
     ),
     "gemma3_text": Layout("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, window_every=6),
 }
+# The shadow of a Qwen3-MoE has no experts and is a Qwen3.
+FAMILIES = (*LAYOUTS, "qwen3_moe")
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
@@ -73,7 +75,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if family.model_type == "qwen3_moe" and len(config.mlp_only_layers) == config.num_hidden_layers:
         return layout_of(_as_qwen3(config))
     if family.model_type not in LAYOUTS:
-        known = ", ".join(arch.FAMILIES[name].name for name in LAYOUTS)
+        known = ", ".join(arch.FAMILIES[name].name for name in FAMILIES)
         raise UnsupportedModelError(
             f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf"
         )
