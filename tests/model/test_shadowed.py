@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.families import attached, perturb, tiny_config, tiny_model, token_ids
-from helpers.family_cases import CHANGES, FAMILIES, gradients, loss_and_gradients
+from helpers.family_cases import CASES, CHANGES, gradients, loss_and_gradients
 
 from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, attach
 
 
-@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
 @torch.no_grad()
 def test_a_fresh_shadow_changes_nothing_and_a_moved_one_does(model_type: str, variant: Any) -> None:
     """Catches a shadow that disturbs the base before training, and one that is not wired in at all."""
@@ -35,8 +34,7 @@ def test_the_bare_base_is_reachable(shadowed: ShadowedModel, model_type: str) ->
     assert torch.equal(bare, tiny_model(model_type)(ids).logits)
 
 
-@pytest.mark.parametrize("variant", ["normed", "paper", "peft"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, variant: Any) -> None:
     """Catches a trainable tensor that gets no gradient (dead, or an error under DDP), a base that trains, a
     loss that stays.
