@@ -14,9 +14,10 @@ from shadowpeft.bench.settings import TrainBench
 
 def main() -> None:
     shape, output, seconds = sys.argv[1:]
+    methods = "base-chunked,lora,shadow"
     settings = TrainBench(
-        shape=shape, methods="base-chunked,lora,shadow", compiled="base-chunked,lora,shadow", adapter_dtype="float32",
-        rounds=3, repeats=3, limit_seconds=float(seconds), output=output,
+        shape=shape, methods=methods, compiled=methods, adapter_dtype="float32", rounds=3, repeats=3,
+        limit_seconds=float(seconds), output=output,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench(settings, device, f"python recipes/bench/equal_types.py {shape} {Path(output).name} {seconds}")
