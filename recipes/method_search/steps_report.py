@@ -5,8 +5,9 @@
 
 Prints Markdown: the settings tried, the differences at each length, the curves over steps, and, with the
 times that `step_times.py` measured, the curves over seconds and the differences after equal seconds.
---earlier adds the six classifications at 150 steps of other rows (results/quality/head_rate/rows.jsonl).
-Differences are shadow minus LoRA: in nll in nats an item, of gsm8k in nats a token, in accuracy in points.
+--earlier adds runs of 150 steps of other rows (results/quality/head_rate/rows.jsonl) where these have none,
+and says how equal those are that both have. Differences are shadow minus LoRA: in nll in nats an item, of
+gsm8k in nats a token, in accuracy in points.
 
 Raises:
     SystemExit: the shadow trained over 1 % more or fewer parameters than LoRA.
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from head_rate_report import table
-from measurements import LORA, SHADOW, Measurements
+from measurements import LORA, SHADOW
 from steps import (
     CLASSIFIED,
     FIRST,
@@ -30,6 +31,7 @@ from steps import (
     MATHS,
     METHODS,
     MODELS,
+    MORE,
     QWEN,
     TASKS,
     Key,
@@ -37,7 +39,6 @@ from steps import (
     Pair,
     Setting,
     key_of,
-    kind_of,
     tried,
 )
 
@@ -48,19 +49,31 @@ CLASSIFIED_PAIRS = [(model, task) for model in MODELS for task in CLASSIFIED]
 MATHS_PAIRS = [(model, MATHS) for model in MODELS]
 ALL_PAIRS = CLASSIFIED_PAIRS + MATHS_PAIRS
 NAMES = {GEMMA: "gemma", QWEN: "qwen"}
-EARLIER_SEEDS = (1000, 1001, 1002, 1003, 1004, 1005)
+SEEDS = (FIRST, *MORE)
+# Which seeds a difference is over: those that all lengths have, those that chose nothing, all there are.
+WHICH = {"both": SEEDS, "the second": MORE, "all": tuple(range(1000, 1006))}
 
 Row = dict[str, Any]
 Run = tuple[Row, Row]
 
 
 class Rows:
-    """The rows of runs that ended, by setting, pair and seed."""
+    """The rows of runs that ended, by setting, pair and seed.
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    Attributes:
+        all: the rows.
+        by_key: those that ended, and earlier ones where there are none.
+        measured: what the planner makes of the rows.
+        again: earlier rows of runs that these have, too, each with the later row.
+    """
+
+    def __init__(self, rows: Iterable[Row], earlier: Iterable[Row] = ()) -> None:
         self.all = list(rows)
-        self.by_key: dict[Key, Row] = {key_of(row["job"]): row for row in self.all if row["status"] == "ok"}
+        ended: dict[Key, Row] = {key_of(row["job"]): row for row in self.all if row["status"] == "ok"}
+        before = {key_of(row["job"]): row for row in map(as_here, earlier) if row["status"] == "ok"}
+        self.by_key = {**before, **ended}
         self.measured = Measured(self.all)
+        self.again: list[Run] = [(before[key], row) for key, row in ended.items() if key in before]
 
     def seeds(self, setting: Setting, pair: Pair) -> dict[int, Row]:
         """Return a setting's rows on a pair by seed."""
@@ -73,10 +86,18 @@ class Rows:
         best = self.measured.best(method, steps, pair)
         return self.seeds(best, pair) if best else {}
 
-    def both(self, steps: int, pair: Pair, since: int = FIRST) -> dict[int, Run]:
-        """Return the rows of the shadow and of LoRA from each seed that both have."""
+    def both(self, steps: int, pair: Pair, seeds: Sequence[int] = SEEDS) -> dict[int, Run]:
+        """Return the rows of the shadow and of LoRA from each of the seeds that both have."""
         shadow, lora = (self.chosen(method, steps, pair) for method in ("shadow", "lora"))
-        return {seed: (shadow[seed], lora[seed]) for seed in sorted(shadow) if seed in lora and seed >= since}
+        return {seed: (shadow[seed], lora[seed]) for seed in seeds if seed in shadow and seed in lora}
+
+
+def as_here(row: Row) -> Row:
+    """Return a row of results/quality/head_rate, its name with its length, 150 steps; others unchanged."""
+    made = row["job"]
+    if "study" in made or made["name"] not in (LORA, SHADOW):
+        return row
+    return {**row, "job": {**made, "name": f"{made['name']} 150", "study": {"steps": 150}}}
 
 
 def lost(row: Row) -> float:
@@ -131,14 +152,15 @@ def rates_of(name: str) -> str:
 
 
 def differences(rows: Rows) -> Iterable[list[str]]:
-    """Yield a line for each length and kind of task: all seeds, and those after the first."""
-    groups = (("classified", CLASSIFIED_PAIRS), (MATHS, MATHS_PAIRS))
+    """Yield a line for each length, kind of task and set of seeds."""
     for steps in LENGTHS:
-        for label, pairs in groups:
-            for which, since in (("all", FIRST), ("without the first", FIRST + 1)):
-                runs = {pair: rows.both(steps, pair, since) for pair in pairs}
+        for label, pairs in (("classified", CLASSIFIED_PAIRS), (MATHS, MATHS_PAIRS)):
+            said: list[list[str]] = []
+            for which, seeds in WHICH.items():
+                runs = {pair: rows.both(steps, pair, seeds) for pair in pairs}
                 cells = compared({pair: found for pair, found in runs.items() if found})
-                if cells:
+                if cells and cells not in said:
+                    said.append(cells)
                     yield [str(steps), label, which, *cells]
 
 
@@ -209,26 +231,15 @@ def change(rows: Rows, first: int, second: int) -> Iterable[str]:
         )
 
 
-def earlier(paths: Sequence[Path]) -> Iterable[str]:
-    """Yield the difference at 150 steps of earlier rows."""
-    found = Measurements(paths)
-    marks, nats = [], []
-    for model, task in CLASSIFIED_PAIRS:
-        pair = (Path(model).name, task)
-        ours, theirs = (
-            {seed: found.rows[(name, *pair, seed)] for seed in EARLIER_SEEDS} for name in (SHADOW, LORA)
+def repeats(rows: Rows) -> Iterable[str]:
+    """Yield how equal the runs are that earlier rows have, too."""
+    if rows.again:
+        gaps = np.array([(points(now) - points(then), lost(now) - lost(then)) for then, now in rows.again])
+        mean, spread = gaps.mean(0), gaps.std(0, ddof=1)
+        yield (
+            f"- {len(gaps)} runs of 150 steps are in earlier rows, too: now minus then {mean[0]:+.2f} points "
+            f"(standard deviation of a run {spread[0]:.2f}) and {mean[1]:+.4f} nats ({spread[1]:.4f})"
         )
-        marks.append(
-            (task, paired(*({seed: row["correct"] for seed, row in of.items()} for of in (ours, theirs))))
-        )
-        nats.append(np.mean([lost(ours[seed]) - lost(theirs[seed]) for seed in EARLIER_SEEDS]))
-    result = average(marks)
-    span = result.items_and_seeds or (math.nan, math.nan)
-    yield (
-        f"- 150 steps in earlier rows, {SHADOW} - {LORA}, six classifications, six seeds: "
-        f"{100 * result.value:+.2f} points (95 % over items and seeds {100 * span[0]:+.2f} to "
-        f"{100 * span[1]:+.2f}), {np.mean(nats):+.4f} nats"
-    )
 
 
 class Times:
@@ -242,6 +253,14 @@ class Times:
         """Return seconds a step."""
         row = self.of.get((*pair, method))
         return float(row["value"]) if row else None
+
+    def usual(self, pair: Pair, method: str) -> float | None:
+        """Return seconds a step; of a task that was not timed, the mean over those timed on its model.
+
+        Steps of models as small as these wait for the host, so that tasks differ little.
+        """
+        timed = [float(row["value"]) for key, row in self.of.items() if key[::2] == (pair[0], method)]
+        return self.seconds(pair, method) or (sum(timed) / len(timed) if timed else None)
 
 
 def alone(times: Times) -> Iterable[list[str]]:
@@ -263,8 +282,11 @@ Curve = dict[int, tuple[float, float]]
 
 
 def curve(rows: Rows, method: str, pair: Pair) -> Curve:
-    """Return mean loss and points of a method on a pair at each length that was run, over the seeds there."""
-    found = {steps: list(rows.chosen(method, steps, pair).values()) for steps in LENGTHS}
+    """Return mean loss and points of a method on a pair at each length that was run, over its seeds."""
+    found = {}
+    for steps in LENGTHS:
+        there = rows.chosen(method, steps, pair)
+        found[steps] = [there[seed] for seed in SEEDS if seed in there]
     return {
         steps: (float(np.mean([lost(row) for row in of])), float(np.mean([points(row) for row in of])))
         for steps, of in found.items()
@@ -287,19 +309,27 @@ def curves(rows: Rows) -> Iterable[list[str]]:
             yield [f"{NAMES[pair[0]]} {pair[1]}", method, *cells]
 
 
-def after(found: Curve, seconds_a_step: float, seconds: float) -> tuple[float, float] | None:
-    """Interpolate a curve along the logarithm of seconds; `None` beyond the lengths that were run."""
+def after(found: Curve, seconds_a_step: float, seconds: float, degree: int = 1) -> np.ndarray | None:
+    """Interpolate loss and points along the logarithm of seconds; `None` beyond the lengths that were run.
+
+    Args:
+        found: the curve.
+        seconds_a_step: of its method.
+        seconds: where to read it.
+        degree: 1 for a line between two lengths, 2 for a parabola through the nearest three.
+    """
     steps = sorted(found)
-    if len(steps) < 2:
+    if len(steps) <= degree:
         return None
-    places = np.log(np.array(steps) * seconds_a_step)
+    places, here = np.log(np.array(steps) * seconds_a_step), math.log(seconds)
     # Rounding must not put a length that was run beyond itself.
-    if not places[0] - 1e-9 <= math.log(seconds) <= places[-1] + 1e-9:
+    if not places[0] - 1e-9 <= here <= places[-1] + 1e-9:
         return None
-    loss, share = (
-        float(np.interp(math.log(seconds), places, [found[one][at] for one in steps])) for at in (0, 1)
-    )
-    return loss, share
+    values = np.array([found[one] for one in steps])
+    if degree == 1:
+        return np.array([np.interp(here, places, of) for of in values.T])
+    nearest = np.sort(np.argsort(np.abs(places - here))[:3])
+    return np.array([np.polyval(np.polyfit(places[nearest], of, 2), here) for of in values[nearest].T])
 
 
 def equal_seconds(rows: Rows, times: Times) -> Iterable[list[str]]:
@@ -309,29 +339,45 @@ def equal_seconds(rows: Rows, times: Times) -> Iterable[list[str]]:
     """
     for steps in LENGTHS:
         for whose in ("shadow", "lora"):
-            gaps: dict[str, list[tuple[float, float]]] = {"classified": [], "maths": []}
-            for pair in ALL_PAIRS:
-                found = {method: curve(rows, method, pair) for method in METHODS}
-                paces = {method: _pace(times, pair, method) for method in METHODS}
-                if None in paces.values() or steps not in found[whose]:
-                    continue
-                seconds = steps * (paces[whose] or 0)
-                ours, lora = (after(found[one], paces[one] or 0, seconds) for one in ("shadow", "lora"))
-                if ours and lora:
-                    gaps[kind_of(pair[1])].append((ours[0] - lora[0], ours[1] - lora[1]))
-            for kind, of in gaps.items():
-                if of:
-                    nats, share = np.array(of).mean(0)
-                    error = np.array(of).std(0, ddof=1) / len(of) ** 0.5 if len(of) > 1 else (0.0, 0.0)
-                    cells = "" if kind == "maths" else f"{share:+.2f} ± {error[1]:.2f}"
-                    yield [f"{whose}'s at {steps} steps", kind, str(len(of)), cells,
-                           f"{nats:+.4f} ± {error[0]:.4f}"]  # fmt: skip
+            for kind, pairs in (("classified", CLASSIFIED_PAIRS), ("maths", MATHS_PAIRS)):
+                lines = [_gaps(rows, times, steps, whose, pairs, degree) for degree in (1, 2)]
+                if len(lines[0]):
+                    cells = [_means(of, at) for at in (1, 0) for of in lines]
+                    blank = [""] * 2 if kind == "maths" else cells[:2]
+                    yield [f"{whose}'s at {steps} steps", kind, str(len(lines[0])), *blank, *cells[2:]]
+
+
+def _gaps(rows: Rows, times: Times, steps: int, whose: str, pairs: Sequence[Pair], degree: int) -> np.ndarray:
+    """Return shadow minus LoRA in loss and points after one method's seconds, one row a pair."""
+    gaps = []
+    for pair in pairs:
+        found = {method: curve(rows, method, pair) for method in METHODS}
+        paces = {method: _pace(times, pair, method) for method in METHODS}
+        if None in paces.values() or steps not in found[whose]:
+            continue
+        seconds = steps * (paces[whose] or 0)
+        read = {}
+        for method in METHODS:
+            read[method] = after(found[method], paces[method] or 0, seconds, 1 if method == whose else degree)
+        ours, theirs = read["shadow"], read["lora"]
+        if ours is not None and theirs is not None:
+            gaps.append(ours - theirs)
+    return np.array(gaps)
+
+
+def _means(gaps: np.ndarray, column: int) -> str:
+    """Write the mean over pairs with its standard error."""
+    of = gaps[:, column] if len(gaps) else np.array([])
+    if not len(of):
+        return ""
+    error = f" ± {of.std(ddof=1) / len(of) ** 0.5:.{4 - 2 * column}f}" if len(of) > 1 else ""
+    return f"{of.mean():+.{4 - 2 * column}f}{error}"
 
 
 def _pace(times: Times, pair: Pair, method: str) -> float | None:
     if method == "lora" and pair[1] == MATHS:
-        return times.seconds(pair, "lora-chunked") or times.seconds(pair, "lora")
-    return times.seconds(pair, method)
+        return times.usual(pair, "lora-chunked")
+    return times.usual(pair, method)
 
 
 def failures(rows: Rows) -> Iterable[str]:
@@ -342,8 +388,9 @@ def failures(rows: Rows) -> Iterable[str]:
             ended = "ended at another try" if key_of(made) in rows.by_key else "never ended"
             what = f"{made['name']}, {NAMES[made['model']]} {made['task']}, seed {made['seed']}"
             yield f"- {what}: {row['status']}, {ended}"
-    diverged = [row["job"]["name"] for row in rows.by_key.values() if not lost(row) < math.inf]
-    yield f"- {len(rows.by_key)} runs ended, {len(diverged)} of them diverged: {diverged}"
+    ended = [row for row in rows.all if row["status"] == "ok"]
+    diverged = sum(not lost(row) < math.inf for row in ended)
+    yield f"- {len(ended)} of {len(rows.all)} runs ended, {diverged} of them diverged."
 
 
 def picture(rows: Rows, times: Times, path: Path) -> None:
@@ -389,7 +436,7 @@ HEADS = {
 }  # fmt: skip
 
 
-def report(rows: Rows, times: Times, before: Sequence[Path] = (), short: bool = False) -> str:
+def report(rows: Rows, times: Times, short: bool = False) -> str:
     """Return the whole report; `short` for the differences alone."""
     said = [f"Trained parameters, shadow and LoRA: {refuse_unequal(rows)}"]
 
@@ -403,14 +450,17 @@ def report(rows: Rows, times: Times, before: Sequence[Path] = (), short: bool = 
     said.append("")
     said += [line for first in (50, 150) for line in change(rows, first, 600)]
     said += list(change(rows, 600, 2000))
-    said += list(earlier(before)) if before else []
+    said += list(repeats(rows))
     for steps in LENGTHS:
         heads = ("pair", "LoRA: points, nats", "shadow: points, nats", *DIFFERENCE[1:])
         add(f"By pair, {steps} steps", heads, by_task(rows, steps))
     add("Curves", HEADS["Curves"], curves(rows))
     heads = ("pair", "method", "ms a step", "of LoRA's", "GB", *(f"s, {steps} steps" for steps in LENGTHS))
     add("Alone on a GPU", heads, alone(times))
-    heads = ("after the seconds of", "tasks", "pairs", "points ± s.e. over pairs", "nats ± s.e. over pairs")
+    heads = (
+        "after the seconds of", "tasks", "pairs", "points ± s.e. over pairs", "by a parabola",
+        "nats ± s.e. over pairs", "by a parabola",
+    )  # fmt: skip
     add("Shadow minus LoRA after equal seconds", heads, equal_seconds(rows, times))
     said.append("\n## Failures\n")
     return "\n".join([*said, *failures(rows)])
@@ -433,8 +483,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--short", action="store_true")
     given = parser.parse_args()
-    rows, times = Rows(read_rows(given.rows)), Times(read_rows(given.times))
-    print(report(rows, times, given.earlier, given.short))
+    before = [row for path in given.earlier for row in read_rows(path)]
+    rows, times = Rows(read_rows(given.rows), before), Times(read_rows(given.times))
+    print(report(rows, times, given.short))
     if given.picture:
         picture(rows, times, given.picture)
 
