@@ -413,6 +413,9 @@ def picture(rows: Rows, times: Times, path: Path) -> None:
             for row, label in ((0, "steps"), (1, "seconds, alone on an H200")):
                 axes = grid[row, column]
                 axes.set_xscale("log")
+                ticks = LENGTHS if row == 0 else (10, 30, 100, 300)
+                axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+                axes.minorticks_off()
                 axes.set_xlabel(label)
                 axes.set_title(task)
                 if column == 0:
