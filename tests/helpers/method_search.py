@@ -16,6 +16,9 @@ import measurements
 import mixed_answers
 import rates
 import search
+import step_times
+import steps
+import steps_report
 
 __all__ = [
     "change",
@@ -28,4 +31,7 @@ __all__ = [
     "mixed_answers",
     "rates",
     "search",
+    "step_times",
+    "steps",
+    "steps_report",
 ]

@@ -16,6 +16,9 @@ from helpers.method_search import (
     mixed_answers,
     rates,
     search,
+    step_times,
+    steps,
+    steps_report,
 )
 from helpers.recipes import ROOT, run
 from transformers import AutoModelForSequenceClassification, Gemma3TextConfig, Qwen2Config
@@ -40,6 +43,7 @@ SIZES = {
 }
 CONFIGS = {"gemma": Gemma3TextConfig, "qwen": Qwen2Config}
 ROWS = [{"input_ids": [3, 4, 5 + i], "labels": i % 5} for i in range(8)]
+STEPS = ROOT / "results/quality/steps"
 HEAD_RATE, STATE = ROOT / "results/quality/head_rate", ROOT / "results/method/shadow_state"
 
 
@@ -334,3 +338,103 @@ def test_the_siblings_report_refuses_another_size():
         row["trainable"] += 20 * (row["job"]["method"] == "shadow-frozen")
     with pytest.raises(SystemExit, match="frozen trains 1,024 parameters, LoRA 1,000"):
         frozen_sibling_report.report(frozen_sibling_report.Rows(rows), None)
+
+
+def steps_row(one, lost, status="ok"):
+    metric = "loss" if one["task"] == "gsm8k" else "nll"
+    return {"job": one, "status": status, "metrics": {metric: lost}, "train_seconds": 100.0}
+
+
+def test_a_run_out_of_memory_is_tried_again_and_is_not_one_that_diverged():
+    """Catches a lost run that counts as the worst, or for ever keeps others back, and endless tries."""
+    jobs = steps.plan(steps.Measured([]))
+    one = next(job for job in jobs if job["task"] == "gsm8k" and job["study"]["steps"] == 600)
+    failed = steps_row(one, 0.0, "out-of-memory") | {"metrics": {}}
+    for failures, tries in ((1, 2), (2, 3), (5, 3)):
+        measured = steps.Measured([failed] * failures)
+        again = [job for job in steps.plan(measured) if steps.key_of(job) == steps.key_of(one)]
+        assert again == [one, *({**one, "again": at} for at in range(1, tries))]
+        assert steps.key_of(one) not in measured.lost
+    pair = one["model"], "gsm8k"
+    both = [job for job in jobs if (job["model"], job["task"]) == pair and job["study"]["steps"] == 600]
+    lora = [job for job in both if job["method"] == "lora"]
+    rows = [steps_row(lora[0], float("nan")), steps_row(lora[1], 0.8)]
+    assert steps.Measured([failed, rows[1]]).best("lora", 600, pair) is None
+    found = steps.Measured([failed, *rows]).best("lora", 600, pair)
+    assert found.name("gsm8k") == lora[1]["name"]
+
+
+def test_the_second_seed_follows_the_choice_and_no_run_begins_too_late():
+    """Catches methods with unequal numbers of settings, a second seed that is not of the chosen one, and a
+    run that would not end in time."""
+    jobs = steps.plan(steps.Measured([]))
+    for task in steps.TASKS:
+        for length in (50, 150, 600):
+            of = [job for job in jobs if job["task"] == task and job["study"]["steps"] == length]
+            lora, shadow = ([job for job in of if job["method"] == method] for method in steps.METHODS)
+            assert len(lora) == len(shadow) > 0
+    rows = [steps_row(job, job["learning_rate"]) for job in jobs if job["seed"] == steps.FIRST]
+    then = steps.plan(steps.Measured(rows))
+    second = {job["name"] for job in then if job["seed"] != steps.FIRST and job["study"]["steps"] == 50}
+    assert second == {"lora 0.0003/0.003 50", "shadow 0.001/0.003 50", "lora 0.001 50", "shadow 0.002 50"}
+    measured = steps.Measured(rows[:1])
+    longest = next(job for job in jobs if job["study"]["steps"] == 2000 and job["method"] == "lora")
+    seconds = measured.seconds(longest)
+    assert steps.fits(longest, measured, seconds + 1, 0.0)
+    assert not steps.fits(longest, steps.Measured([]), seconds - 1, 0.0)
+
+
+def test_the_rows_on_length_are_of_the_jobs_that_were_planned():
+    """Catches a planner that no longer makes the jobs of the committed rows."""
+    rows = steps_report.read_rows(STEPS / "rows.jsonl")
+    planned_jobs = [json.dumps(job) for job in steps.plan(steps.Measured(rows))]
+    assert [row for row in rows if json.dumps(row["job"]) not in planned_jobs] == []
+
+
+def test_the_report_on_length_computes_what_its_page_says():
+    """Catches a page whose tables are not those of its rows."""
+    rows = steps_report.Rows(
+        steps_report.read_rows(STEPS / "rows.jsonl"), steps_report.read_rows(HEAD_RATE / "rows.jsonl")
+    )
+    times = steps_report.Times(steps_report.read_rows(STEPS / "times.jsonl"))
+    page = (STEPS / "details.md").read_text(encoding="utf-8")
+    lines = [line for line in steps_report.report(rows, times).splitlines() if line[:2] in ("| ", "- ")]
+    assert len(lines) > 90
+    assert [line for line in lines if not line.startswith("| ---") and line not in page] == []
+
+
+def test_a_curve_is_read_between_its_lengths_and_not_beyond():
+    found = {50: (2.0, 10.0), 150: (1.0, 20.0), 600: (0.5, 26.0)}
+    for degree in (1, 2):
+        loss, points = steps_report.after(found, seconds_a_step=0.1, seconds=15.0, degree=degree)
+        assert (loss, points) == pytest.approx((1.0, 20.0))
+        assert steps_report.after(found, 0.1, 4.9, degree) is None
+        assert steps_report.after(found, 0.1, 61.0, degree) is None
+    # The middle of a step's logarithm.
+    between = steps_report.after(found, 0.1, (15.0 * 60.0) ** 0.5)
+    assert between == pytest.approx((0.75, 23.0))
+
+
+def test_unequal_sizes_are_refused_on_length():
+    rows = steps_report.read_rows(STEPS / "rows.jsonl")
+    for row in rows:
+        row["trainable"] += 90_000 * (row["job"]["method"] == "shadow")
+    with pytest.raises(SystemExit, match="the shadow trains 3,881,232 parameters, LoRA 3,796,992"):
+        steps_report.refuse_unequal(steps_report.Rows(rows))
+
+
+def test_a_step_is_timed_with_either_loss(tmp_path, monkeypatch):
+    """Catches a loss without logits that is another loss."""
+    task = tasks.find("gsm8k")
+    ids = [[3, 4, 5 + i] for i in range(6)]
+    examples = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in ids]
+    monkeypatch.setattr(run_cell, "examples_of", lambda *args, **named: examples)
+    settings = {"model": str(MODEL), "device": "cpu", "batch_size": 2, "max_length": 16}
+    rows = [
+        step_times.time_one(task.name, method, (1, 2), settings)
+        for method in step_times.methods_of(task.name)
+    ]
+    assert [row["method"] for row in rows] == ["lora", "lora-chunked", "shadow"]
+    assert all(row["status"] == "ok" and row["value"] > 0 for row in rows)
+    assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], rel=1e-6)
+    assert step_times.methods_of("clinc150") == ("lora", "shadow")
