@@ -1,22 +1,37 @@
 """Fixtures that several files share, and the switch that skips GPU tests where there is no GPU."""
 
+from collections.abc import Iterator
+
 import helpers.asleep
 import helpers.interpreter  # noqa: F401 - before anything imports Triton
 import pytest
 import torch
-from helpers.families import perturb
+from helpers.families import LIKE_ANOTHER, perturb
 from helpers.tiny import qwen3_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, attach
 
 
+# Before pytest leaves out what `-m` deselects.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if LIKE_ANOTHER.intersection(_words_of(item)):
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         for item in items:
             # Not by keyword, which would also find a parameter or a folder of this name.
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _words_of(item: pytest.Item) -> Iterator[str]:
+    """Return the words among the parameters of a test; a family's is among them."""
+    call = getattr(item, "callspec", None)
+    for value in call.params.values() if call else ():
+        parts = value if isinstance(value, tuple) else (value,)
+        yield from (part for part in parts if isinstance(part, str))
 
 
 @pytest.fixture
