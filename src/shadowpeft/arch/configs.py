@@ -6,7 +6,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES
-from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Family, Task
+from shadowpeft.arch.family import ALL_FULL, DEPTH, EVERY_BLOCK, Family, Task
 from shadowpeft.arch.lookup import family_of, family_of_config
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
@@ -75,6 +75,8 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
     values = copy.deepcopy(model.config)
     # The shadow of a quantised base is trained and so cannot be quantised.
     vars(values).pop("quantization_config", None)
+    # First: a size may be that of a single block in the base, and of all blocks in the shadow.
+    make_shadow(values, config.shadow_layers)
     for setting, (field, value) in sizes.items():
         if value is None:
             continue
@@ -82,7 +84,6 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
             raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
         setattr(values, field, value)
     _refuse_heads(family, values)
-    make_shadow(values, config.shadow_layers)
     values.tie_word_embeddings = model.config.tie_word_embeddings
     return values
 
@@ -146,6 +147,8 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
             value = layers
         elif value is EVERY_BLOCK:
             value = list(range(layers))
+        elif value is ALL_FULL:
+            value = ["full_attention"] * layers
         setattr(config, field, value)
 
 

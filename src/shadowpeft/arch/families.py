@@ -1,6 +1,6 @@
 """The table of supported model families. To add one, add a row here and a tiny configuration to the tests."""
 
-from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Family
+from shadowpeft.arch.family import ALL_FULL, DEPTH, EVERY_BLOCK, Family
 
 # In other families the first of these is the name of the norm before the MLP.
 _BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -101,6 +101,16 @@ FAMILIES: dict[str, Family] = {
             output_norms=_BEHIND, dense=_ONE_EXPERT, router="mlp.gate",
         ),
         Family("Gemma", "gemma", "GemmaForCausalLM", "GemmaForSequenceClassification"),
+        Family(
+            "Gemma 4 (text)", "gemma4_text", "Gemma4ForCausalLM",
+            output_norms=(*_BEHIND, "post_per_layer_input_norm"),
+            norms_switches=(("post_per_layer_input_norm", "hidden_size_per_layer_input"),), softcaps=True,
+            # A block alone: no table of its own, no keys of others, one width of heads.
+            dense=(
+                ("enable_moe_block", False), ("hidden_size_per_layer_input", 0), ("num_kv_shared_layers", 0),
+                ("layer_types", ALL_FULL), ("per_layer_config", {}),
+            ),
+        ),
         Family("GLM", "glm", "GlmForCausalLM", "GlmForSequenceClassification"),
         Family(
             "GLM-4", "glm4", "Glm4ForCausalLM", "Glm4ForSequenceClassification",
@@ -123,7 +133,8 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "HyperCLOVA X", "hyperclovax", "HyperCLOVAXForCausalLM",
-            output_norms=("post_norm1", "post_norm2"), norms_switch="use_post_norm",
+            output_norms=("post_norm1", "post_norm2"),
+            norms_switches=(("post_norm1", "use_post_norm"), ("post_norm2", "use_post_norm")),
             multiplies_logits="logits_scaling",
         ),
         Family("Jais 2", "jais2", "Jais2ForCausalLM"),

@@ -9,8 +9,9 @@ from shadowpeft.errors import UnsupportedModelError
 
 Task = Literal["causal-lm", "sequence-classification"]
 
-# Values of `Family.dense` that depend on the number of blocks: that number, and the list of all blocks.
-DEPTH, EVERY_BLOCK = object(), object()
+# Values of `Family.dense` that depend on the number of blocks: that number, the list of all blocks, and full
+# attention in each of them.
+DEPTH, EVERY_BLOCK, ALL_FULL = object(), object(), object()
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Family:
         decoder: path from either class to the module that loops over the blocks.
         blocks: the decoder's attribute that holds the blocks.
         input_norm: a block's norm that its attention reads through, `None` where it reads the stream itself.
-        output_norms: a block's norms that the outputs of its attention and its MLP pass before they join the
-            stream; empty in most families.
-        norms_switch: config field that says whether the blocks have `output_norms`, `None` where all have.
+        output_norms: a block's norms that the outputs of its attention, its MLP and what else it adds pass
+            before they join the stream; empty in most families.
+        norms_switches: those of `output_norms` that not every model has, each with the config field that is
+            set where a model has it.
         embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow reads
             them.
         mlp: config field of the MLP width, `None` where it follows from the hidden width.
@@ -36,8 +38,9 @@ class Family:
         head_dim: config field of the width of an attention head, `None` where it follows from the hidden
             width, or from fields of its own.
         context: config field of the largest number of positions, `None` where there is no limit.
-        dense: config fields and their values that make a mixture of experts dense, or one of a single expert
-            that every token chooses. `DEPTH` stands for the number of blocks, `EVERY_BLOCK` for their list.
+        dense: config fields and their values that make a shadow of plain blocks: of a mixture of experts a
+            dense model, or one of a single expert that every token chooses. `DEPTH` stands for the number of
+            blocks, `EVERY_BLOCK` for their list, `ALL_FULL` for full attention in each.
         router: path in a block to the part that chooses experts; in a shadow of one expert it never trains,
             because its choice is the same whatever it computes.
         recurs: some of its blocks keep a recurrent or convolutional state in place of keys and values; those
@@ -65,7 +68,7 @@ class Family:
     blocks: str = "layers"
     input_norm: str | None = "input_layernorm"
     output_norms: tuple[str, ...] = ()
-    norms_switch: str | None = None
+    norms_switches: tuple[tuple[str, str], ...] = ()
     embeddings: tuple[str, ...] = ("embed_tokens",)
     mlp: str | None = "intermediate_size"
     kv_heads: str | None = "num_key_value_heads"
@@ -98,9 +101,8 @@ class Family:
 
     def norms_behind(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Return the names of a block's `output_norms` that a model of this configuration has."""
-        if self.norms_switch is not None and not getattr(config, self.norms_switch):
-            return ()
-        return self.output_norms
+        absent = {norm for norm, field in self.norms_switches if not getattr(config, field)}
+        return tuple(norm for norm in self.output_norms if norm not in absent)
 
     def logit_fields(self) -> tuple[str, ...]:
         """Return the config fields that change the logits behind the linear head."""
