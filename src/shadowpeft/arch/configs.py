@@ -6,7 +6,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES
-from shadowpeft.arch.family import ALL_FULL, DEPTH, EVERY_BLOCK, Family, Task
+from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Each, Family, Task
 from shadowpeft.arch.lookup import family_of, family_of_config
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
@@ -121,7 +121,7 @@ def depth_of(config: PretrainedConfig) -> int:
 
 
 # Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
-_ATTEND = ("full_attention", "sliding_attention", "chunked_attention")
+_ATTEND = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 def make_shadow(config: PretrainedConfig, layers: int) -> None:
@@ -136,19 +136,19 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
     Raises:
         ConfigError: the configuration lists the kinds of fewer blocks.
     """
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
+    family, kinds = family_of_config(config), getattr(config, "layer_types", None)
+    if kinds is not None and family.lists_kinds:
         if layers > len(kinds):
             raise ConfigError(f"shadow_layers must be at most the base's {len(kinds)}, got {layers}")
         config.layer_types = [kind if kind in _ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
-    for field, value in family_of_config(config).dense:
+    for field, value in family.dense:
         if value is DEPTH:
             value = layers
         elif value is EVERY_BLOCK:
             value = list(range(layers))
-        elif value is ALL_FULL:
-            value = ["full_attention"] * layers
+        elif isinstance(value, Each):
+            value = [value.value] * layers
         setattr(config, field, value)
 
 

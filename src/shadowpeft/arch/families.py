@@ -1,6 +1,6 @@
 """The table of supported model families. To add one, add a row here and a tiny configuration to the tests."""
 
-from shadowpeft.arch.family import ALL_FULL, DEPTH, EVERY_BLOCK, Family
+from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Each, Family
 
 # In other families the first of these is the name of the norm before the MLP.
 _BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -8,6 +8,7 @@ _BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 _ONE_EXPERT = (("num_experts", 1), ("num_experts_per_tok", 1))
 _ONE_LOCAL_EXPERT = (("num_local_experts", 1), ("num_experts_per_tok", 1))
 _NO_EXPERTS = (("mlp_only_layers", EVERY_BLOCK),)
+_ALL_FULL = Each("full_attention")
 _DENSE_FIRST = (("first_k_dense_replace", DEPTH),)
 
 FAMILIES: dict[str, Family] = {
@@ -108,7 +109,7 @@ FAMILIES: dict[str, Family] = {
             # A block alone: no table of its own, no keys of others, one width of heads.
             dense=(
                 ("enable_moe_block", False), ("hidden_size_per_layer_input", 0), ("num_kv_shared_layers", 0),
-                ("layer_types", ALL_FULL), ("per_layer_config", {}),
+                ("layer_types", _ALL_FULL), ("per_layer_config", {}),
             ),
         ),
         Family("GLM", "glm", "GlmForCausalLM", "GlmForSequenceClassification"),

@@ -9,9 +9,15 @@ from shadowpeft.errors import UnsupportedModelError
 
 Task = Literal["causal-lm", "sequence-classification"]
 
-# Values of `Family.dense` that depend on the number of blocks: that number, the list of all blocks, and full
-# attention in each of them.
-DEPTH, EVERY_BLOCK, ALL_FULL = object(), object(), object()
+# Values of `Family.dense` that depend on the number of blocks: that number, and the list of all blocks.
+DEPTH, EVERY_BLOCK = object(), object()
+
+
+@dataclass(frozen=True)
+class Each:
+    """A value of `Family.dense`: a list with the same value for each block."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,11 @@ class Family:
         head_dim: config field of the width of an attention head, `None` where it follows from the hidden
             width, or from fields of its own.
         context: config field of the largest number of positions, `None` where there is no limit.
+        lists_kinds: where the configuration lists the kinds of its blocks (`layer_types`), the list can be
+            set; false where it follows from other fields.
         dense: config fields and their values that make a shadow of plain blocks: of a mixture of experts a
             dense model, or one of a single expert that every token chooses. `DEPTH` stands for the number of
-            blocks, `EVERY_BLOCK` for their list, `ALL_FULL` for full attention in each.
+            blocks, `EVERY_BLOCK` for their list, `Each(x)` for a list with x for each.
         router: path in a block to the part that chooses experts; in a shadow of one expert it never trains,
             because its choice is the same whatever it computes.
         recurs: some of its blocks keep a recurrent or convolutional state in place of keys and values; those
@@ -74,6 +82,7 @@ class Family:
     kv_heads: str | None = "num_key_value_heads"
     head_dim: str | None = "head_dim"
     context: str | None = "max_position_embeddings"
+    lists_kinds: bool = True
     dense: tuple[tuple[str, Any], ...] = ()
     router: str | None = None
     recurs: bool = False

@@ -107,7 +107,7 @@ _AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5")
 _RMS_NORMS = {
     **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in _AS_LLAMAS},
     **{f"{name}RMSNorm": ("eps", 1.0) for name in _AS_GEMMAS},
-    **{f"{name}RMSNorm": ("eps", 0.0) for name in ("Gemma4", "Llama4Text")},
+    **{f"{name}RMSNorm": ("eps", 0.0) for name in ("Gemma4", "Gemma4Unified", "Llama4Text")},
 }
 
 
