@@ -8,6 +8,7 @@ from shadowpeft.arch.configs import (
     build,
     context_of,
     depth_of,
+    layers_of,
     make_shadow,
     mlp_width,
     needs_no_mask,
@@ -30,6 +31,7 @@ from shadowpeft.arch.modules import (
     logits,
     routers_of,
     softcap_of,
+    tables_of,
     token_embedding_of,
 )
 from shadowpeft.arch.norms import NormParts, input_norm_of, norm_parts, output_gains
@@ -51,6 +53,7 @@ __all__ = [
     "head_of",
     "input_norm_of",
     "is_packed",
+    "layers_of",
     "logit_factor",
     "logit_settings",
     "logits",
@@ -64,6 +67,7 @@ __all__ = [
     "shadow_model_config",
     "softcap_of",
     "supported",
+    "tables_of",
     "task_of",
     "token_embedding_of",
     "wants_router_logits",

@@ -116,8 +116,13 @@ def wants_router_logits(config: PretrainedConfig) -> bool:
 
 def depth_of(config: PretrainedConfig) -> int:
     """Return the number of blocks."""
-    layers: int = config.num_hidden_layers
-    return layers
+    blocks: int = config.num_hidden_layers
+    return blocks
+
+
+def layers_of(config: PretrainedConfig) -> int:
+    """Return the number of layers, each an attention and an MLP; in most families a layer is a block."""
+    return depth_of(config) // family_of_config(config).blocks_a_layer
 
 
 # Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
@@ -131,7 +136,7 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
 
     Args:
         config: changed in place.
-        layers: the number of blocks.
+        layers: the number of layers, each an attention and an MLP; in most families a layer is a block.
 
     Raises:
         ConfigError: the configuration lists the kinds of fewer blocks.
@@ -142,13 +147,13 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
             raise ConfigError(f"shadow_layers must be at most the base's {len(kinds)}, got {layers}")
         config.layer_types = [kind if kind in _ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
-    for field, value in family.dense:
+    for field, value in (*family.dense, *family.plain):
         if value is DEPTH:
             value = layers
         elif value is EVERY_BLOCK:
             value = list(range(layers))
         elif isinstance(value, Each):
-            value = [value.value] * layers
+            value = value.of(layers)
         setattr(config, field, value)
 
 

@@ -130,6 +130,12 @@ def routers_of(decoder: PreTrainedModel, family: Family) -> list[nn.Module]:
     return [block.get_submodule(family.router) for block in blocks]
 
 
+def tables_of(decoder: PreTrainedModel, family: Family) -> list[nn.Module]:
+    """Return the tables with a row for each token that a decoder has beside its embeddings."""
+    parts = dict(decoder.named_children())
+    return [parts[name] for name in family.tables if name in parts]
+
+
 def has_plain_frozen_head(model: PreTrainedModel) -> bool:
     """Return whether the head is not trained, quantised, sharded, offloaded or hooked."""
     head = head_of(model)

@@ -65,6 +65,10 @@ class Shadow(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table
 
+    def tables(self) -> list[nn.Module]:
+        """Return what an explicit shadow looks up by token, and never trains."""
+        return [self.embeddings(), *arch.tables_of(self.backbone, self.family)]
+
     def forward(
         self,
         input_ids_BT: Tensor | None,
@@ -142,17 +146,18 @@ def place(module: nn.Module, shadow: Shadow, table_VD: Tensor, dtype: torch.dtyp
         table_VD: the base's embeddings, whose type and device are the base's.
         dtype: type of the weights.
     """
-    frozen: nn.Module = shadow.backbone
+    frozen: list[nn.Module] = [shadow.backbone]
     if shadow.trains_backbone:
         cast(module, table_VD.device, dtype, stock=shadow.backbone)
         if shadow.borrows:
             return
-        frozen = shadow.embeddings()
+        frozen = shadow.tables()
     else:
         # Not by way of `dtype`, which could round what was given.
         for part in _beside(module, shadow.backbone):
             part.to(table_VD.device, dtype)
-    cast(frozen, table_VD.device, table_VD.dtype, stock=frozen)
+    for part in frozen:
+        cast(part, table_VD.device, table_VD.dtype, stock=part)
 
 
 def _beside(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
@@ -174,7 +179,7 @@ def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:
     """
     family, values = arch.family_of_config(config), config.to_dict()
     sizes = {
-        "shadow_layers": config.num_hidden_layers,
+        "shadow_layers": arch.layers_of(config),
         "shadow_intermediate_size": arch.mlp_width(config),
         "shadow_attention_heads": config.num_attention_heads,
         "shadow_key_value_heads": None,
