@@ -20,6 +20,7 @@ from shadowpeft.arch.families import FAMILIES
 from shadowpeft.arch.family import Family, Task
 from shadowpeft.arch.lookup import family_of, family_of_config, supported, task_of
 from shadowpeft.arch.modules import (
+    attributes_of,
     blocks_of,
     decoder_of,
     gradient_stop,
@@ -41,6 +42,7 @@ __all__ = [
     "Family",
     "NormParts",
     "Task",
+    "attributes_of",
     "blocks_of",
     "build",
     "context_of",

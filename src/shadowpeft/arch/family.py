@@ -67,6 +67,9 @@ class Family:
         lists_kinds: where the configuration names the kinds of its blocks (`layer_types`), it takes a list;
             false where they follow from other fields.
         blocks_a_layer: how many blocks hold one attention and one MLP together.
+        block_attributes: what the decoder's loop reads of a block, beside calling it; none of it may change.
+        widens: its blocks compute in the type of their weights, whatever the type of what they read; so a
+            shadow trained in float32 computes in it.
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can be one of
             them.
         takes_positions: the decoder accepts `position_ids`.
@@ -104,6 +107,8 @@ class Family:
     shadow_recurs: bool = False
     lists_kinds: bool = True
     blocks_a_layer: int = 1
+    block_attributes: tuple[str, ...] = ()
+    widens: bool = False
     passes_kwargs: bool = True
     takes_positions: bool = True
     packs: bool = True

@@ -96,13 +96,15 @@ class NormParts(NamedTuple):
 
 # Families whose RMS norm is Llama's, by the beginnings of their classes' names.
 _AS_LLAMAS = (
-    "Afmoe", "Apertus", "Arcee", "BitNet", "Cwm", "DeepseekV2", "DeepseekV3", "Dots1", "Ernie4_5",
-    "Ernie4_5_Moe", "Exaone4", "FlexOlmo", "Glm", "Glm4", "Glm4Moe", "GptOss", "Granite", "GraniteMoe",
-    "Helium", "HunYuanDenseV1", "HyperCLOVAX", "Lfm2", "Llama", "MiniMaxM2", "Ministral", "Ministral3",
-    "Mistral", "Mixtral", "Olmo2", "Olmo3", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe",
-    "SeedOss", "SmolLM3",
+    "Afmoe", "Apertus", "Arcee", "BitNet", "Cohere2Moe", "Cwm", "DeepseekV2", "DeepseekV3", "DeepseekV32",
+    "Dots1", "Ernie4_5", "Ernie4_5_Moe", "Exaone4", "ExaoneMoe", "FalconH1", "FlexOlmo", "Glm", "Glm4",
+    "Glm4Moe", "Glm4MoeLite", "GlmMoeDsa", "GptOss", "Granite", "GraniteMoe", "GraniteMoeHybrid",
+    "GraniteMoeSWA", "GraniteMoeShared", "GraniteSWA", "HYV3", "Helium", "HunYuanDenseV1", "HunYuanMoEV1",
+    "HyperCLOVAX", "Jamba", "KimiLinear", "Lfm2", "Lfm2Moe", "Lfm3", "Llama", "Mellum", "MiMoV2Flash",
+    "MiniMaxM2", "Ministral", "Ministral3", "Mistral", "Mixtral", "NemotronH", "Olmo2", "Olmo3", "Olmoe",
+    "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3", "SolarOpen", "Youtu",
 )  # fmt: skip
-_AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5")
+_AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe", "VaultGemma")
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
 _RMS_NORMS = {
     **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in _AS_LLAMAS},

@@ -23,7 +23,8 @@ _ATTENTION = (*FlashAttentionKwargs.__annotations__, "is_causal")
 class Shadow(nn.Module):
     """The network that computes the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
 
-    It computes in the type of the embeddings that it reads, whatever the type of its own weights.
+    It computes in the type of the embeddings that it reads, whatever the type of its own weights, and if its
+    family cannot (`Family.widens`), it puts out a state of that type.
 
     An implicit shadow is a shallow copy of the base's architecture that reads the base's embeddings. An
     explicit shadow is another model's decoder with embeddings of its own, which stay frozen.
@@ -64,6 +65,11 @@ class Shadow(nn.Module):
         table = self.backbone.get_submodule(self.family.embeddings[0])
         assert isinstance(table, nn.Embedding)
         return table
+
+    def _token_table(self) -> nn.Module:
+        """Return the token embeddings that the shadow reads, its own or the base's."""
+        borrowed = self._run.replacements.get(self.family.embeddings[0])
+        return self.embeddings() if borrowed is None else borrowed()
 
     def tables(self) -> list[nn.Module]:
         """Return what an explicit shadow looks up by token, and never trains."""
@@ -117,9 +123,10 @@ class Shadow(nn.Module):
                 return_dict=True,
                 **{versions.CACHE: shadow_cache},
             )
-        if self.projection is None:
-            return out.last_hidden_state
-        return self.projection(out.last_hidden_state)
+        s_BTD = out.last_hidden_state
+        if self.family.widens:
+            s_BTD = s_BTD.to(self._token_table().weight.dtype)
+        return s_BTD if self.projection is None else self.projection(s_BTD)
 
     def _inputs(
         self, input_ids_BT: Tensor | None, inputs_embeds_BTD: Tensor | None
