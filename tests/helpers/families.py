@@ -160,7 +160,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "jais2": {"head_dim": 8},
     "jamba": {
         "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
-        "mamba_d_state": 8, "mamba_d_conv": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+        "mamba_d_state": 8, "mamba_d_conv": 2, "mamba_dt_rank": 4,
     },
     "kimi_linear": {
         **_LATENT, **_KINDS, "q_lora_rank": None, "moe_intermediate_size": 24, "num_experts": 4,
@@ -197,7 +197,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "nemotron_h": {
         "head_dim": 8, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
         "ssm_state_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "conv_kernel": 2,
-        "chunk_size": 4, "use_mamba_kernels": False, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "chunk_size": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24,
     },
     "olmo": {},
@@ -301,6 +301,14 @@ def _jolt(model: PreTrainedModel, seed: int, std: float, all_of_it: bool = False
         if all_of_it or parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_((std * noise).to(parameter))
+    if not all_of_it:
+        return
+    learnt = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    # Factors and biases that a checkpoint holds and no gradient reaches, such as `layer_scalar` in Gemma 4.
+    for name, buffer in model.state_dict().items():
+        if name not in learnt and buffer.is_floating_point():
+            noise = torch.randn(buffer.shape, generator=generator, dtype=torch.float64)
+            buffer.add_((std * noise).to(buffer))
 
 
 def token_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -233,7 +233,7 @@ FAMILIES: dict[str, Family] = {
         Family("Nemotron", "nemotron", "NemotronForCausalLM", "NemotronForSequenceClassification"),
         Family(
             "Nemotron-H", "nemotron_h", "NemotronHForCausalLM", input_norm="norm", embeddings=("embeddings",),
-            blocks_a_layer=2, block_attributes=("block_type",), plain=(("layer_types", Each("full_attention", "mlp")),), recurs=True,
+            blocks_a_layer=2, block_attributes=("block_type",), dense=(("layer_types", Each("full_attention", "mlp")),), recurs=True,
             packs=False, widens=True,
         ),
         Family("OLMo", "olmo", "OlmoForCausalLM", "OlmoForSequenceClassification", head_dim=None),
