@@ -51,6 +51,8 @@ def test_which_blocks_need_no_mask():
     assert needs_no_mask("gemma3_text", full, 60)
     assert not needs_no_mask("gemma3_text", sliding, 60)
     assert not needs_no_mask("gemma3_text", full, 60, use_bidirectional_attention=True)
+    assert not needs_no_mask("gemma4_text", full, 60, use_bidirectional_attention="all")
+    assert needs_no_mask("gemma4_text", full, 60, use_bidirectional_attention="vision")
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))

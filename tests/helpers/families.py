@@ -140,12 +140,14 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "granitemoe": {"logits_scaling": 4.0, "num_local_experts": 4, "num_experts_per_tok": 2},
     "granitemoehybrid": {
-        **_MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2, "position_embedding_type": "rope",
+        **_MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2,
+        "position_embedding_type": "rope",
         "shared_intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2,
         "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0,
     },
     "granitemoeshared": {
-        "logits_scaling": 4.0, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24
+        "logits_scaling": 4.0, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "shared_intermediate_size": 24,
     },
     "granitemoe_swa": {
         **_SLIDING, "logits_scaling": 4.0, "num_local_experts": 4, "num_experts_per_tok": 2,
@@ -194,9 +196,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "mixtral": {"sliding_window": WINDOW, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     "nanochat": {"final_logit_softcapping": 3.0},
     "nemotron": {"head_dim": 8},
-    # Squared activations make rounding visible where weights are as large as in the others.
+    # Squared activations make rounding visible if weights are as large as in the others.
     "nemotron_h": {
-        "initializer_range": 0.1, "head_dim": 8, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "initializer_range": 0.1, "head_dim": 8,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
         "ssm_state_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "conv_kernel": 2,
         "chunk_size": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24,
@@ -221,7 +224,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "starcoder2": {"sliding_window": WINDOW},
     "vaultgemma": {**_SLIDING, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
-    "youtu": {**_LATENT},
     "afmoe": {**_SLIDING, **_EXPERTS, "head_dim": 8, "num_experts": 4, "num_dense_layers": 2},
 }  # fmt: skip
 # Families whose configurations have names of their own for these sizes.
@@ -240,7 +242,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "hidden_dropout": 0.0, "attention_dropout": 0.0,
     },
 }  # fmt: skip
-# Those of every row of the table, and those that the installed transformers knows: older ones lack the newest.
+# Those of every row of the table, and those that the installed transformers knows: older ones lack some.
 EVERY: dict[str, dict[str, Any]] = {
     **{name: {**_GATED, **changes} for name, changes in _CHANGES.items()},
     **_OTHERS,

@@ -38,8 +38,8 @@ def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
     """
     if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
         return False
-    # A Gemma 3 can be configured as an encoder.
-    if getattr(config, "use_bidirectional_attention", False):
+    # A Gemma 3 or 4 can be configured as an encoder; "vision" is of images alone.
+    if getattr(config, "use_bidirectional_attention", False) in (True, "all"):
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None and layer_types[index] == "full_attention":

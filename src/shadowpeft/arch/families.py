@@ -168,10 +168,11 @@ FAMILIES: dict[str, Family] = {
         Family(
             "Granite-MoE-SWA", "granitemoe_swa", "GraniteMoeSWAForCausalLM", head_dim=None,
             divides_logits="logits_scaling", dense=_ONE_LOCAL_EXPERT, router="block_sparse_moe.router",
+            masks_itself=False,
         ),
         Family(
             "Granite-SWA", "granite_swa", "GraniteSWAForCausalLM", head_dim=None,
-            divides_logits="logits_scaling",
+            divides_logits="logits_scaling", masks_itself=False,
         ),
         Family("Helium", "helium", "HeliumForCausalLM", "HeliumForSequenceClassification"),
         Family(
@@ -219,7 +220,9 @@ FAMILIES: dict[str, Family] = {
             dense=(("moe_layers", []),), masks_itself=False,
         ),
         Family("Mellum", "mellum", "MellumForCausalLM", dense=_ALL_DENSE),
-        Family("MiMo-V2-Flash", "mimo_v2_flash", "MiMoV2FlashForCausalLM", dense=_ALL_DENSE),
+        Family(
+            "MiMo-V2-Flash", "mimo_v2_flash", "MiMoV2FlashForCausalLM", dense=_ALL_DENSE, masks_itself=False,
+        ),
         Family(
             "MiniMax-M2", "minimax_m2", "MiniMaxM2ForCausalLM", dense=_ONE_LOCAL_EXPERT, router="mlp.gate",
         ),
@@ -233,8 +236,8 @@ FAMILIES: dict[str, Family] = {
         Family("Nemotron", "nemotron", "NemotronForCausalLM", "NemotronForSequenceClassification"),
         Family(
             "Nemotron-H", "nemotron_h", "NemotronHForCausalLM", input_norm="norm", embeddings=("embeddings",),
-            blocks_a_layer=2, block_attributes=("block_type",), dense=(("layer_types", Each("full_attention", "mlp")),), recurs=True,
-            packs=False, widens=True,
+            blocks_a_layer=2, block_attributes=("block_type",),
+            dense=(("layer_types", Each("full_attention", "mlp")),), recurs=True, packs=False, widens=True,
         ),
         Family("OLMo", "olmo", "OlmoForCausalLM", "OlmoForSequenceClassification", head_dim=None),
         Family(
@@ -284,7 +287,6 @@ FAMILIES: dict[str, Family] = {
             "Trinity (AFMoE)", "afmoe", "AfmoeForCausalLM", output_norms=("post_attention_layernorm",
             "post_mlp_layernorm"), dense=(("num_dense_layers", DEPTH),), packs=False,
         ),
-        Family("VaultGemma", "vaultgemma", "VaultGemmaForCausalLM", softcaps=True),
-        Family("Youtu", "youtu", "YoutuForCausalLM", kv_heads=None, head_dim=None),
+        Family("VaultGemma", "vaultgemma", "VaultGemmaForCausalLM", softcaps=True, masks_itself=False),
     )
 }  # fmt: skip
