@@ -17,13 +17,12 @@ def test_which_shadows_are_not_as_their_base(model_type: str) -> None:
     experts = [name for name, _ in base.named_parameters() if "experts" in name]
     assert bool(experts) == bool(family.dense)
     # A mixture that has no dense blocks gets as many experts as each token takes.
-    if family.router is None:
+    if not {"num_experts", "num_local_experts", "n_routed_experts"} & {field for field, _ in family.dense}:
         shadow = arch.build(config, "causal-lm")
         assert not any("experts" in name for name, _ in shadow.named_parameters())
-    attend = ("full_attention", "sliding_attention", "chunked_attention")
-    kinds = getattr(base.config, "layer_types", None) or attend
-    assert family.recurs == any(kind not in attend for kind in kinds)
-    assert all(kind in attend for kind in getattr(config, "layer_types", None) or attend)
+    recur = {"linear_attention", "conv", "hybrid"}
+    assert family.recurs == any(kind in recur for kind in getattr(base.config, "layer_types", None) or [])
+    assert family.shadow_recurs == any(kind in recur for kind in getattr(config, "layer_types", None) or [])
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
@@ -52,6 +51,8 @@ def test_which_blocks_need_no_mask():
     assert needs_no_mask("gemma3_text", full, 60)
     assert not needs_no_mask("gemma3_text", sliding, 60)
     assert not needs_no_mask("gemma3_text", full, 60, use_bidirectional_attention=True)
+    assert not needs_no_mask("gemma4_text", full, 60, use_bidirectional_attention="all")
+    assert needs_no_mask("gemma4_text", full, 60, use_bidirectional_attention="vision")
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
@@ -61,9 +62,11 @@ def test_limits_and_depth_are_read_off_every_family(model_type):
     assert arch.context_of(config) == (None if model_type == "bloom" else 64)
     assert (arch.rope_switch_of(config) is None) == (model_type != "phi3")
     assert arch.depth_of(config) == BLOCKS
+    blocks = arch.FAMILIES[model_type].blocks_a_layer
     arch.make_shadow(config, 2)
-    assert arch.depth_of(config) == 2
-    assert len(arch.blocks_of(arch.build(config, "causal-lm"))) == 2
+    assert arch.layers_of(config) == 2
+    assert arch.depth_of(config) == 2 * blocks
+    assert len(arch.blocks_of(arch.build(config, "causal-lm"))) == 2 * blocks
 
 
 def test_the_rotary_factors_change_at_the_length_of_the_configuration():

@@ -18,7 +18,7 @@ def test_the_parts_compute_what_the_model_computes(model_type):
     assert torch.equal(arch.logits(model, hidden), model(ids).logits)
     assert len(arch.blocks_of(model)) == arch.depth_of(model.config) == BLOCKS
     assert arch.token_embedding_of(model).weight.shape == (VOCAB, WIDTH)
-    assert (arch.softcap_of(model) is None) == (model_type != "gemma2")
+    assert arch.softcap_of(model) == model.config.to_dict().get("final_logit_softcapping")
     classifier = tiny_model(model_type, "sequence-classification")
     assert arch.task_of(classifier) == "sequence-classification"
     assert arch.head_of(classifier).weight.shape[1] == WIDTH

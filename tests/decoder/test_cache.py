@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from helpers.families import padded, token_ids
+from helpers.families import attached, padded, tiny_config, tiny_model, token_ids
 from helpers.family_cases import close, rows, step_by_step
 
-from shadowpeft import ShadowedModel
+from shadowpeft import ShadowedModel, UserError
+from shadowpeft.decoder.cache import keep_past
 
 
 @pytest.mark.parametrize("side", ["left", "right", "none"])
@@ -39,3 +40,24 @@ def test_crop_reorder_and_reset_act_on_both_halves(model, ids):
     assert (
         len({layer.get_seq_length() for layer in cache.layers}) == 1
     )  # 0, or 12 zeroed positions before transformers 5.23
+
+
+@pytest.mark.parametrize("model_type", ["falcon_h1", "qwen3_5_text"])
+def test_a_recurrent_state_is_not_cropped(model_type):
+    """Catches keys that are cropped beside a state that is not: the next tokens would be wrong."""
+    model, ids = attached(tiny_model(model_type)), token_ids(1, 6)
+    cache = model.new_cache()
+    keep_past(cache)
+    model(ids, past_key_values=cache)
+    with pytest.raises(UserError, match="cannot be cropped: base or shadow keeps a recurrent state"):
+        cache.crop(-2)
+
+
+def test_a_recurrent_shadow_drafts_nothing_and_is_not_drafted_for():
+    """Catches a base that attends beside a shadow that keeps a recurrent state."""
+    shadow = tiny_model("falcon_h1", config=tiny_config("falcon_h1", num_hidden_layers=1))
+    model, ids = attached(tiny_model("llama"), shadow=shadow), token_ids(1, 6)
+    assert not model.base._is_stateful
+    with pytest.raises(ValueError, match="not supported with stateful models"):
+        model.generate(ids, max_new_tokens=4, assistant_model=tiny_model("llama", seed=5))
+    assert not attached(tiny_model("llama"))._is_stateful

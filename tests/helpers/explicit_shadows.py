@@ -23,6 +23,10 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: tiny_config("mistral", hidden_size=16, tie_word_embeddings=True),
     ),
     "soft cap": (lambda: tiny_config("gemma2"), lambda: tiny_config("gemma2", hidden_size=16)),
+    "tables and shared keys": (
+        lambda: tiny_config("gemma4_text", enable_moe_block=False),
+        lambda: tiny_config("gemma4_text", enable_moe_block=False, hidden_size=16),
+    ),
     "head with a bias": (lambda: tiny_config("gptj"), lambda: tiny_config("gptj", n_embd=16)),
 }
 

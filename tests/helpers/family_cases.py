@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from helpers.families import attached, perturb, tiny_model, token_ids
+from helpers.families import TINY, attached, perturb, tiny_model, token_ids
 from shadowpeft import ShadowConfig, ShadowedModel, arch
 
-FAMILIES = sorted(arch.FAMILIES)
+FAMILIES = sorted(TINY)
 VARIANTS = ["normed", "paper", "peft"]
 # Every family in the variant that reads through its norms. The other variants on one family whose frame is an
 # argument of its blocks, and on one where it is not.

@@ -18,6 +18,11 @@ LAYOUTS = {
     ),
     "gpt_neox, not parallel": ("gpt_neox", {"use_parallel_residual": False}),
     "bloom, residual after the norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    "gemma4_text, dense": ("gemma4_text", {"enable_moe_block": False}),
+    "gemma4_text, no tables": (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_k_eq_v": False},
+    ),
     "opt, norms behind": ("opt", {"do_layer_norm_before": False}),
 }
 

@@ -48,6 +48,8 @@ def test_it_refuses_and_returns_what_the_model_does(base, ids):
     model = attached(base)
     with pytest.raises(UserError, match="adapter_names is not supported"):
         model.base_model(ids, adapter_names=["default"])
+    with pytest.raises(UserError, match="logits_to_keep is not supported: the whole last hidden state"):
+        model.base_model(ids, logits_to_keep=1)
     with pytest.raises(UserError, match="did you mean 'output_hidden_states'"):
         model.base_model(ids, output_hidden_state=True)
     model.config.output_hidden_states = True

@@ -73,7 +73,7 @@ def test_an_explicit_shadow_trains_without_its_embeddings(pair: str, variant: st
     """
     model, ids = explicit(pair, variant=variant), token_ids(2, 10)
     assert torch.equal(model(ids).logits, model.base(ids).logits)
-    table = model.adapters["default"].shadow.embeddings().weight
+    tables = [table.weight for table in model.adapters["default"].shadow.tables()]
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3
     )
@@ -84,7 +84,8 @@ def test_an_explicit_shadow_trains_without_its_embeddings(pair: str, variant: st
         optimizer.step()
     assert losses == sorted(losses, reverse=True)
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
-    assert table.grad is None
+    assert len(tables) == (2 if pair == "tables and shared keys" else 1)
+    assert all(table.grad is None and not table.requires_grad for table in tables)
     assert all(parameter.grad is None for parameter in model.base.parameters())
 
 

@@ -8,6 +8,7 @@ from shadowpeft.arch.configs import (
     build,
     context_of,
     depth_of,
+    layers_of,
     make_shadow,
     mlp_width,
     needs_no_mask,
@@ -19,6 +20,7 @@ from shadowpeft.arch.families import FAMILIES
 from shadowpeft.arch.family import Family, Task
 from shadowpeft.arch.lookup import family_of, family_of_config, supported, task_of
 from shadowpeft.arch.modules import (
+    attributes_of,
     blocks_of,
     decoder_of,
     gradient_stop,
@@ -30,6 +32,7 @@ from shadowpeft.arch.modules import (
     logits,
     routers_of,
     softcap_of,
+    tables_of,
     token_embedding_of,
 )
 from shadowpeft.arch.norms import NormParts, input_norm_of, norm_parts, output_gains
@@ -39,6 +42,7 @@ __all__ = [
     "Family",
     "NormParts",
     "Task",
+    "attributes_of",
     "blocks_of",
     "build",
     "context_of",
@@ -51,6 +55,7 @@ __all__ = [
     "head_of",
     "input_norm_of",
     "is_packed",
+    "layers_of",
     "logit_factor",
     "logit_settings",
     "logits",
@@ -64,6 +69,7 @@ __all__ = [
     "shadow_model_config",
     "softcap_of",
     "supported",
+    "tables_of",
     "task_of",
     "token_embedding_of",
     "wants_router_logits",

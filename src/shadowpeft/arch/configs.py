@@ -6,7 +6,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES
-from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Family, Task
+from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Each, Family, Task
 from shadowpeft.arch.lookup import family_of, family_of_config
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
@@ -38,8 +38,8 @@ def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
     """
     if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
         return False
-    # A Gemma 3 can be configured as an encoder.
-    if getattr(config, "use_bidirectional_attention", False):
+    # A Gemma 3 or 4 can be configured as an encoder; "vision" is of images alone.
+    if getattr(config, "use_bidirectional_attention", False) in (True, "all"):
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None and layer_types[index] == "full_attention":
@@ -75,6 +75,8 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
     values = copy.deepcopy(model.config)
     # The shadow of a quantised base is trained and so cannot be quantised.
     vars(values).pop("quantization_config", None)
+    # First: a size may be that of a single block in the base, and of all blocks in the shadow.
+    make_shadow(values, config.shadow_layers)
     for setting, (field, value) in sizes.items():
         if value is None:
             continue
@@ -82,7 +84,6 @@ def shadow_model_config(model: PreTrainedModel, config: ResolvedConfig) -> Pretr
             raise ConfigError(f"{setting} cannot be set: {family.name} has no such size; leave it out")
         setattr(values, field, value)
     _refuse_heads(family, values)
-    make_shadow(values, config.shadow_layers)
     values.tie_word_embeddings = model.config.tie_word_embeddings
     return values
 
@@ -115,12 +116,17 @@ def wants_router_logits(config: PretrainedConfig) -> bool:
 
 def depth_of(config: PretrainedConfig) -> int:
     """Return the number of blocks."""
-    layers: int = config.num_hidden_layers
-    return layers
+    blocks: int = config.num_hidden_layers
+    return blocks
+
+
+def layers_of(config: PretrainedConfig) -> int:
+    """Return the number of layers, each an attention and an MLP; in most families a layer is a block."""
+    return depth_of(config) // family_of_config(config).blocks_a_layer
 
 
 # Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
-_ATTEND = ("full_attention", "sliding_attention", "chunked_attention")
+_ATTEND = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 def make_shadow(config: PretrainedConfig, layers: int) -> None:
@@ -130,22 +136,24 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
 
     Args:
         config: changed in place.
-        layers: the number of blocks.
+        layers: the number of layers, each an attention and an MLP; in most families a layer is a block.
 
     Raises:
         ConfigError: the configuration lists the kinds of fewer blocks.
     """
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
+    family, kinds = family_of_config(config), getattr(config, "layer_types", None)
+    if kinds is not None and family.lists_kinds:
         if layers > len(kinds):
             raise ConfigError(f"shadow_layers must be at most the base's {len(kinds)}, got {layers}")
         config.layer_types = [kind if kind in _ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
-    for field, value in family_of_config(config).dense:
+    for field, value in (*family.dense, *family.plain):
         if value is DEPTH:
             value = layers
         elif value is EVERY_BLOCK:
             value = list(range(layers))
+        elif isinstance(value, Each):
+            value = value.of(layers)
         setattr(config, field, value)
 
 

@@ -13,6 +13,21 @@ Task = Literal["causal-lm", "sequence-classification"]
 DEPTH, EVERY_BLOCK = object(), object()
 
 
+class Each:
+    """A value of `Family.dense` or `Family.plain`: a list with the same values for each layer.
+
+    Args:
+        *values: one for each block of a layer.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def of(self, layers: int) -> list[Any]:
+        """Return the list for a number of layers."""
+        return [*self.values] * layers
+
+
 @dataclass(frozen=True)
 class Family:
     """Where one family keeps what we need. The defaults are Llama's.
@@ -26,22 +41,35 @@ class Family:
         decoder: path from either class to the module that loops over the blocks.
         blocks: the decoder's attribute that holds the blocks.
         input_norm: a block's norm that its attention reads through, `None` where it reads the stream itself.
-        output_norms: a block's norms that the outputs of its attention and its MLP pass before they join the
-            stream; empty in most families.
-        norms_switch: config field that says whether the blocks have `output_norms`, `None` where all have.
+        output_norms: a block's norms that the outputs of its attention, its MLP and what else it adds pass
+            before they join the stream; empty in most families.
+        norms_switches: those of `output_norms` that not every model has, under the config field that is set
+            where a model has them.
         embeddings: the decoder's modules that turn ids into the first block's input; an implicit shadow reads
             them.
+        tables: its other tables with a row for each token, which only some models have; like the embeddings
+            they never train.
         mlp: config field of the MLP width, `None` where it follows from the hidden width.
         kv_heads: config field of the number of key and value heads, `None` where there is none.
         head_dim: config field of the width of an attention head, `None` where it follows from the hidden
             width, or from fields of its own.
         context: config field of the largest number of positions, `None` where there is no limit.
-        dense: config fields and their values that make a mixture of experts dense, or one of a single expert
-            that every token chooses. `DEPTH` stands for the number of blocks, `EVERY_BLOCK` for their list.
-        router: path in a block to the part that chooses experts; in a shadow of one expert it never trains,
-            because its choice is the same whatever it computes.
-        recurs: some of its blocks keep a recurrent or convolutional state in place of keys and values; those
-            of a shadow attend.
+        dense: config fields and their values that make a mixture of experts dense, or one of as many experts
+            as every token chooses. `DEPTH` stands for the number of blocks, `EVERY_BLOCK` for their list,
+            `Each(x)` for a list with x for each.
+        plain: other config fields, and the values with which a shadow's blocks attend to all before them and
+            need nothing but the stream.
+        router: path in a block to the part that chooses experts or keys; in a shadow it never trains, because
+            there is one expert, or all keys are chosen, whatever it computes.
+        recurs: some of its blocks keep a recurrent or convolutional state in place of keys and values, or
+            beside them.
+        shadow_recurs: the blocks of its shadow do, too; those of other shadows attend and do nothing else.
+        lists_kinds: where the configuration names the kinds of its blocks (`layer_types`), it takes a list;
+            false where they follow from other fields.
+        blocks_a_layer: how many blocks hold one attention and one MLP together.
+        block_attributes: what the decoder's loop reads of a block, beside calling it; none of it may change.
+        widens: its blocks compute in the type of their weights, whatever the type of what they read; so a
+            shadow trained in float32 computes in it.
         passes_kwargs: the decoder hands unknown keyword arguments to its blocks, so the frame can be one of
             them.
         takes_positions: the decoder accepts `position_ids`.
@@ -65,15 +93,22 @@ class Family:
     blocks: str = "layers"
     input_norm: str | None = "input_layernorm"
     output_norms: tuple[str, ...] = ()
-    norms_switch: str | None = None
+    norms_switches: tuple[tuple[str, tuple[str, ...]], ...] = ()
     embeddings: tuple[str, ...] = ("embed_tokens",)
+    tables: tuple[str, ...] = ()
     mlp: str | None = "intermediate_size"
     kv_heads: str | None = "num_key_value_heads"
     head_dim: str | None = "head_dim"
     context: str | None = "max_position_embeddings"
     dense: tuple[tuple[str, Any], ...] = ()
+    plain: tuple[tuple[str, Any], ...] = ()
     router: str | None = None
     recurs: bool = False
+    shadow_recurs: bool = False
+    lists_kinds: bool = True
+    blocks_a_layer: int = 1
+    block_attributes: tuple[str, ...] = ()
+    widens: bool = False
     passes_kwargs: bool = True
     takes_positions: bool = True
     packs: bool = True
@@ -98,9 +133,9 @@ class Family:
 
     def norms_behind(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Return the names of a block's `output_norms` that a model of this configuration has."""
-        if self.norms_switch is not None and not getattr(config, self.norms_switch):
-            return ()
-        return self.output_norms
+        off = [norms for field, norms in self.norms_switches if not getattr(config, field)]
+        absent = {norm for norms in off for norm in norms}
+        return tuple(norm for norm in self.output_norms if norm not in absent)
 
     def logit_fields(self) -> tuple[str, ...]:
         """Return the config fields that change the logits behind the linear head."""

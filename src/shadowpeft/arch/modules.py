@@ -1,13 +1,15 @@
 """The parts of a loaded model: decoder, blocks, head, embeddings."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.family import Family
-from shadowpeft.arch.lookup import family_of, task_of
+from shadowpeft.arch.lookup import family_of, family_of_config, task_of
 from shadowpeft.errors import UnsupportedModelError
 
 
@@ -128,6 +130,22 @@ def routers_of(decoder: PreTrainedModel, family: Family) -> list[nn.Module]:
     blocks = decoder.get_submodule(family.blocks)
     assert isinstance(blocks, nn.ModuleList)
     return [block.get_submodule(family.router) for block in blocks]
+
+
+def attributes_of(block: nn.Module, config: PretrainedConfig) -> dict[str, Any]:
+    """Return what a decoder's loop reads of a block, so that a wrapper of the block has it, too.
+
+    Args:
+        block: the block.
+        config: the decoder's configuration.
+    """
+    return {name: getattr(block, name) for name in family_of_config(config).block_attributes}
+
+
+def tables_of(decoder: PreTrainedModel, family: Family) -> list[nn.Module]:
+    """Return the tables with a row for each token that a decoder has beside its embeddings."""
+    parts = dict(decoder.named_children())
+    return [parts[name] for name in family.tables if name in parts]
 
 
 def has_plain_frozen_head(model: PreTrainedModel) -> bool:

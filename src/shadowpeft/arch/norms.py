@@ -1,5 +1,6 @@
 """The norms of a block: the one its attention reads through, and those behind its layers."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
@@ -28,7 +29,8 @@ def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor
 def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
     """Return for each block the relative size of what its attention and MLP write to each channel.
 
-    c = sqrt(w_1^2 + w_2^2) / mean(sqrt(w_1^2 + w_2^2)), w_i the weights of the norms behind the two
+    c = sqrt(w_1^2 + w_2^2) / mean(sqrt(w_1^2 + w_2^2)), w_i the weights of the norms behind the two, and of
+    those behind what else it writes
 
     The weights of a norm give the size of its output, whatever its input.
 
@@ -44,8 +46,8 @@ def output_gains(model: PreTrainedModel) -> list[Tensor] | None:
         return None
     gains = []
     for block in blocks_of(model):
-        first_D, second_D = (_rms_weight(block.get_submodule(name)) for name in names)
-        size_D = torch.hypot(first_D, second_D)
+        weights_D = [_rms_weight(block.get_submodule(name)) for name in names]
+        size_D = functools.reduce(torch.hypot, weights_D)
         gains.append(size_D / size_D.mean())
     # One builds on the meta device to count parameters, and then needs no values.
     builds_on_meta = torch.get_default_device().type == "meta"
@@ -94,18 +96,20 @@ class NormParts(NamedTuple):
 
 # Families whose RMS norm is Llama's, by the beginnings of their classes' names.
 _AS_LLAMAS = (
-    "Afmoe", "Apertus", "Arcee", "BitNet", "Cwm", "DeepseekV2", "DeepseekV3", "Dots1", "Ernie4_5",
-    "Ernie4_5_Moe", "Exaone4", "FlexOlmo", "Glm", "Glm4", "Glm4Moe", "GptOss", "Granite", "GraniteMoe",
-    "Helium", "HunYuanDenseV1", "HyperCLOVAX", "Lfm2", "Llama", "MiniMaxM2", "Ministral", "Ministral3",
-    "Mistral", "Mixtral", "Olmo2", "Olmo3", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe",
-    "SeedOss", "SmolLM3",
+    "Afmoe", "Apertus", "Arcee", "BitNet", "Cohere2Moe", "Cwm", "DeepseekV2", "DeepseekV3", "DeepseekV32",
+    "Dots1", "Ernie4_5", "Ernie4_5_Moe", "Exaone4", "ExaoneMoe", "FalconH1", "FlexOlmo", "Glm", "Glm4",
+    "Glm4Moe", "Glm4MoeLite", "GlmMoeDsa", "GptOss", "Granite", "GraniteMoe", "GraniteMoeHybrid",
+    "GraniteMoeSWA", "GraniteMoeShared", "GraniteSWA", "HYV3", "Helium", "HunYuanDenseV1", "HunYuanMoEV1",
+    "HyperCLOVAX", "Jamba", "KimiLinear", "Lfm2", "Lfm2Moe", "Lfm3", "Llama", "Mellum", "MiMoV2Flash",
+    "MiniMaxM2", "Ministral", "Ministral3", "Mistral", "Mixtral", "NemotronH", "Olmo2", "Olmo3", "Olmoe",
+    "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3", "SolarOpen",
 )  # fmt: skip
-_AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5")
+_AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe", "VaultGemma")
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
 _RMS_NORMS = {
     **{f"{name}RMSNorm": ("variance_epsilon", 0.0) for name in _AS_LLAMAS},
     **{f"{name}RMSNorm": ("eps", 1.0) for name in _AS_GEMMAS},
-    "Llama4TextRMSNorm": ("eps", 0.0),
+    **{f"{name}RMSNorm": ("eps", 0.0) for name in ("Gemma4", "Gemma4Unified", "Llama4Text")},
 }
 
 

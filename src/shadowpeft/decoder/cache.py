@@ -3,7 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+
+from shadowpeft.errors import UserError
 
 
 class ShadowCache(Cache):
@@ -22,6 +24,20 @@ class ShadowCache(Cache):
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
         self.base = Cache(layers=base.layers)
         self.shadow = Cache(layers=shadow.layers)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back: -n removes n.
+
+        Raises:
+            UserError: a layer keeps a recurrent state, in which the tokens cannot be told apart.
+        """
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin) and not layer.is_croppable:
+                raise UserError(
+                    "this cache cannot be cropped: base or shadow keeps a recurrent state, from which no token "
+                    "can be taken back; make a new cache and compute the tokens that stay again"
+                )
+        Cache.crop(self, tokens_to_remove)
 
 
 class StaticShadowCache(ShadowCache, StaticCache):
@@ -42,9 +58,11 @@ def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: i
 
 
 def keep_past(cache: Cache) -> None:
-    """Make sliding layers keep what leaves their window, so that rejected tokens can be cropped."""
+    """Make sliding and convolutional layers keep what leaves their window, so that rejected tokens can be
+    cropped.
+    """
     for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer):
+        if isinstance(layer, DynamicSlidingWindowLayer | LinearAttentionCacheLayerMixin):
             layer.activate_past_recording()
 
 

@@ -159,8 +159,11 @@ _AS_LINEAR = ("FalconLinear",)
 
 def _kind(stock: type[nn.Module]) -> type[_FollowsInputs]:
     kinds: dict[type[nn.Module], type[_FollowsInputs]] = {
-        nn.Linear: _Linear, Conv1D: _Conv1D, nn.LayerNorm: _LayerNorm, nn.Embedding: _Embedding
+        nn.Linear: _Linear, Conv1D: _Conv1D, nn.LayerNorm: _LayerNorm
     }  # fmt: skip
+    # Of any class, because none can be called with weights of the type of the ids.
+    if issubclass(stock, nn.Embedding):
+        return _Embedding
     for parent, kind in kinds.items():
         # A subclass may compute something else, as a norm whose factors are its weight plus one.
         if issubclass(stock, parent) and (stock.forward is parent.forward or stock.__name__ in _AS_LINEAR):

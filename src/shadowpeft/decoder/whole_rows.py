@@ -29,6 +29,7 @@ class WholeRowsBlock:
 
     def __init__(self, blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> None:
         self.blocks, self.index, self.config = blocks, index, config
+        vars(self).update(arch.attributes_of(blocks[index], config))
 
     def __call__(self, h_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the block; all arguments but the mask are passed on unchanged."""

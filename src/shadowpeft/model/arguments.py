@@ -22,6 +22,7 @@ _NOT_TAKEN = {
         "model.config.output_router_logits = False"
     ),
     "token_type_ids": "only the base would read them, and its shadow would not; leave them out",
+    "logits_to_keep": "the whole last hidden state is returned; leave it out, and take a part of that",
     "encoder_hidden_states": "a shadowed decoder has no encoder beside it",
     "encoder_attention_mask": "a shadowed decoder has no encoder beside it",
 }

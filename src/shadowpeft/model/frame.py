@@ -82,6 +82,7 @@ class ShadowedBlock:
     def __init__(self, blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> None:
         self.blocks, self.index = blocks, index
         self.for_whole_rows = WholeRowsBlock(blocks, index, config)
+        vars(self).update(arch.attributes_of(blocks[index], config))
 
     def __call__(
         self, h_BTD: Tensor, *args: Any, shadow_frame: ShadowFrame | None = None, **kwargs: Any

@@ -104,8 +104,6 @@ class ShadowedModel(  # type: ignore[misc]
             # The Trainer counts labels by this name. Without it, the first token of a row, never predicted,
             # counts too.
             self.loss_type = "ForCausalLM"
-        # Assisted decoding asks: a recurrent state cannot be taken back by some tokens.
-        self._is_stateful = base._is_stateful
         self.all_tied_weights_keys: dict[str, str] = {}
         # Now, while every process has the whole base: FSDP shards it later.
         self._facts = base_facts.BaseFacts.of(base)
@@ -120,6 +118,15 @@ class ShadowedModel(  # type: ignore[misc]
         self.training = base.training
         # Last: if something above failed, the base would stay frozen.
         self._loan = Loan(base)
+
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether base or shadow keeps a recurrent state, which cannot be taken back by some tokens.
+
+        transformers asks before assisted decoding.
+        """
+        stateful = [adapter.shadow.backbone._is_stateful for adapter in self.adapters.values()]
+        return self._base()._is_stateful or any(stateful)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -61,12 +61,25 @@ def from_base_blocks(
         ConfigError: there is no such block, or its kind of attention is not that of the shadow's block in its
             place.
         UnsupportedModelError: the base's blocks are quantised or not in memory, or they are mixtures of
-            experts or keep recurrent states, which no shadow does.
+            experts, keep recurrent states, or read what a shadow's do not.
     """
     _check_blocks(base, blocks)
     shadow = placed(base, implicit(base, ShadowConfig(shadow_layers=len(blocks)).resolved()), dtype)
+    _refuse_others_inputs(base, shadow)
     shadow.backbone.load_state_dict(_copied_weights(base, shadow, blocks), strict=True)
     return shadow
+
+
+def _refuse_others_inputs(base: PreTrainedModel, shadow: Shadow) -> None:
+    """Raise if the base's blocks read other keys than the shadow's, or more than the stream."""
+    theirs, own = base.config.to_dict(), shadow.backbone.config.to_dict()
+    for field, _ in shadow.family.plain:
+        if theirs.get(field) != own.get(field):
+            raise UnsupportedModelError(
+                f"blocks of this {shadow.family.name} base cannot be copied: its {field} is not that of the "
+                "shadow (a shadow's blocks are dense and attend to all before them, whatever the base's do); "
+                "start from a fresh shadow"
+            )
 
 
 def _copied_weights(base: PreTrainedModel, shadow: Shadow, blocks: Sequence[int]) -> dict[str, Tensor]:

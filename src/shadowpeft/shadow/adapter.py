@@ -84,13 +84,14 @@ class Adapter(nn.Module):
         """Make all that can train do so, or nothing.
 
         The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`, nor does
-        what chooses among one expert. Nothing trains of an adapter that is not trainable.
+        what has no choice in an implicit one. Nothing trains of an adapter that is not trainable.
         """
         self.requires_grad_(trainable and self.is_trainable)
         if not self.shadow.trains_backbone:
             self.shadow.backbone.requires_grad_(False)
         elif not self.shadow.borrows:
-            self.shadow.embeddings().requires_grad_(False)
+            for table in self.shadow.tables():
+                table.requires_grad_(False)
         else:
             for router in arch.routers_of(self.shadow.backbone, self.shadow.family):
                 router.requires_grad_(False)

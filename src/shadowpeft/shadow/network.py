@@ -23,7 +23,8 @@ _ATTENTION = (*FlashAttentionKwargs.__annotations__, "is_causal")
 class Shadow(nn.Module):
     """The network that computes the first shadow state from the input: s^(0) = P(f_shadow(x)) (eq. 1).
 
-    It computes in the type of the embeddings that it reads, whatever the type of its own weights.
+    It computes in the type of the embeddings that it reads, whatever the type of its own weights, and if its
+    family cannot (`Family.widens`), it puts out a state of that type.
 
     An implicit shadow is a shallow copy of the base's architecture that reads the base's embeddings. An
     explicit shadow is another model's decoder with embeddings of its own, which stay frozen.
@@ -64,6 +65,15 @@ class Shadow(nn.Module):
         table = self.backbone.get_submodule(self.family.embeddings[0])
         assert isinstance(table, nn.Embedding)
         return table
+
+    def _token_table(self) -> nn.Module:
+        """Return the token embeddings that the shadow reads, its own or the base's."""
+        borrowed = self._run.replacements.get(self.family.embeddings[0])
+        return self.embeddings() if borrowed is None else borrowed()
+
+    def tables(self) -> list[nn.Module]:
+        """Return what an explicit shadow looks up by token, and never trains."""
+        return [self.embeddings(), *arch.tables_of(self.backbone, self.family)]
 
     def forward(
         self,
@@ -113,9 +123,10 @@ class Shadow(nn.Module):
                 return_dict=True,
                 **{versions.CACHE: shadow_cache},
             )
-        if self.projection is None:
-            return out.last_hidden_state
-        return self.projection(out.last_hidden_state)
+        s_BTD = out.last_hidden_state
+        if self.family.widens:
+            s_BTD = s_BTD.to(self._token_table().weight.dtype)
+        return s_BTD if self.projection is None else self.projection(s_BTD)
 
     def _inputs(
         self, input_ids_BT: Tensor | None, inputs_embeds_BTD: Tensor | None
@@ -142,17 +153,18 @@ def place(module: nn.Module, shadow: Shadow, table_VD: Tensor, dtype: torch.dtyp
         table_VD: the base's embeddings, whose type and device are the base's.
         dtype: type of the weights.
     """
-    frozen: nn.Module = shadow.backbone
+    frozen: list[nn.Module] = [shadow.backbone]
     if shadow.trains_backbone:
         cast(module, table_VD.device, dtype, stock=shadow.backbone)
         if shadow.borrows:
             return
-        frozen = shadow.embeddings()
+        frozen = shadow.tables()
     else:
         # Not by way of `dtype`, which could round what was given.
         for part in _beside(module, shadow.backbone):
             part.to(table_VD.device, dtype)
-    cast(frozen, table_VD.device, table_VD.dtype, stock=frozen)
+    for part in frozen:
+        cast(part, table_VD.device, table_VD.dtype, stock=part)
 
 
 def _beside(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
@@ -174,7 +186,7 @@ def sizes_of(config: PretrainedConfig) -> dict[str, int | None]:
     """
     family, values = arch.family_of_config(config), config.to_dict()
     sizes = {
-        "shadow_layers": config.num_hidden_layers,
+        "shadow_layers": arch.layers_of(config),
         "shadow_intermediate_size": arch.mlp_width(config),
         "shadow_attention_heads": config.num_attention_heads,
         "shadow_key_value_heads": None,
