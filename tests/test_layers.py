@@ -45,6 +45,7 @@ TOPICS = {
     "export/test_vllm.py": "exported folders in vLLM",
     "model/test_heads_classifier.py": "classifiers, beside the language models of test_heads.py",
     "model/test_lean_losses.py": "losses without logits, through the model",
+    "model/test_multimodal.py": "multimodal bases, from attach to unload",
     "model/test_types.py": "types of weights and results, through the model",
     "model/test_quantised.py": "quantised bases, from attach to detach",
     "train/test_compile.py": "training steps under torch.compile",

@@ -98,7 +98,7 @@ _AS_LLAMAS = (
     "Ernie4_5_Moe", "Exaone4", "FlexOlmo", "Glm", "Glm4", "Glm4Moe", "GptOss", "Granite", "GraniteMoe",
     "Helium", "HunYuanDenseV1", "HyperCLOVAX", "Lfm2", "Llama", "MiniMaxM2", "Ministral", "Ministral3",
     "Mistral", "Mixtral", "Olmo2", "Olmo3", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe",
-    "SeedOss", "SmolLM3",
+    "Qwen3VLText", "SeedOss", "SmolLM3",
 )  # fmt: skip
 _AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5")
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.
