@@ -17,7 +17,13 @@ from shadowpeft.arch.configs import (
 )
 from shadowpeft.arch.families import FAMILIES
 from shadowpeft.arch.family import Family, Task
-from shadowpeft.arch.lookup import family_of, family_of_config, supported, task_of
+from shadowpeft.arch.lookup import (
+    family_of,
+    family_of_config,
+    refuse_no_language_model,
+    supported,
+    task_of,
+)
 from shadowpeft.arch.modules import (
     blocks_of,
     decoder_of,
@@ -74,6 +80,7 @@ __all__ = [
     "needs_no_mask",
     "norm_parts",
     "output_gains",
+    "refuse_no_language_model",
     "rope_switch_of",
     "routers_of",
     "set_implementations",

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES
 from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Family, Task
-from shadowpeft.arch.lookup import family_of, family_of_config
+from shadowpeft.arch.lookup import encodes, family_of, family_of_config
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
 
@@ -38,8 +38,7 @@ def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
     """
     if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
         return False
-    # A Gemma 3 can be configured as an encoder.
-    if getattr(config, "use_bidirectional_attention", False):
+    if encodes(config) is not None:
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None and layer_types[index] == "full_attention":

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from shadowpeft.errors import UserError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# What transformers raises for a config.json with a value that it cannot use, such as a null.
+_WRONG_VALUES = (StrictDataclassError, TypeError, AttributeError, AssertionError)
 # Models that a message lists.
 _MOST_BESIDE = 8
 _HUB_REMEDY = "; check its name, the connection and your access to it, or give a folder with config.json"
@@ -78,7 +81,9 @@ def load_model(
 
     from shadowpeft import arch
 
-    auto = arch.auto_class(whole_config(source), "causal-lm")
+    config = whole_config(source)
+    arch.refuse_no_language_model(config)
+    auto = arch.auto_class(config, "causal-lm")
     chosen: dict[str, Any] = {}
     if attn_implementation is not None:
         chosen["attn_implementation"] = attn_implementation
@@ -149,7 +154,7 @@ def _reading(what: str, source: str) -> Iterator[None]:
         )
     try:
         yield
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, *_WRONG_VALUES) as error:
         said, where, remedy = " ".join(str(error).split()), "folder", ""
         if not Path(source).is_dir():
             where = "hub id"
