@@ -119,7 +119,7 @@ def depth_of(config: PretrainedConfig) -> int:
 
 
 # Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
-_ATTEND = ("full_attention", "sliding_attention", "chunked_attention")
+ATTEND = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def make_shadow(config: PretrainedConfig, layers: int) -> None:
@@ -138,7 +138,7 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
     if kinds is not None:
         if layers > len(kinds):
             raise ConfigError(f"shadow_layers must be at most the base's {len(kinds)}, got {layers}")
-        config.layer_types = [kind if kind in _ATTEND else "full_attention" for kind in kinds[:layers]]
+        config.layer_types = [kind if kind in ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
     for field, value in family_of_config(config).dense:
         if value is DEPTH:
