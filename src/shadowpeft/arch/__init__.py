@@ -22,6 +22,7 @@ from shadowpeft.arch.lookup import (
     family_of_config,
     refuse_no_language_model,
     supported,
+    takes_tokens_back,
     task_of,
 )
 from shadowpeft.arch.modules import (
@@ -89,6 +90,7 @@ __all__ = [
     "softcap_of",
     "stock_decoder",
     "supported",
+    "takes_tokens_back",
     "task_of",
     "text_config_of",
     "text_model_of",

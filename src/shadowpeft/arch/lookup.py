@@ -53,6 +53,11 @@ def family_of(model: PreTrainedModel) -> Family:
     return family
 
 
+def takes_tokens_back(family: Family) -> bool:
+    """Return whether a model can forget its last tokens; a recurrent state cannot be taken back."""
+    return not getattr(transformers, family.causal)._is_stateful
+
+
 def family_of_config(config: PretrainedConfig) -> Family:
     """Return the row of a configuration.
 

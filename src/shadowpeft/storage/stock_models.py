@@ -44,6 +44,18 @@ def whole_config(source: str) -> "PretrainedConfig":
         return AutoConfig.from_pretrained(source)
 
 
+def written_config(source: str) -> dict[str, Any]:
+    """Read what the config.json of a model folder or hub id says itself, without any default.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read or reached.
+    """
+    from transformers import PretrainedConfig
+
+    with _reading("model", source):
+        return PretrainedConfig.get_config_dict(source)[0]
+
+
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     """Read the tokenizer of a model folder or hub id.
 
