@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import transformers
 from jsonargparse import ArgumentParser
 
-from shadowpeft.arch import FAMILIES, Family
+from shadowpeft.arch import FAMILIES, Family, takes_tokens_back
 from shadowpeft.cli import PARTS, VERBS, _parser
 from shadowpeft.export import gguf_layout
 
@@ -164,7 +163,7 @@ def families() -> str:
 _CAN: dict[str, Callable[[Family], bool]] = {
     "packing": lambda family: family.packs,
     "full graph": lambda family: family.passes_kwargs,
-    "assisted": lambda family: not getattr(transformers, family.causal)._is_stateful,
+    "assisted": takes_tokens_back,
     "GGUF": lambda family: family.model_type in gguf_layout.FAMILIES,
 }
 _NOTES: dict[str, Callable[[Family], bool]] = {

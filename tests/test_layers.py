@@ -33,6 +33,7 @@ LAYERS = [
 ]
 # Modules whose tests stand elsewhere, and why.
 MIRRORED_ELSEWHERE = {
+    "arch/family.py": "a row of the table; the tests of every family read it",
     "cli/_choice.py": "names and a dataclass without behaviour; test__models.py runs the verbs that fill it",
     "compare/tasks/base.py": "dataclasses without behaviour; the tests of every task build them",
     "demo/settings.py": "numbers that recipes/demo_settings chose",
@@ -40,11 +41,13 @@ MIRRORED_ELSEWHERE = {
 }
 # Test files in the folder of one module that are about several, and what about.
 TOPICS = {
+    "cli/test_families.py": "every family and every kind of multimodal model, through all verbs",
     "export/test_llama_cpp.py": "exported files in llama.cpp",
     "export/test_onnxruntime.py": "exported folders in ONNX Runtime",
     "export/test_vllm.py": "exported folders in vLLM",
     "model/test_heads_classifier.py": "classifiers, beside the language models of test_heads.py",
     "model/test_lean_losses.py": "losses without logits, through the model",
+    "model/test_multimodal.py": "multimodal bases, from attach to unload",
     "model/test_types.py": "types of weights and results, through the model",
     "model/test_quantised.py": "quantised bases, from attach to detach",
     "train/test_compile.py": "training steps under torch.compile",

@@ -53,6 +53,7 @@ def test_which_blocks_need_no_mask():
     assert not needs_no_mask("gemma3_text", full, 60, use_bidirectional_attention=True)
     assert not needs_no_mask("gemma4_text", full, 60, use_bidirectional_attention="all")
     assert needs_no_mask("gemma4_text", full, 60, use_bidirectional_attention="vision")
+    assert not needs_no_mask("llama", 0, 60, is_causal=False)
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))

@@ -1,9 +1,12 @@
 """The table of families: every row has a tiny model, and what no row describes is refused."""
 
+import copy
+
 import pytest
-from helpers.families import EVERY, TINY, VOCAB, attached, tiny_config, tiny_model
-from helpers.family_cases import FAMILIES
-from transformers import LlamaModel, MptConfig, MptForCausalLM
+import torch
+from helpers.families import EVERY, TINY, VOCAB, attached, perturb, tiny_config, tiny_model, token_ids
+from helpers.family_cases import CONFIG, FAMILIES, close, step_by_step
+from transformers import AutoConfig, LlamaModel, MptConfig, MptForCausalLM
 
 from shadowpeft import UnsupportedModelError, arch
 
@@ -35,3 +38,30 @@ def test_opt_with_projected_embeddings_is_refused() -> None:
     """Catches opt-350m, whose head is narrower than its blocks."""
     with pytest.raises(UnsupportedModelError, match="word_embed_proj_dim"):
         attached(tiny_model("opt", config=tiny_config("opt", word_embed_proj_dim=16)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("llama", ["head_dim", "num_key_value_heads", "pad_token_id"]),
+        ("mistral", ["head_dim", "pad_token_id"]),
+        ("mixtral", ["head_dim"]),
+        ("phi3", ["num_key_value_heads"]),
+        ("qwen2", ["layer_types", "pad_token_id", "num_key_value_heads"]),
+        ("gemma3_text", ["layer_types"]),
+        ("qwen3_5_text", ["layer_types"]),
+        ("olmo3", ["layer_types", "num_key_value_heads"]),
+    ],
+)
+@torch.no_grad()
+def test_fields_that_are_null_in_real_checkpoints_mean_what_they_mean_to_the_stock_model(
+    model_type: str, fields: list[str]
+) -> None:
+    """Catches arithmetic with a null, and a shadow or a detached model of other sizes."""
+    values = {**copy.deepcopy(TINY[model_type]), **dict.fromkeys(fields)}
+    config = AutoConfig.for_model(model_type, **values)
+    model, ids = perturb(attached(tiny_model(model_type, config=config), CONFIG)).eval(), token_ids(2, 12)
+    steps = step_by_step(model, model.new_cache(), ids, first=4)
+    close(steps, model(ids).logits)
+    want = model(ids, output_shadow_logits=True).shadow_logits
+    close(model.detached()(ids).logits, want)

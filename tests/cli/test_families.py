@@ -6,27 +6,48 @@ import pytest
 from helpers.command_line import result
 from helpers.exports import stock_logits
 from helpers.families import TINY, tiny_config, tiny_model, token_ids
+from helpers.multimodal import FAMILY_OF, multimodal_model
 from helpers.runs import write_rows
 from helpers.tokenizers import build_tokenizer
 
 from shadowpeft import arch
+from shadowpeft.arch.multimodal import MULTIMODAL
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_the_shell_takes_a_checkpoint_folder(model_type: str, tmp_path: Path, capsys) -> None:
     """Catches a folder that cannot be loaded, generated with, measured or exported by its files alone."""
-    base, adapter, small = tmp_path / "base", tmp_path / "run" / "adapter", tmp_path / "small"
+    tokens = save_tokens(tmp_path / "base")
+    tiny_model(model_type, config=tiny_config(model_type, **tokens)).save_pretrained(tmp_path / "base")
+    exported = every_verb(tmp_path, capsys)
+    assert exported.read_text(encoding="utf-8").count(arch.FAMILIES[model_type].causal) == 1
+
+
+@pytest.mark.parametrize("kind", sorted(MULTIMODAL))
+def test_the_shell_takes_the_folder_of_a_multimodal_checkpoint(kind: str, tmp_path: Path, capsys) -> None:
+    """Catches a checkpoint that AutoModelForCausalLM does not load, and an export of more than its text."""
+    multimodal_model(kind, **save_tokens(tmp_path / "base")).save_pretrained(tmp_path / "base")
+    exported = every_verb(tmp_path, capsys)
+    assert exported.read_text(encoding="utf-8").count(arch.FAMILIES[FAMILY_OF[kind]].causal) == 1
+
+
+def save_tokens(folder: Path) -> dict[str, int]:
+    """Save a tokenizer; return the settings that a model needs to go with it."""
     tokenizer = build_tokenizer()
-    config = tiny_config(model_type, vocab_size=len(tokenizer), pad_token_id=2, eos_token_id=1)
-    tiny_model(model_type, config=config).save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    tokenizer.save_pretrained(folder)
+    return {"vocab_size": len(tokenizer), "pad_token_id": 2, "eos_token_id": 1}
+
+
+def every_verb(folder: Path, capsys) -> Path:
+    """Train on the model in `base`, generate, measure and export; return the exported configuration."""
+    base, adapter, small = folder / "base", folder / "run" / "adapter", folder / "small"
     rows = [{"prompt": "what is", "completion": " two"}, {"prompt": "hello", "completion": " four"}] * 2
-    data = write_rows(tmp_path / "rows.jsonl", rows)
+    data = write_rows(folder / "rows.jsonl", rows)
     # BLOOM's configuration and this tokenizer state no limit.
     length = ["--max-length", 48]
     trained = result(
-        ["train", "--model", base, "--data", data, "--output", tmp_path / "run", "--max-steps", 1,
+        ["train", "--model", base, "--data", data, "--output", folder / "run", "--max-steps", 1,
          "--eval-fraction", 0, "--warmup", 0, *length],
         capsys,
     )  # fmt: skip
@@ -38,4 +59,4 @@ def test_the_shell_takes_a_checkpoint_folder(model_type: str, tmp_path: Path, ca
     assert measured["loss"] > 0
     result(["export", *given, "--output", small], capsys)
     assert stock_logits(small, input_ids=token_ids(1, 5)).isfinite().all()
-    assert (small / "config.json").read_text(encoding="utf-8").count(arch.FAMILIES[model_type].causal) == 1
+    return small / "config.json"

@@ -287,7 +287,7 @@ def tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = arch.build(config, task)
-    _jolt(model, seed, 0.05, all_of_it=True)
+    jolt(model, seed, 0.05, all_of_it=True)
     return model.to(dtype).eval()
 
 
@@ -304,12 +304,13 @@ def perturb(model: ShadowedModel, seed: int = 1, std: float = 0.3) -> ShadowedMo
     """Move every trainable tensor (W_up too, which starts at zero) far enough that the shadow visibly acts;
     in place.
     """
-    _jolt(model, seed, std)
+    jolt(model, seed, std)
     return model
 
 
 @torch.no_grad()
-def _jolt(model: PreTrainedModel, seed: int, std: float, all_of_it: bool = False) -> None:
+def jolt(model: PreTrainedModel, seed: int, std: float, all_of_it: bool = False) -> None:
+    """Add noise to the weights that train, or to all of them; in place."""
     generator = torch.Generator().manual_seed(seed + 1000)
     for parameter in model.parameters():
         if all_of_it or parameter.requires_grad:

@@ -192,7 +192,7 @@ def test_a_cache_without_room_for_the_shadow_is_refused(model, ids):
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "lfm2"])
 def test_a_shadowed_model_can_be_the_assistant(family):
-    """Catches a sliding or convolutional cache that forgot what a rejected proposal must be rolled back to."""
+    """Catches a sliding or convolutional cache that forgot what a rejected draft must be rolled back to."""
     big, helper = tiny_model(family, seed=5), perturb(attached(tiny_model(family)))
     ids = token_ids(1, 9)
     want = big.generate(ids, max_new_tokens=10, do_sample=False)

@@ -4,12 +4,19 @@ import shutil
 
 import pytest
 import torch
-from helpers.families import LABELS, tiny_model
+from helpers.families import LABELS, tiny_config, tiny_model
+from helpers.multimodal import multimodal_model
 from helpers.tokenizers import build_tokenizer
 from safetensors.torch import load_file, save_file
 
 from shadowpeft.errors import UserError
-from shadowpeft.storage.stock_models import load_classifier, load_config, load_model, load_tokenizer
+from shadowpeft.storage.stock_models import (
+    load_classifier,
+    load_config,
+    load_model,
+    load_tokenizer,
+    whole_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +105,32 @@ def test_a_hub_id_out_of_reach_is_one_sentence_with_a_remedy(monkeypatch):
         load_config("nobody/nothing")
     assert str(raised.value).endswith("access to it, or give a folder with config.json")
     assert "\n" not in str(raised.value)
+
+
+def test_a_null_that_transformers_does_not_take_is_one_sentence(tmp_path):
+    """Catches a trace of transformers' own checks of a configuration."""
+    (tmp_path / "config.json").write_text('{"model_type": "gemma", "head_dim": null}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot be loaded: Validation error for field 'head_dim'") as raised:
+        load_config(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_reward_models_folder_is_no_language_model(tmp_path):
+    """Catches a head left in the folder, and tied embeddings that answer in its place."""
+    config = tiny_config("qwen2", tie_word_embeddings=True)
+    tiny_model("qwen2", "sequence-classification", config=config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the checkpoint is a Qwen2ForSequenceClassification, whose head"):
+        load_model(str(tmp_path))
+
+
+def test_of_a_multimodal_folder_the_language_model_is_read(tmp_path):
+    multimodal_model("gemma3").save_pretrained(tmp_path / "gemma3")
+    multimodal_model("mistral3").save_pretrained(tmp_path / "mistral3")
+    assert load_config(str(tmp_path / "mistral3")).model_type == "mistral"
+    assert whole_config(str(tmp_path / "mistral3")).model_type == "mistral3"
+    model = load_model(str(tmp_path / "mistral3"))
+    assert type(model).__name__ == "MistralForCausalLM"
+    assert model.config.name_or_path == str(tmp_path / "mistral3")
+    assert load_classifier(str(tmp_path / "gemma3"), LABELS).score.weight.shape[0] == LABELS
+    with pytest.raises(UserError, match="no sequence classifier of Mistral 3 checkpoints, which are multi"):
+        load_classifier(str(tmp_path / "mistral3"), LABELS)

@@ -18,7 +18,14 @@ from shadowpeft.arch.configs import (
 )
 from shadowpeft.arch.families import FAMILIES
 from shadowpeft.arch.family import Family, Task
-from shadowpeft.arch.lookup import family_of, family_of_config, supported, task_of
+from shadowpeft.arch.lookup import (
+    family_of,
+    family_of_config,
+    refuse_no_language_model,
+    supported,
+    takes_tokens_back,
+    task_of,
+)
 from shadowpeft.arch.modules import (
     attributes_of,
     blocks_of,
@@ -31,18 +38,32 @@ from shadowpeft.arch.modules import (
     logit_settings,
     logits,
     routers_of,
+    set_implementations,
     softcap_of,
     tables_of,
     token_embedding_of,
+)
+from shadowpeft.arch.multimodal import (
+    MARKS_OF_IMAGES,
+    NOT_TEXT,
+    auto_class,
+    multimodal_of,
+    shadow_decoder,
+    stock_decoder,
+    text_config_of,
+    text_model_of,
 )
 from shadowpeft.arch.norms import NormParts, input_norm_of, norm_parts, output_gains
 
 __all__ = [
     "FAMILIES",
+    "MARKS_OF_IMAGES",
+    "NOT_TEXT",
     "Family",
     "NormParts",
     "Task",
     "attributes_of",
+    "auto_class",
     "blocks_of",
     "build",
     "context_of",
@@ -61,16 +82,24 @@ __all__ = [
     "logits",
     "make_shadow",
     "mlp_width",
+    "multimodal_of",
     "needs_no_mask",
     "norm_parts",
     "output_gains",
+    "refuse_no_language_model",
     "rope_switch_of",
     "routers_of",
+    "set_implementations",
+    "shadow_decoder",
     "shadow_model_config",
     "softcap_of",
+    "stock_decoder",
     "supported",
     "tables_of",
+    "takes_tokens_back",
     "task_of",
+    "text_config_of",
+    "text_model_of",
     "token_embedding_of",
     "wants_router_logits",
 ]

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft.arch.families import FAMILIES
 from shadowpeft.arch.family import DEPTH, EVERY_BLOCK, Each, Family, Task
-from shadowpeft.arch.lookup import family_of, family_of_config
+from shadowpeft.arch.lookup import encodes, family_of, family_of_config
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.errors import ConfigError
 
@@ -38,8 +38,7 @@ def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
     """
     if not FAMILIES[config.model_type].masks_itself or config._attn_implementation != "sdpa":
         return False
-    # A Gemma 3 or 4 can be configured as an encoder; "vision" is of images alone.
-    if getattr(config, "use_bidirectional_attention", False) in (True, "all"):
+    if encodes(config) is not None:
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None and layer_types[index] == "full_attention":
@@ -126,7 +125,7 @@ def layers_of(config: PretrainedConfig) -> int:
 
 
 # Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
-_ATTEND = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+ATTEND = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 def make_shadow(config: PretrainedConfig, layers: int) -> None:
@@ -145,7 +144,7 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
     if kinds is not None and family.lists_kinds:
         if layers > len(kinds):
             raise ConfigError(f"shadow_layers must be at most the base's {len(kinds)}, got {layers}")
-        config.layer_types = [kind if kind in _ATTEND else "full_attention" for kind in kinds[:layers]]
+        config.layer_types = [kind if kind in ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
     for field, value in (*family.dense, *family.plain):
         if value is DEPTH:

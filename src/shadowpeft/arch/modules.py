@@ -27,6 +27,25 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
+def set_implementations(
+    model: PreTrainedModel, attention: Any = None, experts: Any = None, **options: Any
+) -> None:
+    """Choose how a model computes attention and mixtures of experts; `None` leaves it as it is.
+
+    Args:
+        model: a model whose decoder may have a configuration of its own, as that of a multimodal model has.
+        attention: as transformers' `set_attn_implementation` takes it.
+        experts: as transformers' `set_experts_implementation` takes it.
+        **options: of the former.
+    """
+    # transformers before 5.23 finds no model of the same kind inside another.
+    for part in (model, decoder_of(model)):
+        if attention is not None:
+            part.set_attn_implementation(attention, **options)
+        if experts is not None:
+            part.set_experts_implementation(experts)
+
+
 def head_of(model: PreTrainedModel) -> nn.Linear:
     """Return the linear head: `lm_head` of a causal language model, `score` of a classifier.
 

@@ -102,7 +102,8 @@ _AS_LLAMAS = (
     "GraniteMoeSWA", "GraniteMoeShared", "GraniteSWA", "HYV3", "Helium", "HunYuanDenseV1", "HunYuanMoEV1",
     "HyperCLOVAX", "Jamba", "KimiLinear", "Lfm2", "Lfm2Moe", "Lfm3", "Llama", "Mellum", "MiMoV2Flash",
     "MiniMaxM2", "Ministral", "Ministral3", "Mistral", "Mixtral", "NemotronH", "Olmo2", "Olmo3", "Olmoe",
-    "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "SeedOss", "SmolLM3", "SolarOpen",
+    "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3VLText",
+    "SeedOss", "SmolLM3", "SolarOpen",
 )  # fmt: skip
 _AS_GEMMAS = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe", "VaultGemma")
 # The RMS norms of the table's families: the attribute that holds epsilon, and what is added to the weight.

@@ -29,7 +29,8 @@ def run(
     on rows of text, or the scores of standard tasks.
 
     Args:
-        model: folder or hub id of the base, or of an exported model.
+        model: folder or hub id of the base, or of an exported model; of a multimodal checkpoint its language
+            model is taken, which reads text alone.
         data: rows to measure on: a .jsonl or .jsonl.gz file, a data set folder or a hub id.
         lm_eval: in place of data, tasks of lm-evaluation-harness with commas between them,
             such as arc_easy,hellaswag or mmlu_*.

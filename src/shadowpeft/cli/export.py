@@ -23,7 +23,8 @@ def run(
     base's tokenizer.
 
     Args:
-        model: folder or hub id of the base that the shadow was trained beside.
+        model: folder or hub id of the base that the shadow was trained beside. Of a multimodal checkpoint
+            too a model of text is written.
         output: folder to write, must be new or empty; with --to gguf the file, such as small.gguf.
         adapter: folder or hub id of the adapter.
         shadow_model: folder of a pretrained shadow, in place of --adapter.

@@ -26,7 +26,8 @@ def run(
     base.
 
     Args:
-        model: folder or hub id of the base, or of an exported model.
+        model: folder or hub id of the base, or of an exported model; of a multimodal checkpoint its language
+            model is taken, which reads text alone.
         adapter: folder or hub id of the adapter.
         prompt: a prompt; may be given several times; by default one is read from standard input. Where the
             tokenizer has a chat template, it is put around the prompt.

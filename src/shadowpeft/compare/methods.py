@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, logging
+from transformers import GenerationConfig, PreTrainedModel, logging
 
 from shadowpeft import arch
 from shadowpeft.checked_fields import nearest
@@ -159,10 +159,10 @@ def _load(source: str, task: Task, dtype: torch.dtype, pad_token_id: int) -> Pre
         base.generation_config = _greedy(base)
         return base
     arch.family_of_config(stock_models.load_config(source))
+    auto = arch.auto_class(stock_models.whole_config(source), "sequence-classification")
     with _quiet():  # transformers warns that the head is new
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, num_labels=len(task.labels)
-        )
+        model: Any = auto.from_pretrained(source, dtype=dtype, num_labels=len(task.labels))
+    model = arch.text_model_of(model)
     model.config.pad_token_id = pad_token_id
     return model
 

@@ -34,8 +34,8 @@ class ShadowCache(Cache):
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin) and not layer.is_croppable:
                 raise UserError(
-                    "this cache cannot be cropped: base or shadow keeps a recurrent state, from which no token "
-                    "can be taken back; make a new cache and compute the tokens that stay again"
+                    "this cache cannot be cropped: base or shadow keeps a recurrent state, from which no "
+                    "token can be taken back; make a new cache and compute the tokens that stay again"
                 )
         Cache.crop(self, tokens_to_remove)
 

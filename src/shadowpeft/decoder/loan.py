@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 from transformers import PreTrainedModel
 
+from shadowpeft import arch
 from shadowpeft.errors import UserError
 
 # transformers sets these two attributes on modules: the first on a decoder once it has put its
@@ -71,9 +72,9 @@ class Flags:
                 for hooks in (module._forward_hooks, module._forward_pre_hooks, *_hook_options(module)):
                     hooks.pop(number, None)
         if base.config._attn_implementation != self.attention and self.attention is not None:
-            base.set_attn_implementation(self.attention)
+            arch.set_implementations(base, attention=self.attention)
         if base.config._experts_implementation != self.experts and self.experts is not None:
-            base.set_experts_implementation(self.experts)
+            arch.set_implementations(base, experts=self.experts)
 
 
 class Loan:

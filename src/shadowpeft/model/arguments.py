@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import TransformersKwargs
 
+from shadowpeft import arch
 from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import UserError
 
@@ -26,6 +28,44 @@ _NOT_TAKEN = {
     "encoder_hidden_states": "a shadowed decoder has no encoder beside it",
     "encoder_attention_mask": "a shadowed decoder has no encoder beside it",
 }
+
+
+def text_alone(kwargs: Mapping[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+    """Return a call's arguments without the marks of images, which for text are zero.
+
+    Args:
+        kwargs: what a processor may have returned beside the ids.
+        config: the base's configuration.
+
+    Raises:
+        UserError: there is an image, a video or sound among them.
+    """
+    is_multimodal = arch.multimodal_of(config) is not None
+    marks = arch.MARKS_OF_IMAGES if is_multimodal else arch.MARKS_OF_IMAGES - {_DROPPED}
+    for name, value in kwargs.items():
+        if (name in arch.NOT_TEXT and value is not None) or (name in marks and _any(value)):
+            raise UserError(
+                f"{name} is not supported: the shadow sits in the language model and reads text alone; give "
+                "a prompt without images, videos and sound"
+            )
+    return {name: value for name, value in kwargs.items() if name not in marks}
+
+
+def refuse_three_positions(position_ids: Tensor | None) -> None:
+    """Raise if positions are those of images: three for each token.
+
+    Raises:
+        UserError: says the shape that was given.
+    """
+    if position_ids is not None and position_ids.ndim > 2:
+        raise UserError(
+            "position_ids must have one position for each token of text, (B, T), got the shape "
+            f"{tuple(position_ids.shape)}; leave them out where there are no images"
+        )
+
+
+def _any(marks: Any) -> bool:
+    return marks is not None and bool(torch.as_tensor(marks).any())
 
 
 def taken_by(decoder: nn.Module) -> frozenset[str]:

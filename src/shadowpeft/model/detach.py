@@ -100,6 +100,7 @@ def _config_of(
     config.eos_token_id = settings.eos_token_id
     # The name is the base's, and the detached model is not the base.
     config.name_or_path = ""
+    config.architectures = [shadow.family.class_name(arch.task_of(base))]
     return config
 
 

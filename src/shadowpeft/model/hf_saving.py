@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
+from shadowpeft import arch
 from shadowpeft.decoder import sharded
 from shadowpeft.decoder.loan import trained_weights
 from shadowpeft.decoder.offloaded import in_memory
@@ -31,6 +32,7 @@ class HFSavingMixin:
 
     adapters: nn.ModuleDict
     active_adapter: str
+    task: arch.Task
     _facts: base_facts.BaseFacts
 
     def _base(self) -> PreTrainedModel:
@@ -116,6 +118,7 @@ class HFSavingMixin:
             save_directory,
             run=run or {},
             prefix=_prefix(adapter),
+            auto=arch.auto_class(self._base().config, self.task).__name__,
         )
 
     @property

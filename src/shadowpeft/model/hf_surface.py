@@ -122,16 +122,18 @@ class HFSurfaceMixin:
         """Choose how attention is computed, in the base and in every shadow."""
         # Not by transformers' own method, which before 5.23 finds no model of the same kind inside another.
         base = self._base()
-        for part in (base, *(adapter.shadow.backbone for adapter in self._all_adapters())):
-            part.set_attn_implementation(attn_implementation, **options)
+        arch.set_implementations(base, attention=attn_implementation, **options)
+        for adapter in self._all_adapters():
+            adapter.shadow.backbone.set_attn_implementation(attn_implementation, **options)
         # Some bases (Falcon) cannot change, which transformers has said in a warning.
         self.config._attn_implementation = base.config._attn_implementation
 
     def set_experts_implementation(self, experts_implementation: str | dict[str, str]) -> None:
         """Choose how mixtures of experts compute, in the base and in every shadow that is one."""
         base = self._base()
-        for part in (base, *(adapter.shadow.backbone for adapter in self._all_adapters())):
-            part.set_experts_implementation(experts_implementation)
+        arch.set_implementations(base, experts=experts_implementation)
+        for adapter in self._all_adapters():
+            adapter.shadow.backbone.set_experts_implementation(experts_implementation)
         self.config._experts_implementation = base.config._experts_implementation
 
     def _replicate_for_data_parallel(self) -> NoReturn:

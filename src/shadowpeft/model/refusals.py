@@ -3,6 +3,7 @@
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from shadowpeft import arch
 from shadowpeft.errors import UserError
 
 
@@ -12,8 +13,10 @@ def refuse_resized(base: PreTrainedModel, tokens: int) -> None:
     Raises:
         UserError: says how many it had and has.
     """
-    has = base.config.vocab_size
-    if has != tokens:
+    # The decoder of a multimodal model has a configuration of its own, and either may have been resized.
+    for has in (base.config.vocab_size, arch.decoder_of(base).config.vocab_size):
+        if has == tokens:
+            continue
         raise UserError(
             f"the base had {tokens} tokens when it was lent and now has {has}: "
             f"resize_token_embeddings({tokens}) it back, or resize it before attach()"

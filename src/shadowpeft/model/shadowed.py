@@ -44,8 +44,9 @@ def attach(
     """Freeze a base and put an untrained adapter beside it, which changes nothing until it is trained.
 
     Args:
-        base: a causal language model or sequence classifier of a supported family. It is lent: nothing on it
-            changes but its `requires_grad` flags, and `unload()` gives it back as it was.
+        base: a causal language model or sequence classifier of a supported family, or a multimodal model
+            around one: then the shadow sits in the language model, and reads text alone. It is lent: nothing
+            on it changes but its `requires_grad` flags, and `unload()` gives it back as it was.
         config: the settings; `ShadowConfig()` by default.
         shadow: what the shadow starts from. A pretrained model: its decoder becomes an explicit shadow and is
             trained in place. The folder of a pretrained shadow (of `shadowpeft pretrain`, or a projected
@@ -82,14 +83,18 @@ class ShadowedModel(  # type: ignore[misc]
 ):
     """A frozen base with its adapters, as a transformers model. Made by `attach` or `from_pretrained`.
 
-    Each call may name its adapter; otherwise the active one is used. A call keeps its state in arguments and
-    local variables alone, so calls from several threads do not affect each other.
+    Of a multimodal model `base` is the language model in it, whose modules are the multimodal model's.
+    Each call may name its adapter; otherwise the active one is used. A call keeps its state in arguments
+    and local variables alone, so calls from several threads do not affect each other.
     """
 
     config: PretrainedConfig
 
     def __init__(self, base: PreTrainedModel) -> None:
         versions.warn_if_untested()
+        # In a tuple, or torch would count the parts of a multimodal model beside its language model as ours.
+        self._lent: tuple[PreTrainedModel, ...] = (base,)
+        base = arch.text_model_of(base)
         self.task = arch.task_of(base)
         super().__init__(copy.deepcopy(base.config))
         self.config.keys_to_ignore_at_inference = [
@@ -120,12 +125,12 @@ class ShadowedModel(  # type: ignore[misc]
         self._loan = Loan(base)
 
     @property
-    def _is_stateful(self) -> bool:
+    def _is_stateful(self) -> bool:  # type: ignore[override]
         """Whether base or shadow keeps a recurrent state, which cannot be taken back by some tokens.
 
         transformers asks before assisted decoding.
         """
-        stateful = [adapter.shadow.backbone._is_stateful for adapter in self.adapters.values()]
+        stateful = [adapter.shadow.backbone._is_stateful for adapter in self._all_adapters()]
         return self._base()._is_stateful or any(stateful)
 
     @contextmanager
@@ -204,8 +209,8 @@ class ShadowedModel(  # type: ignore[misc]
 
         Raises:
             UserError: there is no such adapter, the cache has no room for the shadow or was given under both
-                names, nothing would train in training mode, the model was unloaded, or the Trainer keeps the
-                labels for a loss of its own (`outside_loss.check`).
+                names, there is an image among the inputs, nothing would train in training mode, the model was
+                unloaded, or the Trainer keeps the labels for a loss of its own (`outside_loss.check`).
         """
         base = self._base()
         # Not in the signature, because the Trainer takes every argument there with "label" in its name for
@@ -279,6 +284,7 @@ class ShadowedModel(  # type: ignore[misc]
         base = self._base()
         refuse_resized(base, self._facts.vocab_size)
         refuse_other_mode(base, self.training, is_shared=self._loan.is_shared(base))
+        kwargs = arguments.text_alone(kwargs, base.config)
         return {**arguments.outputs_by(self.config, base.config), **kwargs}
 
     def _run_bare(
@@ -329,6 +335,7 @@ class ShadowedModel(  # type: ignore[misc]
         base = self._base()
         asked = {"output_router_logits": arch.wants_router_logits(self.config), **kwargs}
         arguments.refuse(asked, self._taken)
+        arguments.refuse_three_positions(inputs["position_ids"])
         cache = self._cache_of_call(adapter, given_cache, use_cache)
         family, table = arch.family_of(base), arch.token_embedding_of(base).weight
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
@@ -388,14 +395,16 @@ class ShadowedModel(  # type: ignore[misc]
         """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter.
 
         Raises:
-            UserError: the model is a classifier, or something is asked for that only a model with one cache
-                of its own can do (continuous batching, an early exit, a cache of another kind).
+            UserError: the model is a classifier, there is an image in the prompt, or something is asked for
+                that only a model with one cache of its own can do (continuous batching, an early exit, a
+                cache of another kind).
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
         # Chosen once, since another thread may call set_adapter() between two tokens.
         if kwargs.get("adapter") is None and not self._bare.is_on(None):
             kwargs["adapter"] = self.active_adapter
+        kwargs = arguments.text_alone(kwargs, self._base().config)
         return super().generate(*args, **versions.with_own_cache_name(kwargs))
 
     # Loading, detaching, unloading
@@ -429,7 +438,8 @@ class ShadowedModel(  # type: ignore[misc]
                 adapter; the base is left as it was.
         """
         check_type(dtype)
-        saved = adapter_folder.load(base, hub_folder.local(folder, adapter_folder.FILES, revision, subfolder))
+        folder = hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
+        saved = adapter_folder.load(arch.text_model_of(base), folder)
         model = cls(base)
         try:
             model.set_impl(impl)
@@ -454,16 +464,25 @@ class ShadowedModel(  # type: ignore[misc]
     def unload(self) -> PreTrainedModel:
         """Give the base back as it was lent, on its present device and in its present type.
 
-        This model cannot be used again. If another model holds the base too, it stays frozen, and the last of
-        them gives it back as it was before the first.
+        Of a multimodal model the whole is given back. This model cannot be used again. If another model
+        holds the base too, it stays frozen, and the last of them gives it back as it was before the
+        first.
         """
         base = self._base()
         self._loan.give_back(base)
-        self.base = None
+        (lent,) = self._lent
+        self.base, self._lent = None, ()
         del self._decoder, self.adapters
-        return base
+        return lent
 
     # Helpers
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ShadowedModel":
+        # The other parts of a multimodal model go where its language model goes.
+        for lent in self._lent:
+            if lent is not self.base:
+                lent._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

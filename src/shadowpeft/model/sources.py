@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shadowpeft import arch
 from shadowpeft.config import ShadowConfig
 from shadowpeft.data import tokenizers
 from shadowpeft.shadow import Shadow, explicit, implicit
@@ -44,7 +45,7 @@ def fresh_adapter(
     if isinstance(source, str | Path):
         shadow = read(base, source)
         return Adapter(base, settle(base.config, config, shadow, folder=source), shadow)
-    shadow = explicit(base, source)
+    shadow = explicit(base, arch.text_model_of(source))
     return Adapter(base, settle(base.config, config, shadow), shadow)
 
 

@@ -24,7 +24,8 @@ class PretrainConfig:
     """
 
     model: str
-    """The base: a folder or hub id of a causal language model; it stays frozen."""
+    """The base: a folder or hub id of a causal language model, or of a multimodal model, whose language model
+    is taken; it stays frozen."""
     data: str
     """Plain text: a .jsonl, .jsonl.gz, .txt or .parquet file, a .npz file of token ids (array `ids`), a
     folder of these, or a hub id."""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from shadowpeft import arch
 from shadowpeft.errors import CheckpointError
 from shadowpeft.pretrain.objective import Objective, parts_trained
 from shadowpeft.pretrain.pace import Pace, rate_factor
@@ -206,7 +207,8 @@ class PretrainTrainer(SafeTrainer):
         # The type that the base is loaded in and that the run computes in.
         if self.args.bf16:
             self.shadow_objective.shadow.to(torch.bfloat16)
-        shadow_folder.save(self.shadow_objective.shadow, self._facts, folder, run)
+        auto = arch.auto_class(self.shadow_objective.base.config, "causal-lm").__name__
+        shadow_folder.save(self.shadow_objective.shadow, self._facts, folder, run, auto)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = shadow_folder.load(self.shadow_objective.base, resume_from_checkpoint)

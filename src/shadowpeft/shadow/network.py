@@ -208,7 +208,7 @@ def implicit(base: PreTrainedModel, config: ResolvedConfig) -> Shadow:
     # the rest.
     vocabulary, padding = backbone_config.vocab_size, backbone_config.pad_token_id
     backbone_config.vocab_size, backbone_config.pad_token_id = 1, None
-    backbone = type(arch.decoder_of(base))(backbone_config)
+    backbone = arch.shadow_decoder(base, backbone_config)
     backbone_config.vocab_size, backbone_config.pad_token_id = vocabulary, padding
     return Shadow(base, backbone, borrows=True)
 
@@ -226,7 +226,7 @@ def explicit(base: PreTrainedModel, model: PreTrainedModel) -> Shadow:
             "the shadow is trained and so cannot be quantised; load it without quantization_config"
         )
     refuse_misfit(base, model.config)
-    return Shadow(base, arch.decoder_of(model), borrows=False)
+    return Shadow(base, arch.stock_decoder(model), borrows=False)
 
 
 def refuse_misfit(base: PreTrainedModel, config: PretrainedConfig) -> None:

@@ -43,6 +43,7 @@ def save(
     folder: str | Path,
     run: Mapping[str, Any],
     prefix: str = "",
+    auto: str = "AutoModelForCausalLM",
 ) -> None:
     """Write an adapter: its tensors, its settings with the facts of its base, and a model card.
 
@@ -53,6 +54,7 @@ def save(
         folder: made if need be; its other files are left alone.
         run: facts of the training for the card, by name.
         prefix: what the tensors' names begin with in the model that has the adapter.
+        auto: transformers' class that loads the base, for the card.
 
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
@@ -71,7 +73,7 @@ def save(
     }
     sizes = {name: tensor.numel() for name, tensor in state.items()}
     index = {"weight_map": {f"{prefix}{name}": WEIGHTS for name in state}}
-    card = adapter_card(facts.name, adapter.settings, sizes, run=run)
+    card = adapter_card(facts.name, adapter.settings, sizes, run=run, auto=auto, labels=facts.num_labels)
     write_together(
         folder,
         {

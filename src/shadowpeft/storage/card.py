@@ -17,10 +17,10 @@ library_name: shadowpeft
 {total:,} parameters, of which {shadow:,} in the shadow network. Load it onto the same base:
 
 ```python
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 from shadowpeft import ShadowedModel
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = {auto}.from_pretrained("{base}"{labels})
 model = ShadowedModel.from_pretrained(base, "<this folder>")
 small = model.detached()  # the shadow alone, a stock transformers model
 ```
@@ -45,10 +45,10 @@ library_name: shadowpeft
 {kind}, {total:,} parameters. Start an adapter on the same base from it:
 
 ```python
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 from shadowpeft import attach
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = {auto}.from_pretrained("{base}")
 model = attach(base, shadow="<this folder>")
 small = model.detached()  # the shadow alone, a stock transformers model
 ```
@@ -73,7 +73,14 @@ _KINDS = {
 }
 
 
-def adapter_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run: Mapping[str, Any]) -> str:
+def adapter_card(
+    base: str,
+    config: ShadowConfig,
+    sizes: Mapping[str, int],
+    run: Mapping[str, Any],
+    auto: str = "AutoModelForCausalLM",
+    labels: int | None = None,
+) -> str:
     """Return the card of an adapter's folder, as Markdown.
 
     Args:
@@ -81,6 +88,8 @@ def adapter_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run:
         config: the adapter's settings.
         sizes: number of values of each saved tensor, by name.
         run: facts of the training, by name; the card says nothing of the training beyond these.
+        auto: transformers' class that loads the base.
+        labels: number of classes of a classifier.
     """
     settings = {name: value for name, value in config.resolved().to_dict().items() if value is not None}
     return _ADAPTER.format(
@@ -88,12 +97,19 @@ def adapter_card(base: str, config: ShadowConfig, sizes: Mapping[str, int], run:
         shadow=sum(size for name, size in sizes.items() if name.startswith("shadow.")),
         settings=_table(settings),
         run=_table(run, empty="Not recorded: saved outside `shadowpeft train`."),
+        auto=auto,
+        labels="" if labels is None else f", num_labels={labels}",
         **_common(base),
     )
 
 
 def shadow_card(
-    base: str, borrows: bool, sizes: Mapping[str, int | None], total: int, run: Mapping[str, Any]
+    base: str,
+    borrows: bool,
+    sizes: Mapping[str, int | None],
+    total: int,
+    run: Mapping[str, Any],
+    auto: str = "AutoModelForCausalLM",
 ) -> str:
     """Return the card of a shadow folder, as Markdown.
 
@@ -103,12 +119,14 @@ def shadow_card(
         sizes: its sizes by name; those that its family does not have are `None` and left out.
         total: number of saved values.
         run: facts of the pretraining, by name; the card says nothing of the pretraining beyond these.
+        auto: transformers' class that loads the base.
     """
     return _SHADOW.format(
         kind=_KINDS[borrows],
         total=total,
         sizes=_table({name: value for name, value in sizes.items() if value is not None}),
         run=_table(run, empty="Not recorded."),
+        auto=auto,
         **_common(base),
     )
 

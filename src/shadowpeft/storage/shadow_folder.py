@@ -42,7 +42,13 @@ def holds(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
-def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str, Any]) -> None:
+def save(
+    shadow: Shadow,
+    facts: BaseFacts,
+    folder: str | Path,
+    run: Mapping[str, Any],
+    auto: str = "AutoModelForCausalLM",
+) -> None:
     """Write a shadow: its tensors, its sizes with the facts of its base, and a model card.
 
     Args:
@@ -50,6 +56,7 @@ def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str,
         facts: of the base that it was pretrained beside.
         folder: made if need be; its other files are left alone.
         run: facts of the pretraining for the card, by name: plain values that JSON has.
+        auto: transformers' class that loads the base, for the card.
 
     Raises:
         CheckpointError: the files could not be written; those already there are unchanged.
@@ -70,7 +77,7 @@ def save(shadow: Shadow, facts: BaseFacts, folder: str | Path, run: Mapping[str,
         "run": dict(run),
     }
     total = sum(tensor.numel() for tensor in state.values())
-    card = shadow_card(facts.name, shadow.borrows, sizes_of(config), total=total, run=run)
+    card = shadow_card(facts.name, shadow.borrows, sizes_of(config), total=total, run=run, auto=auto)
     write_together(
         Path(folder),
         {

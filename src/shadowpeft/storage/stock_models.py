@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from shadowpeft.errors import UserError
@@ -13,13 +14,26 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# What transformers raises for a config.json with a value that it cannot use, such as a null.
+_WRONG_VALUES = (StrictDataclassError, TypeError, AttributeError, AssertionError)
 # Models that a message lists.
 _MOST_BESIDE = 8
 _HUB_REMEDY = "; check its name, the connection and your access to it, or give a folder with config.json"
 
 
 def load_config(source: str) -> "PretrainedConfig":
-    """Read the configuration of a model folder or hub id.
+    """Read the configuration of a model folder or hub id: of a multimodal model, of its language model.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read or reached.
+    """
+    from shadowpeft import arch
+
+    return arch.text_config_of(whole_config(source))
+
+
+def whole_config(source: str) -> "PretrainedConfig":
+    """Read the configuration of a model folder or hub id as it is, also of a multimodal model.
 
     Raises:
         UserError: there is no such model, or it cannot be read or reached.
@@ -28,6 +42,18 @@ def load_config(source: str) -> "PretrainedConfig":
 
     with _reading("model", source):
         return AutoConfig.from_pretrained(source)
+
+
+def written_config(source: str) -> dict[str, Any]:
+    """Read what the config.json of a model folder or hub id says itself, without any default.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read or reached.
+    """
+    from transformers import PretrainedConfig
+
+    with _reading("model", source):
+        return PretrainedConfig.get_config_dict(source)[0]
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -50,6 +76,8 @@ def load_model(
 ) -> "PreTrainedModel":
     """Read the causal language model of a folder or hub id, all of whose weights must be there.
 
+    A multimodal model is read whole, and its language model is returned; the other parts are then let go.
+
     Args:
         source: the folder or hub id.
         dtype: type of the weights; with `load_in_4bit`, of those left unquantised and of the products.
@@ -61,8 +89,13 @@ def load_model(
         UserError: there is no such model, it cannot be read or reached, a weight is missing, or it is
             quantised and the library for that is not installed.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
+    from shadowpeft import arch
+
+    config = whole_config(source)
+    arch.refuse_no_language_model(config)
+    auto = arch.auto_class(config, "causal-lm")
     chosen: dict[str, Any] = {}
     if attn_implementation is not None:
         chosen["attn_implementation"] = attn_implementation
@@ -74,9 +107,7 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
         )
     with _reading("model", source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **chosen
-        )
+        loaded: Any = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **chosen)
     model, info = loaded
     # transformers draws missing weights at random, and only warns.
     missing = sorted(info["missing_keys"])
@@ -85,7 +116,7 @@ def load_model(
             f"the model {source} lacks {len(missing)} weights, such as {missing[0]}; use a complete causal "
             "language model"
         )
-    return model
+    return arch.text_model_of(model)
 
 
 def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
@@ -99,11 +130,13 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
     Raises:
         UserError: there is no such model, it cannot be read or reached, or a weight other than the head's is
             missing.
+        UnsupportedModelError: it is multimodal and of a kind that has no classifier.
     """
-    from transformers import AutoModelForSequenceClassification
+    from shadowpeft import arch
 
+    auto = arch.auto_class(whole_config(source), "sequence-classification")
     with _reading("model", source):
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             source, num_labels=labels, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
         )
     model, info = loaded
@@ -115,7 +148,7 @@ def load_classifier(source: str, labels: int, dtype: "torch.dtype | str" = "auto
             f"the model {source} lacks {len(missing)} weights of the right shape, such as {missing[0]}; use "
             "a complete model"
         )
-    return model
+    return arch.text_model_of(model)
 
 
 @contextmanager
@@ -133,7 +166,7 @@ def _reading(what: str, source: str) -> Iterator[None]:
         )
     try:
         yield
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, *_WRONG_VALUES) as error:
         said, where, remedy = " ".join(str(error).split()), "folder", ""
         if not Path(source).is_dir():
             where = "hub id"

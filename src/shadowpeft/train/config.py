@@ -24,7 +24,8 @@ class TrainConfig:
     """
 
     model: str
-    """The base: a folder or hub id of a causal language model; it stays frozen."""
+    """The base: a folder or hub id of a causal language model, or of a multimodal model, whose language model
+    is taken; it stays frozen."""
     data: str
     """What to train on: a .jsonl or .jsonl.gz file, a data set folder or a hub id."""
     output: str

@@ -2,7 +2,7 @@
 
 from email.message import Message
 
-from shadowpeft import doctor
+from shadowpeft.doctor import machine
 
 
 def test_doctor_names_what_an_extra_lacks(monkeypatch):
@@ -17,14 +17,14 @@ def test_doctor_names_what_an_extra_lacks(monkeypatch):
     package = Message()
     for extra in ("new", "all", "old"):
         package["Provides-Extra"] = extra
-    monkeypatch.setattr(doctor.metadata, "metadata", lambda _: package)
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: asked)
+    monkeypatch.setattr(machine.metadata, "metadata", lambda _: package)
+    monkeypatch.setattr(machine.metadata, "requires", lambda _: asked)
     lacks = ["torch>=99", "no-such-thing"]
-    assert doctor.examine()["extras"] == {"new": lacks, "all": lacks, "old": []}
+    assert machine.examine()["extras"] == {"new": lacks, "all": lacks, "old": []}
     monkeypatch.undo()
 
     def uninstalled(name):
-        raise doctor.metadata.PackageNotFoundError(name)
+        raise machine.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor.metadata, "metadata", uninstalled)
-    assert doctor.examine()["extras"] == {}
+    monkeypatch.setattr(machine.metadata, "metadata", uninstalled)
+    assert machine.examine()["extras"] == {}
