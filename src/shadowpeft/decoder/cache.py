@@ -3,7 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from shadowpeft.arch import versions
 
 
 class ShadowCache(Cache):
@@ -16,36 +18,67 @@ class ShadowCache(Cache):
     Args:
         base: an empty cache for the base's configuration.
         shadow: an empty cache for the shadow's configuration.
+        adapter: the name of the adapter that it is filled under.
     """
 
-    def __init__(self, base: Cache, shadow: Cache) -> None:
+    def __init__(self, base: Cache, shadow: Cache, adapter: str) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
+        self.adapter = adapter
         self.base = Cache(layers=base.layers)
         self.shadow = Cache(layers=shadow.layers)
+
+    def can_crop_each(self) -> bool:
+        """Return whether every layer grows by the token, and can be cropped by the token."""
+        return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self.layers)
+
+    def crop_to(self, tokens: int) -> None:
+        """Crop every layer to its first `tokens` tokens, also where one holds more than another.
+
+        Sliding layers must keep their past (`keep_past`), and return to their window here.
+        """
+        for layer in self.layers:
+            layer.crop(min(0, tokens - layer.get_seq_length()))
 
 
 class StaticShadowCache(ShadowCache, StaticCache):
     """Static halves; transformers asks for the class to keep the mask that flash attention then needs."""
 
 
-def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCache:
+def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:
     """Make a cache that grows with the sequence."""
-    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow))
+    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow), adapter)
 
 
-def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
+def static_cache(
+    base: PretrainedConfig, shadow: PretrainedConfig, adapter: str, max_length: int
+) -> ShadowCache:
     """Make a cache with room for `max_length` tokens, allocated once."""
     return StaticShadowCache(
         StaticCache(config=base, max_cache_len=max_length),
         StaticCache(config=shadow, max_cache_len=max_length),
+        adapter,
     )
 
 
-def keep_past(cache: Cache) -> None:
-    """Make sliding layers keep what leaves their window, so that rejected tokens can be cropped."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.activate_past_recording()
+def keep_past(cache: Cache) -> list[DynamicSlidingWindowLayer]:
+    """Make sliding layers keep what leaves their window, so that rejected tokens can be cropped.
+
+    Returns:
+        The layers that did not before.
+    """
+    sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    changed = [layer for layer in sliding if not layer.record_past]
+    for layer in changed:
+        layer.activate_past_recording()
+        versions.show_window_alone(layer)
+    return changed
+
+
+def forget_past(layers: list[DynamicSlidingWindowLayer]) -> None:
+    """Undo `keep_past` for layers that it returned."""
+    for layer in layers:
+        layer.record_past = False
+        versions.show_all(layer)
 
 
 def filling_mask(mask_BT: Tensor | None, cache: Cache | None, tokens: int) -> Tensor | None:
