@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.drafts import p_value
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import MaxLengthCriteria
 
-from helpers.drafts import p_value
 from shadowpeft.generate import Past, Text, decode, first
 from shadowpeft.generate.pace import Auto, Fixed, Pace
 from shadowpeft.generate.report import DraftReport

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.drafts import p_value
 from torch import Tensor
 
-from helpers.drafts import p_value
 from shadowpeft.generate.rules import Draft, Greedy, Sampled
 
 P = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
@@ -40,7 +40,12 @@ def test_sampled_tokens_are_distributed_as_the_base_has_it() -> None:
     assert p_value(counts_V, DRAWN * P[0]) > 0.01
     # min(p, q) of all draws are drafts that were taken.
     both = torch.minimum(P, Q)[0]
-    assert p_value(torch.cat([taken_V, DRAWN - taken_V.sum()[None]]), DRAWN * torch.cat([both, 1 - both.sum()[None]])) > 0.01
+    assert (
+        p_value(
+            torch.cat([taken_V, DRAWN - taken_V.sum()[None]]), DRAWN * torch.cat([both, 1 - both.sum()[None]])
+        )
+        > 0.01
+    )
 
 
 def test_without_the_residual_the_distribution_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def test_what_can_be_asked_for(tokens: Any, want: int | None) -> None:
 @pytest.mark.parametrize(
     ("draft", "tokens", "says"),
     [
-        ("shadow", 0, "1 or more, or \"auto\", got 0"),
+        ("shadow", 0, '1 or more, or "auto", got 0'),
         ("shadow", -3, "got -3"),
         ("shadow", 2.5, "got 2.5"),
         ("shadow", True, "got True"),

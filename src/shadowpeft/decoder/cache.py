@@ -1,5 +1,7 @@
 """One key-value cache for base and shadow, so that every operation acts on both."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
@@ -36,6 +38,7 @@ class ShadowCache(Cache):
 
         Sliding layers must keep their past (`keep_past`), and return to their window here.
         """
+        layer: Any
         for layer in self.layers:
             layer.crop(min(0, tokens - layer.get_seq_length()))
 

@@ -125,14 +125,15 @@ def _draft(
     most, room = min(text.room, pace.start()), steps.room(past)
     if room is not None:
         most = min(most, room)
-    ids, states = [text.ids_1T[:, -1:].to(past.position_11.device)], []
+    ids = [text.ids_1T[:, -1:].to(past.position_11.device)]
+    states: list[Tensor] = []
     drafts: list[Draft] = []
     while True:
         states.append(steps.shadow(ids[-1], past, ahead=len(states)))
         if len(ids) >= most:
             return ids, states, drafts
         scores_1V = text.processed_draft(ids[1:], steps.head(states[-1]))
-        # Asked before the draft is drawn: a draft that is dropped for what it is would change what is sampled.
+        # Asked before a draft is drawn: one that is dropped for what it is would change what is sampled.
         if not pace.goes_on(scores_1V):
             return ids, states, drafts
         drafts.append(rule.draft(scores_1V))

@@ -13,6 +13,7 @@ from shadowpeft.errors import UserError
 from shadowpeft.generate.text import Text
 
 AUTO = "auto"
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 # What transformers prepares for the model, and the loop knows how to continue.
 _KNOWN = {
@@ -80,7 +81,7 @@ def refuse_mode(mode: GenerationMode, config: GenerationConfig, given: dict[str,
         "prompt_lookup_num_tokens": asked.get("prompt_lookup_num_tokens") is not None,
         "num_beams": (asked.get("num_beams") or 1) > 1,
         "num_return_sequences": (asked.get("num_return_sequences") or 1) > 1,
-        f"decoding by {mode.value.replace('_', ' ')}": mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+        f"decoding by {mode.value.replace('_', ' ')}": mode not in _MODES,
         "synced_gpus": bool(given.get("synced_gpus")),
         "output_attentions": bool(asked.get("output_attentions")),
         "output_hidden_states": bool(asked.get("output_hidden_states")),
@@ -90,8 +91,8 @@ def refuse_mode(mode: GenerationMode, config: GenerationConfig, given: dict[str,
     for name, is_asked in found.items():
         if is_asked:
             raise UserError(
-                f'draft="shadow" cannot be combined with {name}: it decodes one row, greedily or by sampling, '
-                "with a cache that grows; leave out one of the two"
+                f'draft="shadow" cannot be combined with {name}: it decodes one row, greedily or by '
+                "sampling, with a cache that grows; leave out one of the two"
             )
 
 
@@ -109,7 +110,7 @@ def refuse_input(
     Raises:
         UserError: says what.
     """
-    rows = model_kwargs["position_ids"].shape[0] if text.ids_1T.shape[0] == 1 else text.ids_1T.shape[0]
+    rows = text.ids_1T.shape[0]
     if rows != 1:
         raise UserError(
             'draft="shadow" decodes one row, because the rows of a batch would take different numbers of '
@@ -122,11 +123,12 @@ def refuse_input(
     cache = given[versions.CACHE]
     if not cache.can_crop_each():
         raise UserError(
-            'draft="shadow" crops the tokens that are rejected, and this cache cannot be cropped by the token '
-            "(it is static or quantised, or has the recurrent states of linear attention); leave draft out"
+            'draft="shadow" crops the tokens that are rejected, and this cache cannot be cropped by the '
+            "token (it is static or quantised, or keeps the recurrent states of some blocks); leave draft out"
         )
     read, new = int(given["position_ids"][0, -1]) + 1, max_length - text.ids_1T.shape[1]
-    limit = min((limit for config in configs if (limit := arch.context_of(config)) is not None), default=None)
+    limits = [limit for config in configs if (limit := arch.context_of(config)) is not None]
+    limit = min(limits, default=None)
     # The last token is put out and not read.
     if limit is not None and read + new - 1 > limit:
         raise UserError(

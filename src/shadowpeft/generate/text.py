@@ -50,8 +50,10 @@ class Text:
         config: GenerationConfig,
     ) -> None:
         self.ids_1T, self.finished = ids_1T, False
-        self._processors, self._criteria, self._streamer = processors, criteria, streamer
-        self._for_drafts = LogitsProcessorList(part for part in processors if _is_of_ids_alone(part))
+        self._criteria, self._streamer = criteria, streamer
+        # Typed by transformers for a kind of tensor that torch does not have.
+        self._processors: Any = processors
+        self._for_drafts: Any = LogitsProcessorList(part for part in processors if _is_of_ids_alone(part))
         self._max_length = config.max_length
         wants = config.return_dict_in_generate
         self.scores: tuple[Tensor, ...] | None = () if wants and config.output_scores else None
@@ -64,7 +66,8 @@ class Text:
 
     def processed(self, logits_1V: Tensor) -> Tensor:
         """Return the scores of the next token, (1, V), in float32."""
-        return self._processors(self.ids_1T, self._own(logits_1V))
+        scores_1V: Tensor = self._processors(self.ids_1T, self._own(logits_1V))
+        return scores_1V
 
     def processed_draft(self, drafts: Sequence[Tensor], logits_1V: Tensor) -> Tensor:
         """Return the shadow's scores of the token behind some drafts, each (1, 1).
@@ -74,7 +77,8 @@ class Text:
         if not self._for_drafts:
             return self._own(logits_1V)
         ids_1T = torch.cat([self.ids_1T, *(draft.to(self.ids_1T.device) for draft in drafts)], dim=1)
-        return self._for_drafts(ids_1T, self._own(logits_1V))
+        scores_1V: Tensor = self._for_drafts(ids_1T, self._own(logits_1V))
+        return scores_1V
 
     def add(self, token_11: Tensor, scores_1V: Tensor, logits_1V: Tensor) -> None:
         """Add a token, and ask the criteria.

@@ -20,7 +20,6 @@ from shadowpeft.generate.pace import Auto, Fixed, Pace
 from shadowpeft.generate.rules import Greedy, Rule, Sampled
 from shadowpeft.shadow.adapter import Adapter
 
-
 # Arguments of `_sample` that no model takes.
 _FOR_THE_LOOP = ("synced_gpus", "tokenizer", "assistant_tokenizer")
 
@@ -59,7 +58,9 @@ class DraftingMixin:
     def _adapter(self, name: str | None) -> Adapter:
         raise NotImplementedError
 
-    def _extract_generation_mode_kwargs(self, custom_generate: Any, kwargs: dict[str, Any], *args: Any) -> Any:
+    def _extract_generation_mode_kwargs(
+        self, custom_generate: Any, kwargs: dict[str, Any], *args: Any
+    ) -> Any:
         drafting = kwargs.pop("drafting", None)
         stock: Any = super()
         given = stock._extract_generation_mode_kwargs(custom_generate, kwargs, *args)
@@ -134,13 +135,9 @@ class DraftingMixin:
         text.end()
         if not config.return_dict_in_generate:
             return text.ids_1T
-        return generate.DraftedOutput(
-            sequences=text.ids_1T,
-            scores=text.scores,
-            logits=text.logits,
-            draft_report=report,
-            **{versions.CACHE: past.cache},
-        )
+        kept: dict[str, Any] = {"sequences": text.ids_1T, "scores": text.scores, "logits": text.logits}
+        kept[versions.CACHE] = past.cache
+        return generate.DraftedOutput(**kept, draft_report=report)
 
 
 class _Steps:
@@ -191,7 +188,7 @@ class _Steps:
         return self._switch - position
 
     def renew(self, text: generate.Text, past: generate.Past) -> generate.Past:
-        """Return `past`, or where the rotary factors change (Phi-3) one whose keys are computed with these."""
+        """Return `past`, or one whose keys are computed anew where the rotary factors change (Phi-3)."""
         length = text.ids_1T.shape[1]
         if self._switch is None or not past.cache.get_seq_length() <= self._switch < length:
             return past
