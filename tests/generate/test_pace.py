@@ -6,7 +6,7 @@ import torch
 from shadowpeft.generate.pace import LOOK, MOST, NAP, Auto, Fixed, Mean
 
 SURE = torch.tensor([[20.0, 0.0, 0.0]])
-UNSURE = torch.tensor([[0.1, 0.0, 0.0]])
+UNSURE = torch.zeros(1, 50)
 
 
 def after_start(step: float = 1.0, base: float = 10.0) -> Auto:
@@ -44,9 +44,9 @@ def test_the_chance_of_a_long_draft_is_that_of_all_its_tokens() -> None:
     """Catches chances that are not multiplied: a draft would go on for ever."""
     pace = after_start(step=2.0, base=10.0)
     pace.start()
-    even = torch.tensor([[0.0, 0.0]])
+    fourth = torch.zeros(1, 4)
     # 1/2, 1/4, 1/8 against a price of 1/6.
-    assert [pace.goes_on(even) for _ in range(3)] == [True, True, False]
+    assert [pace.goes_on(fourth) for _ in range(3)] == [True, True, False]
 
 
 def test_a_dear_pass_of_more_tokens_raises_the_price() -> None:

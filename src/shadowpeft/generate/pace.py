@@ -9,10 +9,10 @@ MOST = 16
 LOOK = 8
 # Rounds of a first pause where it does not, and of the longest.
 NAP, LONGEST_NAP = 16, 256
-# What a time weighs after another has been measured, and whether a draft was taken after another was put.
-KEEP_TIME, KEEP_DRAFT = 0.9, 0.98
-# How many classes of probability are told apart, and how many drafts each class's own probability counts as.
-BINS, PRIOR = 8, 2.0
+# What a time weighs after another has been measured, and what is known of drafts after another round.
+KEEP_TIME, KEEP_DRAFTS = 0.9, 0.99
+# How many classes of confidence are told apart, and how many drafts a first guess counts as.
+BINS, GUESS = 8, 2.0
 
 
 class Pace(Protocol):
@@ -58,14 +58,9 @@ class Fixed:
 
 
 class Mean:
-    """A mean in which older values weigh less.
+    """A mean in which older values weigh less."""
 
-    Args:
-        keep: what a value weighs after the next one.
-    """
-
-    def __init__(self, keep: float = KEEP_TIME) -> None:
-        self.keep = keep
+    def __init__(self) -> None:
         self.weight = self.sum = 0.0
 
     @property
@@ -75,7 +70,7 @@ class Mean:
 
     def add(self, value: float) -> None:
         """Add a value."""
-        self.weight, self.sum = self.keep * self.weight + 1, self.keep * self.sum + value
+        self.weight, self.sum = KEEP_TIME * self.weight + 1, KEEP_TIME * self.sum + value
 
     def add_time(self, seconds: float) -> None:
         """Add a time, of which no more than three times the mean counts: machines pause."""
@@ -87,13 +82,16 @@ class Auto:
 
     A draft is worth P tokens, P being the chance that it and all before it are taken, and takes d + v: a step
     of the shadow with its head, and what the base takes for one token more. Where a token takes c on average,
-    drafting on makes the average better if P > (d + v) / c. c, d and v are measured as the text grows. P is
-    the product of the shadow's largest probabilities, each corrected by how often drafts of such a
-    probability were taken. Where tokens take longer than without drafts, none are made for a while.
+    drafting on makes the average better if P > (d + v) / c. c, d and v are measured as the text grows. So is
+    how often drafts are taken, by classes of the shadow's confidence in them, its largest probability; P is
+    the product over a draft's tokens. The first guess, to which a class returns where nothing is tried, is
+    the root of the confidence: two models often agree on what neither is sure of. Where tokens take longer
+    than without drafts, none are made for a while.
     """
 
     def __init__(self) -> None:
-        self._taken = [Mean(KEEP_DRAFT) for _ in range(BINS)]
+        # By class of confidence: drafts that were put to the base, and those that it took.
+        self._put, self._taken = [0.0] * BINS, [0.0] * BINS
         self._step = Mean()
         # Passes of the base over one token, over more, and over how many.
         self._one, self._many, self._length = Mean(), Mean(), Mean()
@@ -109,7 +107,8 @@ class Auto:
         more = 0.0
         if self._length.value > 1:
             more = max(0.0, (self._many.value - self._one.value) / (self._length.value - 1))
-        return (self._step.value + more) / self._per_token()
+        # Not what tokens take while drafts are wasted, which would make more of them seem to pay.
+        return (self._step.value + more) / min(self._per_token(), self._plain.value)
 
     def start(self) -> int:
         """Begin a round; return 1 in a pause."""
@@ -120,8 +119,7 @@ class Auto:
         """Return whether the next draft is expected to pay."""
         surety = float(scores_1V.softmax(-1).max())
         place = min(int(BINS * surety), BINS - 1)
-        known = self._taken[place]
-        self._chance *= (known.sum + PRIOR * surety) / (known.weight + PRIOR)
+        self._chance *= (self._taken[place] + GUESS * surety**0.5) / (self._put[place] + GUESS)
         if self._chance <= self.threshold:
             return False
         self._bins.append(place)
@@ -129,8 +127,11 @@ class Auto:
 
     def note(self, read: int, tested: int, accepted: int, tokens: int, seconds: tuple[float, float]) -> None:
         """Learn from a round what things take, and how often drafts are taken."""
+        for counts in (self._put, self._taken):
+            counts[:] = [KEEP_DRAFTS * count for count in counts]
         for position, place in enumerate(self._bins[:tested]):
-            self._taken[place].add(float(position < accepted))
+            self._put[place] += 1
+            self._taken[place] += position < accepted
         drafting, verifying = seconds
         self._step.add_time(drafting / read)
         if read == 1:
