@@ -16,7 +16,7 @@ from shadowpeft.generate.report import DraftReport
 from shadowpeft.generate.rules import Greedy, Rule, Sampled
 
 VOCAB, LENGTH, DRAWN = 3, 5, 3000
-# The next token by the last one. Greedily the base goes round, 0, 1, 2, and the shadow is right twice of three.
+# The next token by the last one. Greedily the base goes round, 0, 1, 2; the shadow is right twice of three.
 BASE = torch.tensor([[0.3, 0.6, 0.1], [0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]).log()
 SHADOW = torch.tensor([[0.2, 0.3, 0.5], [0.3, 0.3, 0.4], [0.5, 0.1, 0.4]]).log()
 

@@ -33,8 +33,8 @@ def test_auto_begins_without_drafts_and_then_asks_the_shadow() -> None:
     # A draft takes 1, a token 11.
     assert pace.threshold == pytest.approx(1 / 11)
     assert pace.goes_on(SURE)
-    pace = after_start(step=10.0, base=10.0)
-    assert pace.threshold == pytest.approx(10 / 20)
+    pace = after_start(step=20.0, base=10.0)
+    assert pace.threshold == pytest.approx(20 / 30)
     assert not pace.goes_on(UNSURE)
     pace.start()
     assert pace.goes_on(SURE)
@@ -44,9 +44,9 @@ def test_the_chance_of_a_long_draft_is_that_of_all_its_tokens() -> None:
     """Catches chances that are not multiplied: a draft would go on for ever."""
     pace = after_start(step=2.0, base=10.0)
     pace.start()
-    fourth = torch.zeros(1, 4)
-    # 1/2, 1/4, 1/8 against a price of 1/6.
-    assert [pace.goes_on(fourth) for _ in range(3)] == [True, True, False]
+    even = torch.zeros(1, 2)
+    # A guess of 3/4 each, against a price of 1/6.
+    assert [pace.goes_on(even) for _ in range(7)] == [True] * 6 + [False]
 
 
 def test_a_dear_pass_of_more_tokens_raises_the_price() -> None:

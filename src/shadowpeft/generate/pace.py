@@ -85,8 +85,8 @@ class Auto:
     drafting on makes the average better if P > (d + v) / c. c, d and v are measured as the text grows. So is
     how often drafts are taken, by classes of the shadow's confidence in them, its largest probability; P is
     the product over a draft's tokens. The first guess, to which a class returns where nothing is tried, is
-    the root of the confidence: two models often agree on what neither is sure of. Where tokens take longer
-    than without drafts, none are made for a while.
+    halfway from the confidence to certainty: two models often agree on what neither is sure of. Where tokens
+    take longer than without drafts, none are made for a while.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,8 @@ class Auto:
         """Return whether the next draft is expected to pay."""
         surety = float(scores_1V.softmax(-1).max())
         place = min(int(BINS * surety), BINS - 1)
-        self._chance *= (self._taken[place] + GUESS * surety**0.5) / (self._put[place] + GUESS)
+        guess = (1 + surety) / 2
+        self._chance *= (self._taken[place] + GUESS * guess) / (self._put[place] + GUESS)
         if self._chance <= self.threshold:
             return False
         self._bins.append(place)
