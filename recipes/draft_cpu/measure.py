@@ -2,9 +2,9 @@
 
     python recipes/draft_cpu/measure.py [--texts 12] [--tokens 64] [--threads 2] [--adapter FOLDER]
 
-It writes a JSON line for each work and way: milliseconds a token by the clock and of the processor's time (the
-median of the texts, and the quartiles), how many times faster than `plain` that is (the median of the texts),
-and tokens a pass of the base.
+It writes a JSON line for each work and way: milliseconds a token by the clock and of the processor's time
+(the median of the texts, and the quartiles), how many times faster than `plain` that is (the median of the
+texts), and tokens a pass of the base.
 
 The model is the embedded one, with its pretrained shadow as the demo attaches it. Works: `free text` goes on
 from the beginnings of sentences, for --tokens tokens, beside boundaries that are untrained, so that the

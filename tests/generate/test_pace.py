@@ -75,7 +75,7 @@ def test_drafting_that_does_not_pay_pauses_for_longer_each_time() -> None:
     for nap in (NAP, 2 * NAP):
         for _ in range(LOOK):
             assert pace.start() == MOST
-            pace.note(2, 1, 0, 1, seconds=(2.0, 11.0))
+            pace.note(2, 1, 0, 1, seconds=(2.0, 12.0))
         for _ in range(nap):
             assert pace.start() == 1
             pace.note(1, 0, 0, 1, seconds=(1.0, 10.0))

@@ -8,7 +8,9 @@ MOST = 16
 # Rounds between two looks at whether drafting pays.
 LOOK = 8
 # Rounds of a first pause where it does not, and of the longest.
-NAP, LONGEST_NAP = 16, 256
+NAP, LONGEST_NAP = 8, 256
+# Times differ by so much without a reason.
+NOISE = 1.05
 # What a time weighs after another has been measured, and what is known of drafts after another round.
 KEEP_TIME, KEEP_DRAFTS = 0.9, 0.99
 # How many classes of confidence are told apart, and how many drafts a first guess counts as.
@@ -163,7 +165,7 @@ class Auto:
 
     def _look(self) -> None:
         """Pause, each time for longer, if drafting does not pay."""
-        if self._per_token() > self._plain.value:
+        if self._per_token() > NOISE * self._plain.value:
             self._pause, self._nap = self._nap, min(2 * self._nap, LONGEST_NAP)
         else:
             self._nap = NAP
