@@ -111,8 +111,7 @@ def keep_activations(model: PreTrainedModel) -> None:
 def show_window_alone(layer: DynamicSlidingWindowLayer) -> None:
     """Let a sliding layer that keeps its past return no more keys than the mask is made for.
 
-    Before 5.18 (asked of the layer, not of the number) it returns all that it has kept, and a second pass
-    without a crop between the two fails.
+    That of 5.17 returns all that it has kept, so a second pass without a crop between the two fails.
     """
     if _returns_all_it_keeps():
         layer.update = functools.partial(_update_window, layer)  # type: ignore[method-assign]

@@ -112,7 +112,7 @@ class HFGenerationMixin:
         if settings.get("assistant_early_exit") is not None:
             raise UserError(
                 "assistant_early_exit stops inside a stock decoder, and a shadowed model is two; use "
-                "assistant_model=model.detached(), its own small draft"
+                'draft="shadow", or assistant_model=model.detached()'
             )
         # The assistant is another model, which may have no adapters.
         others = {name: value for name, value in model_kwargs.items() if name != "adapter"}
