@@ -39,6 +39,8 @@ from shadowpeft.demo.timing import quantile
 from shadowpeft.embedded import CLINC150, MODEL, SHADOW
 
 DRAFTS = (1, 2, 3, 4, "auto")
+# No token of the embedded model.
+NO_END = 6144
 BEGINNINGS = (
     "The river runs past the old town, and",
     '"Where are you going?" asked Ann.',
@@ -87,7 +89,7 @@ def works(arguments: argparse.Namespace) -> Iterator[tuple[str, Any, list[Tensor
             model = trained(model, tokenizer, arguments.adapter, arguments.epochs)
         else:
             # Not by `min_new_tokens`, whose processor would take time of its own.
-            settings["eos_token_id"] = tokenizer.vocab_size
+            settings["eos_token_id"] = NO_END
         yield name, model, ids, settings
 
 
@@ -103,16 +105,20 @@ def timed(model: Any, ids: Tensor, settings: dict[str, Any]) -> tuple[dict[str, 
 def measure(model: Any, texts: list[Tensor], settings: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """Generate each text in each way; return what each took."""
     base = load_base()
-    ways: dict[str, dict[str, Any]] = {"base": {}, "plain": {}}
+    ways: dict[str, dict[str, Any]] = {"plain": {}, "base": {}}
     ways |= {str(tokens): {"draft": "shadow", "draft_tokens": tokens} for tokens in DRAFTS}
     taken: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     # The first text is written twice: the first time only warms up.
     for ids in [texts[0], *texts]:
         written: dict[str, Tensor] = {}
         for way, draft in ways.items():
+            if way == "base":
+                # It may end elsewhere, and is to write as many tokens.
+                as_many = written["plain"].shape[1] - ids.shape[1]
+                draft = {"max_new_tokens": as_many, "eos_token_id": NO_END}
             found, out = timed(base if way == "base" else model, ids, {**settings, **draft})
             written[way] = out.sequences
-            if draft:
+            if "draft" in draft:
                 assert torch.equal(out.sequences, written["plain"]), f"{way} writes other tokens"
                 found["per_round"] = out.draft_report.tokens_per_round
             taken[way].append(found)

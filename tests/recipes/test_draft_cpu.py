@@ -17,7 +17,7 @@ def test_the_recipe_measures(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *small])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    ways = ["base", "plain", "1", "2", "3", "4", "auto"]
+    ways = ["plain", "base", "1", "2", "3", "4", "auto"]
     assert [(line["work"], line["way"]) for line in lines] == [
         (work, way) for work in ("free text", "intents") for way in ways
     ]

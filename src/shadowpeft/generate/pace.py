@@ -99,7 +99,8 @@ class Auto:
         self._one, self._many, self._length = Mean(), Mean(), Mean()
         # A round without drafts; rounds with drafts, and the tokens that they gave.
         self._plain, self._round, self._tokens = Mean(), Mean(), Mean()
-        self._pause, self._nap, self._awake = 2, NAP, 0
+        # One round without drafts comes first, for the prices.
+        self._pause, self._nap, self._awake = 1, NAP, 0
         self._bins: list[int] = []
         self._chance = 1.0
 
