@@ -8,7 +8,7 @@ import torch
 from helpers.drafts import p_value
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import MaxLengthCriteria
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
 from shadowpeft.generate import Past, Text, decode, first
 from shadowpeft.generate.pace import Auto, Fixed, Pace
@@ -67,11 +67,11 @@ class Tables:
 
 
 def written(
-    rule: Rule, pace: Pace, length: int = LENGTH, shadow: Tensor = SHADOW
+    rule: Rule, pace: Pace, length: int = LENGTH, shadow: Tensor = SHADOW, end: int = VOCAB
 ) -> tuple[list[int], Cache, DraftReport]:
     """Continue the text [0] to `length` ids."""
     config = GenerationConfig(max_length=length)
-    criteria = StoppingCriteriaList([MaxLengthCriteria(length)])
+    criteria = StoppingCriteriaList([MaxLengthCriteria(length), EosTokenCriteria(end)])
     text = Text(torch.zeros(1, 1, dtype=torch.long), LogitsProcessorList(), criteria, None, config)
     cache: Any = Cache()
     cache.base, cache.shadow = [0], [0]
@@ -126,3 +126,11 @@ def test_nothing_is_read_beyond_the_room() -> None:
     ids, _, report = written(Greedy(), Fixed(9), 4, shadow=BASE)
     assert len(ids) == 4
     assert (report.rounds, report.shadow_steps) == (1, 2)
+
+
+def test_nothing_is_drafted_behind_an_end() -> None:
+    """Catches drafts of what would never be written."""
+    ids, cache, report = written(Greedy(), Fixed(9), 20, shadow=BASE, end=2)
+    assert ids == [0, 1, 2]
+    assert cache.base == cache.shadow == [0, 1]
+    assert (report.rounds, report.shadow_steps, report.accepted) == (1, 2, [1])

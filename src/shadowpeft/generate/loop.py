@@ -130,7 +130,8 @@ def _draft(
     drafts: list[Draft] = []
     while True:
         states.append(steps.shadow(ids[-1], past, ahead=len(states)))
-        if len(ids) >= most:
+        # An end that was drafted is put to the base like any other draft, and nothing behind it.
+        if len(ids) >= most or (drafts and text.is_end(ids[-1])):
             return ids, states, drafts
         scores_1V = text.processed_draft(ids[1:], steps.head(states[-1]))
         # Asked before a draft is drawn: one that is dropped for what it is would change what is sampled.

@@ -13,7 +13,7 @@ from transformers import (
     StoppingCriteriaList,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-from transformers.generation import SynthIDTextWatermarkLogitsProcessor
+from transformers.generation import EosTokenCriteria, SynthIDTextWatermarkLogitsProcessor
 
 # They remember the tokens that they have seen, or ask the caller's function, which may.
 _REMEMBER = (
@@ -54,6 +54,7 @@ class Text:
         # Typed by transformers for a kind of tensor that torch does not have.
         self._processors: Any = processors
         self._for_drafts: Any = LogitsProcessorList(part for part in processors if _is_of_ids_alone(part))
+        self._ends = [part.eos_token_id for part in criteria if isinstance(part, EosTokenCriteria)]
         self._max_length = config.max_length
         wants = config.return_dict_in_generate
         self.scores: tuple[Tensor, ...] | None = () if wants and config.output_scores else None
@@ -63,6 +64,10 @@ class Text:
     def room(self) -> int:
         """How many tokens may be added."""
         return int(self._max_length - self.ids_1T.shape[1])
+
+    def is_end(self, token_11: Tensor) -> bool:
+        """Return whether a token would end the text."""
+        return any(bool(torch.isin(token_11, ends.to(token_11.device)).any()) for ends in self._ends)
 
     def processed(self, logits_1V: Tensor) -> Tensor:
         """Return the scores of the next token, (1, V), in float32."""
