@@ -14,14 +14,14 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 TESTS = Path(__file__).parent
 # From the ground up; a module may import those of lower layers and of its own. Folders that are yet to come
-# have their place: `generate` beside `evaluation`, `route` and `integrations` above `train`, `serve` and
+# have their place: `route` and `integrations` above `train`, `serve` and
 # `simulate` beside `bench`.
 LAYERS = [
     {"errors", "checked_fields", "embedded"},
     {"config"},
     {"arch", "data"},
     {"ops", "decoder"},
-    {"shadow", "losses"},
+    {"shadow", "losses", "generate"},
     {"storage", "reporting"},
     {"model"},
     {"evaluation", "export"},

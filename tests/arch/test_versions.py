@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+import torch
 import transformers
 from helpers.families import attached, tiny_model
 from transformers import LlamaModel, TrainingArguments
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from shadowpeft.arch import versions
 
@@ -53,6 +55,20 @@ def test_a_tested_version_does_not_warn(version: str, monkeypatch: pytest.Monkey
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attached(tiny_model("llama"))
+
+
+def test_a_layer_that_keeps_its_past_returns_its_window() -> None:
+    """Catches more keys than the mask is made for, which 5.17 returns from the second pass on."""
+    layer = DynamicSlidingWindowLayer(3)
+    layer.activate_past_recording()
+    versions.show_window_alone(layer)
+    for number in range(1, 6):
+        keys, values = layer.update(*torch.full((2, 1, 1, 1, 1), float(number)))
+        assert keys.flatten().tolist() == list(range(max(1, number - 2), number + 1))
+        assert torch.equal(keys, values)
+    assert layer.get_seq_length() == layer.keys.shape[2] == 5
+    versions.show_all(layer)
+    assert "update" not in vars(layer)
 
 
 def test_recomputing_is_switched_on_and_off() -> None:

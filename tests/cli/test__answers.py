@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shadowpeft.cli._answers import Sampling, answer
 from shadowpeft.errors import DataError
 
-GREEDY = Sampling(max_new_tokens=3, temperature=0.0, top_p=0.9, top_k=7, seed=0)
+GREEDY = Sampling(max_new_tokens=3, temperature=0.0, top_p=0.9, top_k=7, seed=0, drafts={})
 
 
 @pytest.fixture(scope="module")

@@ -60,3 +60,33 @@ def test_generate(base_folder, adapter_folder, monkeypatch, capsys):
     assert "leaves no room for 128 new ones" in mistake([*words[:-1], 128, "--prompt", "what"], capsys)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert "standard input is empty" in mistake(words, capsys)
+
+
+def test_the_shadow_drafts_the_same_answer(base_folder, adapter_folder, monkeypatch, capsys):
+    """Catches a flag that does not reach the model, another answer, and a stream that loses tokens."""
+    words = ["generate", "--model", base_folder, "--adapter", adapter_folder, "--max-new-tokens", 12]
+    words += ["--prompt", "what"]
+    want = result(words, capsys)
+    calls, generate = [], ShadowedModel.generate
+    monkeypatch.setattr(
+        ShadowedModel,
+        "generate",
+        lambda model, *args, **kwargs: calls.append(kwargs) or generate.__get__(model)(*args, **kwargs),
+    )
+    for more, tokens in (([], None), (["--draft-tokens", "auto"], "auto"), (["--draft-tokens", 3], 3)):
+        assert result([*words, "--draft", "shadow", *more], capsys) == want
+        assert (calls[-1]["draft"], calls[-1]["draft_tokens"]) == ("shadow", tokens)
+    assert main([str(word) for word in [*words, "--draft", "shadow"]]) == 0
+    assert capsys.readouterr().out.strip() == want["answers"][0]["answer"].strip()
+
+
+def test_drafts_that_nothing_can_make_are_refused(base_folder, adapter_folder, capsys):
+    """Catches a wish that is dropped, and a model that is loaded before it is refused."""
+    words = ["generate", "--model", base_folder, "--prompt", "what", "--draft", "shadow"]
+    assert "with --adapter" in mistake(words, capsys)
+    words += ["--adapter", adapter_folder]
+    assert "without --detached" in mistake([*words, "--detached"], capsys)
+    assert "1 or more" in mistake([*words, "--draft-tokens", 0], capsys)
+    assert "1 or more" in mistake([*words, "--draft-tokens", "many"], capsys)
+    assert 'draft must be "shadow"' in mistake([*words[:-3], "ngram", *words[-2:]], capsys)
+    assert 'give draft="shadow"' in mistake([*words[:5], "--draft-tokens", 2, *words[-2:]], capsys)

@@ -6,7 +6,7 @@ from helpers.families import attached, padded, tiny_config, tiny_model, token_id
 from helpers.family_cases import close, rows, step_by_step
 
 from shadowpeft import ShadowedModel, UserError
-from shadowpeft.decoder.cache import keep_past
+from shadowpeft.decoder.cache import forget_past, keep_past
 
 
 @pytest.mark.parametrize("side", ["left", "right", "none"])
@@ -61,3 +61,31 @@ def test_a_recurrent_shadow_drafts_nothing_and_is_not_drafted_for():
     with pytest.raises(ValueError, match="not supported with stateful models"):
         model.generate(ids, max_new_tokens=4, assistant_model=tiny_model("llama", seed=5))
     assert not attached(tiny_model("llama"))._is_stateful
+
+
+@torch.no_grad()
+def test_halves_of_different_length_are_cropped_to_one() -> None:
+    """Catches a crop by one number where an exception left the shadow's half longer."""
+    model = attached(tiny_model("gemma3_text"))
+    cache, ids = model.new_cache(), token_ids(1, 12)
+    model(ids, past_key_values=cache)
+    changed = keep_past(cache)
+    assert [layer.is_sliding for layer in cache.layers].count(True) == len(changed) > 0
+    for token in token_ids(1, 3, seed=1).unbind(1):
+        model.adapter.shadow(token[:, None], None, None, None, cache.shadow)
+    assert {layer.get_seq_length() for layer in cache.layers} == {12, 15}
+    cache.crop_to(11 + 1)
+    forget_past(changed)
+    assert {layer.get_seq_length() for layer in cache.layers} == {12}
+    step = token_ids(1, 1, seed=2)
+    want = model(torch.cat([ids, step], 1)).logits[:, -1:]
+    close(model(step, past_key_values=cache).logits, want)
+    assert all("update" not in vars(layer) and not vars(layer).get("record_past") for layer in cache.layers)
+    assert keep_past(cache) == changed
+
+
+def test_static_and_recurrent_layers_are_not_cropped_by_the_token() -> None:
+    """Catches a crop that transformers could not undo."""
+    assert attached(tiny_model("mistral")).new_cache().can_crop_each()
+    assert not attached(tiny_model("llama")).new_cache(max_length=20).can_crop_each()
+    assert not attached(tiny_model("qwen3_next")).new_cache().can_crop_each()

@@ -311,7 +311,7 @@ SAME = {
 }
 # What cannot be, and the words that say so. transformers itself says so where the second is not ours.
 REFUSED = {
-    "early exit": ({"assistant_early_exit": 1}, "use assistant_model=model.detached"),
+    "early exit": ({"assistant_early_exit": 1}, 'use draft="shadow", or assistant_model=model.detached'),
     "paged": ({"cache_implementation": "paged"}, "continuous batching"),
     "offloaded": ({"cache_implementation": "offloaded"}, "'dynamic' or 'static'"),
     "offloaded static": ({"cache_implementation": "offloaded_static"}, "'dynamic' or 'static'"),

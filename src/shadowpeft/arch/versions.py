@@ -11,10 +11,12 @@ import functools
 import warnings
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadowpeft.errors import UserError
@@ -104,6 +106,35 @@ def recompute_activations(model: PreTrainedModel, use_reentrant: bool) -> None:
 def keep_activations(model: PreTrainedModel) -> None:
     """Undo `recompute_activations`."""
     getattr(model, f"{CHECKPOINTING}_disable")()
+
+
+def show_window_alone(layer: DynamicSlidingWindowLayer) -> None:
+    """Let a sliding layer that keeps its past return no more keys than the mask is made for.
+
+    That of 5.17 returns all that it has kept, so a second pass without a crop between the two fails.
+    """
+    if _returns_all_it_keeps():
+        layer.update = functools.partial(_update_window, layer)  # type: ignore[method-assign]
+
+
+def show_all(layer: DynamicSlidingWindowLayer) -> None:
+    """Undo `show_window_alone`."""
+    vars(layer).pop("update", None)
+
+
+@functools.cache
+def _returns_all_it_keeps() -> bool:
+    layer, one_11TD = DynamicSlidingWindowLayer(2), torch.zeros(1, 1, 1, 1)
+    layer.activate_past_recording()
+    return any(layer.update(one_11TD, one_11TD)[0].shape[2] > 2 for _ in range(3))
+
+
+def _update_window(
+    layer: DynamicSlidingWindowLayer, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    visible = layer.sliding_window - 1 + keys.shape[-2]
+    keys, values = type(layer).update(layer, keys, values, *args, **kwargs)
+    return keys[..., -visible:, :], values[..., -visible:, :]
 
 
 @functools.cache

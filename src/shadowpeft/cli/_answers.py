@@ -18,13 +18,17 @@ from shadowpeft.evaluation.answers import encode_prompts
 
 
 class Sampling(NamedTuple):
-    """How the tokens of an answer are chosen; the flags of `generate` explain each field."""
+    """How the tokens of an answer are chosen; the flags of `generate` explain each field.
+
+    `drafts` has the arguments of `ShadowedModel.generate` that make the shadow draft, or none.
+    """
 
     max_new_tokens: int
     temperature: float
     top_p: float
     top_k: int
     seed: int
+    drafts: dict[str, Any]
 
 
 def answer(
@@ -142,6 +146,7 @@ def _generate(
         pad_token_id=padding_id(tokenizer),
         eos_token_id=stop_ids(model, tokenizer),
         streamer=streamer,
+        **sampling.drafts,
         **settings,
     )
     return out_1T[0, len(ids) :]

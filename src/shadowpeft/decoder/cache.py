@@ -1,10 +1,13 @@
 """One key-value cache for base and shadow, so that every operation acts on both."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
+from shadowpeft.arch import versions
 from shadowpeft.errors import UserError
 
 
@@ -18,10 +21,12 @@ class ShadowCache(Cache):
     Args:
         base: an empty cache for the base's configuration.
         shadow: an empty cache for the shadow's configuration.
+        adapter: the name of the adapter that it is filled under.
     """
 
-    def __init__(self, base: Cache, shadow: Cache) -> None:
+    def __init__(self, base: Cache, shadow: Cache, adapter: str) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
+        self.adapter = adapter
         self.base = Cache(layers=base.layers)
         self.shadow = Cache(layers=shadow.layers)
 
@@ -39,31 +44,59 @@ class ShadowCache(Cache):
                 )
         Cache.crop(self, tokens_to_remove)
 
+    def can_crop_each(self) -> bool:
+        """Return whether every layer grows by the token, and can be cropped by the token."""
+        return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self.layers)
+
+    def crop_to(self, tokens: int) -> None:
+        """Crop every layer to its first `tokens` tokens, also where one holds more than another.
+
+        Sliding layers must keep their past (`keep_past`), and return to their window here.
+        """
+        layer: Any
+        for layer in self.layers:
+            layer.crop(min(0, tokens - layer.get_seq_length()))
+
 
 class StaticShadowCache(ShadowCache, StaticCache):
     """Static halves; transformers asks for the class to keep the mask that flash attention then needs."""
 
 
-def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig) -> ShadowCache:
+def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:
     """Make a cache that grows with the sequence."""
-    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow))
+    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow), adapter)
 
 
-def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: int) -> ShadowCache:
+def static_cache(
+    base: PretrainedConfig, shadow: PretrainedConfig, adapter: str, max_length: int
+) -> ShadowCache:
     """Make a cache with room for `max_length` tokens, allocated once."""
     return StaticShadowCache(
         StaticCache(config=base, max_cache_len=max_length),
         StaticCache(config=shadow, max_cache_len=max_length),
+        adapter,
     )
 
 
-def keep_past(cache: Cache) -> None:
-    """Make sliding and convolutional layers keep what leaves their window, so that rejected tokens can be
-    cropped.
+def keep_past(cache: Cache) -> list[DynamicSlidingWindowLayer]:
+    """Make sliding layers keep what leaves their window, so that rejected tokens can be cropped.
+
+    Returns:
+        The layers that did not before.
     """
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer | LinearAttentionCacheLayerMixin):
-            layer.activate_past_recording()
+    sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    changed = [layer for layer in sliding if not layer.record_past]
+    for layer in changed:
+        layer.activate_past_recording()
+        versions.show_window_alone(layer)
+    return changed
+
+
+def forget_past(layers: list[DynamicSlidingWindowLayer]) -> None:
+    """Undo `keep_past` for layers that it returned."""
+    for layer in layers:
+        layer.record_past = False
+        versions.show_all(layer)
 
 
 def filling_mask(mask_BT: Tensor | None, cache: Cache | None, tokens: int) -> Tensor | None:

@@ -95,8 +95,6 @@ class AdaptersMixin:
         Raises:
             ConfigError: there is no adapter of that name, or several are given.
         """
-        if not isinstance(name, str):
-            raise ConfigError(f"one adapter answers a call; give the name of one, got {name!r}")
         self._adapter(name)
         self.active_adapter = name
         self._name_what_it_is()
@@ -154,6 +152,8 @@ class AdaptersMixin:
         self._base()  # raises if the model was unloaded
         if name is None:
             name = self.active_adapter
+        if not isinstance(name, str):
+            raise ConfigError(f"one adapter answers a call; give the name of one, got {name!r}")
         if not self.adapters:
             raise ConfigError("the model has no adapter; add_adapter() or load_adapter() one")
         if name not in self.adapters:
@@ -206,7 +206,7 @@ class AdaptersMixin:
         if dtype is None:
             dtype = trained_type(table.dtype) if is_trainable else table.dtype
         place(adapter, adapter.shadow, table, dtype)
-        adapter.is_trainable = is_trainable
+        adapter.name, adapter.is_trainable = name, is_trainable
         adapter.train(self.training)
         self.adapters[name] = adapter
         self.set_adapter(name)

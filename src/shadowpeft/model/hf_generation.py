@@ -26,8 +26,8 @@ class HFGenerationMixin:
 
     config: PretrainedConfig
 
-    def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
-        """Return the configurations of base and shadow under an adapter, `None` where the base runs bare."""
+    def cache_is_for(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig, str] | None:
+        """Return the configurations of base and shadow, and the adapter; `None` where the base runs bare."""
         raise NotImplementedError
 
     def _prepare_cache_for_generation(
@@ -38,30 +38,30 @@ class HFGenerationMixin:
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        configs = self.cache_configs(model_kwargs.get("adapter"))
+        made_for = self.cache_is_for(model_kwargs.get("adapter"))
         given = model_kwargs.get(versions.CACHE)
-        if configs is None or generation_config.use_cache is False:
+        if made_for is None or generation_config.use_cache is False:
             super()._prepare_cache_for_generation(  # type: ignore[misc]
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         elif given is not None:
             if generation_config.cache_implementation is not None:
                 raise UserError("give either a cache or cache_implementation, not both")
-            require_shadow_cache(given, configs[1].num_hidden_layers)
+            require_shadow_cache(given, made_for[1].num_hidden_layers, made_for[2])
             # As transformers marks a cache that the caller gave.
             given._is_user_defined = True
         elif generation_config.cache_implementation in _DYNAMIC:
-            model_kwargs[versions.CACHE] = dynamic_cache(*configs)
+            model_kwargs[versions.CACHE] = dynamic_cache(*made_for)
         elif generation_config.cache_implementation in _STATIC:
             room = max(max_cache_length, generation_config.to_dict().get("max_cache_len") or 0)
-            model_kwargs[versions.CACHE] = static_cache(*configs, room)
+            model_kwargs[versions.CACHE] = static_cache(*made_for, room)
         else:
             raise UserError(
                 "cache_implementation must be 'dynamic' or 'static' for a shadowed model, got "
                 f"{generation_config.cache_implementation!r}"
             )
 
-        if configs is not None and generation_config.to_dict().get("is_assistant"):
+        if made_for is not None and generation_config.to_dict().get("is_assistant"):
             keep_past(model_kwargs[versions.CACHE])
 
     def prepare_inputs_for_generation(
@@ -79,6 +79,8 @@ class HFGenerationMixin:
         """
         switch = arch.rope_switch_of(self.config)
         cache = versions.one_cache(cache, past_key_values)
+        # transformers hands on what its stop strings need.
+        kwargs.pop("tokenizer", None)
         if cache is not None and switch is not None and cache.get_seq_length() <= switch < input_ids.shape[1]:
             cache = None
             # All tokens are computed again, not only the next ones.
@@ -110,7 +112,7 @@ class HFGenerationMixin:
         if settings.get("assistant_early_exit") is not None:
             raise UserError(
                 "assistant_early_exit stops inside a stock decoder, and a shadowed model is two; use "
-                "assistant_model=model.detached(), its own small draft"
+                'draft="shadow", or assistant_model=model.detached()'
             )
         # The assistant is another model, which may have no adapters.
         others = {name: value for name, value in model_kwargs.items() if name != "adapter"}
@@ -138,15 +140,16 @@ class HFGenerationMixin:
         return attention_mask
 
 
-def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
-    """Return the cache if it has room for the shadow.
+def require_shadow_cache(cache: object, shadow_layers: int, adapter: str) -> ShadowCache:
+    """Return the cache if it is one for this adapter.
 
     Args:
         cache: what the caller gave.
         shadow_layers: the number of the shadow's blocks.
+        adapter: the name of the adapter.
 
     Raises:
-        UserError: the cache is not one of `model.new_cache()`, or was made for an adapter of another depth.
+        UserError: the cache is not one of `model.new_cache()`, or was made for another adapter.
     """
     if not isinstance(cache, ShadowCache):
         raise UserError(
@@ -157,5 +160,10 @@ def require_shadow_cache(cache: object, shadow_layers: int) -> ShadowCache:
         raise UserError(
             f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has "
             f"{shadow_layers}; use model.new_cache(adapter=...)"
+        )
+    if cache.adapter != adapter:
+        raise UserError(
+            f"this cache was made for adapter {cache.adapter!r}, under which its keys were computed, and the "
+            f"call runs under {adapter!r}; use model.new_cache(adapter={adapter!r})"
         )
     return cache

@@ -19,10 +19,12 @@ from shadowpeft.decoder.loan import Loan, trained_weights
 from shadowpeft.decoder.view import ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import rows_are_whole
 from shadowpeft.errors import UserError
+from shadowpeft.generate import drafting_of
 from shadowpeft.model import arguments, heads, outside_loss
 from shadowpeft.model.adapters import AdaptersMixin, check_type
 from shadowpeft.model.bare import BareSwitch, bare_where_read
 from shadowpeft.model.detach import detached
+from shadowpeft.model.drafting import DraftingMixin
 from shadowpeft.model.frame import ShadowedBlock, ShadowFrame, frame_in_context
 from shadowpeft.model.hf_generation import HFGenerationMixin, require_shadow_cache
 from shadowpeft.model.hf_saving import HFSavingMixin
@@ -79,7 +81,13 @@ def attach(
 
 
 class ShadowedModel(  # type: ignore[misc]
-    AdaptersMixin, HFSavingMixin, HFGenerationMixin, HFSurfaceMixin, PreTrainedModel, GenerationMixin
+    AdaptersMixin,
+    HFSavingMixin,
+    DraftingMixin,
+    HFGenerationMixin,
+    HFSurfaceMixin,
+    PreTrainedModel,
+    GenerationMixin,
 ):
     """A frozen base with its adapters, as a transformers model. Made by `attach` or `from_pretrained`.
 
@@ -309,11 +317,11 @@ class ShadowedModel(  # type: ignore[misc]
     def _cache_of_call(self, adapter: Adapter, given: Cache | None, wanted: bool) -> ShadowCache | None:
         """Return the cache that was given, or a new one if a cache is wanted."""
         if given is not None:
-            return require_shadow_cache(given, adapter.shadow.backbone.config.num_hidden_layers)
+            return require_shadow_cache(given, adapter.shadow.backbone.config.num_hidden_layers, adapter.name)
         if wanted and torch.compiler.is_exporting():
             raise UserError("torch.export takes no cache in or out of a graph: export with use_cache=False")
         if wanted:
-            return dynamic_cache(self._base().config, adapter.shadow.backbone.config)
+            return dynamic_cache(self._base().config, adapter.shadow.backbone.config, adapter.name)
         return None
 
     def _run_shadowed(
@@ -332,12 +340,10 @@ class ShadowedModel(  # type: ignore[misc]
         Raises:
             UserError: there is an argument that would be ignored, or the cache has no room for the shadow.
         """
-        base = self._base()
         asked = {"output_router_logits": arch.wants_router_logits(self.config), **kwargs}
         arguments.refuse(asked, self._taken)
         arguments.refuse_three_positions(inputs["position_ids"])
         cache = self._cache_of_call(adapter, given_cache, use_cache)
-        family, table = arch.family_of(base), arch.token_embedding_of(base).weight
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
         if self.training:
@@ -345,12 +351,26 @@ class ShadowedModel(  # type: ignore[misc]
         state_BTD = adapter.shadow(
             ids, embeds, mask, position_ids=positions, shadow_cache=cache and cache.shadow, **kwargs
         )
+        return self._run_base(adapter, inputs, state_BTD, cache, kwargs), state_BTD, cache
+
+    def _run_base(
+        self,
+        adapter: Adapter,
+        inputs: dict[str, Tensor | None],
+        state_BTD: Tensor,
+        cache: ShadowCache | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run the base's decoder through its view beside a known s^(0); return the decoder's output."""
+        base = self._base()
+        family, table = arch.family_of(base), arch.token_embedding_of(base).weight
+        mask, positions = inputs["attention_mask"], inputs["position_ids"]
         frame = ShadowFrame(
             adapter,
             self._boundary,
             adapter.start(state_BTD),
             family=family,
-            embeddings_train=embeds is not None or table.requires_grad,
+            embeddings_train=inputs.get("inputs_embeds") is not None or table.requires_grad,
             rows_are_whole=rows_are_whole(mask, positions, cache, *kwargs.values()),
         )
         inputs = dict(inputs)
@@ -374,33 +394,55 @@ class ShadowedModel(  # type: ignore[misc]
         assert frame.crossed == len(arch.blocks_of(base)), (
             "the base's decoder ran blocks of its own: the shadow was not applied"
         )
-        return out, state_BTD, cache
+        return out
 
     # Generation
 
     def new_cache(self, adapter: str | None = None, max_length: int | None = None) -> ShadowCache:
         """Make an empty cache for base and shadow; with `max_length` (tokens) a static one, else it grows."""
         chosen = self._adapter(adapter)
-        configs = self._base().config, chosen.shadow.backbone.config
-        return dynamic_cache(*configs) if max_length is None else static_cache(*configs, max_length)
+        made_for = self._base().config, chosen.shadow.backbone.config, chosen.name
+        return dynamic_cache(*made_for) if max_length is None else static_cache(*made_for, max_length)
 
-    def cache_configs(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig] | None:
-        """Return the configurations a cache is made for, `None` inside `disabled()`."""
+    def cache_is_for(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig, str] | None:
+        """Return the configurations and the adapter that a cache is for, `None` inside `disabled()`."""
         if self._bare.is_on(adapter):
             return None
-        return self._base().config, self._adapter(adapter).shadow.backbone.config
+        chosen = self._adapter(adapter)
+        return self._base().config, chosen.shadow.backbone.config, chosen.name
 
     @bare_where_read
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self, *args: Any, draft: str | None = None, draft_tokens: int | str | None = None, **kwargs: Any
+    ) -> Any:
         """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter.
 
+        Args:
+            *args: as transformers has them.
+            draft: "shadow" lets the shadow propose tokens, which one pass of the base then verifies: the same
+                text in less time (greedily the same tokens, sampling the same distribution) where the shadow
+                guesses well. One row at a time.
+            draft_tokens: how many tokens the base reads in a pass, the last one of the text among them; a
+                pass gives 1 to so many tokens. With 1 nothing is drafted. "auto", the default, goes on while
+                a further draft is expected to pay, by the shadow's confidence and by measured times.
+            **kwargs: as transformers has them.
+
         Raises:
-            UserError: the model is a classifier, there is an image in the prompt, or something is asked for
-                that only a model with one cache of its own can do (continuous batching, an early exit, a
-                cache of another kind).
+            UserError: the model is a classifier, there is an image in the prompt, something is asked for that
+                only a model with one cache of its own can do (continuous batching, an early exit, a cache of
+                another kind), or that cannot be done with drafts.
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
+        drafting = drafting_of(draft, draft_tokens)
+        if drafting is not None:
+            if self._bare.is_on(kwargs.get("adapter")):
+                raise UserError(
+                    'inside disabled() no shadow runs that could draft; leave it, or leave draft="shadow" out'
+                )
+            if self.training:
+                raise UserError('draft="shadow" is for a model that is used, not trained; call model.eval()')
+            kwargs["drafting"] = drafting
         # Chosen once, since another thread may call set_adapter() between two tokens.
         if kwargs.get("adapter") is None and not self._bare.is_on(None):
             kwargs["adapter"] = self.active_adapter

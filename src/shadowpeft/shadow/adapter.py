@@ -38,8 +38,10 @@ class Adapter(nn.Module):
             sets it on each module that has it.
         reads_from: index of the first block whose output moves the state.
         is_trainable: false for one that was loaded to be used alone.
+        name: what it is called beside its base.
     """
 
+    name = ""
     gradient_checkpointing = False
     is_trainable = True
 

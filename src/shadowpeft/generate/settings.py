@@ -1,0 +1,137 @@
+"""What a caller asks for, and what is refused before any work."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from shadowpeft import arch
+from shadowpeft.arch import versions
+from shadowpeft.errors import UserError
+from shadowpeft.generate.text import Text
+
+AUTO = "auto"
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+# What transformers prepares for the model, and the loop knows how to continue.
+_KNOWN = {
+    *versions.CACHE_NAMES,
+    "adapter",
+    "attention_mask",
+    "inputs_embeds",
+    "logits_to_keep",
+    "position_ids",
+    "use_cache",
+}
+
+
+class Drafting(NamedTuple):
+    """How to draft.
+
+    Attributes:
+        tokens: how many tokens the base reads in a pass: the last one of the text and the drafts behind it. A
+            pass gives 1 to so many tokens. `None` lets the shadow's confidence and measured times decide.
+    """
+
+    tokens: int | None
+
+
+def drafting_of(draft: Any, draft_tokens: Any) -> Drafting | None:
+    """Return what the arguments of `generate` ask for, `None` if nothing is to be drafted.
+
+    Raises:
+        UserError: one of them is not what it may be.
+    """
+    if draft is None:
+        if draft_tokens is not None:
+            raise UserError('draft_tokens says how the shadow drafts; give draft="shadow" with it')
+        return None
+    if draft != "shadow":
+        raise UserError(f'draft must be "shadow" or left out, got {draft!r}')
+    if draft_tokens is None or (isinstance(draft_tokens, str) and draft_tokens == AUTO):
+        return Drafting(None)
+    try:
+        tokens = operator.index(draft_tokens)
+    except TypeError:
+        tokens = 0
+    if tokens < 1 or isinstance(draft_tokens, bool):
+        raise UserError(
+            'draft_tokens must be a whole number of tokens, 1 or more, or "auto", got '
+            f"{draft_tokens!r}; with 1 nothing is drafted"
+        )
+    return Drafting(tokens)
+
+
+def refuse_mode(mode: GenerationMode, config: GenerationConfig, given: dict[str, Any]) -> None:
+    """Raise if something is asked for beside drafts that cannot be done with them.
+
+    Args:
+        mode: how transformers would decode.
+        config: the settings of the call, merged with the model's.
+        given: the arguments of `generate` that are no settings, such as `assistant_model`.
+
+    Raises:
+        UserError: names it.
+    """
+    asked = config.to_dict()
+    found = {
+        "assistant_model": given.get("assistant_model") is not None,
+        "prompt_lookup_num_tokens": asked.get("prompt_lookup_num_tokens") is not None,
+        "num_beams": (asked.get("num_beams") or 1) > 1,
+        "num_return_sequences": (asked.get("num_return_sequences") or 1) > 1,
+        f"decoding by {mode.value.replace('_', ' ')}": mode not in _MODES,
+        "synced_gpus": bool(given.get("synced_gpus")),
+        "output_attentions": bool(asked.get("output_attentions")),
+        "output_hidden_states": bool(asked.get("output_hidden_states")),
+        "use_cache=False": asked.get("use_cache") is False,
+        "cache_implementation": asked.get("cache_implementation") not in (None, "dynamic", "dynamic_full"),
+    }
+    for name, is_asked in found.items():
+        if is_asked:
+            raise UserError(
+                f'draft="shadow" cannot be combined with {name}: it decodes one row, greedily or by '
+                "sampling, with a cache that grows; leave out one of the two"
+            )
+
+
+def refuse_input(
+    text: Text, max_length: int, configs: Sequence[PretrainedConfig], model_kwargs: dict[str, Any]
+) -> None:
+    """Raise if a prompt does not fit.
+
+    Args:
+        text: the prompt's ids; none, if the prompt is embeddings.
+        max_length: the most ids, those of the prompt among them.
+        configs: of base and shadow.
+        model_kwargs: what transformers prepared for the model.
+
+    Raises:
+        UserError: says what.
+    """
+    rows = text.ids_1T.shape[0]
+    if rows != 1:
+        raise UserError(
+            'draft="shadow" decodes one row, because the rows of a batch would take different numbers of '
+            f"drafts; got {rows} rows: generate them one by one, or leave draft out"
+        )
+    given = {name: value for name, value in model_kwargs.items() if value is not None}
+    unknown = sorted(set(given) - _KNOWN)
+    if unknown:
+        raise UserError(f'{unknown[0]} cannot be combined with draft="shadow"; leave out one of the two')
+    cache = given[versions.CACHE]
+    if not cache.can_crop_each():
+        raise UserError(
+            'draft="shadow" crops the tokens that are rejected, and this cache cannot be cropped by the '
+            "token (it is static or quantised, or keeps the recurrent states of some blocks); leave draft out"
+        )
+    read, new = int(given["position_ids"][0, -1]) + 1, max_length - text.ids_1T.shape[1]
+    limits = [limit for config in configs if (limit := arch.context_of(config)) is not None]
+    limit = min(limits, default=None)
+    # The last token is put out and not read.
+    if limit is not None and read + new - 1 > limit:
+        raise UserError(
+            f"a prompt of {read} tokens and {new} new ones need {read + new - 1} positions, and there are "
+            f"{limit}: shorten the prompt or lower max_new_tokens"
+        )

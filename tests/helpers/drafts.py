@@ -1,0 +1,63 @@
+"""What tests of drafting share: drafts that are known beforehand, and a test of distributions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shadowpeft import ShadowedModel
+from shadowpeft.generate import Past
+from shadowpeft.model import drafting
+
+GREEDY: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
+
+
+def draft_from(patch: pytest.MonkeyPatch, text: Tensor, wrong: Sequence[int]) -> None:
+    """Make every shadow draft what stands in a text, so that it is known what the base takes.
+
+    Shadow and base read the drafts as ever.
+
+    Args:
+        patch: undoes it.
+        text: the ids of prompt and answer, (1, T), where a token's position is its place.
+        wrong: the places that get another token.
+    """
+
+    class Known(drafting._Steps):
+        def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
+            self._next = int(past.position_11) + ahead + 1
+            return super().shadow(token_11, past, ahead)
+
+        def head(self, s_11D: Tensor) -> Tensor:
+            logits_1V = torch.zeros_like(super().head(s_11D))
+            token = int(text[0, self._next]) if self._next < text.shape[1] else 0
+            if self._next in wrong:
+                token = (token + 1) % logits_1V.shape[1]
+            logits_1V[0, token] = 50.0
+            return logits_1V
+
+    patch.setattr(drafting, "_Steps", Known)
+
+
+def drafted(model: ShadowedModel, ids: Tensor, tokens: int | str = 4, **settings: Any) -> Any:
+    """Generate greedily with drafts; return all outputs."""
+    # Given, because transformers takes the mask from the ids where one of them is the padding's.
+    mask = torch.ones_like(ids)
+    settings = {**GREEDY, "attention_mask": mask, "return_dict_in_generate": True, **settings}
+    return model.generate(ids, draft="shadow", draft_tokens=tokens, **settings)
+
+
+def p_value(counts: Tensor, expected: Tensor) -> float:
+    """Return how likely counts at least so far from what is expected are (Pearson's chi-square test).
+
+    Cells in which fewer than five are expected are taken together.
+    """
+    rare = expected < 5
+    pairs = torch.stack([counts.double(), expected.double()])
+    pooled = torch.cat([pairs[:, ~rare], pairs[:, rare].sum(1, keepdim=True)], dim=1)
+    pooled = pooled[:, pooled[1] > 0]
+    statistic = ((pooled[0] - pooled[1]) ** 2 / pooled[1]).sum()
+    freedom = torch.tensor(pooled.shape[1] - 1.0, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom / 2, statistic / 2))
