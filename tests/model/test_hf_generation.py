@@ -401,3 +401,58 @@ def test_guidance_and_assistants_keep_the_adapter_of_the_call() -> None:
         model.set_adapter("default")
         switch = SwitchAfterTwo(model, ids.shape[1])
         assert torch.equal(model.generate(ids, **call, stopping_criteria=[switch]), want)
+
+
+def compiled() -> tuple[list[Any], dict[str, Any]]:
+    """Return a list that gets every graph which torch.compile traces, and the settings of such a generation.
+
+    They compile here too, where transformers leaves compiling to GPUs. A function is the backend, because
+    `generate` copies its settings.
+    """
+    graphs: list[Any] = []
+
+    def keep(graph: Any, _: Any, **__: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    config = CompileConfig(backend=keep)
+    config._compile_all_devices = True
+    return graphs, {"cache_implementation": "static", "compile_config": config, "do_sample": False}
+
+
+@pytest.mark.parametrize("bare_first", [False, True])
+@torch.no_grad()
+def test_a_shorter_generation_is_not_compiled_anew(bare_first: bool) -> None:
+    """Catches a static cache of another length for every call: each would be compiled again."""
+    model, ids, (graphs, settings) = perturb(attached(tiny_model("llama"))), token_ids(2, 7), compiled()
+    long, short = {"max_new_tokens": 6, **settings}, {"max_new_tokens": 3, **settings}
+    with model.disabled() if bare_first else nullcontext():
+        model.generate(ids, **long)
+    out = model.generate(ids, **short, return_dict_in_generate=True)
+    assert {layer.keys.shape[2] for layer in out[versions.CACHE].layers} == {7 + 6 - 1}
+    # The base's step and the shadowed one, or the latter alone.
+    assert len(graphs) == 1 + bare_first
+    for prompt in (ids, ids[:, :5]):
+        found = model.generate(prompt, **short)
+        assert torch.equal(found, model.generate(prompt, max_new_tokens=3, do_sample=False))
+    assert len(graphs) == 1 + bare_first
+
+
+class NotCompiled:
+    """What `generate` asks of a quantised base's quantizer."""
+
+    is_compileable = False
+
+
+@pytest.mark.parametrize("reason", ["its kind of quantisation", "parts on a disk"])
+@torch.no_grad()
+def test_what_cannot_be_compiled_in_the_base_is_not(reason: str) -> None:
+    """Catches a compiled step of a base whose layers transformers itself never compiles."""
+    model, (graphs, settings) = attached(tiny_model("llama")), compiled()
+    if reason == "parts on a disk":
+        model.base.hf_device_map = {"model": 0, "lm_head": "disk"}
+    else:
+        model.base.hf_quantizer = NotCompiled()
+    model.generate(token_ids(1, 7), max_new_tokens=3, **settings)
+    assert graphs == []

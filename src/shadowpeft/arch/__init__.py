@@ -21,6 +21,7 @@ from shadowpeft.arch.lookup import family_of, family_of_config, supported, task_
 from shadowpeft.arch.modules import (
     blocks_of,
     decoder_of,
+    device_map_of,
     gradient_stop,
     has_plain_frozen_head,
     head_of,
@@ -44,6 +45,7 @@ __all__ = [
     "context_of",
     "decoder_of",
     "depth_of",
+    "device_map_of",
     "family_of",
     "family_of_config",
     "gradient_stop",

@@ -3,6 +3,7 @@
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from shadowpeft import arch
 from shadowpeft.errors import UserError
 
 
@@ -17,6 +18,22 @@ def refuse_resized(base: PreTrainedModel, tokens: int) -> None:
         raise UserError(
             f"the base had {tokens} tokens when it was lent and now has {has}: "
             f"resize_token_embeddings({tokens}) it back, or resize it before attach()"
+        )
+
+
+def refuse_several_devices(base: PreTrainedModel) -> None:
+    """Raise if a base's blocks are on several devices: a boundary joins the states of base and shadow on one.
+
+    Raises:
+        UserError: names the devices.
+    """
+    weights = (weight for block in arch.blocks_of(base) for weight in block.parameters())
+    # What accelerate has offloaded is on the meta device, and comes to the device of the rest.
+    devices = sorted({str(weight.device) for weight in weights} - {"meta"})
+    if len(devices) > 1:
+        raise UserError(
+            f"the base's blocks are on {' and '.join(devices)}, and a shadow runs on one device: load the base "
+            'with device_map={"": 0}, offload what has no room there to cpu or disk, or train with FSDP2'
         )
 
 
