@@ -32,7 +32,7 @@ def refuse_several_devices(base: PreTrainedModel) -> None:
     devices = sorted({str(weight.device) for weight in weights} - {"meta"})
     if len(devices) > 1:
         raise UserError(
-            f"the base's blocks are on {' and '.join(devices)}, and a shadow runs on one device: load the base "
+            f"the base's blocks are on {' and '.join(devices)}, and a shadow runs on one device: load it "
             'with device_map={"": 0}, offload what has no room there to cpu or disk, or train with FSDP2'
         )
 
