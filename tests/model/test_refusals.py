@@ -26,6 +26,15 @@ def test_a_base_on_several_devices_is_refused() -> None:
     assert all(weight.requires_grad for weight in base.parameters())
 
 
+def test_a_base_cut_for_several_processes_is_refused() -> None:
+    """Catches adapters that start otherwise in each process, and other rows for each part of one layer."""
+    base = tiny_model("llama")
+    base._device_mesh = "what transformers keeps of the processes"
+    with pytest.raises(UserError, match=r"tp_plan or distributed_config.*load the base whole"):
+        attach(base)
+    assert all(weight.requires_grad for weight in base.parameters())
+
+
 def test_an_offloaded_block_is_on_no_device_of_its_own() -> None:
     base = tiny_model("llama")
     for block in range(BLOCKS):

@@ -25,8 +25,14 @@ def refuse_several_devices(base: PreTrainedModel) -> None:
     """Raise if a base's blocks are on several devices: a boundary joins the states of base and shadow on one.
 
     Raises:
-        UserError: names the devices.
+        UserError: names the devices, or says that transformers has cut the weights for several processes.
     """
+    if base._device_mesh is not None:
+        raise UserError(
+            "from_pretrained has cut the base's weights for several processes (tp_plan or "
+            "distributed_config), and a trainer would give each of them other rows: load the base whole, and "
+            "train with FSDP2"
+        )
     weights = (weight for block in arch.blocks_of(base) for weight in block.parameters())
     # What accelerate has offloaded is on the meta device, and comes to the device of the rest.
     devices = sorted({str(weight.device) for weight in weights} - {"meta"})
