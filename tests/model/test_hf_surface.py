@@ -1,5 +1,6 @@
 """What transformers asks of a model: methods for adapters, checkpointing, embeddings, labels."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_a_plain_trainer_evaluates(model, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(
         model(token_ids(4, 9), labels=token_ids(4, 9)).loss.item(), rel=1e-4
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_every_property_of_a_transformers_model_answers(model):
+    """Catches a property that looks into the model without its head as if it were a module."""
+    names = [name for name, value in inspect.getmembers(PreTrainedModel) if isinstance(value, property)]
+    assert "dtype" in names
+    for name in names:
+        getattr(model, name)
+    assert (model.supports_tp_plan, model.supports_pp_plan) == (False, False)
 
 
 def test_a_loss_function_is_refused(model):

@@ -32,6 +32,9 @@ class HFSurfaceMixin:
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Several processes train by DDP and FSDP2 alone.
+    supports_tp_plan = False
+    supports_pp_plan = False
 
     _skip_keys_device_placement = [*versions.CACHE_NAMES]  # noqa: RUF012 - transformers' own form
 
