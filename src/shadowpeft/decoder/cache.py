@@ -3,7 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
 class ShadowCache(Cache):
@@ -39,13 +38,6 @@ def static_cache(base: PretrainedConfig, shadow: PretrainedConfig, max_length: i
         StaticCache(config=base, max_cache_len=max_length),
         StaticCache(config=shadow, max_cache_len=max_length),
     )
-
-
-def keep_past(cache: Cache) -> None:
-    """Make sliding layers keep what leaves their window, so that rejected tokens can be cropped."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.activate_past_recording()
 
 
 def filling_mask(mask_BT: Tensor | None, cache: Cache | None, tokens: int) -> Tensor | None:

@@ -15,7 +15,7 @@ from transformers import (
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
-from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, keep_past, static_cache
+from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, static_cache
 from shadowpeft.errors import UserError
 
 _DYNAMIC = (None, "dynamic", "dynamic_full")
@@ -70,7 +70,7 @@ class HFGenerationMixin:
             )
 
         if configs is not None and generation_config.to_dict().get("is_assistant"):
-            keep_past(model_kwargs[versions.CACHE])
+            model_kwargs[versions.CACHE].activate_past_recording()
 
     def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
         # The base knows how it is quantised, and where accelerate keeps it: not all of that can be compiled.
