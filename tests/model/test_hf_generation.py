@@ -190,10 +190,12 @@ def test_a_cache_without_room_for_the_shadow_is_refused(model, ids):
         model.generate(ids, max_new_tokens=2, cache_implementation="quantized")
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "lfm2"])
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "lfm2", "qwen3_next"])
 def test_a_shadowed_model_can_be_the_assistant(family):
-    """Catches a sliding or convolutional cache that forgot what a rejected draft must be rolled back to."""
-    big, helper = tiny_model(family, seed=5), perturb(attached(tiny_model(family)))
+    """Catches a sliding or recurrent cache that forgot what a rejected draft must be rolled back to."""
+    helper = perturb(attached(tiny_model(family)))
+    # A recurrent model may assist, and not be assisted.
+    big = tiny_model("llama" if helper.base._is_stateful else family, seed=5)
     ids = token_ids(1, 9)
     want = big.generate(ids, max_new_tokens=10, do_sample=False)
     assert torch.equal(big.generate(ids, max_new_tokens=10, do_sample=False, assistant_model=helper), want)
@@ -407,3 +409,56 @@ def test_guidance_and_assistants_keep_the_adapter_of_the_call() -> None:
         model.set_adapter("default")
         switch = SwitchAfterTwo(model, ids.shape[1])
         assert torch.equal(model.generate(ids, **call, stopping_criteria=[switch]), want)
+
+
+def compiled() -> tuple[list[Any], dict[str, Any]]:
+    """Return a list that gets every graph which torch.compile traces, and the settings of such a generation.
+
+    They compile here too, where transformers leaves compiling to GPUs. A function is the backend, because
+    `generate` copies its settings.
+    """
+    graphs: list[Any] = []
+
+    def keep(graph: Any, _: Any, **__: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    config = CompileConfig(backend=keep)
+    config._compile_all_devices = True
+    return graphs, {"cache_implementation": "static", "compile_config": config, "do_sample": False}
+
+
+@torch.no_grad()
+def test_a_shorter_generation_is_not_compiled_anew() -> None:
+    """Catches a static cache of another length for every call: each would be compiled again."""
+    model, ids, (graphs, settings) = perturb(attached(tiny_model("llama"))), token_ids(2, 7), compiled()
+    model.generate(ids, max_new_tokens=6, **settings)
+    assert graphs
+    already = len(graphs)
+    short = {"max_new_tokens": 3, **settings}
+    out = model.generate(ids, **short, return_dict_in_generate=True)
+    assert {layer.keys.shape[2] for layer in out[versions.CACHE].layers} == {7 + 6 - 1}
+    for prompt in (ids, ids[:, :5]):
+        found = model.generate(prompt, **short)
+        assert torch.equal(found, model.generate(prompt, max_new_tokens=3, do_sample=False))
+    assert len(graphs) == already
+
+
+class NotCompiled:
+    """What `generate` asks of a quantised base's quantizer."""
+
+    is_compileable = False
+
+
+@pytest.mark.parametrize("reason", ["its kind of quantisation", "parts on a disk"])
+@torch.no_grad()
+def test_what_cannot_be_compiled_in_the_base_is_not(reason: str) -> None:
+    """Catches a compiled step of a base whose layers transformers itself never compiles."""
+    model, (graphs, settings) = attached(tiny_model("llama")), compiled()
+    if reason == "parts on a disk":
+        model.base.hf_device_map = {"model": 0, "lm_head": "disk"}
+    else:
+        model.base.hf_quantizer = NotCompiled()
+    model.generate(token_ids(1, 7), max_new_tokens=3, **settings)
+    assert graphs == []

@@ -1,9 +1,13 @@
 """What transformers asks of a model: methods for adapters, checkpointing, embeddings, labels."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate import dispatch_model
 from helpers.families import attached, perturb, tiny_model, token_ids
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from shadowpeft import ShadowedModel, UserError, attach
 from shadowpeft.arch import versions
@@ -32,6 +36,16 @@ def test_a_plain_trainer_evaluates(model, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(
         model(token_ids(4, 9), labels=token_ids(4, 9)).loss.item(), rel=1e-4
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_every_property_of_a_transformers_model_answers(model):
+    """Catches a property that looks into the model without its head as if it were a module."""
+    names = [name for name, value in inspect.getmembers(PreTrainedModel) if isinstance(value, property)]
+    assert "dtype" in names
+    for name in names:
+        getattr(model, name)
+    assert (model.supports_tp_plan, model.supports_pp_plan) == (False, False)
 
 
 def test_a_loss_function_is_refused(model):
@@ -132,3 +146,40 @@ def test_a_trainers_steps_do_not_look_at_the_weights(base, monkeypatch):
     monkeypatch.setattr(Adapter, "changes_nothing", lambda _: pytest.fail("the weights were looked at"))
     model.train().eval().train()
     assert model.config.name_or_path == ""
+
+
+def trained(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """Return what one step of transformers' Trainer makes of a fresh adapter."""
+    model = attached(base)
+    rows = [{"input_ids": row, "labels": row} for row in token_ids(4, 9)]
+    arguments = TrainingArguments(
+        str(folder), report_to=[], use_cpu=True, max_steps=1, disable_tqdm=True, dataloader_pin_memory=False
+    )
+    Trainer(model, arguments, train_dataset=rows).train()
+    return model.adapter.state_dict()
+
+
+def test_a_trainer_leaves_a_spread_base_where_it_is(tmp_path):
+    """Catches a base that accelerate has spread over memory and disk, and a trainer moves to one device."""
+    want, base = trained(tiny_model("llama"), tmp_path), tiny_model("llama")
+    places = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    places["model.rotary_emb"] = "cpu"
+    dispatch_model(base, places, main_device="cpu", offload_dir=tmp_path / "offload", force_hooks=True)
+    found = trained(base, tmp_path)
+    assert base.model.layers[0].mlp.gate_proj.weight.is_meta
+    for name, tensor in want.items():
+        torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_only_a_spread_model_has_a_map_of_devices(model):
+    """Catches a map where nothing is spread: transformers would then never move the model."""
+    with pytest.raises(AttributeError, match="hf_device_map"):
+        model.hf_device_map  # noqa: B018 - to ask is the test
+    model.base.hf_device_map = {"": 0}
+    assert model.hf_device_map == {"base": 0}
+    model.base.hf_device_map = {"model": 0, "lm_head": "disk"}
+    assert model.hf_device_map == {"base.model": 0, "base.lm_head": "disk"}
+    # As accelerate sets it where it spreads the whole.
+    model.hf_device_map = {"base": 0, "adapters": "cpu"}
+    assert model.hf_device_map == {"base": 0, "adapters": "cpu"}
+    model.unload()

@@ -70,6 +70,11 @@ def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
     return table
 
 
+def device_map_of(model: PreTrainedModel) -> dict[str, int | str | torch.device] | None:
+    """Return where accelerate keeps each part of a model, `None` if it has not been spread."""
+    return getattr(model, "hf_device_map", None)
+
+
 def is_packed(weight: Tensor) -> bool:
     """Return whether a weight is of a tensor class with a layout of its own, such as torchao's.
 

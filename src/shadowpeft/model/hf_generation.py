@@ -9,12 +9,13 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     PretrainedConfig,
+    PreTrainedModel,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
-from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, keep_past, static_cache
+from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, static_cache
 from shadowpeft.errors import UserError
 
 _DYNAMIC = (None, "dynamic", "dynamic_full")
@@ -25,6 +26,11 @@ class HFGenerationMixin:
     """transformers' own generation, with one cache for base and shadow. Listed before `GenerationMixin`."""
 
     config: PretrainedConfig
+    # transformers' own name. A later static cache is never shorter, so that a compiled step fits it too.
+    _previous_max_cache_length: int = 0
+
+    def _base(self) -> PreTrainedModel:
+        raise NotImplementedError
 
     def cache_is_for(self, adapter: str | None) -> tuple[PretrainedConfig, PretrainedConfig, str] | None:
         """Return the configurations of base and shadow, and the adapter; `None` where the base runs bare."""
@@ -53,8 +59,10 @@ class HFGenerationMixin:
         elif generation_config.cache_implementation in _DYNAMIC:
             model_kwargs[versions.CACHE] = dynamic_cache(*made_for)
         elif generation_config.cache_implementation in _STATIC:
-            room = max(max_cache_length, generation_config.to_dict().get("max_cache_len") or 0)
+            asked = generation_config.to_dict().get("max_cache_len") or 0
+            room = max(max_cache_length, asked, self._previous_max_cache_length)
             model_kwargs[versions.CACHE] = static_cache(*made_for, room)
+            self._previous_max_cache_length = room
         else:
             raise UserError(
                 "cache_implementation must be 'dynamic' or 'static' for a shadowed model, got "
@@ -62,7 +70,13 @@ class HFGenerationMixin:
             )
 
         if made_for is not None and generation_config.to_dict().get("is_assistant"):
-            keep_past(model_kwargs[versions.CACHE])
+            model_kwargs[versions.CACHE].activate_past_recording()
+
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        # The base knows how it is quantised, and where accelerate keeps it: not all of that can be compiled.
+        base: Any = self._base()
+        stock: Any = super()
+        return all(model._valid_auto_compile_criteria(*args, **kwargs) for model in (base, stock))
 
     def prepare_inputs_for_generation(
         self,

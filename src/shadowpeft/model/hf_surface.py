@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -22,6 +23,8 @@ class HFSurfaceMixin:
     active_adapter: str
     base: PreTrainedModel | None
     config: PretrainedConfig
+    # Set by accelerate where it spreads the whole model, not the base alone.
+    _own_device_map: dict[str, int | str | torch.device] | None = None
     base_model_prefix = ""
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
@@ -29,6 +32,9 @@ class HFSurfaceMixin:
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Several processes train by DDP and FSDP2 alone.
+    supports_tp_plan = False
+    supports_pp_plan = False
 
     _skip_keys_device_placement = [*versions.CACHE_NAMES]  # noqa: RUF012 - transformers' own form
 
@@ -117,6 +123,24 @@ class HFSurfaceMixin:
     def can_generate(self: Any = None) -> bool:
         """Return whether a model can generate; asked of the class, whether some model of it can."""
         return self is None or self.task == "causal-lm"
+
+    @property
+    def hf_device_map(self) -> dict[str, int | str | torch.device]:
+        """Where accelerate keeps each part; without it transformers would move a spread base to one device.
+
+        Raises:
+            AttributeError: neither this model nor its base has been spread; transformers asks in this way.
+        """
+        if self._own_device_map is not None:
+            return self._own_device_map
+        spread = None if self.base is None else arch.device_map_of(self.base)
+        if spread is None:
+            raise AttributeError("hf_device_map")
+        return {f"base.{part}".rstrip("."): place for part, place in spread.items()}
+
+    @hf_device_map.setter
+    def hf_device_map(self, value: dict[str, int | str | torch.device]) -> None:
+        self._own_device_map = value
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], **options: Any) -> None:
         """Choose how attention is computed, in the base and in every shadow."""

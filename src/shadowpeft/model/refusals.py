@@ -23,6 +23,28 @@ def refuse_resized(base: PreTrainedModel, tokens: int) -> None:
         )
 
 
+def refuse_several_devices(base: PreTrainedModel) -> None:
+    """Raise if a base's blocks are on several devices: a boundary joins the states of base and shadow on one.
+
+    Raises:
+        UserError: names the devices, or says that transformers has cut the weights for several processes.
+    """
+    if base._device_mesh is not None:
+        raise UserError(
+            "from_pretrained has cut the base's weights for several processes (tp_plan or "
+            "distributed_config), and a trainer would give each of them other rows: load the base whole, and "
+            "train with FSDP2"
+        )
+    weights = (weight for block in arch.blocks_of(base) for weight in block.parameters())
+    # What accelerate has offloaded is on the meta device, and comes to the device of the rest.
+    devices = sorted({str(weight.device) for weight in weights} - {"meta"})
+    if len(devices) > 1:
+        raise UserError(
+            f"the base's blocks are on {' and '.join(devices)}, and a shadow runs on one device: load it "
+            'with device_map={"": 0}, offload what has no room there to cpu or disk, or train with FSDP2'
+        )
+
+
 def refuse_other_mode(base: PreTrainedModel, training: bool, is_shared: bool) -> None:
     """Raise if another model that holds the base put it into another mode than this model is in.
 

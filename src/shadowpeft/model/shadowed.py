@@ -30,7 +30,12 @@ from shadowpeft.model.hf_generation import HFGenerationMixin, require_shadow_cac
 from shadowpeft.model.hf_saving import HFSavingMixin
 from shadowpeft.model.hf_surface import HFSurfaceMixin
 from shadowpeft.model.outputs import ShadowedCausalLMOutput, ShadowedClassifierOutput
-from shadowpeft.model.refusals import refuse_other_mode, refuse_resized, require_gradient
+from shadowpeft.model.refusals import (
+    refuse_other_mode,
+    refuse_resized,
+    refuse_several_devices,
+    require_gradient,
+)
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder, base_facts, hub_folder
 
@@ -104,6 +109,7 @@ class ShadowedModel(  # type: ignore[misc]
         self._lent: tuple[PreTrainedModel, ...] = (base,)
         base = arch.text_model_of(base)
         self.task = arch.task_of(base)
+        refuse_several_devices(base)
         super().__init__(copy.deepcopy(base.config))
         self.config.keys_to_ignore_at_inference = [
             *versions.CACHE_NAMES,
