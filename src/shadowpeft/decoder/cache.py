@@ -22,13 +22,16 @@ class ShadowCache(Cache):
         base: an empty cache for the base's configuration.
         shadow: an empty cache for the shadow's configuration.
         adapter: the name of the adapter that it is filled under.
+        shadow_blocks: k, the number of the shadow's blocks. Some keep no keys, and some versions of
+            transformers then have no layer for them.
     """
 
-    def __init__(self, base: Cache, shadow: Cache, adapter: str) -> None:
+    def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
         self.adapter = adapter
         self.base = Cache(layers=base.layers)
         self.shadow = Cache(layers=shadow.layers)
+        self.shadow_blocks = shadow_blocks
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back: -n removes n.
@@ -64,7 +67,8 @@ class StaticShadowCache(ShadowCache, StaticCache):
 
 def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:
     """Make a cache that grows with the sequence."""
-    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow), adapter)
+    halves = DynamicCache(config=base), DynamicCache(config=shadow)
+    return ShadowCache(*halves, adapter, shadow.num_hidden_layers)
 
 
 def static_cache(
@@ -75,6 +79,7 @@ def static_cache(
         StaticCache(config=base, max_cache_len=max_length),
         StaticCache(config=shadow, max_cache_len=max_length),
         adapter,
+        shadow.num_hidden_layers,
     )
 
 
