@@ -5,7 +5,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from shadowpeft.arch import versions
 from shadowpeft.errors import UserError
@@ -49,16 +54,20 @@ class ShadowCache(Cache):
 
     def can_crop_each(self) -> bool:
         """Return whether every layer grows by the token, and can be cropped by the token."""
-        return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self.layers)
+        return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self._filled())
 
     def crop_to(self, tokens: int) -> None:
         """Crop every layer to its first `tokens` tokens, also where one holds more than another.
 
         Sliding layers must keep their past (`keep_past`), and return to their window here.
         """
-        layer: Any
-        for layer in self.layers:
+        for layer in self._filled():
             layer.crop(min(0, tokens - layer.get_seq_length()))
+
+    def _filled(self) -> list[Any]:
+        """Return the layers that hold anything: those of blocks that read the keys of others do not."""
+        kinds = CacheLayerMixin | LinearAttentionCacheLayerMixin
+        return [layer for layer in self.layers if isinstance(layer, kinds)]
 
 
 class StaticShadowCache(ShadowCache, StaticCache):
