@@ -145,9 +145,17 @@ def families() -> str:
         "- **GGUF**: `shadowpeft export --to gguf`.",
         "Notes:\n\n"
         "- **Dense shadow**: the base is a mixture of experts; the MLP of its shadow is dense, or one expert "
-        "that every token takes (Phi-MoE: two).\n"
+        "that every token takes (Phi-MoE and Solar Open: two).\n"
         "- **Attending shadow**: the base has recurrent or convolutional blocks; those of its shadow "
         "attend.\n"
+        "- **Recurrent shadow**: the blocks of its shadow keep a recurrent state beside their keys, as the "
+        "base's do.\n"
+        "- **Plain shadow**: the base's blocks attend to chosen keys, use those of other blocks, or read "
+        "more than the stream; the blocks of its shadow attend to all keys of their own and read the stream "
+        "alone.\n"
+        "- **Wide shadow**: a shadow trained in float32 computes in it beside a base in a lower type, "
+        "because transformers' blocks follow the type of their weights; its state is cast to the base's "
+        "type.\n"
         "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
         "- **Soft cap** and **logit factor**: what the head puts out passes `cap * tanh(logits / cap)`, or "
         "is multiplied by a number; the exported model does the same.",
@@ -168,7 +176,10 @@ _CAN: dict[str, Callable[[Family], bool]] = {
 }
 _NOTES: dict[str, Callable[[Family], bool]] = {
     "dense shadow": lambda family: bool(family.dense),
-    "attending shadow": lambda family: family.recurs,
+    "attending shadow": lambda family: family.recurs and not family.shadow_recurs,
+    "recurrent shadow": lambda family: family.shadow_recurs,
+    "plain shadow": lambda family: bool(family.plain) and not family.recurs,
+    "wide shadow": lambda family: family.widens,
     "output norms": lambda family: bool(family.output_norms),
     "soft cap": lambda family: family.softcaps,
     "logit factor": lambda family: bool(family.multiplies_logits or family.divides_logits),

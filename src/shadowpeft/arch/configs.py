@@ -124,8 +124,15 @@ def layers_of(config: PretrainedConfig) -> int:
     return depth_of(config) // family_of_config(config).blocks_a_layer
 
 
-# Kinds of blocks that attend; blocks of other kinds keep a recurrent state.
-ATTEND = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+# Kinds of blocks that attend; blocks of other kinds keep a recurrent state. The last is the name of the one
+# before it up to some version between 5.17 and 5.24.
+ATTEND = (
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "indexed_attention",
+    "deepseek_sparse_attention",
+)
 
 
 def make_shadow(config: PretrainedConfig, layers: int) -> None:

@@ -5,7 +5,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from shadowpeft.arch import versions
 from shadowpeft.errors import UserError
@@ -22,13 +27,16 @@ class ShadowCache(Cache):
         base: an empty cache for the base's configuration.
         shadow: an empty cache for the shadow's configuration.
         adapter: the name of the adapter that it is filled under.
+        shadow_blocks: k, the number of the shadow's blocks. Some keep no keys, and some versions of
+            transformers then have no layer for them.
     """
 
-    def __init__(self, base: Cache, shadow: Cache, adapter: str) -> None:
+    def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
         self.adapter = adapter
         self.base = Cache(layers=base.layers)
         self.shadow = Cache(layers=shadow.layers)
+        self.shadow_blocks = shadow_blocks
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back: -n removes n.
@@ -46,16 +54,20 @@ class ShadowCache(Cache):
 
     def can_crop_each(self) -> bool:
         """Return whether every layer grows by the token, and can be cropped by the token."""
-        return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self.layers)
+        return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self._filled())
 
     def crop_to(self, tokens: int) -> None:
         """Crop every layer to its first `tokens` tokens, also where one holds more than another.
 
         Sliding layers must keep their past (`keep_past`), and return to their window here.
         """
-        layer: Any
-        for layer in self.layers:
+        for layer in self._filled():
             layer.crop(min(0, tokens - layer.get_seq_length()))
+
+    def _filled(self) -> list[Any]:
+        """Return the layers that hold anything: those of blocks that read the keys of others do not."""
+        kinds = CacheLayerMixin | LinearAttentionCacheLayerMixin
+        return [layer for layer in self.layers if isinstance(layer, kinds)]
 
 
 class StaticShadowCache(ShadowCache, StaticCache):
@@ -64,7 +76,8 @@ class StaticShadowCache(ShadowCache, StaticCache):
 
 def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:
     """Make a cache that grows with the sequence."""
-    return ShadowCache(DynamicCache(config=base), DynamicCache(config=shadow), adapter)
+    halves = DynamicCache(config=base), DynamicCache(config=shadow)
+    return ShadowCache(*halves, adapter, shadow.num_hidden_layers)
 
 
 def static_cache(
@@ -75,6 +88,7 @@ def static_cache(
         StaticCache(config=base, max_cache_len=max_length),
         StaticCache(config=shadow, max_cache_len=max_length),
         adapter,
+        shadow.num_hidden_layers,
     )
 
 

@@ -154,12 +154,12 @@ class HFGenerationMixin:
         return attention_mask
 
 
-def require_shadow_cache(cache: object, shadow_layers: int, adapter: str) -> ShadowCache:
+def require_shadow_cache(cache: object, shadow_blocks: int, adapter: str) -> ShadowCache:
     """Return the cache if it is one for this adapter.
 
     Args:
         cache: what the caller gave.
-        shadow_layers: the number of the shadow's blocks.
+        shadow_blocks: the number of the shadow's blocks.
         adapter: the name of the adapter.
 
     Raises:
@@ -170,10 +170,10 @@ def require_shadow_cache(cache: object, shadow_layers: int, adapter: str) -> Sha
             "the cache must be one made by model.new_cache(), which has room for the shadow too; "
             f"got {type(cache).__name__}"
         )
-    if len(cache.shadow) != shadow_layers:
+    if cache.shadow_blocks != shadow_blocks:
         raise UserError(
-            f"this cache was made for a shadow of {len(cache.shadow)} blocks, the adapter's has "
-            f"{shadow_layers}; use model.new_cache(adapter=...)"
+            f"this cache was made for a shadow of {cache.shadow_blocks} blocks, the adapter's has "
+            f"{shadow_blocks}; use model.new_cache(adapter=...)"
         )
     if cache.adapter != adapter:
         raise UserError(
