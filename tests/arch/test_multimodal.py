@@ -43,6 +43,7 @@ def test_it_is_the_familys_stock_class_on_the_same_weights(whole, text):
     assert not any(weight.is_meta for weight in (*text.parameters(), *text.buffers()))
     known = {id(weight) for weight in whole.parameters()}
     assert {id(weight) for weight in text.parameters()} < known, "and it has no image tower"
+    assert text.training == whole.training
     is_tied = arch.head_of(text).weight is arch.token_embedding_of(text).weight
     assert text.config.tie_word_embeddings == is_tied
 
