@@ -9,29 +9,26 @@ from helpers.multimodal import multimodal_config
 from transformers import AutoConfig
 
 from shadowpeft.arch import FAMILIES, Family
-from shadowpeft.arch.look import look
+from shadowpeft.arch.look import BY_HAND, look
 
-# What a look cannot find, or finds otherwise than the row has it.
-_BY_HAND = {
-    "name",
-    "norms_switch",
-    "dense",
-    "router",
-    "packs",
-    "mask_fills_cache",
-    "rope_switch",
-    "masks_itself",
-}
 # Where a row has another value, and why.
 _OTHERWISE = {
     "cohere2": {"head_dim"},  # follows from the width, unless it is set
     "deepseek_v2": {"kv_heads", "head_dim"},  # the attention has sizes of its own
     "deepseek_v3": {"kv_heads", "head_dim"},
+    "deepseek_v32": {"kv_heads", "head_dim"},
     "falcon": {"input_norm"},  # another name in the newer layout
+    "gemma4_text": {"output_norms"},  # norms of experts beside those of the MLP
+    "glm4_moe_lite": {"kv_heads"},  # as DeepSeek
+    "glm_moe_dsa": {"kv_heads", "head_dim"},
     "gpt_bigcode": {"kv_heads"},  # one or all, by multi_query
     "gptj": {"passes_kwargs"},  # not before transformers 5.24
-    "llama4_text": {"mlp"},  # another field for blocks without experts
+    "granitemoehybrid": {"mlp"},  # another field for blocks without experts
+    "kimi_linear": {"kv_heads", "head_dim", "context"},  # as DeepSeek, and a name of its own
+    "llama4_text": {"mlp"},
     "persimmon": {"kv_heads"},  # not used
+    "qwen3_5_moe_text": {"mlp"},
+    "solar_open": {"mlp"},
 }
 _MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "vocab_size": 97}
 
@@ -41,7 +38,7 @@ def test_what_is_found_is_what_the_row_says(model_type):
     """Catches a proposed row that would run other blocks, norms or embeddings than the model's."""
     row, seen = FAMILIES[model_type], look(tiny_config(model_type))
     assert (seen.causal, seen.classifier) == (row.causal, row.classifier)
-    by_hand = _BY_HAND | _OTHERWISE.get(model_type, set())
+    by_hand = {*BY_HAND, "name", "dense"} | _OTHERWISE.get(model_type, set())
     found = {**dataclasses.asdict(Family("", "", "")), **seen.found, "classifier": seen.classifier}
     wrong = {
         entry.name: (found[entry.name], value)

@@ -8,6 +8,8 @@ import ast
 import copy
 import dataclasses
 import inspect
+import math
+import re
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +44,11 @@ _DENSE = {
     "moe_layer_start_index": '(("moe_layer_start_index", DEPTH),)',
 }
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+# Fields of a row that no look finds.
+BY_HAND = (
+    "norms_switches", "tables", "plain", "router", "shadow_recurs", "lists_kinds", "blocks_a_layer",
+    "block_attributes", "widens", "packs", "mask_fills_cache", "rope_switch", "masks_itself",
+)  # fmt: skip
 _DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(Family)}
 
 
@@ -126,10 +133,10 @@ def _look_at_head(seen: Look, model: PreTrainedModel) -> None:
     source = _source_of(type(model).forward)
     if "final_logit_softcapping" in source:
         seen.found["softcaps"] = True
-    scales = [name for name in _SCALES if f"config.{name}" in source or f"self.{name}" in source]
-    for name in scales:
-        sign = "divides_logits" if f"/ self.config.{name}" in source or f"/ self.{name}" in source else None
-        seen.found[sign or "multiplies_logits"] = name
+    for name in _SCALES:
+        used = re.search(rf"(/ )?\bself\.[\w.]*\b{name}\b", source)
+        if used is not None:
+            seen.found["divides_logits" if used[1] else "multiplies_logits"] = name
 
 
 def _look_at_config(seen: Look, config: PretrainedConfig) -> None:
@@ -219,7 +226,7 @@ def _look_at_decoder(seen: Look, model: PreTrainedModel, path: str, blocks: str)
 def _look_at_embeddings(seen: Look, model: PreTrainedModel, decoder: nn.Module) -> None:
     """Find what a decoder calls before its loop: tables of embeddings, and a norm behind them."""
     names = {name for name, _ in decoder.named_children()}
-    early = _called(type(decoder).forward, names, before_loop=True)
+    early = _called_around_loop(type(decoder).forward, names)
     parts = {name: decoder.get_submodule(name) for name in early}
     own = [name for name, part in decoder.named_children() if part is model.get_input_embeddings()]
     if not own or not isinstance(model.get_input_embeddings(), nn.Embedding):
@@ -270,13 +277,22 @@ def _kind_of(name: str, module: nn.Module) -> str:
     return "other"
 
 
-def _called(forward: Any, names: set[str], before_loop: bool = False) -> list[str]:
-    """Return which of `self`'s parts a function calls, in the order of its source."""
-    nodes = list(ast.walk(_tree_of(forward)))
-    loop = min((node.lineno for node in nodes if isinstance(node, ast.For)), default=None)
-    calls = [node for node in nodes if isinstance(node, ast.Call)]
-    if before_loop and loop is not None:
-        calls = [call for call in calls if call.lineno < loop]
+def _called_around_loop(forward: Any, names: set[str]) -> list[str]:
+    """Return which of `self`'s parts a decoder calls before its loop over the blocks, and not behind it."""
+    tree = _tree_of(forward)
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
+    if not loops:
+        return []
+    last = max(loops, key=lambda node: node.lineno)
+    behind = {_of_self(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call) and n.lineno > last.lineno}
+    first = min(node.lineno for node in loops)
+    return [name for name in _called(forward, names, before=first) if name not in behind]
+
+
+def _called(forward: Any, names: set[str], before: float = math.inf) -> list[str]:
+    """Return which of `self`'s parts a function calls before a line, in the order of its source."""
+    nodes = ast.walk(_tree_of(forward))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.lineno < before]
     found = []
     for call in sorted(calls, key=lambda node: (node.end_lineno or 0, node.end_col_offset or 0)):
         name = _of_self(call.func)

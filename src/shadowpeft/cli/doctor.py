@@ -60,6 +60,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [f"{name:<{width}}  {value}" for name, value in pairs.items() if value]
     if facts.get("proposed"):
         lines += ["", "A row to begin with, for src/shadowpeft/arch/families.py:", facts["proposed"]]
+        lines.append(f"Not looked for, and by default as in Llama: {', '.join(facts['by_hand'])}.")
     for title, sentences in (
         ("What does not fit:", facts["misfits"]),
         ("Left open in config.json:", facts.get("open_fields", [])),

@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shadowpeft import arch
-from shadowpeft.arch.look import Look, look
+from shadowpeft.arch.look import BY_HAND, Look, look
 from shadowpeft.errors import UserError
 from shadowpeft.model import ShadowedModel, attach
 from shadowpeft.storage import stock_models
@@ -28,7 +28,8 @@ def examine(source: str) -> dict[str, Any]:
         of the model's row, `None` if it has none; `causal` and `classifier`, the classes; `misfits`, a
         sentence each. With a row also `row`, its fields; `can`, true or a sentence for each ability; `base`
         and `shadow`, sizes; `open_fields`, a sentence for each field that the file leaves out or sets to
-        null. Without one `found`, what was found by looking, and `proposed`, a row to paste.
+        null. Without one `found`, what was found by looking, `proposed`, a row to paste, and `by_hand`, its
+        fields that no look finds.
 
     Raises:
         UserError: there is no such model, or it cannot be read or reached.
@@ -169,6 +170,7 @@ def _unknown(whole: PretrainedConfig) -> dict[str, Any]:
         "classifier": seen.classifier,
         "found": {name: value for name, value in seen.found.items() if name != "dense"},
         "proposed": proposed,
+        "by_hand": [*BY_HAND],
         "misfits": misfits,
     }
 
