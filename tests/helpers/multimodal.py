@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
 from helpers.families import LABELS, TINY, jolt
 from shadowpeft import arch
@@ -27,6 +27,13 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "vision_config": {"model_type": "siglip_vision_model", **_BLOCK, **_IMAGE},
         "mm_tokens_per_image": 4, "image_token_index": 96, "boi_token_index": 95, "eoi_token_index": 94,
     }),
+    "gemma4": ("gemma4_text", {
+        "vision_config": {
+            **_BLOCK, "num_key_value_heads": 2, "head_dim": 4, "patch_size": 4, "position_embedding_size": 16
+        },
+        # Never drawn: without an image, Gemma 4 reads its place as padding.
+        "image_token_id": 2, "video_token_id": 2, "audio_token_id": 2,
+    }),
     "llama4": ("llama4_text", {
         "vision_config": {
             **_BLOCK, **_IMAGE, "projector_input_dim": 8, "projector_output_dim": 8, "vision_output_dim": 8
@@ -38,6 +45,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "image_token_index": 96,
     }),
     "qwen3_5": ("qwen3_5_text", _QWENS),
+    "qwen3_5_moe": ("qwen3_5_moe_text", _QWENS),
     "qwen3_vl": ("qwen3", {
         **_QWENS, "vision_config": {**_QWENS["vision_config"], "deepstack_visual_indexes": [0]}
     }),
@@ -55,6 +63,8 @@ _TEXT: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 FAMILY_OF = {kind: family for kind, (family, _) in _KINDS.items()}
+# Those that the installed transformers knows: older ones lack some.
+KINDS = sorted(kind for kind in _KINDS if kind in CONFIG_MAPPING and FAMILY_OF[kind] in TINY)
 
 
 def multimodal_config(kind: str, **text: object) -> PretrainedConfig:

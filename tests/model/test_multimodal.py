@@ -7,13 +7,11 @@ import torch
 import transformers
 from helpers.families import attached, padded, perturb, tiny_model, token_ids
 from helpers.family_cases import CONFIG, close, gradients, step_by_step
-from helpers.multimodal import FAMILY_OF, multimodal_model, text_logits
+from helpers.multimodal import FAMILY_OF, KINDS, multimodal_model, text_logits
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from shadowpeft import ShadowConfig, ShadowedModel, UserError, arch, attach
-from shadowpeft.arch.multimodal import MULTIMODAL
 
-KINDS = sorted(MULTIMODAL)
 PIXELS = torch.zeros(1, 3, 16, 16)
 
 

@@ -80,6 +80,7 @@ MULTIMODAL: dict[str, Multimodal] = {
             "Gemma 3", "gemma3", "Gemma3ForConditionalGeneration", "Gemma3ForSequenceClassification",
             without=("final_logit_softcapping",),
         ),
+        Multimodal("Gemma 4", "gemma4", "Gemma4ForConditionalGeneration"),
         Multimodal(
             "Llama 4", "llama4", "Llama4ForConditionalGeneration", decoder="language_model.model",
             head="language_model.lm_head",
@@ -88,6 +89,7 @@ MULTIMODAL: dict[str, Multimodal] = {
         Multimodal(
             "Qwen3.5", "qwen3_5", "Qwen3_5ForConditionalGeneration", "Qwen3_5ForSequenceClassification"
         ),
+        Multimodal("Qwen3.5-MoE", "qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
         Multimodal("Qwen3-VL", "qwen3_vl", "Qwen3VLForConditionalGeneration"),
     )
 }  # fmt: skip
