@@ -242,8 +242,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "hidden_dropout": 0.0, "attention_dropout": 0.0,
     },
 }  # fmt: skip
-# What their rows say is also said in others, so what breaks them breaks one of those. A few of their tests
-# run with the slow ones, the others by themselves (`make test-families`).
+# What their rows say is also said in others, so what breaks them breaks one of those. Their tests run with
+# the slow ones.
 LIKE_ANOTHER = {
     "apertus", "arcee", "bitnet", "cohere", "cohere2_moe", "cwm", "deepseek_v2", "deepseek_v32", "dots1",
     "ernie4_5", "ernie4_5_moe", "exaone_moe", "flex_olmo", "gemma4_unified_text", "glm", "glm4_moe",
@@ -264,6 +264,8 @@ TINY = {name: sizes for name, sizes in EVERY.items() if name in CONFIG_MAPPING}
 def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
     """Make the tiny configuration of a family, with some fields changed."""
     config: PretrainedConfig = AutoConfig.for_model(model_type, **copy.deepcopy(TINY[model_type]))
+    if model_type == "gemma4_text" and "vocab_size" in changes:
+        config.vocab_size_per_layer_input = changes["vocab_size"]
     for name, value in changes.items():
         setattr(config, name, value)
     return config

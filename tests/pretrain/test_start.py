@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.families import BLOCKS, TINY, attached, tiny_model, token_ids
+from helpers.families import BLOCKS, TINY, attached, tiny_config, tiny_model, token_ids
 
 from shadowpeft import ConfigError, ShadowConfig, UnsupportedModelError, arch
 from shadowpeft.pretrain.start import fresh, from_base_blocks
@@ -49,6 +49,19 @@ def test_blocks_run_in_the_order_named():
     got = read_out(base, say(from_base_blocks(base, [3, 1]), ids))
     base.model.layers = torch.nn.ModuleList([base.model.layers[3], base.model.layers[1]])
     assert torch.equal(got, base(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field"), [("gemma4_text", "hidden_size_per_layer_input"), ("glm_moe_dsa", "index_topk")]
+)
+def test_a_block_that_reads_otherwise_than_a_shadows_is_not_copied(model_type, field):
+    """Catches a copy of equal shapes that computes something else."""
+    changes = {"enable_moe_block": False} if model_type == "gemma4_text" else {}
+    base = tiny_model(model_type, config=tiny_config(model_type, **changes))
+    with pytest.raises(
+        UnsupportedModelError, match=f"cannot be copied: its {field} is not that of the shadow"
+    ):
+        from_base_blocks(base, [0])
 
 
 def test_blocks_that_cannot_be_copied():
