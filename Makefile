@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a worker: the models in the tests are too small to gain from more.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo study-smoke test test-slow test-versions coverage lint types docs check clean
+.PHONY: demo study-smoke test test-slow test-families test-versions coverage lint types docs check clean
 
 demo: .venv/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft demo --report report.html
@@ -16,10 +16,14 @@ study-smoke: .venv/.demo
 
 # All tests but those marked slow, which `test-slow` runs.
 test: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "not slow and not families"
 
 test-slow: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "slow and not families"
+
+# What is left of the tests of families whose traits others have; for whoever changes arch, decoder or model.
+test-families: .venv/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "families and not slow"
 
 # A chosen tenth of the tests, on the oldest and a middle transformers that we support; `test` runs on the newest.
 test-versions: .venv/.dev

@@ -18,12 +18,18 @@ from shadowpeft import ShadowConfig, ShadowedModel, attach
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if LIKE_ANOTHER.intersection(_words_of(item)):
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.slow if _says_most(item) else pytest.mark.families)
     if not torch.cuda.is_available():
         for item in items:
             # Not by keyword, which would also find a parameter or a folder of this name.
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _says_most(item: pytest.Item) -> bool:
+    """Return whether a test would notice most of what can be wrong in a family's row."""
+    names = ("test_training_moves_the_whole_shadow", "test_cached_equals_uncached", "test_the_shell_takes")
+    return "tests/arch/" in item.nodeid or any(name in item.nodeid for name in names)
 
 
 def _words_of(item: pytest.Item) -> Iterator[str]:
