@@ -29,7 +29,12 @@ class ShadowCache(Cache):
         adapter: the name of the adapter that it is filled under.
         shadow_blocks: k, the number of the shadow's blocks. Some keep no keys, and some versions of
             transformers then have no layer for them.
+
+    Attributes:
+        is_of_assistant: whether another model checks each token that is computed with it.
     """
+
+    is_of_assistant = False
 
     def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
@@ -41,10 +46,13 @@ class ShadowCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back: -n removes n.
 
+        transformers leaves a recurrent state as it is. An assistant's drafts become worse by that, and what
+        is written does not.
+
         Raises:
             UserError: a layer keeps a recurrent state, in which the tokens cannot be told apart.
         """
-        for layer in self.layers:
+        for layer in () if self.is_of_assistant else self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin) and not layer.is_croppable:
                 raise UserError(
                     "this cache cannot be cropped: base or shadow keeps a recurrent state, from which no "

@@ -71,6 +71,7 @@ class HFGenerationMixin:
 
         if made_for is not None and generation_config.to_dict().get("is_assistant"):
             model_kwargs[versions.CACHE].activate_past_recording()
+            model_kwargs[versions.CACHE].is_of_assistant = True
 
     def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
         # The base knows how it is quantised, and where accelerate keeps it: not all of that can be compiled.
