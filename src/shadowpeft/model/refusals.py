@@ -1,5 +1,7 @@
 """Refusals of calls whose arguments are right: the base is not as it was lent, or nothing would train."""
 
+from typing import NoReturn
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -45,19 +47,12 @@ def refuse_several_devices(base: PreTrainedModel) -> None:
         )
 
 
-def refuse_other_mode(base: PreTrainedModel, training: bool, is_shared: bool) -> None:
-    """Raise if another model that holds the base put it into another mode than this model is in.
-
-    Args:
-        base: the base.
-        training: this model's mode.
-        is_shared: whether another model holds the base, too.
+def refuse_other_mode(base: PreTrainedModel) -> NoReturn:
+    """Raise: another model that holds the base put it into another mode than this model is in.
 
     Raises:
         UserError: says which mode.
     """
-    if base.training == training or not is_shared:
-        return
     now, wanted = ("training", "eval()") if base.training else ("evaluation", "train()")
     raise UserError(
         f"another model that holds the same base put it into {now} mode: call {wanted} on this model "

@@ -297,7 +297,10 @@ class ShadowedModel(  # type: ignore[misc]
         """
         base = self._base()
         refuse_resized(base, self._facts.vocab_size)
-        refuse_other_mode(base, self.training, is_shared=self._loan.is_shared(base))
+        # Who else holds the base is asked only where it matters: a compiled graph would watch the list of loans,
+        # which changes as other models go.
+        if base.training != self.training and self._loan.is_shared(base):
+            refuse_other_mode(base)
         kwargs = arguments.text_alone(kwargs, base.config)
         return {**arguments.outputs_by(self.config, base.config), **kwargs}
 
