@@ -12,6 +12,7 @@ from helpers.families import attached, perturb, tiny_config, tiny_model, token_i
 from helpers.family_cases import CASES, CHANGES, gradients, loss_and_gradients
 
 from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, attach
+from shadowpeft.decoder.loan import Loan
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
@@ -57,6 +58,14 @@ def test_training_moves_the_whole_shadow_and_nothing_else(model_type: str, varia
         parameter.grad is None and not parameter.requires_grad for parameter in model.base.parameters()
     )
     assert all(torch.equal(value, base_before[name]) for name, value in model.base.state_dict().items())
+
+
+def test_a_call_does_not_ask_who_else_holds_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a compiled graph that breaks when another model is collected."""
+    model, ids = attached(tiny_model("llama")), token_ids(1, 5)
+    monkeypatch.setattr(Loan, "is_shared", lambda *_: pytest.fail("the list of loans was read"))
+    model(ids, labels=ids)
+    model.train()(ids, labels=ids).loss.backward()
 
 
 @pytest.mark.parametrize("variant", ["normed", "paper", "peft"])

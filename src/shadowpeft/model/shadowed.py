@@ -297,8 +297,8 @@ class ShadowedModel(  # type: ignore[misc]
         """
         base = self._base()
         refuse_resized(base, self._facts.vocab_size)
-        # Who else holds the base is asked only where it matters: a compiled graph would watch the list of loans,
-        # which changes as other models go.
+        # Who else holds the base is asked only where it matters: a compiled graph would watch the list of
+        # loans, which changes as other models go.
         if base.training != self.training and self._loan.is_shared(base):
             refuse_other_mode(base)
         kwargs = arguments.text_alone(kwargs, base.config)
