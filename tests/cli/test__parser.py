@@ -32,8 +32,8 @@ FLAGS = {
     compare_verb: "model tasks output methods name seeds trials finalists tie_standard_errors steps "
     "batch_size ranks search overrides shadow_model data_dir train_rows validation_rows test_rows test_skip "
     "max_length eval_batch_size ood forgetting_rows search_seed bf16 device workers json retry report_only",
-    generate_verb: "model adapter prompt detached raw max_new_tokens temperature top_p top_k seed dtype "
-    "device json",
+    generate_verb: "model adapter prompt detached draft draft_tokens raw max_new_tokens temperature top_p "
+    "top_k seed dtype device json",
     eval_verb: "model data lm_eval adapter split detached base batch_size max_length max_new_tokens "
     "exact_match limit num_fewshot include_path dtype device json",
     export_verb: "model adapter shadow_model to output dtype max_shard_size push json",
