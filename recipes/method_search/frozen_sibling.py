@@ -10,13 +10,11 @@ its token loss.
 """
 
 import json
-import os
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from head_rate import main, read
+from head_rate import main, read, replace
 
 BASE, SIBLING = "models/qwen2.5-coder-1.5b", "models/qwen2.5-coder-0.5b"
 # The output of `shadowpeft pretrain --train-parts projection`.
@@ -190,14 +188,7 @@ def is_ready(one: Job) -> bool:
 def write(jobs: Path, rows: str, any_model: bool) -> None:
     """Write the file of jobs anew, if there are others than before."""
     lines = [json.dumps(one) for one in plan(Measured(read(rows))) if any_model or is_ready(one)]
-    text = "".join(line + "\n" for line in lines)
-    if jobs.exists() and jobs.read_text(encoding="utf-8") == text:
-        return
-    # Under another name first: a process must not read half a file.
-    new = jobs.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, jobs)
-    print(f"{time.time():.0f}: {len(lines)} jobs", flush=True)
+    replace(jobs, lines)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ rounds after it, then on three seeds.
 import argparse
 import glob
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -208,6 +209,18 @@ def add(jobs: Path, rows: str, any_model: bool) -> None:
             file.writelines(line + "\n" for line in new)
         known.update(new)
         print(f"{time.time():.0f} {stage}: {len(new)} jobs", flush=True)
+
+
+def replace(jobs: Path, lines: Sequence[str]) -> None:
+    """Write the file of jobs anew, if there are others than before."""
+    text = "".join(line + "\n" for line in lines)
+    if jobs.exists() and jobs.read_text(encoding="utf-8") == text:
+        return
+    # Under another name first: a process must not read half a file.
+    new = jobs.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, jobs)
+    print(f"{time.time():.0f}: {len(lines)} jobs", flush=True)
 
 
 def main(doc: str | None = __doc__, update: Callable[[Path, str, bool], None] = add) -> None:

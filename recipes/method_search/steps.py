@@ -45,13 +45,12 @@ import argparse
 import functools
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from head_rate import main, read
+from head_rate import main, read, replace
 
 GEMMA, QWEN = "models/gemma-3-270m", "models/qwen2.5-coder-0.5b"
 MODELS = (GEMMA, QWEN)
@@ -235,14 +234,7 @@ def write(jobs: Path, rows: str, any_model: bool, until: float | None = None) ->
     measured = Measured(read(rows))
     ready = (one for one in plan(measured) if any_model or (Path(one["model"]) / "READY").exists())
     lines = [json.dumps(one) for one in ready if fits(one, measured, until, time.time())]
-    text = "".join(line + "\n" for line in lines)
-    if jobs.exists() and jobs.read_text(encoding="utf-8") == text:
-        return
-    # Under another name first: a process must not read half a file.
-    new = jobs.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, jobs)
-    print(f"{time.time():.0f}: {len(lines)} jobs", flush=True)
+    replace(jobs, lines)
 
 
 def end() -> float | None:

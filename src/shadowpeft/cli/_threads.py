@@ -3,7 +3,7 @@
 import os
 
 # How GNU's OpenMP (torch on Linux) and LLVM's and Intel's (elsewhere) are told not to spin for long. To fall
-# asleep at once would cost a tenth on a quiet machine (docs/guides/save-time-and-memory.md).
+# asleep at once costs a tenth more on a quiet machine (docs/guides/save-time-and-memory.md).
 _ASLEEP = {"GOMP_SPINCOUNT": "300", "KMP_BLOCKTIME": "0"}
 
 
