@@ -264,8 +264,6 @@ TINY = {name: sizes for name, sizes in EVERY.items() if name in CONFIG_MAPPING}
 def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
     """Make the tiny configuration of a family, with some fields changed."""
     config: PretrainedConfig = AutoConfig.for_model(model_type, **copy.deepcopy(TINY[model_type]))
-    if model_type == "gemma4_text" and "vocab_size" in changes:
-        config.vocab_size_per_layer_input = changes["vocab_size"]
     for name, value in changes.items():
         setattr(config, name, value)
     return config
