@@ -437,6 +437,17 @@ def compiled() -> tuple[list[Any], dict[str, Any]]:
 
 
 @torch.no_grad()
+def test_one_step_is_compiled_for_all_of_a_generation() -> None:
+    """Catches a mask that grows by a token at each step, of which each length would be compiled again."""
+    model, ids, (graphs, settings) = perturb(attached(tiny_model("llama"))), token_ids(2, 7), compiled()
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    want = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=6, **settings), want)
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
 def test_a_shorter_generation_is_not_compiled_anew() -> None:
     """Catches a static cache of another length for every call: each would be compiled again."""
     model, ids, (graphs, settings) = perturb(attached(tiny_model("llama"))), token_ids(2, 7), compiled()

@@ -10,6 +10,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
+    StaticLayer,
 )
 
 from shadowpeft.arch import versions
@@ -71,6 +72,13 @@ class ShadowCache(Cache):
         """
         for layer in self._filled():
             layer.crop(min(0, tokens - layer.get_seq_length()))
+
+    def room(self) -> int | None:
+        """Return how many tokens the longest layer has room for; `None` if a layer grows or keeps a state."""
+        layers = self._filled()
+        if not all(isinstance(layer, StaticLayer) for layer in layers):
+            return None
+        return max((layer.get_max_length() for layer in layers), default=None)
 
     def _filled(self) -> list[Any]:
         """Return the layers that hold anything: those of blocks that read the keys of others do not."""

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, NoReturn
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     Cache,
@@ -150,9 +151,17 @@ class HFGenerationMixin:
     init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
-        """Return the plain mask, of which each decoder makes its own: their sliding windows may differ."""
-        return attention_mask
+    def create_masks_for_generate(attention_mask: Tensor | None, **inputs: Any) -> Tensor | None:
+        """Return the plain mask, of which each decoder makes its own: their sliding windows may differ.
+
+        With a static cache it is as long as the cache, so that its length is that of every step: a step that
+        was compiled would otherwise be compiled again.
+        """
+        cache = inputs.get(versions.CACHE)
+        if attention_mask is None or not isinstance(cache, ShadowCache):
+            return attention_mask
+        room = cache.room()
+        return attention_mask if room is None else F.pad(attention_mask, (0, room - attention_mask.shape[1]))
 
 
 def require_shadow_cache(cache: object, shadow_blocks: int, adapter: str) -> ShadowCache:

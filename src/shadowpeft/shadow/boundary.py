@@ -85,15 +85,17 @@ class Update(BoundaryWeights):
         norm_weights = None
         if norm is not None:
             norm_weights = norm.weight, norm.bias, norm.eps
+        # Each layer is looked up once: a module's attribute takes long, and this is asked at every boundary.
+        t_in, t_out, g_in, g_out = self.transform_in, self.transform_out, self.gate_in, self.gate_out
         return UpdateWeights(
-            transform_in_UD=self.transform_in.weight,
-            transform_in_U=self.transform_in.bias,
-            transform_out_DU=self.transform_out.weight,
-            transform_out_D=self.transform_out.bias,
-            gate_in_UD=self.gate_in.weight,
-            gate_in_U=self.gate_in.bias,
-            gate_out_DU=self.gate_out.weight,
-            gate_out_D=self.gate_out.bias,
+            transform_in_UD=t_in.weight,
+            transform_in_U=t_in.bias,
+            transform_out_DU=t_out.weight,
+            transform_out_D=t_out.bias,
+            gate_in_UD=g_in.weight,
+            gate_in_U=g_in.bias,
+            gate_out_DU=g_out.weight,
+            gate_out_D=g_out.bias,
             norm=norm_weights,
             activation=self.activation,
             gate_shift=self.gate_shift,

@@ -13,6 +13,7 @@ from triton import cdiv
 
 from shadowpeft.ops.triton import backward as back
 from shadowpeft.ops.triton import forward as fore
+from shadowpeft.ops.triton import rows as alone
 from shadowpeft.ops.triton.call import Call, kinds_of
 from shadowpeft.ops.triton.case import (
     Arguments,
@@ -121,6 +122,16 @@ def _forward_plan(
 
 
 @lru_cache(_PLANS)
+def _rows_plan(case: Case, rows: int, kind: torch.dtype, kinds: tuple[object, ...]) -> Call:
+    """Plan the one launch of few rows."""
+    tile = tile_of("cross", kind, rows, max(case.UP, case.RP))
+    wide = power_of_2(case.D)
+    constants = case.pick("D U R UP RP NORM OFFSET UNIT UPDATE INJECT GELU BIAS")
+    constants |= {"WIDE": wide, "BD": min(tile.cols, wide)}
+    return Call(alone.cross, (rows,), constants, num_warps=tile.warps)
+
+
+@lru_cache(_PLANS)
 def _backward_plan(
     case: Case,
     rows: int,
@@ -188,6 +199,7 @@ def _gathering(plan: _Planner, parts: int) -> Call:
 def forget_plans() -> None:
     """Make plans anew: after a change of `parts.TILES`."""
     _forward_plan.cache_clear()
+    _rows_plan.cache_clear()
     _backward_plan.cache_clear()
 
 
@@ -229,6 +241,25 @@ def run_forward(case: Case, given: Arguments) -> tuple[Tensor, Tensor, Tensor, T
         if plan.inject is not None:
             plan.inject.call(h, w.up, state, seed, kept, out, rows, plan.inject.span, n.alpha, n.dropout)
     return out, moved, kept, shared
+
+
+def run_rows(case: Case, given: Arguments) -> tuple[Tensor, Tensor]:
+    """Run the forward pass of a few rows and keep nothing for a backward pass.
+
+    Returns:
+        h' (empty without an injection) and s' (empty without an update).
+    """
+    h, s, w, n = given.h.contiguous(), given.s.contiguous(), given.weights.contiguous(), given.attributes
+    rows = h.numel() // case.D
+    out, moved = _result(h, case.INJECT), _result(s, case.UPDATE)
+    if rows:
+        with _on(h.device):
+            call = _rows_plan(case, rows, h.dtype, kinds_of((h, s, *w)))
+            call(
+                h, s, w.norm_w, w.norm_b, w.tin, w.tin_b, w.tout, w.tout_b, w.gin, w.gin_b, w.gout, w.gout_b,
+                w.down, w.up, moved, out, n.eps, n.gate_shift, n.alpha,
+            )  # fmt: skip
+    return out, moved
 
 
 def run_backward(case: Case, given: BackwardArguments) -> list[Tensor]:

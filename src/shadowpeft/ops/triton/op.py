@@ -28,8 +28,8 @@ from shadowpeft.ops.triton.case import (
     case_of,
     kept_widths,
 )
-from shadowpeft.ops.triton.launch import run_backward, run_forward
-from shadowpeft.ops.triton.parts import INTERPRETED
+from shadowpeft.ops.triton.launch import run_backward, run_forward, run_rows
+from shadowpeft.ops.triton.parts import INTERPRETED, ROWS_ALONE
 
 WIDEST = 128
 DTYPES = (torch.bfloat16, torch.float32)
@@ -91,8 +91,13 @@ def _fused(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormPart
         eps=float(norm.eps),
         offset=float(norm.offset),
     )
-    cross = forward_op if _is_watched(h_BTD) else _Boundary.apply
-    out_BTD, next_BTD, *_ = cross(h_BTD, s_BTD, *Weights.of(w, inject_w, norm), seed, *attributes)
+    weights, is_watched = Weights.of(w, inject_w, norm), _is_watched(h_BTD)
+    if seed is None and _are_few(h_BTD) and not _wants_gradients(h_BTD, s_BTD, *weights):
+        given = Arguments(h_BTD, s_BTD, weights, seed, attributes)
+        out_BTD, next_BTD = rows_op(h_BTD, s_BTD, *weights, *attributes) if is_watched else _rows(given)
+    else:
+        cross = forward_op if is_watched else _Boundary.apply
+        out_BTD, next_BTD, *_ = cross(h_BTD, s_BTD, *weights, seed, *attributes)
     if inject_w is not None:
         h_BTD = out_BTD
     if update_w is not None:
@@ -157,6 +162,20 @@ def _is_watched(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(tensor) is not Tensor or is_in_torch_dispatch_mode()
 
 
+def _are_few(h_BTD: Tensor) -> bool:
+    return h_BTD.numel() <= ROWS_ALONE * h_BTD.shape[-1]
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+def _rows(given: Arguments) -> tuple[Tensor, Tensor]:
+    return run_rows(case_of(given), given)
+
+
 def _forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return run_forward(case_of(given), given)
 
@@ -202,6 +221,32 @@ def _fake_result(like: Tensor, written: bool = True) -> Tensor:
     if not written:
         return like.new_empty(0)
     return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("shadowpeft::boundary_of_rows", mutates_args=())
+def rows_op(
+    h: Tensor, s: Tensor,
+    tin: Tensor | None, tin_b: Tensor | None, tout: Tensor | None, tout_b: Tensor | None,
+    gin: Tensor | None, gin_b: Tensor | None, gout: Tensor | None, gout_b: Tensor | None,
+    down: Tensor | None, up: Tensor | None, norm_w: Tensor | None, norm_b: Tensor | None,
+    variant: str, norm: str, activation: str,
+    alpha: float, dropout: float, gate_shift: float, eps: float, offset: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute the forward pass of a few rows as one operation, without a gradient.
+
+    Returns:
+        h' (empty without an injection) and s' (empty without an update).
+    """
+    return _rows(Arguments.grouped((
+        h, s, tin, tin_b, tout, tout_b, gin, gin_b, gout, gout_b, down, up, norm_w, norm_b, None,
+        variant, norm, activation, alpha, dropout, gate_shift, eps, offset,
+    )))  # fmt: skip
+
+
+@rows_op.register_fake
+def _(h, s, *flat):  # type: ignore[no-untyped-def]
+    weights = Weights(*flat[: len(Weights._fields)])
+    return _fake_result(h, weights.down is not None), _fake_result(s, weights.tin is not None)
 
 
 @torch.library.custom_op("shadowpeft::boundary_backward", mutates_args=())

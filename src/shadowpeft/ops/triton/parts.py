@@ -36,6 +36,8 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "project": (Tile(64, 64, 4, 4), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "advance": (Tile(64, 64, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "inject": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
+    # A program takes one row, whatever is said of rows here.
+    "cross": (Tile(1, 1024, 16, 1), Tile(1, 1024, 16, 1), Tile(1, 512, 16, 1)),
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "settle": (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     "retreat": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
@@ -46,6 +48,8 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
 }
 FEW_ROWS = 256
 MOST_SPLITS = 8
+# Up to so many rows one kernel is faster than three (`rows.cross`).
+ROWS_ALONE = 64
 
 
 def tile_of(kernel: str, dtype: torch.dtype, rows_N: int, widest: int) -> Tile:
