@@ -7,7 +7,7 @@ import gc
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from shadowpeft import arch
 from shadowpeft.bench import measure, methods, shapes
 from shadowpeft.bench.check import NumericalTestFailed, check, check_compiled
+from shadowpeft.bench.machine import device_name, on, status_of, tidy
 from shadowpeft.bench.measurements import MeasurementFile
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.bench.snapshot import BaseSnapshot
@@ -50,7 +51,7 @@ def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFil
     deadline = time.monotonic() + (settings.limit_seconds or float("inf"))
     facts = {
         "kind": settings.kind,
-        "device": _device_name(device),
+        "device": device_name(device),
         "command": command,
         "versions": versions("triton", "shadow-peft"),
         "commit": commit(),
@@ -58,7 +59,7 @@ def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFil
     gc.collect()
     gc.freeze()  # code, mostly; each collection between two turns would look through it again
     # torch limits how often it compiles one line of code, and several methods share some lines.
-    with _on(device), torch._dynamo.config.patch(recompile_limit=64), _progress(settings) as show:
+    with on(device), torch._dynamo.config.patch(recompile_limit=64), _progress(settings) as show:
         for shape in settings.shapes:
             try:
                 # Without a name, so that nothing holds the base of a shape when the next one is built.
@@ -76,14 +77,8 @@ def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFil
                     "choose a smaller shape"
                 ) from None
             torch.compiler.reset()  # what was compiled for the base of this shape
-            _tidy()
+            tidy()
     return file
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
@@ -192,7 +187,7 @@ class _Rotation:
             # The test compiles for few tokens. At the next length torch would compile for any length, which
             # is slower.
             torch.compiler.reset()
-            _tidy()
+            tidy()
         for _ in range(self.settings.rounds):
             for spec, timings in self.timings.items():
                 if time.monotonic() > deadline:
@@ -213,12 +208,12 @@ class _Rotation:
         except NumericalTestFailed:
             raise
         except Exception as error:
-            timings.status = _status(error)
+            timings.status = status_of(error)
         # Outside the handler: until it ends, the frames of the error hold their tensors.
         if timings.status != "ok":
             timings.kept = None
         self.snapshot.restore()
-        _tidy()
+        tidy()
 
     def _turn(self, spec: Spec, timings: Timings) -> None:
         if timings.kept is not None:
@@ -257,28 +252,6 @@ def _type_of(applied: methods.AppliedMethod) -> str | None:
     """Name the type of what a method trains; `None` where it trains nothing."""
     types = {str(parameter.dtype).removeprefix("torch.") for parameter in applied.trained()}
     return ", ".join(sorted(types)) or None
-
-
-def _status(error: Exception) -> str:
-    """Say in a few words why a method has no more turns."""
-    if isinstance(error, ImportError):
-        return f"missing: {error.name or error} is not installed"
-    if is_out_of_memory(error):
-        return "out of memory"
-    message = " ".join(str(error).split())[:300]
-    if isinstance(error, UserError):
-        return f"failed: {message}"
-    return f"failed: {type(error).__name__}: {message}"
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _tidy() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

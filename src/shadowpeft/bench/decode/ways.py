@@ -1,0 +1,167 @@
+"""The ways in which a model writes: `generate` as a user calls it, and with a cache that lets it compile.
+
+B rows, T tokens of the prompt, N new tokens.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shadowpeft.bench.decode.methods import Writer
+from shadowpeft.errors import UserError
+from shadowpeft.generate import DraftReport
+from shadowpeft.reporting.devices import synchronise
+
+# The first steps of a compiled call record their CUDA graphs anew, for its new cache.
+SETTLING = 8
+
+
+@dataclass
+class Turn:
+    """What one turn of a method took.
+
+    Attributes:
+        token_ms: milliseconds a token of each text, the first token left out.
+        first_ms: milliseconds to the first token of each text.
+        call_ms: milliseconds of the whole call; none where there is no such call.
+        reports: how well drafting went.
+    """
+
+    token_ms: list[float] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)
+    call_ms: list[float] = field(default_factory=list)
+    reports: list[DraftReport] = field(default_factory=list)
+
+
+class Way(Protocol):
+    """One method in one way, with one prompt."""
+
+    def first(self) -> Tensor:
+        """Write for the first time, which may take long; return the new tokens, (B, N)."""
+        ...
+
+    def turn(self, repeats: int) -> Turn:
+        """Time so many texts."""
+        ...
+
+
+class Generate:
+    """`model.generate(ids, do_sample=False, min_new_tokens=N, max_new_tokens=N)`.
+
+    A token takes (t(N) - t(1)) / (N - 1), where t(n) is the time of a call that writes n tokens.
+
+    Args:
+        writer: the method.
+        ids_BT: the prompt.
+        new_tokens: N.
+    """
+
+    def __init__(self, writer: Writer, ids_BT: Tensor, new_tokens: int) -> None:
+        self.writer, self.ids_BT, self.new_tokens = writer, ids_BT, new_tokens
+
+    def first(self) -> Tensor:
+        """Write once."""
+        return self._write(self.new_tokens)[0]
+
+    def turn(self, repeats: int) -> Turn:
+        """Time so many texts."""
+        turn = Turn()
+        for _ in range(repeats):
+            first_ms, _ = self._timed(1)
+            call_ms, report = self._timed(self.new_tokens)
+            turn.first_ms.append(first_ms)
+            turn.call_ms.append(call_ms)
+            turn.token_ms.append((call_ms - first_ms) / (self.new_tokens - 1))
+            if report is not None:
+                turn.reports.append(report)
+        return turn
+
+    def _timed(self, tokens: int) -> tuple[float, DraftReport | None]:
+        """Return the milliseconds of a call."""
+        spent, (_, report) = timed(lambda: self._write(tokens), self.ids_BT.device)
+        return spent, report
+
+    def _write(self, tokens: int, **options: Any) -> tuple[Tensor, DraftReport | None]:
+        """Write so many tokens; return them, and how well drafting went."""
+        drafts = "draft" in self.writer.options
+        out = self.writer.model.generate(
+            input_ids=self.ids_BT,
+            attention_mask=torch.ones_like(self.ids_BT),
+            do_sample=False,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            return_dict_in_generate=drafts,
+            **self.writer.options,
+            **options,
+        )
+        new_BN = (out.sequences if drafts else out)[:, self.ids_BT.shape[1] :]
+        report = out.draft_report if drafts else None
+        if new_BN.shape[1] != tokens:
+            raise UserError(f"{tokens} tokens were asked for and {new_BN.shape[1]} were written")
+        return new_BN, report
+
+
+class Compiled(Generate):
+    """`generate(..., cache_implementation="static")`, which transformers compiles on a GPU.
+
+    A token takes (t(N) - t(n)) / (N - n) with n = `SETTLING`.
+    """
+
+    def __init__(self, writer: Writer, ids_BT: Tensor, new_tokens: int) -> None:
+        super().__init__(writer, ids_BT, new_tokens)
+        self._first_ms = 0.0
+
+    def compile_seconds(self, turn: Turn) -> float:
+        """Return the seconds of the first call beyond those of a later one."""
+        return (self._first_ms - statistics.median(turn.call_ms)) / 1000
+
+    def first(self) -> Tensor:
+        """Compile, and write once more.
+
+        Raises:
+            UserError: transformers did not compile.
+        """
+        # What else a process does once: kernels of the prompt, which is not compiled.
+        Generate._write(self, 2)
+        self._first_ms, (new_BN, _) = timed(lambda: self._write(self.new_tokens), self.ids_BT.device)
+        if "_compiled_call" not in vars(self.writer.stock):
+            raise UserError("transformers did not compile this model")
+        self._write(self.new_tokens)
+        return new_BN
+
+    def turn(self, repeats: int) -> Turn:
+        """Time so many texts.
+
+        Raises:
+            UserError: a call is compiled again.
+        """
+        turn = Turn()
+        for _ in range(repeats):
+            first_ms, _ = self._timed(1)
+            settled_ms, _ = self._timed(SETTLING)
+            call_ms, _ = self._timed(self.new_tokens)
+            turn.first_ms.append(first_ms)
+            turn.call_ms.append(call_ms)
+            turn.token_ms.append((call_ms - settled_ms) / (self.new_tokens - SETTLING))
+        return turn
+
+    def _timed(self, tokens: int) -> tuple[float, DraftReport | None]:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            return super()._timed(tokens)
+
+    def _write(self, tokens: int, **options: Any) -> tuple[Tensor, DraftReport | None]:
+        return super()._write(tokens, cache_implementation="static", **options)
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the milliseconds of a call and what it returns."""
+    synchronise(device)
+    began = time.perf_counter()
+    result = call()
+    synchronise(device)
+    return 1000 * (time.perf_counter() - began), result
