@@ -52,7 +52,9 @@ class Reference:
         """
         compared = min(new_BN.shape[1], self.new_BN.shape[1])
         allowed = self.gap()
-        for row, (got_N, own_N) in enumerate(zip(new_BN[:, :compared], self.new_BN[:, :compared])):
+        for row, (got_N, own_N) in enumerate(
+            zip(new_BN[:, :compared], self.new_BN[:, :compared], strict=False)
+        ):
             other = (got_N != own_N).nonzero()
             if not len(other):
                 continue

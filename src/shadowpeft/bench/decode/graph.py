@@ -3,7 +3,8 @@
 B rows, T tokens of the prompt, N new tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -80,8 +81,7 @@ class Graph:
 
     def _text(self) -> tuple[Tensor, float, float]:
         """Write a text; return its first tokens, (B, CHECKED), and the times of the prompt and of a step."""
-        room = self.ids_BT.shape[1] + self.new_tokens
-        device = self.ids_BT.device
+        room, device = self.ids_BT.shape[1] + self.new_tokens, self.ids_BT.device
         first_ms, step = timed(lambda: Step(self.writer, self.ids_BT, room), device)
         written = [step.token_B1.clone()]
 
@@ -89,17 +89,30 @@ class Graph:
             call()
             written.append(step.token_B1.clone())
 
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        with on_side_stream(device):
             for _ in range(WARM):
                 write(step)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
+        replay = captured(step)
         while len(written) < CHECKED:
-            write(graph.replay)
+            write(replay)
         steps = self.new_tokens - len(written)
-        spent_ms, _ = timed(lambda: [graph.replay() for _ in range(steps)], device)
+        spent_ms, _ = timed(lambda: [replay() for _ in range(steps)], device)
         return torch.cat(written, 1), first_ms, spent_ms / steps
+
+
+@contextmanager
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Run what is in the context on a stream of its own, between what comes before and after it."""
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        yield
+    main.wait_stream(side)
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Capture a step in a CUDA graph, without running it; return what runs it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -13,7 +13,7 @@ from shadowpeft.bench.decode.weights import SharedWeights
 from shadowpeft.bench.methods import RANK, ours
 from shadowpeft.config import Variant
 
-# How far an untrained shadow is moved from its start, where it corrects nothing.
+# How large the weights become that are zero before training, without which a shadow corrects nothing.
 MOVED = 0.02
 
 
@@ -59,14 +59,14 @@ class Loader:
 
     @torch.no_grad()
     def shadowed(self, impl: str) -> ShadowedModel:
-        """Attach a shadow that is as far from its start as a trained one: at its start it corrects nothing."""
+        """Attach a shadow that corrects something, as a trained one does and an untrained one does not."""
         base = self.weights.lend()
         torch.manual_seed(self.seed)
         with torch.device(base.device):
             model = ours(base, self.variant, impl, "base").eval()
             for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(MOVED * torch.randn_like(parameter))
+                if not parameter.any():
+                    parameter.normal_(std=MOVED)
         return model.requires_grad_(False)
 
 
