@@ -61,10 +61,10 @@ def check(
     try:
         found = {name: _by(model, name, ids_BT) for name in dict.fromkeys(("reference", *impls))}
         # Widened in place and narrowed again, which restores the same weights and needs no second base.
-        cast_weights(model, wide)
+        _cast(model, wide)
         truth = _by(model, "reference", ids_BT)
     finally:
-        cast_weights(model, narrow)
+        _cast(model, narrow)
         snapshot.restore()
     noise = {name: error(found["reference"][name], truth[name]) for name in truth}
     for impl, results in found.items():
@@ -196,7 +196,7 @@ def _gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
     return gradients
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the weights alone: a model's buffers (rotary frequencies) are always float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -107,23 +107,12 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
             spec.block(config.num_hidden_layers)
         for impl in {spec.impl for spec in specs if spec.impl is not None}:
             try:
-                _refuse_impl(impl, config, settings, device=device)
+                methods.refuse_impl(impl, config, settings.variant, settings.base_dtype(device), device)
             except ConfigError as error:
                 if settings.methods is not None:
                     raise
                 unable[impl] = str(error)
     return unable
-
-
-def _refuse_impl(impl: str, config: Any, settings: Bench, device: torch.device) -> None:
-    """Refuse an implementation that cannot run on a device, by attaching it to a base without weights."""
-    with torch.device("meta"):
-        base = arch.build(config, "causal-lm").to(settings.base_dtype(device))  # type: ignore[arg-type]
-        methods.ours(base, settings.variant, impl)
-    if impl == "triton" and device.type == "cpu" and torch.cuda.is_available():
-        raise ConfigError(
-            "impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation"
-        )
 
 
 class _Rotation:

@@ -5,6 +5,8 @@ How much rounding is, is measured: the reference's own error against the same we
 B rows, T tokens of the prompt, N new tokens, V words.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,7 @@ import torch
 from torch import Tensor
 
 from shadowpeft.arch import versions
-from shadowpeft.bench.check import SLACK, NumericalTestFailed, cast_weights, error, refuse_beyond
-from shadowpeft.bench.decode.methods import Loader
+from shadowpeft.bench.check import SLACK, NumericalTestFailed, error, refuse_beyond
 from shadowpeft.bench.decode.settings import CHECKED
 
 ROWS = 2
@@ -80,25 +81,41 @@ class Reference:
 
 
 @torch.no_grad()
-def reference(loader: Loader, ids_BT: Tensor) -> Reference:
-    """Write with the reference, and compute its logits at higher precision."""
+def reference(model: Any, ids_BT: Tensor) -> Reference:
+    """Write the first rows with a model whose boundaries the reference computes.
+
+    Args:
+        model: the attached model.
+        ids_BT: the prompt.
+    """
     ids_BT = ids_BT[:ROWS]
-    model = loader.shadowed("reference")
     out = model.generate(
         input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), do_sample=False,
         min_new_tokens=CHECKED, max_new_tokens=CHECKED,
     )  # fmt: skip
     new_BN = out[:, ids_BT.shape[1] :]
     logits_BNV = stepwise(model, ids_BT, new_BN)
-    narrow = model.dtype
-    # Widened in place and narrowed again, which restores the same weights and needs no second base.
-    cast_weights(model, torch.float64 if narrow == torch.float32 else torch.float32)
-    try:
+    with _at_higher_precision(model):
         read_BT = torch.cat([ids_BT, new_BN[:, :-1]], 1)
         truth_BNV = model(input_ids=read_BT, use_cache=False, logits_to_keep=CHECKED).logits
-    finally:
-        cast_weights(model, narrow)
     return Reference(ids_BT, new_BN, logits_BNV, truth_BNV)
+
+
+@contextmanager
+def _at_higher_precision(model: Any) -> Iterator[None]:
+    """Widen the weights in place and narrow them again, which restores the same and needs no second base.
+
+    A model's buffers (rotary frequencies) are always float32.
+    """
+    wide = torch.float64 if model.dtype == torch.float32 else torch.float32
+    types = {parameter: parameter.dtype for parameter in model.parameters()}
+    try:
+        for parameter in types:
+            parameter.data = parameter.data.to(wide)
+        yield
+    finally:
+        for parameter, dtype in types.items():
+            parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 B rows, T tokens of the prompt, N new tokens.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shadowpeft.arch import versions
 from shadowpeft.bench.decode.methods import Writer
+from shadowpeft.bench.decode.prompts import Prompt
 from shadowpeft.bench.decode.settings import CHECKED
 from shadowpeft.bench.decode.ways import Turn, timed
 
@@ -59,30 +60,29 @@ class Graph:
 
     Args:
         writer: the method.
-        ids_BT: the prompt.
-        new_tokens: N.
+        prompts: the prompts.
     """
 
-    def __init__(self, writer: Writer, ids_BT: Tensor, new_tokens: int) -> None:
-        self.writer, self.ids_BT, self.new_tokens = writer, ids_BT, new_tokens
+    def __init__(self, writer: Writer, prompts: Sequence[Prompt]) -> None:
+        self.writer, self.prompts = writer, prompts
 
-    def first(self) -> Tensor:
-        """Write the first tokens, some of them by the graph."""
-        return self._text()[0]
+    def first(self) -> list[Tensor]:
+        """Write the first tokens of each text, some of them by the graph."""
+        return [self._text(prompt)[0] for prompt in self.prompts]
 
     def turn(self, repeats: int) -> Turn:
-        """Time so many texts."""
+        """Time each text so many times."""
         turn = Turn()
-        for _ in range(repeats):
-            _, first_ms, token_ms = self._text()
+        for prompt in [*self.prompts] * repeats:
+            _, first_ms, token_ms = self._text(prompt)
             turn.first_ms.append(first_ms)
             turn.token_ms.append(token_ms)
         return turn
 
-    def _text(self) -> tuple[Tensor, float, float]:
+    def _text(self, prompt: Prompt) -> tuple[Tensor, float, float]:
         """Write a text; return its first tokens, (B, CHECKED), and the times of the prompt and of a step."""
-        room, device = self.ids_BT.shape[1] + self.new_tokens, self.ids_BT.device
-        first_ms, step = timed(lambda: Step(self.writer, self.ids_BT, room), device)
+        device = prompt.ids_BT.device
+        first_ms, step = timed(lambda: Step(self.writer, prompt.ids_BT, prompt.room), device)
         written = [step.token_B1.clone()]
 
         def write(call: Callable[[], None]) -> None:
@@ -95,7 +95,7 @@ class Graph:
         replay = captured(step)
         while len(written) < CHECKED:
             write(replay)
-        steps = self.new_tokens - len(written)
+        steps = prompt.new_tokens - len(written)
         spent_ms, _ = timed(lambda: [replay() for _ in range(steps)], device)
         return torch.cat(written, 1), first_ms, spent_ms / steps
 

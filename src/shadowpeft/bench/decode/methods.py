@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel, StaticCache
 
-from shadowpeft import ShadowedModel
+from shadowpeft import ShadowedModel, attach
 from shadowpeft.bench.decode.specs import DecodeSpec
+from shadowpeft.bench.decode.subject import Subject
 from shadowpeft.bench.decode.weights import SharedWeights
-from shadowpeft.bench.methods import RANK, ours
+from shadowpeft.bench.methods import RANK, config_of
 from shadowpeft.config import Variant
 
-# How large the weights become that are zero before training, without which a shadow corrects nothing.
+# How large the weights become that are zero before training.
 MOVED = 0.02
 
 
@@ -40,11 +41,13 @@ class Loader:
 
     Args:
         weights: the base.
-        variant: the variant of a shadow; `None` for the default.
+        subject: what the shadow is made from.
+        variant: the variant of an untrained shadow; `None` for the default.
         seed: decides the random weights: those of ours are the same with each implementation.
     """
 
     weights: SharedWeights
+    subject: Subject
     variant: Variant | None
     seed: int
 
@@ -59,13 +62,19 @@ class Loader:
 
     @torch.no_grad()
     def shadowed(self, impl: str) -> ShadowedModel:
-        """Attach a shadow that corrects something, as a trained one does and an untrained one does not."""
+        """Put the trained adapter beside the base, or a shadow that corrects something as a trained one does.
+
+        An untrained one does not, since some of its weights are zero.
+        """
         base = self.weights.lend()
+        if self.subject.adapter is not None:
+            return ShadowedModel.from_pretrained(base, self.subject.adapter, impl=impl)
         torch.manual_seed(self.seed)
+        start = self.subject.start(base.device, base.dtype, self.seed)
         with torch.device(base.device):
-            model = ours(base, self.variant, impl, "base").eval()
+            model = attach(base, config_of(self.variant), start, dtype=base.dtype, impl=impl).eval()
             for parameter in model.parameters():
-                if not parameter.any():
+                if parameter.requires_grad and not parameter.any():
                     parameter.normal_(std=MOVED)
         return model.requires_grad_(False)
 

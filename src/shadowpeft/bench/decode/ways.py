@@ -5,10 +5,9 @@ B rows, T tokens of the prompt, N new tokens.
 
 import functools
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,12 +17,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from shadowpeft.bench.decode.methods import Writer
+from shadowpeft.bench.decode.prompts import Prompt
 from shadowpeft.errors import UserError
 from shadowpeft.generate import DraftReport
 from shadowpeft.reporting.devices import synchronise
 
-# The first steps of a compiled call record their CUDA graphs anew, for its new cache.
-SETTLING = 8
+# The environment's name for the folder in which the compiler keeps what it made.
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -45,59 +44,64 @@ class Turn:
 
 
 class Way(Protocol):
-    """One method in one way, with one prompt."""
+    """One method in one way."""
 
-    def first(self) -> Tensor:
-        """Write for the first time, which may take long; return the new tokens, (B, N)."""
+    def first(self) -> list[Tensor]:
+        """Write each text for the first time, which may take long; return their new tokens, (B, N)."""
         ...
 
     def turn(self, repeats: int) -> Turn:
-        """Time so many texts."""
+        """Time each text so many times."""
         ...
 
 
 class Generate:
     """`model.generate(ids, do_sample=False, min_new_tokens=N, max_new_tokens=N)`.
 
-    A token takes (t(N) - t(1)) / (N - 1), where t(n) is the time of a call that writes n tokens.
+    A token takes (t(N) - t(n)) / (N - n), where t(n) is the time of a call that writes n tokens, and n is 1.
 
     Args:
         writer: the method.
-        ids_BT: the prompt.
-        new_tokens: N.
+        prompts: the prompts.
     """
 
-    def __init__(self, writer: Writer, ids_BT: Tensor, new_tokens: int) -> None:
-        self.writer, self.ids_BT, self.new_tokens = writer, ids_BT, new_tokens
+    # Tokens of a call whose time is not that of the tokens behind them.
+    settling = 1
 
-    def first(self) -> Tensor:
-        """Write once."""
-        return self._write(self.new_tokens)[0]
+    def __init__(self, writer: Writer, prompts: Sequence[Prompt]) -> None:
+        self.writer, self.prompts = writer, prompts
+
+    def first(self) -> list[Tensor]:
+        """Write each text once."""
+        return [self._write(prompt.ids_BT, prompt.new_tokens)[0] for prompt in self.prompts]
 
     def turn(self, repeats: int) -> Turn:
-        """Time so many texts."""
+        """Time each text so many times."""
         turn = Turn()
-        for _ in range(repeats):
-            first_ms, _ = self._timed(1)
-            call_ms, report = self._timed(self.new_tokens)
+        for prompt in [*self.prompts] * repeats:
+            first_ms, _ = self._timed(prompt, 1)
+            settled_ms = first_ms
+            if self.settling > 1:
+                settled_ms, _ = self._timed(prompt, self.settling)
+            call_ms, report = self._timed(prompt, prompt.new_tokens)
             turn.first_ms.append(first_ms)
             turn.call_ms.append(call_ms)
-            turn.token_ms.append((call_ms - first_ms) / (self.new_tokens - 1))
+            turn.token_ms.append((call_ms - settled_ms) / (prompt.new_tokens - self.settling))
             if report is not None:
                 turn.reports.append(report)
         return turn
 
-    def _timed(self, tokens: int) -> tuple[float, DraftReport | None]:
-        """Return the milliseconds of a call."""
-        spent, (_, report) = timed(lambda: self._write(tokens), self.ids_BT.device)
+    def _timed(self, prompt: Prompt, tokens: int) -> tuple[float, DraftReport | None]:
+        """Return the milliseconds of a call, and how well drafting went."""
+        spent, (_, report) = timed(lambda: self._write(prompt.ids_BT, tokens), prompt.ids_BT.device)
         return spent, report
 
-    def _write(self, tokens: int, **options: Any) -> tuple[Tensor, DraftReport | None]:
+    def _write(self, ids_BT: Tensor, tokens: int, **options: Any) -> tuple[Tensor, DraftReport | None]:
         """Write so many tokens; return them, and how well drafting went."""
         drafts = "draft" in self.writer.options
         out = self.writer.model.generate(
-            input_ids=self.ids_BT,
-            attention_mask=torch.ones_like(self.ids_BT),
+            input_ids=ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
             do_sample=False,
             min_new_tokens=tokens,
             max_new_tokens=tokens,
@@ -105,7 +109,7 @@ class Generate:
             **self.writer.options,
             **options,
         )
-        new_BN = (out.sequences if drafts else out)[:, self.ids_BT.shape[1] :]
+        new_BN = (out.sequences if drafts else out)[:, ids_BT.shape[1] :]
         report = out.draft_report if drafts else None
         if new_BN.shape[1] != tokens:
             raise UserError(f"{tokens} tokens were asked for and {new_BN.shape[1]} were written")
@@ -115,11 +119,13 @@ class Generate:
 class Compiled(Generate):
     """`generate(..., cache_implementation="static")`, which transformers compiles on a GPU.
 
-    A token takes (t(N) - t(n)) / (N - n) with n = `SETTLING`.
+    The first steps of a call record their CUDA graphs anew, for its new cache, so n is more than 1.
     """
 
-    def __init__(self, writer: Writer, ids_BT: Tensor, new_tokens: int) -> None:
-        super().__init__(writer, ids_BT, new_tokens)
+    settling = 8
+
+    def __init__(self, writer: Writer, prompts: Sequence[Prompt]) -> None:
+        super().__init__(writer, prompts)
         self._first_ms: float | None = None
 
     def compile_seconds(self, turn: Turn) -> float | None:
@@ -130,49 +136,35 @@ class Compiled(Generate):
         """
         if self._first_ms is None:
             return None
-        return (self._first_ms - statistics.median(turn.call_ms)) / 1000
+        return (self._first_ms - turn.call_ms[0]) / 1000
 
-    def first(self) -> Tensor:
-        """Compile, and write once more.
+    def first(self) -> list[Tensor]:
+        """Compile for the first text, which is the longest, and write each once more.
 
         Raises:
             UserError: transformers did not compile.
         """
+        longest = self.prompts[0]
         # What else a process does once: kernels of the prompt, which is not compiled, and the compiler's own.
-        Generate._write(self, 2)
-        _wake_compiler(self.ids_BT.device)
+        Generate._write(self, longest.ids_BT, 2)
+        _wake_compiler(longest.ids_BT.device)
         graphs = _graphs()
         with _empty_cache():
-            spent_ms, (new_BN, _) = timed(lambda: self._write(self.new_tokens), self.ids_BT.device)
+            # Unlike later calls, this one may compile.
+            first_ms, _ = super()._timed(longest, longest.new_tokens)
         if _graphs() > graphs:
-            self._first_ms = spent_ms
+            self._first_ms = first_ms
         if "_compiled_call" not in vars(self.writer.stock):
             raise UserError("transformers did not compile this model")
-        self._write(self.new_tokens)
-        return new_BN
+        return super().first()
 
-    def turn(self, repeats: int) -> Turn:
-        """Time so many texts.
-
-        Raises:
-            UserError: a call is compiled again.
-        """
-        turn = Turn()
-        for _ in range(repeats):
-            first_ms, _ = self._timed(1)
-            settled_ms, _ = self._timed(SETTLING)
-            call_ms, _ = self._timed(self.new_tokens)
-            turn.first_ms.append(first_ms)
-            turn.call_ms.append(call_ms)
-            turn.token_ms.append((call_ms - settled_ms) / (self.new_tokens - SETTLING))
-        return turn
-
-    def _timed(self, tokens: int) -> tuple[float, DraftReport | None]:
+    def _timed(self, prompt: Prompt, tokens: int) -> tuple[float, DraftReport | None]:
+        """Time a call, which fails if it would be compiled again: its time would be the compiler's."""
         with torch.compiler.set_stance("fail_on_recompile"):
-            return super()._timed(tokens)
+            return super()._timed(prompt, tokens)
 
-    def _write(self, tokens: int, **options: Any) -> tuple[Tensor, DraftReport | None]:
-        return super()._write(tokens, cache_implementation="static", **options)
+    def _write(self, ids_BT: Tensor, tokens: int, **options: Any) -> tuple[Tensor, DraftReport | None]:
+        return super()._write(ids_BT, tokens, cache_implementation="static", **options)
 
 
 def _graphs() -> int:

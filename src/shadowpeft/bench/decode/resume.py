@@ -1,0 +1,37 @@
+"""What an earlier run has measured already, so that a run that was cut off can be continued."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shadowpeft.bench.decode.timings import CUT_OFF
+from shadowpeft.bench.measurements import Measurement
+
+# What differs between two runs of the same measurement.
+_OF_A_RUN = ("command",)
+
+
+class Earlier:
+    """The measurements of a file.
+
+    Args:
+        measurements: all of them, oldest first; none, if nothing is to be resumed.
+    """
+
+    def __init__(self, measurements: Sequence[Measurement]) -> None:
+        self._measurements = measurements
+
+    def finished(self, facts: Mapping[str, Any], name: str) -> Measurement | None:
+        """Return the last one of a method that came to its end under the same facts, if there is one."""
+        wanted = {key: value for key, value in facts.items() if key not in _OF_A_RUN}
+        for found in reversed(self._measurements):
+            same = found.get("name") == name and all(found.get(key) == wanted[key] for key in wanted)
+            if same and _ended(found):
+                return found
+        return None
+
+
+def _ended(found: Measurement) -> bool:
+    """Return whether there is nothing left to measure: all rounds are done, or the method has failed."""
+    if found["status"] == "ok":
+        return len(found["samples"]) >= int(found["rounds"])
+    return bool(found["status"] != CUT_OFF)
