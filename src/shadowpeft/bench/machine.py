@@ -1,7 +1,8 @@
 """What the measurements share that is not measured: the device, its memory, and why a method has no time."""
 
 import gc
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -31,6 +32,17 @@ def status_of(error: Exception) -> str:
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Make a device the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def few_objects_to_collect() -> Iterator[None]:
+    """Keep what was imported out of the garbage collections between turns, which would look through it."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def tidy() -> None:

@@ -3,7 +3,6 @@
 Every turn is recorded at once.
 """
 
-import gc
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor
 from shadowpeft import arch
 from shadowpeft.bench import measure, methods, shapes
 from shadowpeft.bench.check import NumericalTestFailed, check, check_compiled
-from shadowpeft.bench.machine import device_name, on, status_of, tidy
+from shadowpeft.bench.machine import device_name, few_objects_to_collect, on, status_of, tidy
 from shadowpeft.bench.measurements import MeasurementFile
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.bench.snapshot import BaseSnapshot
@@ -56,10 +55,13 @@ def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFil
         "versions": versions("triton", "shadow-peft"),
         "commit": commit(),
     }
-    gc.collect()
-    gc.freeze()  # code, mostly; each collection between two turns would look through it again
     # torch limits how often it compiles one line of code, and several methods share some lines.
-    with on(device), torch._dynamo.config.patch(recompile_limit=64), _progress(settings) as show:
+    with (
+        on(device),
+        few_objects_to_collect(),
+        torch._dynamo.config.patch(recompile_limit=64),
+        _progress(settings) as show,
+    ):
         for shape in settings.shapes:
             try:
                 # Without a name, so that nothing holds the base of a shape when the next one is built.

@@ -3,7 +3,6 @@
 Every turn is recorded at once.
 """
 
-import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -29,7 +28,7 @@ from shadowpeft.bench.decode.subject import Subject, subjects_of
 from shadowpeft.bench.decode.timings import Timings
 from shadowpeft.bench.decode.turns import ATTACHED, Rotation, Say
 from shadowpeft.bench.decode.weights import SharedWeights
-from shadowpeft.bench.machine import device_name, on, tidy
+from shadowpeft.bench.machine import device_name, few_objects_to_collect, on, tidy
 from shadowpeft.bench.measurements import Measurement, MeasurementFile, read
 from shadowpeft.errors import UserError
 from shadowpeft.reporting.devices import is_out_of_memory
@@ -67,10 +66,8 @@ def decode(
     }
     earlier = Earlier(read(settings.rows) if settings.resume else [])
     found: list[Measurement] = []
-    gc.collect()
-    gc.freeze()  # code, mostly; each collection between two turns would look through it again
     # torch limits how often it compiles one line of code, and methods share lines.
-    with on(device), torch._dynamo.config.patch(recompile_limit=64):
+    with on(device), few_objects_to_collect(), torch._dynamo.config.patch(recompile_limit=64):
         for subject in subjects_of(settings):
             if time.monotonic() > deadline:
                 say(f"{subject.name}: not begun, limit_seconds are over")
@@ -125,7 +122,13 @@ class _Bench:
         base = subject.base(device, dtype, settings.seed)
         self.config = base.config
         self.loader = Loader(SharedWeights(base), subject, settings.variant, settings.seed)
-        own = {name: vars(settings)[name] for name in ("variant", "seed", "data", "rounds", "repeats")}
+        own = {
+            "variant": settings.variant,
+            "seed": settings.seed,
+            "data": settings.data,
+            "rounds": settings.rounds,
+            "repeats": settings.repeats,
+        }
         self.facts = {**facts, **subject.facts, "dtype": str(dtype).removeprefix("torch."), **own}
         self.writers: dict[DecodeSpec, Writer] = {}
 

@@ -1,6 +1,6 @@
 """What is measured: the shape of a model with random weights, or a model with its adapter."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +40,7 @@ class Subject:
     @property
     def facts(self) -> dict[str, Any]:
         """What rows say of it."""
-        return vars(self)
+        return asdict(self)
 
     def config(self) -> PretrainedConfig:
         """Return the base's configuration, without any weights."""

@@ -6,7 +6,6 @@ off again, and eight billion weights are on the device once. Only what merges ge
 
 import copy
 
-from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -28,8 +27,3 @@ class SharedWeights:
     def copied(self) -> PreTrainedModel:
         """Return the base with weights of its own."""
         return copy.deepcopy(self._base)
-
-
-def count(model: nn.Module) -> int:
-    """Return how many weights a model has."""
-    return sum(parameter.numel() for parameter in model.parameters())
