@@ -135,7 +135,7 @@ def _detached(loader: Loader, _: DecodeSpec) -> Writer:
     model = loader.shadowed("reference")
     alone = model.detached()
     model.unload()
-    return _stock(alone)
+    return _stock(alone.requires_grad_(False))
 
 
 _METHODS: dict[str, Callable[[Loader, DecodeSpec], Writer]] = {

@@ -22,12 +22,25 @@ class Earlier:
 
     def finished(self, facts: Mapping[str, Any], name: str) -> Measurement | None:
         """Return the last one of a method that came to its end under the same facts, if there is one."""
+        found = [entry for entry in self._under(facts) if entry["name"] == name and _ended(entry)]
+        return found[-1] if found else None
+
+    def with_their_bases(
+        self, facts: Mapping[str, Any], finished: Sequence[Measurement]
+    ) -> list[Measurement]:
+        """Return measurements behind those of the base in the same runs, which they are compared with."""
+        runs = {entry["run"] for entry in finished}
+        bases = [entry for entry in self._under(facts) if entry["name"] == "base" and entry["run"] in runs]
+        return [*bases, *(entry for entry in finished if entry not in bases)]
+
+    def _under(self, facts: Mapping[str, Any]) -> list[Measurement]:
         wanted = {key: value for key, value in facts.items() if key not in _OF_A_RUN}
-        for found in reversed(self._measurements):
-            same = found.get("name") == name and all(found.get(key) == wanted[key] for key in wanted)
-            if same and _ended(found):
-                return found
-        return None
+        # A measurement of something else has other fields.
+        return [
+            entry
+            for entry in self._measurements
+            if all(key in entry and entry[key] == wanted[key] for key in wanted)
+        ]
 
 
 def _ended(found: Measurement) -> bool:

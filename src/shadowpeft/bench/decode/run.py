@@ -155,11 +155,11 @@ class _Bench:
         lines = [self._line(spec, way, prompts) for spec in specs]
         found = ((line.spec, self.earlier.finished(line.facts, line.spec.name)) for line in lines)
         done = {spec: row for spec, row in found if row is not None}
+        rows = self.earlier.with_their_bases(lines[0].facts, list(done.values())) if lines else []
         if len(done) == len(lines):
-            return [], list(done.values())
+            return [], rows
         # What is left is compared with the base as it is now.
-        left = [line for line in lines if line.spec not in done or line.spec.method == "base"]
-        return left, list(done.values())
+        return [line for line in lines if line.spec not in done or line.spec.method == "base"], rows
 
     def _line(self, spec: DecodeSpec, way: str, prompts: Sequence[Prompt]) -> Timings:
         line = Timings(spec, {**self.facts, "way": way, **facts_of(prompts)})
