@@ -1,11 +1,12 @@
 """A bench of decoding from its command to its table."""
 
 import json
+import runpy
+import sys
 
 import pytest
 import torch
-from helpers.recipes import run as run_recipe
-from helpers.recipes import write_rows
+from helpers.recipes import ROOT, write_rows
 
 from shadowpeft import ShadowConfig, attach
 from shadowpeft.bench import shapes
@@ -75,21 +76,18 @@ def test_real_texts_of_a_pair(tmp_path, capsys):
     """Catches texts that are not the file's, and an adapter that is not the folder's."""
     base = stock_models.load_model(str(MODEL), torch.float32)
     attach(base, ShadowConfig()).save_pretrained(tmp_path / "adapter")
-    write_rows(tmp_path / "rows.jsonl.gz", [{"text": "The river runs past"}, {"text": "In 1891 the company"}])
+    write_rows(tmp_path / "rows.jsonl.gz", [{"text": "In 1891 the company"}, {"text": "He was"}])
     output = tmp_path / "found.jsonl"
     words = [
         "bench", "decode", *SMALL, "--model", str(MODEL), "--adapter", str(tmp_path / "adapter"), "--data",
-        str(tmp_path / "rows.jsonl.gz"), "--methods", "base,shadow", "--ways", "generate",
+        str(tmp_path / "rows.jsonl.gz"), "--texts", "1", "--methods", "shadow", "--ways", "generate",
         "--output", str(output),
     ]  # fmt: skip
     assert main(words) == 0
-    found = read(output)
-    assert [(row["method"], row["texts"], row["shape"]) for row in found] == [
-        ("base", 2, None),
-        ("shadow", 2, None),
-    ]
-    assert all(row["model"] == str(MODEL) and row["new_tokens"] == 24 for row in found)
-    assert "2 texts of" in capsys.readouterr().out
+    (row,) = read(output)
+    assert (row["texts"], row["new_tokens"], row["shape"], row["model"]) == (1, 24, None, str(MODEL))
+    assert row["context"] == len(stock_models.load_tokenizer(str(MODEL))("In 1891 the company").input_ids)
+    assert f"{MODEL}, adapter {tmp_path}/adapter: 1 texts of" in capsys.readouterr().out
 
 
 def test_what_is_red_is_not_reported(tmp_path, capsys, monkeypatch):
@@ -127,8 +125,10 @@ def test_no_base_is_built_after_the_limit(tmp_path, capsys, monkeypatch):
     assert "tiny: not begun, limit_seconds are over" in capsys.readouterr().err
 
 
-def test_the_recipe_measures_the_same(tmp_path):
+def test_the_recipe_measures_the_same(tmp_path, capsys, monkeypatch):
     """Catches a recipe that needs the command line's library, or lacks one of its flags."""
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    rows = tmp_path / "rows.jsonl"
     words = [
         "--shape",
         "tiny",
@@ -141,10 +141,12 @@ def test_the_recipe_measures_the_same(tmp_path):
         "--seconds",
         "500",
     ]
-    said = run_recipe("bench/decode.py", *SMALL, *words, "--output", tmp_path / "rows.jsonl")
-    assert said.startswith("tiny 1 x 8 generate base: ")
-    (row,) = read(tmp_path / "rows.jsonl")
+    monkeypatch.setattr(sys, "argv", ["decode.py", *SMALL, *words, "--output", str(rows)])
+    runpy.run_path(str(ROOT / "recipes" / "bench" / "decode.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith("tiny 1 x 8 generate base: ")
+    (row,) = read(rows)
     assert row["command"].startswith("python recipes/bench/decode.py --device cpu")
+    assert row["rounds"] == 1
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from shadowpeft.bench.decode.specs import DecodeSpec
 from shadowpeft.bench.decode.timings import CUT_OFF, Timings
 from shadowpeft.bench.decode.turns import Rotation
 from shadowpeft.bench.decode.ways import Turn
+from shadowpeft.bench.machine import few_objects_to_collect
 from shadowpeft.bench.measurements import MeasurementFile, read
 from shadowpeft.generate.rules import Greedy
 
@@ -43,7 +44,8 @@ def rotation(prompt, tmp_path, loader):
         return Rotation([prompt], loader.load, rounds, 1, deadline=deadline, file=file, say=said.append)
 
     make.said, make.path = said, tmp_path / "rows.jsonl"
-    return make
+    with few_objects_to_collect():
+        yield make
 
 
 def test_turns_alternate_within_a_way(rotation, monkeypatch):
