@@ -23,13 +23,16 @@ from shadowpeft.generate import DraftReport
 class Clocked:
     """A model that takes 50 ms for a prompt, 7 ms for each further token up to the sixth, then 2."""
 
+    compiles = True
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.calls = 0.0, []
-        self._compiled_call = None
         monkeypatch.setattr(ways, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def generate(self, input_ids, attention_mask, **settings):
         self.calls.append(settings)
+        if "cache_implementation" in settings and self.compiles:
+            self._compiled_call = None
         tokens = settings["max_new_tokens"]
         self.now += (50 + 7 * min(tokens - 1, 5) + 2 * max(tokens - 6, 0)) / 1000
         out = torch.zeros(len(input_ids), input_ids.shape[1] + tokens, dtype=torch.long)
@@ -86,7 +89,7 @@ def test_a_token_of_a_compiled_call(monkeypatch):
 def test_what_was_not_compiled_is_not_timed(monkeypatch):
     """Catches a row of the way `compiled` that transformers ran as it is."""
     model = Clocked(monkeypatch)
-    del model._compiled_call
+    model.compiles = False
     monkeypatch.setattr(ways, "_wake_compiler", lambda device: None)
     with pytest.raises(UserError, match="transformers did not compile this model"):
         Compiled(Writer(model, model, None), prompts()[:1]).first()
@@ -128,6 +131,7 @@ def test_compiling_on_a_cpu_as_on_a_gpu(monkeypatch):
     assert torch.equal(texts[0], texts[2])
     assert folders[0]
     assert set(folders[1:5]) == {None}
+    assert way.writer.stock._previous_max_cache_length > 0
     way.prompts = [random_prompt(97, batch=3, context=8, new_tokens=24, seed=1, device=CPU)]
     with pytest.raises(RuntimeError, match="fail_on_recompile"):
         way.turn(1)

@@ -1,5 +1,6 @@
 """The turns of all methods with the same prompts (A B C A B C), each recorded at once."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 
@@ -113,7 +114,10 @@ class Rotation:
         # Outside the handler: until it ends, the frames of the error hold their tensors.
         if line.status != "ok":
             line.kept = None
-        tidy()
+            tidy()
+        # The device's memory stays with the process: to ask for it again takes time. The host's garbage would
+        # be collected during a turn.
+        gc.collect()
 
     def _turn(self, line: Timings, written: Sequence[Reference]) -> None:
         if line.kept is None:
