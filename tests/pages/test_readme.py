@@ -25,7 +25,7 @@ PAGES = {
     GUIDES / "train.md": ["train", "generate", "generate", "train", "train"],
     GUIDES / "evaluate.md": ["eval", "eval", "eval", "eval"],
     GUIDES / "pretrain.md": ["pretrain", "train"],
-    GUIDES / "bench.md": ["bench", "bench"],
+    GUIDES / "bench.md": ["bench", "bench", "bench"],
     GUIDES / "compare.md": ["compare"],
 }
 # What makes a command of a page small.

@@ -17,7 +17,7 @@ from shadowpeft.arch.versions import bridge_former_cache_name
 from shadowpeft.bench.settings import Bench
 from shadowpeft.bench.specs import Spec
 from shadowpeft.config import Variant
-from shadowpeft.errors import UserError
+from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.normalised import frozen_head_losses
 
@@ -82,6 +82,22 @@ def ours(
 def config_of(variant: Variant | None) -> ShadowConfig:
     """Return the settings of a shadow: the defaults of its variant, or of ShadowConfig."""
     return ShadowConfig() if variant is None else ShadowConfig(variant=variant)
+
+
+def refuse_impl(
+    impl: str, config: Any, variant: Variant | None, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Refuse an implementation that cannot run on a device, by attaching it to a base without weights.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with torch.device("meta"):
+        ours(arch.build(config, "causal-lm").to(dtype), variant, impl)  # type: ignore[arg-type]
+    if impl == "triton" and device.type == "cpu" and torch.cuda.is_available():
+        raise ConfigError(
+            "impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation"
+        )
 
 
 def _shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:

@@ -3,11 +3,10 @@
 Every turn is recorded at once.
 """
 
-import gc
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from shadowpeft import arch
 from shadowpeft.bench import measure, methods, shapes
 from shadowpeft.bench.check import NumericalTestFailed, check, check_compiled
+from shadowpeft.bench.machine import device_name, few_objects_to_collect, on, status_of, tidy
 from shadowpeft.bench.measurements import MeasurementFile
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.bench.snapshot import BaseSnapshot
@@ -50,15 +50,18 @@ def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFil
     deadline = time.monotonic() + (settings.limit_seconds or float("inf"))
     facts = {
         "kind": settings.kind,
-        "device": _device_name(device),
+        "device": device_name(device),
         "command": command,
         "versions": versions("triton", "shadow-peft"),
         "commit": commit(),
     }
-    gc.collect()
-    gc.freeze()  # code, mostly; each collection between two turns would look through it again
     # torch limits how often it compiles one line of code, and several methods share some lines.
-    with _on(device), torch._dynamo.config.patch(recompile_limit=64), _progress(settings) as show:
+    with (
+        on(device),
+        few_objects_to_collect(),
+        torch._dynamo.config.patch(recompile_limit=64),
+        _progress(settings) as show,
+    ):
         for shape in settings.shapes:
             try:
                 # Without a name, so that nothing holds the base of a shape when the next one is built.
@@ -76,14 +79,8 @@ def bench(settings: Bench, device: torch.device, command: str) -> MeasurementFil
                     "choose a smaller shape"
                 ) from None
             torch.compiler.reset()  # what was compiled for the base of this shape
-            _tidy()
+            tidy()
     return file
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
@@ -112,23 +109,12 @@ def refuse(settings: Bench, device: torch.device) -> dict[str, str]:
             spec.block(config.num_hidden_layers)
         for impl in {spec.impl for spec in specs if spec.impl is not None}:
             try:
-                _refuse_impl(impl, config, settings, device=device)
+                methods.refuse_impl(impl, config, settings.variant, settings.base_dtype(device), device)
             except ConfigError as error:
                 if settings.methods is not None:
                     raise
                 unable[impl] = str(error)
     return unable
-
-
-def _refuse_impl(impl: str, config: Any, settings: Bench, device: torch.device) -> None:
-    """Refuse an implementation that cannot run on a device, by attaching it to a base without weights."""
-    with torch.device("meta"):
-        base = arch.build(config, "causal-lm").to(settings.base_dtype(device))  # type: ignore[arg-type]
-        methods.ours(base, settings.variant, impl)
-    if impl == "triton" and device.type == "cpu" and torch.cuda.is_available():
-        raise ConfigError(
-            "impl='triton' needs a GPU, the device is cpu; choose --device cuda or another implementation"
-        )
 
 
 class _Rotation:
@@ -192,7 +178,7 @@ class _Rotation:
             # The test compiles for few tokens. At the next length torch would compile for any length, which
             # is slower.
             torch.compiler.reset()
-            _tidy()
+            tidy()
         for _ in range(self.settings.rounds):
             for spec, timings in self.timings.items():
                 if time.monotonic() > deadline:
@@ -213,12 +199,12 @@ class _Rotation:
         except NumericalTestFailed:
             raise
         except Exception as error:
-            timings.status = _status(error)
+            timings.status = status_of(error)
         # Outside the handler: until it ends, the frames of the error hold their tensors.
         if timings.status != "ok":
             timings.kept = None
         self.snapshot.restore()
-        _tidy()
+        tidy()
 
     def _turn(self, spec: Spec, timings: Timings) -> None:
         if timings.kept is not None:
@@ -257,28 +243,6 @@ def _type_of(applied: methods.AppliedMethod) -> str | None:
     """Name the type of what a method trains; `None` where it trains nothing."""
     types = {str(parameter.dtype).removeprefix("torch.") for parameter in applied.trained()}
     return ", ".join(sorted(types)) or None
-
-
-def _status(error: Exception) -> str:
-    """Say in a few words why a method has no more turns."""
-    if isinstance(error, ImportError):
-        return f"missing: {error.name or error} is not installed"
-    if is_out_of_memory(error):
-        return "out of memory"
-    message = " ".join(str(error).split())[:300]
-    if isinstance(error, UserError):
-        return f"failed: {message}"
-    return f"failed: {type(error).__name__}: {message}"
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _tidy() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -23,12 +23,14 @@ class Shape:
         batch: rows of a training step.
         prefill_batch: rows of a prefill.
         tokens: tokens of a row.
+        prompt: tokens of a prompt that is continued.
     """
 
     config: Callable[[], "PretrainedConfig"]
     batch: int = 4
     prefill_batch: int = 8
     tokens: int = 1024
+    prompt: int = 256
 
 
 def _qwen3(**sizes: Any) -> Callable[[], "PretrainedConfig"]:
@@ -74,13 +76,13 @@ SHAPES: dict[str, Shape] = {
             tie_word_embeddings=False,
         )
     ),
-    "embedded": Shape(_embedded, batch=32, prefill_batch=32, tokens=32),  # a batch of the demo
+    "embedded": Shape(_embedded, batch=32, prefill_batch=32, tokens=32, prompt=64),  # a batch of the demo
     "tiny": Shape(
         _qwen3(
             vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
         ),
-        batch=2, prefill_batch=2, tokens=16,
+        batch=2, prefill_batch=2, tokens=16, prompt=16,
     ),
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ class Timings:
         return {
             **self.facts,
             "ms": median,
-            "ms_spread": _middle_half(ms),
+            "ms_spread": middle_half(ms),
             "tokens_per_second": tokens_per_second,
             "peak_gb": max(peaks, default=None),
             "samples": [turn.ms for turn in self.turns],
@@ -69,7 +69,8 @@ def begin(spec: Spec, settings: Bench, facts: Measurement) -> Timings:
     return Timings({**facts, **own})
 
 
-def _middle_half(ms: Sequence[float]) -> float | None:
+def middle_half(ms: Sequence[float]) -> float | None:
+    """Return the range of the middle half of some times; `None` for fewer than two."""
     if len(ms) < 2:
         return None
     low, _, high = statistics.quantiles(ms, n=4, method="inclusive")

@@ -31,7 +31,7 @@ VERBS = {
     "generate": "answer prompts, attached or with the shadow alone",
     "eval": "measure loss, perplexity and exact match on rows of text",
     "compare": "train and measure methods side by side, with one table at the end",
-    "bench": "time methods side by side and read their memory: bench train, bench forward, bench table",
+    "bench": "time methods side by side: bench train, bench forward, bench decode, bench table",
     "export": "write the shadow alone as a stock model folder",
     "doctor": "show versions, devices and extras, or what a model can do or would need",
 }
@@ -40,6 +40,7 @@ PARTS = {
     "bench": {
         "train": "time training steps",
         "forward": "time the reading of a prompt",
+        "decode": "time the writing of tokens",
         "table": "print the table of a run again",
     },
 }

@@ -1,4 +1,4 @@
-"""`shadowpeft bench train`, `shadowpeft bench forward` and `shadowpeft bench table`."""
+"""`shadowpeft bench train`, `bench forward`, `bench decode` and `bench table`."""
 
 import json as jsonlib
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shadowpeft.bench.decode.settings import DecodeBench
 from shadowpeft.bench.settings import Bench, TrainBench
 from shadowpeft.cli import FAILURE, _runs
 from shadowpeft.cli._libraries import require
@@ -35,6 +36,25 @@ def forward(settings: Bench, json: bool = False) -> int:
     return _bench(settings, json)
 
 
+def decode(settings: DecodeBench, json: bool = False) -> int:
+    """Time how fast a base, LoRA, DoRA and the shadows write, side by side: as a user calls generate, as a
+    step in a CUDA graph, and compiled; and what drafts of the shadow save.
+
+    Args:
+        settings: the measurement.
+        json: print rows and ratios as JSON in place of the table.
+    """
+    require("a measurement", NEEDS, extra="compare")
+    from shadowpeft.bench.decode.run import decode
+    from shadowpeft.reporting.devices import pick_device
+
+    file, rows = decode(
+        settings, pick_device(settings.device), _runs.command(), say=lambda line: print(line, file=sys.stderr)
+    )
+    _report(rows, file.path, json)
+    return 0 if any(row["ms_per_token"] is not None for row in rows) else FAILURE
+
+
 def table(rows: str, run: str | None = None, json: bool = False) -> None:
     """Print the table of a run again, and write its files beside the rows again.
 
@@ -47,7 +67,9 @@ def table(rows: str, run: str | None = None, json: bool = False) -> None:
     from shadowpeft.bench.measurements import last_run, read
 
     if not Path(rows).is_file():
-        raise UserError(f"there is no file of rows at {rows}; shadowpeft bench train or forward writes one")
+        raise UserError(
+            f"there is no file of rows at {rows}; shadowpeft bench train, forward or decode writes one"
+        )
     _report(last_run(read(Path(rows)), run), Path(rows), json)
 
 
@@ -64,19 +86,24 @@ def _bench(settings: Bench, json: bool) -> int:
 
 def _report(rows: list[dict[str, Any]], path: Path, json: bool) -> None:
     from shadowpeft.bench import plot, report
+    from shadowpeft.bench.decode import report as decode_report
     from shadowpeft.storage import atomic
 
-    text = report.markdown(rows)
+    decodes = any(row.get("kind") == "decode" for row in rows)
+    layout: Any = decode_report if decodes else report
+    text = layout.markdown(rows)
+    made = f"rows: {path}; table: {path.with_suffix('.md')}"
     atomic.write_together(path.absolute().parent, {path.with_suffix(".md").name: atomic.text(text + "\n")})
-    plot.draw(rows, path.with_suffix(".png"))
+    if not decodes:
+        plot.draw(rows, path.with_suffix(".png"))
+        made += f"; picture: {path.with_suffix('.png')}"
     if json:
-        text = jsonlib.dumps({"rows": rows, "ratios": report.ratios(rows)}, indent=2)
+        text = jsonlib.dumps({"rows": rows, "ratios": layout.ratios(rows)}, indent=2)
     print(text)
-    print(
-        f"rows: {path}; table: {path.with_suffix('.md')}; picture: {path.with_suffix('.png')}",
-        file=sys.stderr,
-    )
+    print(made, file=sys.stderr)
 
 
 # The functions of `bench` by the name of their part, as `shadowpeft.cli.PARTS` lists them.
-PARTS: dict[str, Callable[..., int | None]] = {"train": train, "forward": forward, "table": table}
+PARTS: dict[str, Callable[..., int | None]] = {
+    "train": train, "forward": forward, "decode": decode, "table": table,
+}  # fmt: skip
