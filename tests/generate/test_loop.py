@@ -43,7 +43,7 @@ class Tables:
 
     def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
         cache: Any = past.cache
-        assert len(cache.shadow) == int(past.position_11) + ahead
+        assert len(cache.shadow) == past.position + ahead
         cache.shadow.append(int(token_11))
         return token_11[..., None].float()
 
@@ -54,7 +54,7 @@ class Tables:
         cache: Any = past.cache
         # s^(0) of the very tokens that are read, and the positions behind those that are cached.
         assert torch.equal(s_1TD[..., 0].long(), ids_1T)
-        assert len(cache.base) == int(past.position_11)
+        assert len(cache.base) == past.position
         cache.base += ids_1T[0].tolist()
         assert cache.base == cache.shadow
         return BASE[ids_1T]
@@ -76,7 +76,9 @@ def written(
     cache: Any = Cache()
     cache.base, cache.shadow = [0], [0]
     first(text, BASE[0][None], rule)
-    _, report = decode(Tables(shadow), text, Past(cache, torch.tensor([[1]]), None), rule=rule, pace=pace)
+    _, report = decode(
+        Tables(shadow), text, Past(cache, 1, 1, None, torch.device("cpu")), rule=rule, pace=pace
+    )
     return text.ids_1T[0].tolist(), cache, report
 
 

@@ -9,10 +9,12 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
+from shadowpeft.decoder.cache import StaticShadowCache
 from shadowpeft.errors import UserError
 from shadowpeft.generate.text import Text
 
 AUTO = "auto"
+_CACHES = (None, "dynamic", "dynamic_full", "static")
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 # What transformers prepares for the model, and the loop knows how to continue.
@@ -86,24 +88,29 @@ def refuse_mode(mode: GenerationMode, config: GenerationConfig, given: dict[str,
         "output_attentions": bool(asked.get("output_attentions")),
         "output_hidden_states": bool(asked.get("output_hidden_states")),
         "use_cache=False": asked.get("use_cache") is False,
-        "cache_implementation": asked.get("cache_implementation") not in (None, "dynamic", "dynamic_full"),
+        "this cache_implementation": asked.get("cache_implementation") not in _CACHES,
     }
     for name, is_asked in found.items():
         if is_asked:
             raise UserError(
                 f'draft="shadow" cannot be combined with {name}: it decodes one row, greedily or by '
-                "sampling, with a cache that grows; leave out one of the two"
+                "sampling, with a dynamic or a static cache; leave out one of the two"
             )
 
 
 def refuse_input(
-    text: Text, max_length: int, configs: Sequence[PretrainedConfig], model_kwargs: dict[str, Any]
+    text: Text,
+    max_length: int,
+    read_at_once: int,
+    configs: Sequence[PretrainedConfig],
+    model_kwargs: dict[str, Any],
 ) -> None:
     """Raise if a prompt does not fit.
 
     Args:
         text: the prompt's ids; none, if the prompt is embeddings.
         max_length: the most ids, those of the prompt among them.
+        read_at_once: the tokens of a pass over a static cache.
         configs: of base and shadow.
         model_kwargs: what transformers prepared for the model.
 
@@ -124,9 +131,11 @@ def refuse_input(
     if not cache.can_crop_each():
         raise UserError(
             'draft="shadow" crops the tokens that are rejected, and this cache cannot be cropped by the '
-            "token (it is static or quantised, or keeps the recurrent states of some blocks); leave draft out"
+            "token (it is quantised, is static and slides, or keeps the recurrent states of some blocks); "
+            "leave the cache out, or draft"
         )
-    read, new = int(given["position_ids"][0, -1]) + 1, max_length - text.ids_1T.shape[1]
+    positions_1T, new = given["position_ids"], max_length - text.ids_1T.shape[1]
+    read = int(positions_1T[0, -1]) + 1
     limits = [limit for config in configs if (limit := arch.context_of(config)) is not None]
     limit = min(limits, default=None)
     # The last token is put out and not read.
@@ -134,4 +143,30 @@ def refuse_input(
         raise UserError(
             f"a prompt of {read} tokens and {new} new ones need {read + new - 1} positions, and there are "
             f"{limit}: shorten the prompt or lower max_new_tokens"
+        )
+    if isinstance(cache, StaticShadowCache):
+        _refuse_static(cache, positions_1T.shape[1], new, read_at_once=read_at_once, configs=configs)
+
+
+def _refuse_static(
+    cache: StaticShadowCache, prompt: int, new: int, read_at_once: int, configs: Sequence[PretrainedConfig]
+) -> None:
+    """Raise if a static cache has no room for a text and its drafts, or cannot be used as the steps do."""
+    needed = prompt + new - 2 + read_at_once
+    if needed > cache.max_length:
+        raise UserError(
+            f"a prompt of {prompt} tokens, {new} new ones and passes over {read_at_once} tokens need a static "
+            f"cache of {needed} tokens, and this one has room for {cache.max_length}: make a larger one, or "
+            'leave it out and give cache_implementation="static"'
+        )
+    if any(arch.uses_flash_attention(config) for config in configs):
+        raise UserError(
+            'draft="shadow" over a static cache hides the tokens that are rejected by a mask, which flash '
+            'attention does not read; load the base with attn_implementation="sdpa", or use a dynamic cache'
+        )
+    switches = [switch for config in configs if (switch := arch.rope_switch_of(config)) is not None]
+    if any(prompt <= switch < prompt + new for switch in switches):
+        raise UserError(
+            f"the rotary factors change at {min(switches)} tokens, within this text, where all keys are "
+            'computed anew: draft="shadow" does that with a dynamic cache alone; leave the static one out'
         )
