@@ -69,6 +69,8 @@ class StaticSteps:
 
     def shadow(self, token_11: Tensor, past: generate.Past, ahead: int) -> Tensor:
         """Let the shadow read a token that is `ahead` behind the next one; return its s^(0), (1, 1, D)."""
+        # The same strides, wherever it was cut out: others would be compiled anew.
+        token_11 = token_11.flatten()[None]
         s_11D = self._shadow_step(
             self._adapter.shadow, token_11, past.positions(ahead, 1), self._mask_1R, past.cache.shadow
         )
