@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, NoReturn
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     Cache,
@@ -15,7 +16,7 @@ from transformers import (
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
-from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, static_cache
+from shadowpeft.decoder.cache import ShadowCache, StaticShadowCache, dynamic_cache, static_cache
 from shadowpeft.errors import UserError
 
 _DYNAMIC = (None, "dynamic", "dynamic_full")
@@ -150,9 +151,21 @@ class HFGenerationMixin:
     init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
-        """Return the plain mask, of which each decoder makes its own: their sliding windows may differ."""
-        return attention_mask
+    def create_masks_for_generate(
+        config: PretrainedConfig, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor | None:
+        """Return the plain mask, of which each decoder makes its own: their sliding windows may differ.
+
+        Over a static cache it is as long as the cache: a mask that grows would be compiled anew, or be a CUDA
+        graph of its own, for every token.
+        """
+        cache = versions.one_cache(*(kwargs.get(name) for name in versions.CACHE_NAMES))
+        if attention_mask is None or not isinstance(cache, StaticShadowCache):
+            return attention_mask
+        # It reads from the mask's length how many keys there are.
+        if arch.uses_flash_attention(config):
+            return attention_mask
+        return F.pad(attention_mask, (0, cache.max_length - attention_mask.shape[1]))
 
 
 def require_shadow_cache(cache: object, shadow_blocks: int, adapter: str) -> ShadowCache:
