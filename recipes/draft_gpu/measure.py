@@ -3,12 +3,12 @@
     python recipes/draft_gpu/measure.py --base FOLDER --adapter FOLDER --prompts FILE --output FOLDER
     python recipes/draft_gpu/measure.py --shape 0.6b --output FOLDER
 
-Without a base it takes random weights of a shape of `shadowpeft bench`, with an untrained shadow of one block,
-and random prompts: that shows what the steps take, and nothing of acceptance. --prompts is a JSONL file with a
-field `prompt` (--field), which is put into the tokenizer's chat template if there is one and --chat is given.
+Without a base it takes random weights of a shape of `shadowpeft bench`, with an untrained shadow of one
+block, and random prompts: that shows what the steps take, and nothing of acceptance. --prompts is a JSONL
+file with a field `prompt` (--field), which --chat puts into the tokenizer's chat template.
 
-Ways: `base` is the model without a shadow, which is what a merged LoRA takes; `plain` is attached; a number or
-`auto` is `draft_tokens`. Modes: `eager` is `generate` as it is; `static` is a static cache of the caller,
+Ways: `base` is the model without a shadow, which is what a merged LoRA takes; `plain` is attached; a number
+or `auto` is `draft_tokens`. Modes: `eager` is `generate` as it is; `static` is a static cache of the caller,
 reset for each text, so that the graphs are recorded once, compiled where transformers compiles; `called` is
 `cache_implementation="static"` and nothing more, where each call records the graphs for its new cache. All is
 greedy. The ways take turns on each text; the first text is written once more than the others, to warm up.
@@ -50,12 +50,13 @@ class FirstToken:
         self.seen, self.at = 0, 0.0
 
     def put(self, _: Tensor) -> None:
+        """Count a part."""
         self.seen += 1
         if self.seen == 2:
             self.at = time.perf_counter()
 
     def end(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, list[Tensor]]:
@@ -133,13 +134,14 @@ class Cases:
         new = out.sequences[0, ids.shape[1] :].cpu()
         row: Row = {
             "tokens": len(new), "ms_per_token": 1000 * (ended - streamer.at) / max(1, len(new) - 1),
-            "ms_to_first": 1000 * (streamer.at - began), "ms_per_token_of_all": 1000 * (ended - began) / len(new),
+            "ms_to_first": 1000 * (streamer.at - began),
+            "ms_per_token_of_all": 1000 * (ended - began) / len(new),
         }  # fmt: skip
         if "draft" in settings:
             report = out.draft_report
             row |= {
-                "rounds": report.rounds, "tokens_of_rounds": report.tokens, "shadow_steps": report.shadow_steps,
-                "drafted": report.drafted, "accepted": report.accepted,
+                "rounds": report.rounds, "tokens_of_rounds": report.tokens,
+                "shadow_steps": report.shadow_steps, "drafted": report.drafted, "accepted": report.accepted,
             }  # fmt: skip
         return row, new
 
@@ -256,9 +258,10 @@ def main() -> None:
     model, texts = load(arguments)
     longest = max(ids.shape[1] for ids in texts)
     is_cuda = arguments.device.startswith("cuda")
-    made_with: Row = {
-        "shape" if arguments.base is None else "model": arguments.shape if arguments.base is None else arguments.base.name,
-        "adapter": arguments.adapter and arguments.adapter.name, "batch": 1, "context": longest, "impl": arguments.impl,
+    made_with: Row = {"shape": arguments.shape} if arguments.base is None else {"model": arguments.base.name}
+    made_with |= {
+        "adapter": arguments.adapter and arguments.adapter.name,
+        "batch": 1, "context": longest, "impl": arguments.impl,
         "device": torch.cuda.get_device_name() if is_cuda else arguments.device, "dtype": arguments.dtype,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "command": sys.argv,

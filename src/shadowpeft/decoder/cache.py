@@ -128,10 +128,12 @@ def static_cache(
         slides: let sliding blocks keep no more than their window, from which no token can be taken back.
             Otherwise they keep all, and their masks hide what has left the window.
     """
-    halves = [StaticCache(config=config, max_cache_len=max_length) for config in (base, shadow)]
-    if not slides:
-        halves = [Cache(layers=[_whole(layer, max_length) for layer in half.layers]) for half in halves]
-    return StaticShadowCache(*halves, adapter, shadow.num_hidden_layers, max_length)
+
+    def half(config: PretrainedConfig) -> Cache:
+        layers = StaticCache(config=config, max_cache_len=max_length).layers
+        return Cache(layers=layers if slides else [_whole(layer, max_length) for layer in layers])
+
+    return StaticShadowCache(half(base), half(shadow), adapter, shadow.num_hidden_layers, max_length)
 
 
 def _whole(layer: Any, max_length: int) -> Any:

@@ -131,8 +131,8 @@ def refuse_input(
     if not cache.can_crop_each():
         raise UserError(
             'draft="shadow" crops the tokens that are rejected, and this cache cannot be cropped by the '
-            "token (it is quantised, is static and slides, or keeps the recurrent states of some blocks); "
-            "leave the cache out, or draft"
+            "token (it is quantised, or some of its blocks keep recurrent states, or are static and slide or "
+            "keep an index): leave the cache out, or else draft"
         )
     positions_1T, new = given["position_ids"], max_length - text.ids_1T.shape[1]
     read = int(positions_1T[0, -1]) + 1
@@ -155,9 +155,9 @@ def _refuse_static(
     needed = prompt + new - 2 + read_at_once
     if needed > cache.max_length:
         raise UserError(
-            f"a prompt of {prompt} tokens, {new} new ones and passes over {read_at_once} tokens need a static "
-            f"cache of {needed} tokens, and this one has room for {cache.max_length}: make a larger one, or "
-            'leave it out and give cache_implementation="static"'
+            f"a prompt of {prompt} tokens, {new} new ones and passes over {read_at_once} need a static cache "
+            f"of {needed} tokens, and this one has room for {cache.max_length}: make a larger one, or leave "
+            'it out and give cache_implementation="static"'
         )
     if any(arch.uses_flash_attention(config) for config in configs):
         raise UserError(

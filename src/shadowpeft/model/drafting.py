@@ -1,6 +1,6 @@
 """How a shadowed model drafts for itself: `generate(draft="shadow")` in the place of transformers' loop."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,15 @@ from shadowpeft.shadow.adapter import Adapter
 MOST_STATIC = 8
 # Arguments of `_sample` that no model takes.
 _FOR_THE_LOOP = ("synced_gpus", "tokenizer", "assistant_tokenizer")
+
+
+class _Shadowed(Runs, Protocol):
+    """What is asked of a shadowed model."""
+
+    config: PretrainedConfig
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def new_cache(self, adapter: str | None = None, max_length: int | None = None) -> ShadowCache: ...
 
 
 class DraftingMixin:
@@ -165,7 +174,7 @@ class _Steps:
         prompt_positions_1T: positions of the prompt and of the token behind it.
     """
 
-    def __init__(self, model: Runs, name: str, prompt_positions_1T: Tensor) -> None:
+    def __init__(self, model: _Shadowed, name: str, prompt_positions_1T: Tensor) -> None:
         self._model, self._name = model, name
         self._adapter = model._adapter(name)
         self._switch = arch.rope_switch_of(model.config)

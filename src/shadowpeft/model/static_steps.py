@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, CompileConfig, PretrainedConfig, PreTrainedModel
+from transformers import Cache, CompileConfig, PreTrainedModel
 
 from shadowpeft import arch, generate
 from shadowpeft.decoder.cache import ShadowCache, StaticShadowCache
@@ -17,9 +17,6 @@ from shadowpeft.shadow.network import Shadow
 class Runs(Protocol):
     """What is asked of a shadowed model."""
 
-    config: PretrainedConfig
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def _base(self) -> PreTrainedModel: ...
     def _adapter(self, name: str | None) -> Adapter: ...
     def _run_base(
@@ -30,7 +27,6 @@ class Runs(Protocol):
         cache: ShadowCache | None,
         kwargs: dict[str, Any],
     ) -> Any: ...
-    def new_cache(self, adapter: str | None = None, max_length: int | None = None) -> ShadowCache: ...
 
 
 class StaticSteps:
@@ -152,6 +148,8 @@ def _compiled(step: Callable[..., Tensor], config: CompileConfig | None) -> Call
         # Another K, or another cache, is another shape, and none of them is worth a slower step for all.
         settings["dynamic"] = False
     compiled = torch.compile(step, **settings)
+    if settings["backend"] != "inductor":
+        return compiled
 
     def run(*args: Any) -> Tensor:
         # Each step is a CUDA graph of its own, whatever ran before it.
