@@ -35,9 +35,11 @@ class ShadowCache(Cache):
 
     Attributes:
         is_of_assistant: whether another model checks each token that is computed with it.
+        draft_rows: what the drafts over it are read from, if not from the base's own head.
     """
 
     is_of_assistant = False
+    draft_rows: Any = None
     # transformers' own name: whether the caller made it.
     _is_user_defined = False
 
@@ -93,6 +95,10 @@ class StaticShadowCache(ShadowCache, StaticCache):
     def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int, max_length: int) -> None:
         ShadowCache.__init__(self, base, shadow, adapter, shadow_blocks)
         self.max_length = max_length
+
+    def keeps_keys_alone(self) -> bool:
+        """Return whether no layer keeps anything but keys and values, all of them or a window."""
+        return all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in self._filled())
 
     def can_crop_each(self) -> bool:
         """Return whether the length is all that tells what a layer holds."""

@@ -35,25 +35,33 @@ class Drafting(NamedTuple):
     Attributes:
         tokens: how many tokens the base reads in a pass: the last one of the text and the drafts behind it. A
             pass gives 1 to so many tokens. `None` lets the shadow's confidence and measured times decide.
+        vocabulary: whether only tokens of the adapter's draft vocabulary are drafted; `None` if it has one.
     """
 
     tokens: int | None
+    vocabulary: bool | None = None
 
 
-def drafting_of(draft: Any, draft_tokens: Any) -> Drafting | None:
+def drafting_of(draft: Any, draft_tokens: Any, draft_vocabulary: Any = None) -> Drafting | None:
     """Return what the arguments of `generate` ask for, `None` if nothing is to be drafted.
 
     Raises:
         UserError: one of them is not what it may be.
     """
     if draft is None:
-        if draft_tokens is not None:
-            raise UserError('draft_tokens says how the shadow drafts; give draft="shadow" with it')
+        for name, value in (("draft_tokens", draft_tokens), ("draft_vocabulary", draft_vocabulary)):
+            if value is not None:
+                raise UserError(f'{name} says how the shadow drafts; give draft="shadow" with it')
         return None
     if draft != "shadow":
         raise UserError(f'draft must be "shadow" or left out, got {draft!r}')
+    if not (draft_vocabulary is None or isinstance(draft_vocabulary, bool)):
+        raise UserError(
+            "draft_vocabulary must be true, false or left out (then it is used if the adapter has one), got "
+            f"{draft_vocabulary!r}; set_draft_vocabulary() takes the ids"
+        )
     if draft_tokens is None or (isinstance(draft_tokens, str) and draft_tokens == AUTO):
-        return Drafting(None)
+        return Drafting(None, draft_vocabulary)
     try:
         tokens = operator.index(draft_tokens)
     except TypeError:
@@ -63,7 +71,7 @@ def drafting_of(draft: Any, draft_tokens: Any) -> Drafting | None:
             'draft_tokens must be a whole number of tokens, 1 or more, or "auto", got '
             f"{draft_tokens!r}; with 1 nothing is drafted"
         )
-    return Drafting(tokens)
+    return Drafting(tokens, draft_vocabulary)
 
 
 def refuse_mode(mode: GenerationMode, config: GenerationConfig, given: dict[str, Any]) -> None:

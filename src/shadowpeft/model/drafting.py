@@ -17,6 +17,7 @@ from shadowpeft.decoder.cache import ShadowCache, StaticShadowCache, forget_past
 from shadowpeft.errors import UserError
 from shadowpeft.generate.pace import MOST, Auto, Fixed, Pace
 from shadowpeft.generate.rules import Greedy, Rule, Sampled
+from shadowpeft.model.draft_rows import DraftRows, draft_logits
 from shadowpeft.model.static_steps import Runs, StaticSteps
 from shadowpeft.shadow.adapter import Adapter
 
@@ -110,6 +111,7 @@ class DraftingMixin:
         model_kwargs[versions.CACHE] = self._roomy_cache(model_kwargs, tokens)
         configs = (self._base().config, self._adapter(name).shadow.backbone.config)
         generate.refuse_input(text, config.max_length, tokens, configs, model_kwargs)
+        self._choose_rows(name, drafting, model_kwargs[versions.CACHE])
         rule: Rule = Sampled() if config.do_sample else Greedy()
         pace: Pace = Auto() if drafting.tokens is None else Fixed(drafting.tokens)
 
@@ -145,6 +147,23 @@ class DraftingMixin:
         # As much for every usual number, so that the shadow's step is compiled once for all.
         return static_cache(*made_for, cache.max_length + max(tokens, MOST), slides=False)
 
+    def _choose_rows(self, name: str, drafting: generate.Drafting, cache: ShadowCache) -> None:
+        """Give the cache the rows that the drafts over it are read from.
+
+        Raises:
+            UserError: a draft vocabulary is asked for, and the adapter has none.
+        """
+        ids_N = self._adapter(name).draft_vocabulary
+        if drafting.vocabulary and ids_N is None:
+            raise UserError(
+                f"adapter {name!r} has no draft vocabulary; give it one (model.set_draft_vocabulary, or "
+                "train with draft_vocabulary), or leave draft_vocabulary out"
+            )
+        if ids_N is None or drafting.vocabulary is False:
+            cache.draft_rows = None
+        elif cache.draft_rows is None or not torch.equal(cache.draft_rows.ids_N.cpu(), ids_N):
+            cache.draft_rows = DraftRows(self._base(), ids_N)
+
     def _start(
         self, name: str, tokens: int, config: GenerationConfig, model_kwargs: dict[str, Any]
     ) -> tuple[generate.Steps, generate.Past]:
@@ -156,7 +175,7 @@ class DraftingMixin:
         cache, position = model_kwargs[versions.CACHE], int(positions_1T[0, -1])
         past = generate.Past(cache, int(cache.get_seq_length()), position, mask_1T, stock.device)
         if not isinstance(cache, StaticShadowCache):
-            return _Steps(stock, name, positions_1T.to(stock.device)), past
+            return _Steps(stock, name, positions_1T.to(stock.device), cache.draft_rows), past
         compile_config = None
         if stock._valid_auto_compile_criteria(model_kwargs, config):
             compile_config = config.compile_config or stock._default_compile_config()
@@ -172,10 +191,13 @@ class _Steps:
         model: the model; nothing is kept on it.
         name: the name of the adapter.
         prompt_positions_1T: positions of the prompt and of the token behind it.
+        rows: of the draft vocabulary, if there is one.
     """
 
-    def __init__(self, model: _Shadowed, name: str, prompt_positions_1T: Tensor) -> None:
-        self._model, self._name = model, name
+    def __init__(
+        self, model: _Shadowed, name: str, prompt_positions_1T: Tensor, rows: DraftRows | None
+    ) -> None:
+        self._model, self._name, self._rows = model, name, rows
         self._adapter = model._adapter(name)
         self._switch = arch.rope_switch_of(model.config)
         self._positions_1T = prompt_positions_1T
@@ -192,7 +214,7 @@ class _Steps:
 
     def head(self, s_11D: Tensor) -> Tensor:
         """Return the shadow's logits, (1, V)."""
-        return arch.logits(self._model._base(), s_11D)[:, -1]
+        return draft_logits(self._model._base(), self._rows, s_11D)
 
     def base(self, ids_1T: Tensor, s_1TD: Tensor, past: generate.Past) -> Tensor:
         """Let the base read tokens whose s^(0) are known; return its logits, (1, T, V)."""

@@ -162,8 +162,8 @@ class HFGenerationMixin:
         cache = versions.one_cache(*(kwargs.get(name) for name in versions.CACHE_NAMES))
         if attention_mask is None or not isinstance(cache, StaticShadowCache):
             return attention_mask
-        # It reads from the mask's length how many keys there are.
-        if arch.uses_flash_attention(config):
+        # A recurrent state reads the mask of its inputs, and flash attention the number of keys from it.
+        if not cache.keeps_keys_alone() or arch.uses_flash_attention(config):
             return attention_mask
         return F.pad(attention_mask, (0, cache.max_length - attention_mask.shape[1]))
 

@@ -10,6 +10,7 @@ from transformers import Cache, CompileConfig, PreTrainedModel
 
 from shadowpeft import arch, generate
 from shadowpeft.decoder.cache import ShadowCache, StaticShadowCache
+from shadowpeft.model.draft_rows import DraftRows, draft_logits
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.shadow.network import Shadow
 
@@ -54,13 +55,14 @@ class StaticSteps:
         compile_config: CompileConfig | None,
     ) -> None:
         self._model, self._adapter, self._tokens = model, model._adapter(name), tokens
+        self._rows: DraftRows | None = cache.draft_rows
         device = arch.token_embedding_of(model._base()).weight.device
         if mask_1T is None:
             mask_1T = torch.ones(1, 0, dtype=torch.long, device=device)
         # Of all the room there is; each step hides what it does not know yet.
         self._mask_1R = F.pad(mask_1T, (0, cache.max_length - mask_1T.shape[1]), value=1)
         self._shadow_step = _compiled(_shadow_step, compile_config)
-        self._head_step = _compiled(_head_step, compile_config)
+        self._head_step = _compiled(draft_logits, compile_config)
         self._base_step = _compiled(_base_step, compile_config)
 
     def shadow(self, token_11: Tensor, past: generate.Past, ahead: int) -> Tensor:
@@ -75,7 +77,7 @@ class StaticSteps:
 
     def head(self, s_11D: Tensor) -> Tensor:
         """Return the shadow's logits, (1, V); the next call writes over them."""
-        return self._head_step(self._model._base(), s_11D)
+        return self._head_step(self._model._base(), self._rows, s_11D)
 
     def base(self, ids_1T: Tensor, s_1TD: Tensor, past: generate.Past) -> Tensor:
         """Let the base read tokens whose s^(0) are known.
@@ -103,10 +105,6 @@ def _shadow_step(
 ) -> Tensor:
     mask_1R = _visible(mask_1R, cache, tokens=1)
     return shadow(token_11, None, mask_1R, position_ids=position_11, shadow_cache=cache)
-
-
-def _head_step(base: PreTrainedModel, s_11D: Tensor) -> Tensor:
-    return arch.logits(base, s_11D)[:, -1]
 
 
 def _base_step(
