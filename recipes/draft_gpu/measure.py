@@ -8,10 +8,12 @@ block, and random prompts: that shows what the steps take, and nothing of accept
 file with a field `prompt` (--field), which --chat puts into the tokenizer's chat template.
 
 Ways: `base` is the model without a shadow, which is what a merged LoRA takes; `plain` is attached; a number
-or `auto` is `draft_tokens`. Modes: `eager` is `generate` as it is; `static` is a static cache of the caller,
-reset for each text, so that the graphs are recorded once, compiled where transformers compiles; `called` is
-`cache_implementation="static"` and nothing more, where each call records the graphs for its new cache. All is
-greedy. The ways take turns on each text; the first text is written once more than the others, to warm up.
+or `auto` is `draft_tokens`, and with a v behind it (4v) drafts are of a draft vocabulary: the adapter's, or
+with --vocabulary N the N most frequent tokens of the field --answers in the prompts' file. Modes: `eager` is
+`generate` as it is; `static` is a static cache of the caller, reset for each text, so that the graphs are
+recorded once, compiled where transformers compiles; `called` is `cache_implementation="static"` and nothing
+more, where each call records the graphs for its new cache. All is greedy. The ways take turns on each text;
+the first text is written once more than the others, to warm up.
 
 It appends a line to texts.jsonl for each text, way and mode, and to rows.jsonl for each way and mode at the
 end, also if --seconds have passed. `ms_per_token` is the median of the texts, behind the first token;
@@ -37,6 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StaticCache
 from shadowpeft import ShadowConfig, ShadowedModel, attach
 from shadowpeft.arch import versions
 from shadowpeft.bench.shapes import SHAPES, build
+from shadowpeft.train.draft_vocabulary import most_frequent
 
 # A static cache has room for the prompts, the answers and the longest draft.
 MOST_DRAFTED = 16
@@ -67,25 +70,39 @@ def load(arguments: argparse.Namespace) -> tuple[Any, list[Tensor]]:
         model = attach(base, ShadowConfig(), dtype=dtype, impl=arguments.impl).eval()
         torch.manual_seed(0)
         size = (arguments.texts, 1, arguments.context)
-        return model, list(torch.randint(10, base.config.vocab_size, size, device=device))
+        texts = torch.randint(10, base.config.vocab_size, size, device=device)
+        if arguments.vocabulary is not None:
+            # A random model with a tied head goes on with the last token of its prompt.
+            model.set_draft_vocabulary({*range(arguments.vocabulary), *texts[:, 0, -1].tolist()})
+        return model, list(texts)
     base = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=dtype).to(device).eval()
     if arguments.adapter is None:
         model = attach(base, ShadowConfig(), dtype=dtype, impl=arguments.impl).eval()
     else:
         model = ShadowedModel.from_pretrained(base, arguments.adapter, impl=arguments.impl)
+    if arguments.vocabulary is not None:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.base)
+        answers = [tokenizer(row[arguments.answers]).input_ids for row in rows_of_file(arguments)]
+        learnt: Any = [{"labels": ids} for ids in answers]
+        size, special = base.config.vocab_size, tokenizer.all_special_ids
+        model.set_draft_vocabulary(most_frequent(learnt, arguments.vocabulary, special, size))
     return model, [ids.to(device) for ids in prompts(arguments)]
+
+
+def rows_of_file(arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows of the prompts' file."""
+    return [json.loads(line) for line in arguments.prompts.read_text(encoding="utf-8").splitlines()]
 
 
 def prompts(arguments: argparse.Namespace) -> Iterator[Tensor]:
     """Return the ids of each prompt."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
-    with arguments.prompts.open(encoding="utf-8") as lines:
-        for line, _ in zip(lines, range(arguments.texts), strict=False):
-            prompt = json.loads(line)[arguments.field]
-            if arguments.chat:
-                turns = [{"role": "user", "content": prompt}]
-                prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            yield tokenizer(prompt, return_tensors="pt").input_ids
+    for row in rows_of_file(arguments)[: arguments.texts]:
+        prompt = row[arguments.field]
+        if arguments.chat:
+            turns = [{"role": "user", "content": prompt}]
+            prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        yield tokenizer(prompt, return_tensors="pt").input_ids
 
 
 class Cases:
@@ -125,7 +142,9 @@ class Cases:
             # It may end elsewhere, and is to write as many tokens.
             settings["eos_token_id"] = self.model.config.vocab_size + 7
         if way not in ("base", "plain"):
-            settings |= {"draft": "shadow", "draft_tokens": way if way == "auto" else int(way)}
+            tokens = way.removesuffix("v")
+            settings |= {"draft": "shadow", "draft_tokens": tokens if tokens == "auto" else int(tokens)}
+            settings["draft_vocabulary"] = way != tokens
         _wait(ids)
         began = time.perf_counter()
         out = called.generate(ids, streamer=streamer, return_dict_in_generate=True, **settings)
@@ -244,6 +263,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=8, help="how many prompts")
     parser.add_argument("--tokens", type=int, default=128, help="most tokens of an answer")
     parser.add_argument("--drafts", nargs="*", default=["2", "4", "6", "8", "auto"])
+    parser.add_argument("--vocabulary", type=int, help="tokens of a draft vocabulary made here")
+    parser.add_argument("--answers", default="completion", help="field of a line with the tokens to count")
     parser.add_argument(
         "--modes", nargs="+", default=["eager", "static"], choices=["eager", "static", "called"]
     )
