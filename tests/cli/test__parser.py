@@ -27,7 +27,7 @@ FLAGS = {
     "weight_decay "
     "max_grad_norm max_length packing bf16 load_in_4bit gradient_checkpointing impl attn_implementation "
     "device deterministic seed eval_steps save_steps save_total_limit logging_steps report_to resume json "
-    + " ".join(f"shadow.{name}" for name in SHADOW.split()),
+    "draft_vocabulary " + " ".join(f"shadow.{name}" for name in SHADOW.split()),
     demo_verb: "report json seed",
     compare_verb: "model tasks output methods name seeds trials finalists tie_standard_errors steps "
     "batch_size ranks search overrides shadow_model data_dir train_rows validation_rows test_rows test_skip "

@@ -6,7 +6,7 @@ from helpers.families import attached, padded, tiny_config, tiny_model, token_id
 from helpers.family_cases import close, rows, step_by_step
 
 from shadowpeft import ShadowedModel, UserError
-from shadowpeft.decoder.cache import forget_past, keep_past
+from shadowpeft.decoder.cache import forget_past, keep_past, static_cache
 
 
 @pytest.mark.parametrize("side", ["left", "right", "none"])
@@ -84,8 +84,29 @@ def test_halves_of_different_length_are_cropped_to_one() -> None:
     assert keep_past(cache) == changed
 
 
-def test_static_and_recurrent_layers_are_not_cropped_by_the_token() -> None:
+def test_static_windows_and_recurrent_layers_are_not_cropped_by_the_token() -> None:
     """Catches a crop that transformers could not undo."""
     assert attached(tiny_model("mistral")).new_cache().can_crop_each()
-    assert not attached(tiny_model("llama")).new_cache(max_length=20).can_crop_each()
+    assert attached(tiny_model("llama")).new_cache(max_length=20).can_crop_each()
+    assert not attached(tiny_model("mistral")).new_cache(max_length=20).can_crop_each()
     assert not attached(tiny_model("qwen3_next")).new_cache().can_crop_each()
+    assert not attached(tiny_model("qwen3_next")).new_cache(max_length=20).can_crop_each()
+
+
+@torch.no_grad()
+def test_a_static_cache_is_cropped_in_its_place(ids) -> None:
+    """Catches a rejected token that one half keeps, and a length that a CUDA graph would miss."""
+    model = attached(tiny_model("mistral"))
+    configs = model.base.config, model.adapter.shadow.backbone.config
+    cache = static_cache(*configs, "default", 20, slides=False)
+    model(ids, past_key_values=cache)
+    lengths = [layer.cumulative_length for layer in cache.layers]
+    cache.crop_to(7)
+    assert [int(length) for length in lengths] == [7] * len(cache.layers)
+    assert all(layer.cumulative_length is length for layer, length in zip(cache.layers, lengths, strict=True))
+    mask = torch.zeros(len(ids), 20, dtype=torch.long)
+    mask[:, :9] = 1
+    found = model(
+        ids[:, 7:9], attention_mask=mask, position_ids=torch.tensor([[7, 8]]), past_key_values=cache
+    )
+    close(found.logits, model(ids[:, :9]).logits[:, 7:])

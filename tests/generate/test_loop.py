@@ -43,7 +43,7 @@ class Tables:
 
     def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
         cache: Any = past.cache
-        assert len(cache.shadow) == int(past.position_11) + ahead
+        assert len(cache.shadow) == past.position + ahead
         cache.shadow.append(int(token_11))
         return token_11[..., None].float()
 
@@ -54,7 +54,7 @@ class Tables:
         cache: Any = past.cache
         # s^(0) of the very tokens that are read, and the positions behind those that are cached.
         assert torch.equal(s_1TD[..., 0].long(), ids_1T)
-        assert len(cache.base) == int(past.position_11)
+        assert len(cache.base) == past.position
         cache.base += ids_1T[0].tolist()
         assert cache.base == cache.shadow
         return BASE[ids_1T]
@@ -76,7 +76,9 @@ def written(
     cache: Any = Cache()
     cache.base, cache.shadow = [0], [0]
     first(text, BASE[0][None], rule)
-    _, report = decode(Tables(shadow), text, Past(cache, torch.tensor([[1]]), None), rule=rule, pace=pace)
+    _, report = decode(
+        Tables(shadow), text, Past(cache, 1, 1, None, torch.device("cpu")), rule=rule, pace=pace
+    )
     return text.ids_1T[0].tolist(), cache, report
 
 
@@ -101,9 +103,18 @@ def test_greedy_texts_are_those_of_plain_decoding(tokens: int, shadow: Tensor) -
         assert report.accepted == report.drafted
 
 
-@pytest.mark.parametrize("pace", [lambda: Fixed(1), lambda: Fixed(3), Auto], ids=["one", "three", "auto"])
-def test_sampled_texts_are_distributed_as_the_base_has_it(pace: Any) -> None:
+# A draft vocabulary without the token 1.
+FEW = SHADOW.index_fill(1, torch.tensor([1]), -1e4)
+PACES: dict[str, Any] = {
+    "one": (lambda: Fixed(1), SHADOW), "three": (lambda: Fixed(3), SHADOW), "auto": (Auto, SHADOW),
+    "few": (lambda: Fixed(3), FEW),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACES)
+def test_sampled_texts_are_distributed_as_the_base_has_it(name: str) -> None:
     """Catches a residual that is left out, and a draft that is judged by another position's distribution."""
+    pace, shadow = PACES[name]
     torch.manual_seed(0)
     places = {ids: place for place, ids in enumerate(itertools.product(range(VOCAB), repeat=LENGTH - 1))}
     counts, expected = torch.zeros(len(places)), torch.ones(len(places))
@@ -111,7 +122,7 @@ def test_sampled_texts_are_distributed_as_the_base_has_it(pace: Any) -> None:
         for last, token in itertools.pairwise((0, *ids)):
             expected[place] *= BASE[last, token].exp()
     for _ in range(DRAWN):
-        counts[places[tuple(written(Sampled(), pace())[0][1:])]] += 1
+        counts[places[tuple(written(Sampled(), pace(), shadow=shadow)[0][1:])]] += 1
     assert p_value(counts, DRAWN * expected) > 0.01
 
 

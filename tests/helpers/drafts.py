@@ -25,20 +25,24 @@ def draft_from(patch: pytest.MonkeyPatch, text: Tensor, wrong: Sequence[int]) ->
         wrong: the places that get another token.
     """
 
-    class Known(drafting._Steps):
-        def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
-            self._next = int(past.position_11) + ahead + 1
-            return super().shadow(token_11, past, ahead)
+    def known(steps: Any) -> Any:
+        class Known(steps):  # type: ignore[misc]
+            def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
+                self._next = past.position + ahead + 1
+                return super().shadow(token_11, past, ahead)
 
-        def head(self, s_11D: Tensor) -> Tensor:
-            logits_1V = torch.zeros_like(super().head(s_11D))
-            token = int(text[0, self._next]) if self._next < text.shape[1] else 0
-            if self._next in wrong:
-                token = (token + 1) % logits_1V.shape[1]
-            logits_1V[0, token] = 50.0
-            return logits_1V
+            def head(self, s_11D: Tensor) -> Tensor:
+                logits_1V = torch.zeros_like(super().head(s_11D))
+                token = int(text[0, self._next]) if self._next < text.shape[1] else 0
+                if self._next in wrong:
+                    token = (token + 1) % logits_1V.shape[1]
+                logits_1V[0, token] = 50.0
+                return logits_1V
 
-    patch.setattr(drafting, "_Steps", Known)
+        return Known
+
+    for name in ("_Steps", "StaticSteps"):
+        patch.setattr(drafting, name, known(getattr(drafting, name)))
 
 
 def drafted(model: ShadowedModel, ids: Tensor, tokens: int | str = 4, **settings: Any) -> Any:

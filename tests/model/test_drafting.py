@@ -389,8 +389,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "combined with prompt_lookup_num_tokens"),
     "beams": ({"num_beams": 2}, "combined with num_beams"),
     "several": ({"num_return_sequences": 2, "do_sample": True}, "combined with num_return_sequences"),
-    "static": ({"cache_implementation": "static"}, "combined with cache_implementation"),
-    "quantized": ({"cache_implementation": "quantized"}, "combined with cache_implementation"),
+    "sliding": ({"cache_implementation": "sliding_window"}, "combined with this cache_implementation"),
+    "quantized": ({"cache_implementation": "quantized"}, "combined with this cache_implementation"),
     "no cache": ({"use_cache": False}, "combined with use_cache=False"),
     "attentions": ({"output_attentions": True}, "combined with output_attentions"),
     "states": ({"output_hidden_states": True}, "combined with output_hidden_states"),
@@ -419,11 +419,8 @@ def test_what_cannot_be_done_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_a_static_cache_is_refused(llama: ShadowedModel, ids: Tensor) -> None:
-    """Catches a crop of layers that transformers would not undo."""
-    cache = llama.new_cache(max_length=40)
-    with pytest.raises(UserError, match="cannot be cropped by the token"):
-        drafted(llama, ids, past_key_values=cache)
+def test_a_cache_without_a_shadow_is_refused(llama: ShadowedModel, ids: Tensor) -> None:
+    """Catches a cache that has room for one decoder alone."""
     with pytest.raises(UserError, match=r"made by model\.new_cache"):
         drafted(llama, ids, past_key_values=DynamicCache(config=llama.config))
 

@@ -463,6 +463,16 @@ def test_a_shorter_generation_is_not_compiled_anew() -> None:
     assert len(graphs) == already
 
 
+@torch.no_grad()
+def test_a_padded_row_is_compiled_once() -> None:
+    """Catches a mask that grows with the text: another shape for every token."""
+    model, (graphs, settings) = perturb(attached(tiny_model("llama"))), compiled()
+    ids, mask, _ = padded([token_ids(1, 5)[0], token_ids(1, 7)[0]], "left")
+    found = model.generate(ids, attention_mask=mask, max_new_tokens=8, **settings)
+    assert torch.equal(found, model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False))
+    assert len(graphs) == 1
+
+
 class NotCompiled:
     """What `generate` asks of a quantised base's quantizer."""
 

@@ -265,3 +265,53 @@ def test_every_damaged_value_is_a_typed_error(base, folder, case):
     edit_config(folder, BAD_JSON[case])
     with pytest.raises((CheckpointError, ConfigError)):
         ShadowedModel.from_pretrained(base, folder)
+
+
+# The draft vocabulary
+
+VOCABULARY, IDS = "draft_vocabulary.safetensors", [9, 2, 40]
+
+
+@pytest.fixture
+def drafting(model, tmp_path):
+    model.set_draft_vocabulary(IDS)
+    model.save_pretrained(tmp_path / "drafting")
+    return tmp_path / "drafting"
+
+
+def test_a_draft_vocabulary_is_kept_with_its_adapter(base, folder, drafting):
+    """Catches one that is lost, and one that an adapter without it gets."""
+    assert ShadowedModel.from_pretrained(base, drafting).adapter.draft_vocabulary.tolist() == sorted(IDS)
+    assert ShadowedModel.from_pretrained(base, folder).adapter.draft_vocabulary is None
+
+
+def test_a_vocabulary_that_an_earlier_adapter_left_is_not_read(model, base, drafting):
+    """Catches an adapter that drafts what another's answers were made of."""
+    model.set_draft_vocabulary(None)
+    model.save_pretrained(drafting)
+    assert ShadowedModel.from_pretrained(base, drafting).adapter.draft_vocabulary is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"ids": torch.tensor([2, 9])}, "holds 2 ids, and shadow_config.json names 3"),
+        ({"ids": torch.tensor([2, 9, 1000])}, "from 0 to .*got 1000"),
+        ({"ids": torch.tensor([2, 9, 9])}, "each id once"),
+        ({"ids": torch.tensor([2.0, 9.0, 40.0])}, "must hold whole numbers by the name 'ids'"),
+        ({"more": torch.tensor([1]), "ids": torch.tensor([2, 9, 40])}, "and nothing else"),
+        (None, "is missing"),
+        (b"{", "is damaged or cut short"),
+    ],
+)
+def test_a_vocabulary_that_is_not_this_adapters_is_refused(base, drafting, tensors, says):
+    """Catches ids that fail at the first draft, or rows of another adapter's."""
+    path = drafting / VOCABULARY
+    if tensors is None:
+        path.unlink()
+    elif isinstance(tensors, bytes):
+        path.write_bytes(tensors)
+    else:
+        save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=says):
+        ShadowedModel.from_pretrained(base, drafting)

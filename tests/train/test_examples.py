@@ -7,7 +7,7 @@ from helpers.families import (
     tiny_config,
 )
 from helpers.runs import save_base
-from transformers import AutoModelForCausalLM, MptConfig
+from transformers import AutoConfig, AutoModelForCausalLM, MptConfig
 
 from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.errors import ConfigError, DataError, UnsupportedModelError
@@ -86,6 +86,14 @@ def test_rows_are_held_out_packed_and_named(base_folder, rows_file):
     nothing = examples.read(TrainConfig(data=str(rows_file), eval_fraction=0.0, **common))
     assert nothing.held_out == []
     assert nothing.train == given.train
+
+
+def test_a_draft_vocabulary_of_all_tokens_is_refused_first(base_folder, rows_file, tmp_path, no_weights):
+    """Catches a vocabulary that saves nothing, and is a whole head's copy."""
+    common = {"model": str(base_folder), "data": str(rows_file), "output": str(tmp_path / "run")}
+    size = AutoConfig.from_pretrained(base_folder).vocab_size
+    with pytest.raises(ConfigError, match=f"draft_vocabulary must be below {size}, .* got {size}"):
+        train(TrainConfig(draft_vocabulary=size, **common))
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "falcon", "lfm2", "opt"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.runs import adapter_of, assert_same_bits, logged
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from shadowpeft import ShadowConfig, attach
@@ -85,3 +86,16 @@ def test_a_shadow_that_starts_from_a_model(command, plain, base_folder, tmp_path
     saved = adapter_of(tmp_path / "run")
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     assert saved.keys() != adapter_of(plain).keys()
+
+
+def test_a_draft_vocabulary_changes_no_weight_and_is_saved(command, plain, tmp_path):
+    """Catches a vocabulary that reaches the answers' loss, or only some of the folders that a run writes."""
+    assert main([*command, "--draft-vocabulary", "12", *TWO_STEPS]) == 0
+    saved, want = adapter_of(tmp_path / "run"), adapter_of(plain)
+    assert all(torch.equal(saved[name], want[name]) for name in want)
+    files = (tmp_path / "run").rglob("draft_vocabulary.safetensors")
+    sizes = {file.parent.name: len(load_file(file)["ids"]) for file in files}
+    assert set(sizes) == {"adapter", "checkpoint-2"}
+    # Twelve and the special ones.
+    assert len(set(sizes.values())) == 1
+    assert 12 < sizes["adapter"] < 24

@@ -14,6 +14,7 @@ from shadowpeft.arch.configs import (
     needs_no_mask,
     rope_switch_of,
     shadow_model_config,
+    uses_flash_attention,
     wants_router_logits,
 )
 from shadowpeft.arch.families import FAMILIES
@@ -103,5 +104,6 @@ __all__ = [
     "text_config_of",
     "text_model_of",
     "token_embedding_of",
+    "uses_flash_attention",
     "wants_router_logits",
 ]

@@ -28,6 +28,11 @@ def rope_switch_of(config: PretrainedConfig) -> int | None:
     return getattr(config, field, None)
 
 
+def uses_flash_attention(config: PretrainedConfig) -> bool:
+    """Return whether a model's attention is a flash attention's, which reads no mask but of padding."""
+    return "flash" in (config._attn_implementation or "")
+
+
 def needs_no_mask(config: PretrainedConfig, index: int, tokens: int) -> bool:
     """Return whether a block's attention is right without a mask for whole rows: one document, no padding.
 

@@ -134,9 +134,16 @@ def logit_factor(model: PreTrainedModel) -> float:
     return family_of(model).logit_factor(model.config)
 
 
-def logits(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
-    """Compute the logits as the family does: the linear head, then its factor or its soft cap, if any."""
-    family, logits_BTV, cap = family_of(model), head_of(model)(hidden_BTD), softcap_of(model)
+def logits(model: PreTrainedModel, hidden_BTD: Tensor, head: nn.Linear | None = None) -> Tensor:
+    """Compute the logits as the family does: the linear head, then its factor or its soft cap, if any.
+
+    Args:
+        model: the language model.
+        hidden_BTD: what its head reads.
+        head: a head in the place of its own, with as many rows as logits are wanted.
+    """
+    logits_BTV = (head_of(model) if head is None else head)(hidden_BTD)
+    family, cap = family_of(model), softcap_of(model)
     # One after the other, as the model's own code rounds them.
     if family.multiplies_logits is not None:
         logits_BTV = logits_BTV * getattr(model.config, family.multiplies_logits)

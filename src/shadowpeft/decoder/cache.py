@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
@@ -11,6 +12,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 
 from shadowpeft.arch import versions
@@ -33,9 +35,13 @@ class ShadowCache(Cache):
 
     Attributes:
         is_of_assistant: whether another model checks each token that is computed with it.
+        draft_rows: what the drafts over it are read from, if not from the base's own head.
     """
 
     is_of_assistant = False
+    draft_rows: Any = None
+    # transformers' own name: whether the caller made it.
+    _is_user_defined = False
 
     def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
@@ -73,13 +79,6 @@ class ShadowCache(Cache):
         for layer in self._filled():
             layer.crop(min(0, tokens - layer.get_seq_length()))
 
-    def room(self) -> int | None:
-        """Return how many tokens the longest layer has room for; `None` if a layer grows or keeps a state."""
-        layers = self._filled()
-        if not all(isinstance(layer, StaticLayer) for layer in layers):
-            return None
-        return max((layer.get_max_length() for layer in layers), default=None)
-
     def _filled(self) -> list[Any]:
         """Return the layers that hold anything: those of blocks that read the keys of others do not."""
         kinds = CacheLayerMixin | LinearAttentionCacheLayerMixin
@@ -87,7 +86,33 @@ class ShadowCache(Cache):
 
 
 class StaticShadowCache(ShadowCache, StaticCache):
-    """Static halves; transformers asks for the class to keep the mask that flash attention then needs."""
+    """Static halves; transformers asks for the class to keep the mask that flash attention then needs.
+
+    Attributes:
+        max_length: the number of tokens that there is room for.
+    """
+
+    def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int, max_length: int) -> None:
+        ShadowCache.__init__(self, base, shadow, adapter, shadow_blocks)
+        self.max_length = max_length
+
+    def keeps_keys_alone(self) -> bool:
+        """Return whether no layer keeps anything but keys and values, all of them or a window."""
+        return all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in self._filled())
+
+    def can_crop_each(self) -> bool:
+        """Return whether the length is all that tells what a layer holds."""
+        return all(type(layer) is StaticLayer for layer in self._filled())
+
+    def crop_to(self, tokens: int) -> None:
+        """Crop every layer to its first `tokens` tokens, by writing back the length.
+
+        The keys behind it stay, are masked, and are written over. A few kernels for all layers, none of which
+        the host waits for; `StaticLayer.crop` needs one a layer, and is not in every version of transformers.
+        """
+        lengths = [layer.cumulative_length for layer in self._filled()]
+        torch._foreach_zero_(lengths)
+        torch._foreach_add_(lengths, tokens)
 
 
 def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:
@@ -97,15 +122,29 @@ def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str
 
 
 def static_cache(
-    base: PretrainedConfig, shadow: PretrainedConfig, adapter: str, max_length: int
-) -> ShadowCache:
-    """Make a cache with room for `max_length` tokens, allocated once."""
-    return StaticShadowCache(
-        StaticCache(config=base, max_cache_len=max_length),
-        StaticCache(config=shadow, max_cache_len=max_length),
-        adapter,
-        shadow.num_hidden_layers,
-    )
+    base: PretrainedConfig, shadow: PretrainedConfig, adapter: str, max_length: int, slides: bool = True
+) -> StaticShadowCache:
+    """Make a cache with room for `max_length` tokens, allocated at its first use.
+
+    Args:
+        base: the base's configuration.
+        shadow: the shadow's.
+        adapter: the name of the adapter.
+        max_length: tokens.
+        slides: let sliding blocks keep no more than their window, from which no token can be taken back.
+            Otherwise they keep all, and their masks hide what has left the window.
+    """
+
+    def half(config: PretrainedConfig) -> Cache:
+        layers = StaticCache(config=config, max_cache_len=max_length).layers
+        return Cache(layers=layers if slides else [_whole(layer, max_length) for layer in layers])
+
+    return StaticShadowCache(half(base), half(shadow), adapter, shadow.num_hidden_layers, max_length)
+
+
+def _whole(layer: Any, max_length: int) -> Any:
+    """Return a layer that keeps all tokens in the place of one that slides."""
+    return StaticLayer(max_length) if type(layer) is StaticSlidingWindowLayer else layer
 
 
 def keep_past(cache: Cache) -> list[DynamicSlidingWindowLayer]:

@@ -25,13 +25,17 @@ class Past(NamedTuple):
 
     Attributes:
         cache: the keys and values of all tokens before it, in both halves.
-        position_11: its position.
+        length: how many tokens those are, with padding. The host knows, and need not ask the cache.
+        position: its position.
         mask_1T: 1 for tokens and 0 for padding, up to and with it; `None` without padding.
+        device: where the model reads ids.
     """
 
     cache: ShadowCache
-    position_11: Tensor
+    length: int
+    position: int
     mask_1T: Tensor | None
+    device: torch.device
 
     def mask(self, tokens: int) -> Tensor | None:
         """Return the mask with `tokens` tokens from this one on."""
@@ -39,12 +43,14 @@ class Past(NamedTuple):
 
     def positions(self, first: int, tokens: int) -> Tensor:
         """Return the positions of `tokens` tokens, (1, tokens), the first of which is `first` behind this."""
-        steps_T = torch.arange(first, first + tokens, device=self.position_11.device)
-        return self.position_11 + steps_T[None]
+        first += self.position
+        return torch.arange(first, first + tokens, device=self.device)[None]
 
     def moved(self, tokens: int) -> "Past":
         """Return what lies behind the token `tokens` further on."""
-        return Past(self.cache, self.position_11 + tokens, self.mask(tokens + 1))
+        return self._replace(
+            length=self.length + tokens, position=self.position + tokens, mask_1T=self.mask(tokens + 1)
+        )
 
 
 class Steps(Protocol):
@@ -100,7 +106,7 @@ def decode(steps: Steps, text: Text, past: Past, rule: Rule, pace: Pace) -> tupl
     while not text.finished:
         past = steps.renew(text, past)
         before = text.ids_1T.shape[1]
-        with _only_what_stays(past.cache, text):
+        with _only_what_stays(past, text):
             started = time.perf_counter()
             ids, states, drafts = _draft(steps, text, past, rule=rule, pace=pace)
             drafted = time.perf_counter()
@@ -125,7 +131,7 @@ def _draft(
     most, room = min(text.room, pace.start()), steps.room(past)
     if room is not None:
         most = min(most, room)
-    ids = [text.ids_1T[:, -1:].to(past.position_11.device)]
+    ids = [text.ids_1T[:, -1:].to(past.device)]
     states: list[Tensor] = []
     drafts: list[Draft] = []
     while True:
@@ -138,7 +144,7 @@ def _draft(
         if not pace.goes_on(scores_1V):
             return ids, states, drafts
         drafts.append(rule.draft(scores_1V))
-        ids.append(drafts[-1].token_11.to(ids[0].device))
+        ids.append(drafts[-1].token_11.to(past.device))
 
 
 def _verify(logits_1TV: Tensor, text: Text, drafts: list[Draft], rule: Rule) -> tuple[int, int]:
@@ -148,9 +154,10 @@ def _verify(logits_1TV: Tensor, text: Text, drafts: list[Draft], rule: Rule) -> 
         How many drafts were taken, and how many were looked at.
     """
     accepted = 0
-    for logits_1V, draft in zip(logits_1TV.unbind(1), [*drafts, None], strict=True):
-        scores_1V = text.processed(logits_1V)
-        token_11, is_draft = rule.answer(scores_1V, draft)
+    answers = _answers(logits_1TV, text, drafts, rule)
+    for logits_1V, draft, (scores_1V, token_11, is_draft) in zip(
+        logits_1TV.unbind(1), [*drafts, None], answers, strict=False
+    ):
         text.add(token_11, scores_1V, logits_1V)
         if not is_draft:
             return accepted, accepted + (draft is not None)
@@ -160,11 +167,30 @@ def _verify(logits_1TV: Tensor, text: Text, drafts: list[Draft], rule: Rule) -> 
     return accepted, accepted
 
 
+def _answers(
+    logits_1TV: Tensor, text: Text, drafts: list[Draft], rule: Rule
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Return the scores of each place, the token that is taken there, and whether it is the draft.
+
+    Each is asked for when the tokens before it are in the text, as the processors need it. Without them all
+    are known at once, and the host waits for the device once.
+    """
+    if not text.has_processors:
+        for scores_1V, answer in zip(
+            logits_1TV.unbind(1), rule.answers(logits_1TV.float(), drafts), strict=True
+        ):
+            yield scores_1V, *answer
+        return
+    for logits_1V, draft in zip(logits_1TV.unbind(1), [*drafts, None], strict=True):
+        scores_1V = text.processed(logits_1V)
+        yield scores_1V, *rule.answer(scores_1V, draft)
+
+
 @contextmanager
-def _only_what_stays(cache: ShadowCache, text: Text) -> Iterator[None]:
+def _only_what_stays(past: Past, text: Text) -> Iterator[None]:
     """Leave in the cache the tokens that the text has, but the last; also if the caller's streamer raises."""
-    kept, before = cache.get_seq_length(), text.ids_1T.shape[1]
+    before = text.ids_1T.shape[1]
     try:
         yield
     finally:
-        cache.crop_to(kept + text.ids_1T.shape[1] - before)
+        past.cache.crop_to(past.length + text.ids_1T.shape[1] - before)

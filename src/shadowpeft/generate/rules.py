@@ -1,5 +1,6 @@
 """What is taken from a distribution, and which drafts are: greedily, or by sampling."""
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,6 +30,10 @@ class Rule(Protocol):
         """Return the token that follows, (1, 1), and whether it is the draft."""
         ...
 
+    def answers(self, scores_1TV: Tensor, drafts: Sequence[Draft]) -> Iterator[tuple[Tensor, bool]]:
+        """Return the answer to each draft, and to none behind the last."""
+        ...
+
 
 class Greedy:
     """The likeliest token: a draft is taken if it is that."""
@@ -41,6 +46,15 @@ class Greedy:
         """Return the likeliest token, and whether it is the draft."""
         token_11 = scores_1V.argmax(-1, keepdim=True)
         return token_11, draft is not None and bool(token_11 == draft.token_11.to(token_11.device))
+
+    def answers(self, scores_1TV: Tensor, drafts: Sequence[Draft]) -> Iterator[tuple[Tensor, bool]]:
+        """Return the answers, which are read from the device together."""
+        tokens_1T = scores_1TV.argmax(-1)
+        drafted = [draft.token_11.to(tokens_1T.device) for draft in drafts]
+        read_1T = torch.cat([tokens_1T, *drafted], dim=1).cpu()
+        tokens_1T, drafts_1T = read_1T.split([len(drafts) + 1, len(drafts)], dim=1)
+        is_draft = (tokens_1T[:, :-1] == drafts_1T).tolist()[0]
+        yield from zip(tokens_1T.split(1, dim=1), [*is_draft, False], strict=True)
 
 
 class Sampled:
@@ -70,3 +84,8 @@ class Sampled:
         if not bool(residual_1V.any()):
             residual_1V = p_1V
         return torch.multinomial(residual_1V, 1), False
+
+    def answers(self, scores_1TV: Tensor, drafts: Sequence[Draft]) -> Iterator[tuple[Tensor, bool]]:
+        """Return the answers one by one: a draft is not judged before those in front of it are taken."""
+        for scores_1V, draft in zip(scores_1TV.unbind(1), [*drafts, None], strict=True):
+            yield self.answer(scores_1V, draft)

@@ -37,8 +37,9 @@ class Text:
         config: says which outputs are kept.
 
     Attributes:
-        ids_1T: the ids so far.
+        ids_1T: the ids so far; on the CPU, if only code that reads them anywhere is to see them.
         finished: whether a criterion is met.
+        has_processors: whether scores are anything else than logits.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class Text:
         streamer: Any,
         config: GenerationConfig,
     ) -> None:
-        self.ids_1T, self.finished = ids_1T, False
+        self.has_processors, self.finished = bool(processors), False
+        # A criterion of the caller may compare them with tensors of its own.
+        is_stock = not processors and all(_is_stock(part) for part in criteria)
+        self.ids_1T, self._device = ids_1T.cpu() if is_stock else ids_1T, ids_1T.device
         self._criteria, self._streamer = criteria, streamer
         # Typed by transformers for a kind of tensor that torch does not have.
         self._processors: Any = processors
@@ -65,12 +69,24 @@ class Text:
         """How many tokens may be added."""
         return int(self._max_length - self.ids_1T.shape[1])
 
+    @property
+    def sequences(self) -> Tensor:
+        """The ids, where the caller had them."""
+        return self.ids_1T.to(self._device)
+
     def is_end(self, token_11: Tensor) -> bool:
-        """Return whether a token would end the text."""
+        """Return whether a token is known to end the text.
+
+        One on a GPU is not looked at, because the host would have to wait for it.
+        """
+        if token_11.device.type != "cpu":
+            return False
         return any(bool(torch.isin(token_11, ends.to(token_11.device)).any()) for ends in self._ends)
 
     def processed(self, logits_1V: Tensor) -> Tensor:
         """Return the scores of the next token, (1, V), in float32."""
+        if not self.has_processors:
+            return logits_1V.float()
         scores_1V: Tensor = self._processors(self.ids_1T, self._own(logits_1V))
         return scores_1V
 
@@ -80,7 +96,7 @@ class Text:
         Any scores would do: what is drafted changes how many drafts are taken, not what is generated.
         """
         if not self._for_drafts:
-            return self._own(logits_1V)
+            return logits_1V.float()
         ids_1T = torch.cat([self.ids_1T, *(draft.to(self.ids_1T.device) for draft in drafts)], dim=1)
         scores_1V: Tensor = self._for_drafts(ids_1T, self._own(logits_1V))
         return scores_1V
@@ -94,7 +110,7 @@ class Text:
             logits_1V: the logits before they were processed.
         """
         if self.scores is not None:
-            self.scores = (*self.scores, scores_1V)
+            self.scores = (*self.scores, self._own(scores_1V))
         if self.logits is not None:
             self.logits = (*self.logits, self._own(logits_1V))
         self.ids_1T = torch.cat([self.ids_1T, token_11.to(self.ids_1T.device)], dim=1)
@@ -108,10 +124,16 @@ class Text:
             self._streamer.end()
 
     def _own(self, logits_1V: Tensor) -> Tensor:
-        # A copy: processors may write into it, and it must not keep the logits of a whole prompt alive.
-        return logits_1V.to(self.ids_1T.device, torch.float32, copy=True)
+        # A copy: processors may write into it, it must not keep the logits of a whole prompt alive, and the
+        # next replay of a CUDA graph writes over its outputs.
+        return logits_1V.to(self._device, torch.float32, copy=True)
 
 
 def _is_of_ids_alone(processor: LogitsProcessor) -> bool:
     """Return whether a processor's answer follows from ids and logits, so that drafts can be put to it."""
-    return type(processor).__module__.startswith("transformers.") and not isinstance(processor, _REMEMBER)
+    return _is_stock(processor) and not isinstance(processor, _REMEMBER)
+
+
+def _is_stock(part: object) -> bool:
+    """Return whether a processor or a criterion is of transformers' own."""
+    return type(part).__module__.startswith("transformers.")

@@ -1,11 +1,12 @@
 """The adapters beside one base: adding, choosing and deleting them, and what computes their boundaries."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shadowpeft import arch
@@ -14,7 +15,7 @@ from shadowpeft.decoder.casting import trained_type
 from shadowpeft.errors import ConfigError, UnsupportedModelError
 from shadowpeft.model import sources
 from shadowpeft.ops import choice
-from shadowpeft.shadow import place
+from shadowpeft.shadow import draft_vocabulary, place
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import adapter_folder, hub_folder
 
@@ -118,6 +119,26 @@ class AdaptersMixin:
                 stacklevel=2,
             )
             self.set_adapter(self.active_adapter)
+
+    def set_draft_vocabulary(self, ids: Tensor | Iterable[int] | None, adapter: str | None = None) -> None:
+        """Choose the tokens that an adapter's shadow drafts: its head then reads their rows alone.
+
+        What is generated stays the same: a token outside is never drafted, and the base writes it. It is
+        saved with the adapter, and `generate(draft="shadow")` uses it.
+
+        Args:
+            ids: the tokens, (N,), in any order; `None` for all.
+            adapter: which one; the active one by default.
+
+        Raises:
+            ConfigError: they are not ids of the base's tokens, or the model is a classifier.
+        """
+        chosen = self._adapter(adapter)
+        if ids is not None and chosen.score is not None:
+            raise ConfigError("a classifier drafts nothing, and has no draft vocabulary")
+        chosen.draft_vocabulary = (
+            None if ids is None else draft_vocabulary.checked(ids, self._base().config.vocab_size)
+        )
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many parameters train, and how many there are with the base's."""

@@ -16,7 +16,7 @@ from transformers import (
 
 from shadowpeft import arch
 from shadowpeft.arch import versions
-from shadowpeft.decoder.cache import ShadowCache, dynamic_cache, static_cache
+from shadowpeft.decoder.cache import ShadowCache, StaticShadowCache, dynamic_cache, static_cache
 from shadowpeft.errors import UserError
 
 _DYNAMIC = (None, "dynamic", "dynamic_full")
@@ -151,17 +151,21 @@ class HFGenerationMixin:
     init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None, **inputs: Any) -> Tensor | None:
+    def create_masks_for_generate(
+        config: PretrainedConfig, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor | None:
         """Return the plain mask, of which each decoder makes its own: their sliding windows may differ.
 
-        With a static cache it is as long as the cache, so that its length is that of every step: a step that
-        was compiled would otherwise be compiled again.
+        Over a static cache it is as long as the cache: a mask that grows would be compiled anew, or be a CUDA
+        graph of its own, for every token.
         """
-        cache = inputs.get(versions.CACHE)
-        if attention_mask is None or not isinstance(cache, ShadowCache):
+        cache = versions.one_cache(*(kwargs.get(name) for name in versions.CACHE_NAMES))
+        if attention_mask is None or not isinstance(cache, StaticShadowCache):
             return attention_mask
-        room = cache.room()
-        return attention_mask if room is None else F.pad(attention_mask, (0, room - attention_mask.shape[1]))
+        # A recurrent state reads the mask of its inputs, and flash attention the number of keys from it.
+        if not cache.keeps_keys_alone() or arch.uses_flash_attention(config):
+            return attention_mask
+        return F.pad(attention_mask, (0, cache.max_length - attention_mask.shape[1]))
 
 
 def require_shadow_cache(cache: object, shadow_blocks: int, adapter: str) -> ShadowCache:

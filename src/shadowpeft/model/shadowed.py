@@ -422,7 +422,12 @@ class ShadowedModel(  # type: ignore[misc]
 
     @bare_where_read
     def generate(
-        self, *args: Any, draft: str | None = None, draft_tokens: int | str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        draft: str | None = None,
+        draft_tokens: int | str | None = None,
+        draft_vocabulary: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Generate attached, as transformers' `generate` does; `adapter=` chooses the adapter.
 
@@ -434,6 +439,8 @@ class ShadowedModel(  # type: ignore[misc]
             draft_tokens: how many tokens the base reads in a pass, the last one of the text among them; a
                 pass gives 1 to so many tokens. With 1 nothing is drafted. "auto", the default, goes on while
                 a further draft is expected to pay, by the shadow's confidence and by measured times.
+            draft_vocabulary: whether the shadow drafts tokens of the adapter's draft vocabulary alone; by
+                default if it has one (`set_draft_vocabulary`).
             **kwargs: as transformers has them.
 
         Raises:
@@ -443,7 +450,7 @@ class ShadowedModel(  # type: ignore[misc]
         """
         if self.task != "causal-lm":
             raise UserError("a sequence classifier cannot generate; attach to a causal language model")
-        drafting = drafting_of(draft, draft_tokens)
+        drafting = drafting_of(draft, draft_tokens, draft_vocabulary)
         if drafting is not None:
             if self._bare.is_on(kwargs.get("adapter")):
                 raise UserError(

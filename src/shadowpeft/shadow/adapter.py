@@ -39,9 +39,11 @@ class Adapter(nn.Module):
         reads_from: index of the first block whose output moves the state.
         is_trainable: false for one that was loaded to be used alone.
         name: what it is called beside its base.
+        draft_vocabulary: the tokens that it drafts, (N,), on the CPU; `None` for all.
     """
 
     name = ""
+    draft_vocabulary: Tensor | None = None
     gradient_checkpointing = False
     is_trainable = True
 

@@ -5,7 +5,7 @@ Loading refuses a tensor too many as well as a tensor too few, and never runs co
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 import shadowpeft
 from shadowpeft import shadow
 from shadowpeft.config import ResolvedConfig, ShadowConfig
-from shadowpeft.errors import CheckpointError
-from shadowpeft.shadow import open_settings
+from shadowpeft.errors import CheckpointError, ConfigError
+from shadowpeft.shadow import draft_vocabulary, open_settings
 from shadowpeft.shadow.adapter import Adapter
 from shadowpeft.storage import reading
 from shadowpeft.storage.atomic import text, write_together
@@ -26,14 +26,16 @@ from shadowpeft.storage.base_facts import BaseFacts
 from shadowpeft.storage.card import adapter_card
 
 WEIGHTS, CONFIG, CARD = "shadow.safetensors", "shadow_config.json", "README.md"
+# Only where the adapter has one.
+VOCABULARY = "draft_vocabulary.safetensors"
 # transformers' Trainer looks for this file to find a checkpoint's weights. Nothing of ours reads it.
 INDEX = "model.safetensors.index.json"
 # What is read.
-FILES = (WEIGHTS, CONFIG)
+FILES = (WEIGHTS, CONFIG, VOCABULARY)
 # Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
 # and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
-KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base")
+KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base", "draft_vocabulary")
 
 
 def save(
@@ -71,6 +73,12 @@ def save(
         "explicit_shadow": None if adapter.shadow.borrows else backbone,
         "base": dataclasses.asdict(facts),
     }
+    files: dict[str, Callable[[Path], object]] = {}
+    if adapter.draft_vocabulary is not None:
+        ids = {"ids": adapter.draft_vocabulary.int()}
+        # Its length, without which a file that an earlier adapter left here would be this one's.
+        meta["draft_vocabulary"] = len(ids["ids"])
+        files[VOCABULARY] = lambda path: save_file(ids, path, metadata={"format": "pt"})
     sizes = {name: tensor.numel() for name, tensor in state.items()}
     index = {"weight_map": {f"{prefix}{name}": WEIGHTS for name in state}}
     card = adapter_card(facts.name, adapter.settings, sizes, run=run, auto=auto, labels=facts.num_labels)
@@ -81,6 +89,7 @@ def save(
             CONFIG: text(json.dumps(meta, indent=2) + "\n"),
             INDEX: text(json.dumps(index, indent=2) + "\n"),
             CARD: text(card),
+            **files,
         },
     )
 
@@ -110,8 +119,28 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
             "and does not; save the adapter again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
+    vocabulary = _read_vocabulary(meta.get("draft_vocabulary"), folder, base.config.vocab_size)
     build = partial(_build, base, config.resolved(), explicit)
-    return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
+    adapter = reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
+    adapter.draft_vocabulary = vocabulary
+    return adapter
+
+
+def _read_vocabulary(length: Any, folder: Path, vocab_size: int) -> Tensor | None:
+    """Read the draft vocabulary, if the description names one by its length."""
+    if length is None:
+        return None
+    path = folder / VOCABULARY
+    ids = reading.read_ids(path)
+    if len(ids) != length:
+        raise CheckpointError(
+            f"{path} holds {len(ids)} ids, and {CONFIG} names {length!r}: they are of two adapters; copy "
+            "both again"
+        )
+    try:
+        return draft_vocabulary.checked(ids, vocab_size)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _build(base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None) -> Adapter:

@@ -160,6 +160,24 @@ def read_header(path: Path) -> Shapes:
     return found
 
 
+def read_ids(path: Path) -> Tensor:
+    """Read a safetensors file that holds one list of ids, by the name `ids`.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds anything else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if list(file.keys()) != ["ids"] or file.get_slice("ids").get_dtype() not in ("I32", "I64"):
+                raise CheckpointError(f"{path} must hold whole numbers by the name 'ids', and nothing else")
+            ids: Tensor = file.get_tensor("ids")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); copy it again") from error
+    return ids
+
+
 def compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
     """Raise unless the names and shapes found in a weights file are exactly those wanted.
 

@@ -39,6 +39,9 @@ class TrainConfig:
     shadow_model: str | None = None
     """What the shadow starts from: folder of a pretrained shadow, or folder or hub id of a pretrained model;
     by default a small random one is built."""
+    draft_vocabulary: int | None = within(None, least=1)
+    """How many tokens the shadow drafts: those that occur most often in what is learnt, beside the special
+    ones. By default all. Fewer make a draft cheaper, and miss tokens; no text changes by it."""
     epochs: float = within(3.0, above=0)
     """Passes over the data."""
     max_steps: int | None = within(None, least=1)

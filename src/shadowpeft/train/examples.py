@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shadowpeft.config import refuse_depth, refuse_frozen
 from shadowpeft.errors import ConfigError
+from shadowpeft.train import draft_vocabulary
 from shadowpeft.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ class Examples(NamedTuple):
         tokenizer: the base's tokenizer.
         train: the examples to train on, packed where the settings say so.
         held_out: the examples to evaluate on, never packed; empty for no evaluation.
+        draft_vocabulary: the tokens that the shadow drafts; `None` for all.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     train: "list[Example]"
     held_out: "list[Example]"
+    draft_vocabulary: list[int] | None = None
 
 
 def read(config: TrainConfig) -> Examples:
@@ -49,9 +52,25 @@ def read(config: TrainConfig) -> Examples:
     examples = encode_all(rows, found.tokenizer, limit)
     eval_examples = encode_all(held_out, found.tokenizer, limit) if held_out else []
     _check_ids([*examples, *eval_examples], config.model, found.config.vocab_size)
+    vocabulary = _draft_vocabulary(config, examples, found.tokenizer, found.config.vocab_size)
     if config.packing:
         examples = pack(examples, limit)
-    return Examples(found.tokenizer, examples, eval_examples)
+    return Examples(found.tokenizer, examples, eval_examples, vocabulary)
+
+
+def _draft_vocabulary(
+    config: TrainConfig, examples: "Sequence[Example]", tokenizer: "PreTrainedTokenizerBase", vocab_size: int
+) -> list[int] | None:
+    if config.draft_vocabulary is None:
+        return None
+    if config.draft_vocabulary >= vocab_size:
+        raise ConfigError(
+            f"draft_vocabulary must be below {vocab_size}, the number of tokens that {config.model} knows, "
+            f"got {config.draft_vocabulary}; leave it out to draft all of them"
+        )
+    return draft_vocabulary.most_frequent(
+        examples, config.draft_vocabulary, tokenizer.all_special_ids, vocab_size
+    )
 
 
 def _rows(config: TrainConfig) -> "tuple[Sequence[Row], Sequence[Row]]":

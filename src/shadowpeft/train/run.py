@@ -41,7 +41,9 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     rows = examples.read(config)
     # The arguments come before the model: what they refuse is found before its weights are loaded.
     args = _training_arguments(config)
-    trainer, stop = _build_trainer(_build_model(config), args, rows, config)
+    model = _build_model(config)
+    model.set_draft_vocabulary(rows.draft_vocabulary)
+    trainer, stop = _build_trainer(model, args, rows, config)
     seconds = _run(trainer, stop, config, start)
     done = result.summarise(config, trainer, stop, seconds)
     if done.adapter is not None:

@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "logging_steps",
     "report_to",
     "device",
+    "draft_vocabulary",
 )
 
 
