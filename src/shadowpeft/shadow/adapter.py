@@ -30,7 +30,7 @@ class Adapter(nn.Module):
 
     Raises:
         ConfigError: `inject_from` leaves no block to adapt, `output_gains` needs norms that the base does not
-            have, or `train_backbone` is false and the shadow implicit.
+            have, `distil_loss` is not for its task, or `train_backbone` is false and the shadow implicit.
         UnsupportedModelError: `output_gains` needs weights that are not in memory.
 
     Attributes:
@@ -51,6 +51,11 @@ class Adapter(nn.Module):
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)
         refuse_frozen(self.settings, is_explicit=not shadow.borrows)
+        if self.settings.distil_loss == "lk" and arch.task_of(base) != "causal-lm":
+            raise ConfigError(
+                "distil_loss lk raises the share of drafts that are accepted, and a classifier drafts "
+                "nothing; leave it out"
+            )
         self.shadow = shadow
         shadow.trains_backbone = self.settings.train_backbone
         # As published where `inject_from` is 0 or 1. The state also reads what blocks below the injections
