@@ -155,8 +155,8 @@ class ShadowConfig:
         check(self)
         if self.distil_loss != "kl" and self.shadow_distil == 0:
             raise ConfigError(
-                f"distil_loss {self.distil_loss} says how shadow_distil learns, and shadow_distil is 0; set it "
-                "above 0, or leave distil_loss out"
+                f"distil_loss {self.distil_loss} says how shadow_distil learns, and shadow_distil is 0; "
+                "set it above 0, or leave distil_loss out"
             )
         for name, switch in (("unit_state", self.unit_state), ("output_gains", self.output_gains)):
             if switch and self.variant != "normed":

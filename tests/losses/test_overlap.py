@@ -24,7 +24,9 @@ def written_out(s_ND: Tensor, h_ND: Tensor, head: Head) -> Tensor:
     overlap_N = []
     for s_D, h_D in zip(s_ND, h_ND, strict=True):
         q_V, p_V = (
-            capped(x_D @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V), head.softcap).softmax(-1)
+            capped(
+                x_D @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V), head.softcap
+            ).softmax(-1)
             for x_D in (s_D, h_D)
         )
         overlap_N.append(torch.minimum(p_V, q_V).sum())
@@ -103,7 +105,14 @@ def test_the_operation_of_a_compiled_graph_is_one_to_torch():
     """
     s, h, weight = torch.randn(7, WIDTH), torch.randn(7, WIDTH), torch.randn(VOCAB, WIDTH)
     for softcap, differentiate in ((None, True), (3.0, True), (None, False)):
-        given = (s.clone().requires_grad_(differentiate), h, weight, torch.randn(VOCAB), softcap, differentiate)
+        given = (
+            s.clone().requires_grad_(differentiate),
+            h,
+            weight,
+            torch.randn(VOCAB),
+            softcap,
+            differentiate,
+        )
         torch.library.opcheck(overlap._operation, given, test_utils=("test_schema", "test_faketensor"))
     torch._dynamo.reset()
     compiled = torch.compile(lk_losses, backend="aot_eager", fullgraph=True)

@@ -1,12 +1,15 @@
-"""Answers to the prompts of rows, by greedy generation in batches.
+"""Answers to the prompts of rows, generated in batches.
 
-Shapes in names: B is the batch, T the tokens of its longest prompt, with those of the answer in `out_BT`.
+Shapes in names: B is the batch, T the tokens of its longest prompt, with those of the answer in `out_BT`, and
+of its longest answer in `new_BT`.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,7 +44,6 @@ def encode_prompts(
     return prompts
 
 
-@torch.inference_mode()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,10 +64,70 @@ def greedy_answers(
         progress: show a progress bar, if standard error is a terminal.
         limit: tokens that a prompt and its answer may have together; an answer ends there.
     """
+    answers = [""] * len(prompts)
+    for indices, new_BT in _generated(
+        model, tokenizer, prompts, max_new_tokens, batch_size, progress, limit, do_sample=False
+    ):
+        texts = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
+        for index, text in zip(indices, texts, strict=True):
+            answers[index] = text
+    return answers
+
+
+def answer_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    limit: int | None = None,
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """Answer each prompt with token ids, its end among them.
+
+    Args:
+        model: this and what follows as in `greedy_answers`.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: tokens an answer may have.
+        batch_size: prompts at a time.
+        progress: show a progress bar, if standard error is a terminal.
+        limit: tokens that a prompt and its answer may have together.
+        temperature: 0 for the likeliest tokens, above 0 to sample from all.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    ends = set(stop_ids(model, tokenizer) or [])
+    settings: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    for indices, new_BT in _generated(
+        model, tokenizer, prompts, max_new_tokens, batch_size, progress, limit, **settings
+    ):
+        for index, ids in zip(indices, new_BT.tolist(), strict=True):
+            last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            answers[index] = ids[: last + 1]
+    return answers
+
+
+@torch.inference_mode()
+def _generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool,
+    limit: int | None,
+    **settings: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the indices of a batch's prompts and the ids that answer them, (B, T), filled up behind an end.
+
+    `settings` are transformers' own of `generate`; the other arguments are those of `greedy_answers`.
+    """
     lengths = [max_new_tokens] * len(prompts)
     if limit is not None:
         lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    answers = [""] * len(prompts)
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
     for indices in bar(_batches(prompts, lengths, batch_size), "generate", progress):
@@ -74,17 +136,14 @@ def greedy_answers(
         out_BT = model.generate(  # type: ignore[operator]
             ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
-            do_sample=False,
             num_beams=1,
             max_new_tokens=lengths[indices[0]],
             pad_token_id=pad,
             eos_token_id=stop_ids(model, tokenizer),
+            **settings,
         )
-        texts = tokenizer.batch_decode(out_BT[:, ids_BT.shape[1] :], skip_special_tokens=True)
-        for index, text in zip(indices, texts, strict=True):
-            answers[index] = text
+        yield indices, out_BT[:, ids_BT.shape[1] :]
     model.train(was_training)
-    return answers
 
 
 def _batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -102,7 +102,8 @@ def next_token_divergence(
 ) -> Tensor:
     """Compute how far the shadow's answer q is from the attached answer p, of the next token.
 
-    That is KL(p || q), or -log sum min(p, q), the LK loss (arXiv 2602.23881). It is taken over the tokens that `next_token_loss` counts, and normalised as there.
+    That is KL(p || q), or -log sum min(p, q), the LK loss (arXiv 2602.23881). It is taken over
+    the tokens that `next_token_loss` counts, and normalised as there.
 
     Args:
         logits_BTV: the attached logits; they get no gradient.

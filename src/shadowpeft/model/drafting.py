@@ -167,7 +167,7 @@ class _Steps:
 
     def head(self, s_11D: Tensor) -> Tensor:
         """Return the shadow's logits, (1, V)."""
-        return arch.logits(self._model._base(), s_11D)[:, -1]
+        return arch.logits(self._model._base(), self._adapter.for_drafts(s_11D))[:, -1]
 
     def base(self, ids_1T: Tensor, s_1TD: Tensor, past: generate.Past) -> Tensor:
         """Let the base read tokens whose s^(0) are known; return its logits, (1, T, V)."""

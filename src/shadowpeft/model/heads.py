@@ -110,9 +110,7 @@ def _language_losses(
     """Compute the losses of a plain frozen head without the logits of the whole batch."""
     head = arch.head_of(base)
     shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits else None
-    compute = partial(
-        _frozen_head_losses, (h_BTD, s_BTD), base, targets=targets, settings=adapter.settings
-    )
+    compute = partial(_frozen_head_losses, (h_BTD, s_BTD), base, targets=targets, settings=adapter.settings)
     # The losses read the head's weights without calling the head, so FSDP must be told to gather them.
     joint = _joint(adapter.settings, *sharded.with_whole(head, compute))
     return ShadowedCausalLMOutput(shadow_logits=shadow_BTV, **joint)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft import shadow
-from shadowpeft.config import ResolvedConfig, ShadowConfig
+from shadowpeft.config import LARGEST, ResolvedConfig, ShadowConfig
 from shadowpeft.errors import CheckpointError
 from shadowpeft.shadow import open_settings
 from shadowpeft.shadow.adapter import Adapter
@@ -33,7 +33,7 @@ FILES = (WEIGHTS, CONFIG)
 # Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
 # and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
-KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base")
+KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base", "draft_head")
 
 
 def save(
@@ -71,6 +71,9 @@ def save(
         "explicit_shadow": None if adapter.shadow.borrows else backbone,
         "base": dataclasses.asdict(facts),
     }
+    # Named only where there is one: programs from before it read every other folder.
+    if adapter.draft_head is not None:
+        meta["draft_head"] = {"rank": adapter.draft_head.rank}
     sizes = {name: tensor.numel() for name, tensor in state.items()}
     index = {"weight_map": {f"{prefix}{name}": WEIGHTS for name in state}}
     card = adapter_card(facts.name, adapter.settings, sizes, run=run, auto=auto, labels=facts.num_labels)
@@ -110,15 +113,32 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
             "and does not; save the adapter again"
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
-    build = partial(_build, base, config.resolved(), explicit)
+    build = partial(_build, base, config.resolved(), explicit, _draft_rank(meta, folder / CONFIG))
     return reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
 
 
-def _build(base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None) -> Adapter:
+def _build(
+    base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None, draft_rank: int | None
+) -> Adapter:
     if explicit is None:
-        return Adapter(base, settings, shadow.implicit(base, settings))
-    backbone = reading.stock_config(explicit, "the adapter's shadow")
-    return Adapter(base, settings, shadow.explicit_from_config(base, backbone))
+        network = shadow.implicit(base, settings)
+    else:
+        backbone = reading.stock_config(explicit, "the adapter's shadow")
+        network = shadow.explicit_from_config(base, backbone)
+    return Adapter(base, settings, network, draft_rank)
+
+
+def _draft_rank(meta: Mapping[str, Any], path: Path) -> int | None:
+    """Return the rank of the draft head that a description names; `None` if it names none."""
+    draft_head = meta.get("draft_head")
+    if draft_head is None:
+        return None
+    rank = draft_head.get("rank") if isinstance(draft_head, dict) else None
+    if type(rank) is not int or not 1 <= rank < LARGEST or len(draft_head) != 1:
+        raise CheckpointError(
+            f"{path}: draft_head must hold its rank, a whole number, and nothing else, got {draft_head!r}"
+        )
+    return rank
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
