@@ -9,8 +9,9 @@ from helpers.family_cases import CONFIG
 from torch import Tensor, nn
 
 from shadowpeft import ShadowedModel, arch, losses
+from shadowpeft.model import draft_loss as draft_losses
 from shadowpeft.model import drafting
-from shadowpeft.model.draft_loss import agreement, draft_loss
+from shadowpeft.model.draft_loss import draft_loss, next_tokens
 
 
 @pytest.fixture(params=["llama", "gemma2"])
@@ -54,17 +55,19 @@ def test_the_loss_is_that_of_the_drafts_and_only_their_head_learns(
     assert learns == {f"adapters.default.draft_head.{name}.weight" for name in ("down", "up")}
 
 
-def test_agreement_counts_labelled_tokens(model: ShadowedModel) -> None:
-    """Catches padding or a prompt that is counted, a shift, and the shadow's own answer in the place of the
-    draft's.
-    """
+def test_next_tokens_are_the_likeliest_of_either_side(
+    model: ShadowedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the shadow's own answer in the place of the draft's, and a part of the tokens that is lost."""
+    monkeypatch.setattr(draft_losses, "_AT_A_TIME", 4)
     given = batch()
     out = model(given["input_ids"], attention_mask=given["attention_mask"], use_cache=False)
     assert model.base is not None
     s_BTD = model.adapter.shadow(given["input_ids"], None, given["attention_mask"], None, None)
-    agree = out.logits.argmax(-1) == model.base.lm_head(model.adapter.for_drafts(s_BTD)).argmax(-1)
-    places = [(row, place) for row in range(3) for place in range(3, 8 if row < 2 else 6)]
-    assert agreement(model, given) == (sum(int(agree[at]) for at in places), len(places))
+    own_BT, drafted_BT = next_tokens(model, given)
+    assert torch.equal(own_BT, out.logits.argmax(-1))
+    assert torch.equal(drafted_BT, model.base.lm_head(model.adapter.for_drafts(s_BTD)).argmax(-1))
+    assert not torch.equal(drafted_BT, model.base.lm_head(s_BTD).argmax(-1))
 
 
 def test_nothing_but_the_drafts_reads_the_head(model: ShadowedModel) -> None:

@@ -32,9 +32,13 @@ class ShadowCache(Cache):
 
     Attributes:
         is_of_assistant: whether another model checks each token that is computed with it.
+        is_void: whether a pass was broken off whose tokens cannot be taken back.
     """
 
     is_of_assistant = False
+    is_void = False
+    # How many tokens there were before the pass that runs now; `None` between two passes.
+    _before_pass: int | None = None
 
     def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
@@ -60,6 +64,35 @@ class ShadowCache(Cache):
                 )
         Cache.crop(self, tokens_to_remove)
 
+    def reset(self) -> None:
+        """Empty the cache."""
+        Cache.reset(self)
+        self.is_void, self._before_pass = False, None
+
+    def begin_pass(self) -> None:
+        """Note how many tokens there are before a pass."""
+        self._before_pass = self._length()
+
+    def end_pass(self) -> None:
+        """Note that the pass is over, and every layer holds its tokens."""
+        self._before_pass = None
+
+    def settle(self) -> None:
+        """After generation was broken off, take back the tokens of a pass that only some layers have seen."""
+        before, self._before_pass = self._before_pass, None
+        if before is None:
+            return
+        if not self.can_crop_each() or not all(_is_whole(layer) for layer in self._filled()):
+            self.is_void = True
+            return
+        try:
+            self.crop_to(before)
+        except RuntimeError:  # a sliding window has moved on
+            self.is_void = True
+
+    def _length(self) -> int:
+        return int(self.get_seq_length())
+
     def can_crop_each(self) -> bool:
         """Return whether every layer grows by the token, and can be cropped by the token."""
         return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self._filled())
@@ -78,8 +111,20 @@ class ShadowCache(Cache):
         return [layer for layer in self.layers if isinstance(layer, kinds)]
 
 
+def _is_whole(layer: Any) -> bool:
+    """Return whether a layer has as many values as keys: it may have been left between the two."""
+    if not layer.is_initialized:
+        return True
+    keys, values = layer.keys.shape[-2], layer.values.shape[-2]
+    return bool(keys == values)
+
+
 class StaticShadowCache(ShadowCache, StaticCache):
     """Static halves; transformers asks for the class to keep the mask that flash attention then needs."""
+
+    def _length(self) -> int:
+        # It is on the device, and tokens cannot be taken back anyway.
+        return 0
 
 
 def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:

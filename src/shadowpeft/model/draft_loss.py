@@ -1,20 +1,16 @@
-"""What teaches a draft head, and how often its drafts would be taken.
+"""What teaches a draft head, and what it would draft.
 
-Shape legend: B rows, T tokens, D width of the base, N labelled tokens, n of them at hand, V vocabulary.
+Shape legend: B rows, T tokens, D width of the base, N tokens of all rows, n of them at hand, V vocabulary.
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from shadowpeft import arch, losses
 from shadowpeft.config import DistilLoss
 from shadowpeft.losses.frozen_head import Head
-from shadowpeft.losses.linear_ce import IGNORED
 from shadowpeft.model.shadowed import ShadowedModel
 
 Batch = Mapping[str, Tensor]
@@ -44,19 +40,24 @@ def draft_loss(model: ShadowedModel, batch: Batch, kind: DistilLoss) -> Tensor:
 
 
 @torch.no_grad()
-def agreement(model: ShadowedModel, batch: Batch) -> tuple[int, int]:
-    """Count the labelled tokens whose greedy draft is what the attached model finds likeliest, and all.
+def next_tokens(model: ShadowedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the likeliest next token behind each token, attached and as a draft, (B, T) each.
+
+    No logits of a batch are held.
 
     Args:
-        model: this and the batch as in `draft_loss`.
-        batch: token ids, mask and labels.
+        model: this and the batch as in `draft_loss`; the labels are not read.
+        batch: token ids and mask.
     """
+    base = model._base()
     h_BTD, s_BTD = _states(model, batch)
-    labelled_BT = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:] != IGNORED
-    h_ND, d_ND = h_BTD[labelled_BT], model.adapter.for_drafts(s_BTD[labelled_BT])
-    likeliest = partial(_likeliest, model._base())
-    pairs = zip(h_ND.split(_AT_A_TIME), d_ND.split(_AT_A_TIME), strict=True)
-    return sum(int((likeliest(h_nD) == likeliest(d_nD)).sum()) for h_nD, d_nD in pairs), len(h_ND)
+
+    def likeliest(x_BTD: Tensor) -> Tensor:
+        parts = x_BTD.flatten(0, 1).split(_AT_A_TIME)
+        found_N = torch.cat([arch.logits(base, x_nD[None])[0].argmax(-1) for x_nD in parts])
+        return found_N.view(x_BTD.shape[:2])
+
+    return likeliest(h_BTD), likeliest(model.adapter.for_drafts(s_BTD))
 
 
 @torch.no_grad()
@@ -66,7 +67,3 @@ def _states(model: ShadowedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     inputs = {**read, "position_ids": None, "inputs_embeds": None}
     out, s_BTD, _ = model._run_shadowed(model.adapter, inputs, given_cache=None, use_cache=False, kwargs={})
     return out.last_hidden_state, s_BTD
-
-
-def _likeliest(base: PreTrainedModel, x_nD: Tensor) -> Tensor:
-    return arch.logits(base, x_nD[None])[0].argmax(-1)

@@ -37,8 +37,10 @@ class DraftConfig:
     """The most tokens of an answer."""
     temperature: float = within(0.0, least=0)
     """0 for greedy answers, above 0 for sampled ones."""
+    answer_batch_size: int = within(32, least=1)
+    """Prompts that are answered at a time."""
     batch_size: int = within(16, least=1)
-    """Answers per optimizer step, and prompts that are answered at a time."""
+    """Answers per optimizer step."""
     learning_rate: float = within(1e-3, above=0)
     """Peak learning rate (AdamW); it falls to 0 in a straight line."""
 

@@ -21,7 +21,7 @@ from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import UserError
 from shadowpeft.evaluation.answers import answer_ids
 from shadowpeft.model import ShadowedModel
-from shadowpeft.model.draft_loss import Batch, agreement, draft_loss
+from shadowpeft.model.draft_loss import Batch, draft_loss, next_tokens
 from shadowpeft.train.config import DraftConfig
 
 
@@ -91,7 +91,7 @@ def teach(
         tokenizer,
         prompts,
         config.max_new_tokens,
-        config.batch_size,
+        config.answer_batch_size,
         progress=progress,
         limit=min(limits, default=None),
         temperature=config.temperature,
@@ -151,9 +151,14 @@ def _batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]
 
 
 def _acceptance(model: ShadowedModel, batches: Sequence[Batch]) -> float:
-    """Return the share of tokens that a greedy draft gets right."""
-    counts = [agreement(model, _moved(batch, model)) for batch in batches]
-    return sum(agree for agree, _ in counts) / max(1, sum(tokens for _, tokens in counts))
+    """Return the share of labelled tokens whose greedy draft is the attached model's likeliest token."""
+    agree = tokens = 0
+    for batch in batches:
+        labelled_BT = (batch["labels"][:, 1:] != NO_LOSS).to(model.device)
+        own_BT, drafted_BT = next_tokens(model, _moved(batch, model))
+        agree += int((own_BT == drafted_BT)[:, :-1][labelled_BT].sum())
+        tokens += int(labelled_BT.sum())
+    return agree / tokens
 
 
 def _moved(batch: Batch, model: ShadowedModel) -> Batch:
