@@ -206,10 +206,9 @@ def drafting(
     matches = list(matches_of(model, task, answers, args))
     tokens = sum(map(len, matches))
     found: dict[str, Any] = {"agreement": round(sum(map(sum, matches)) / max(1, tokens), 4), "tokens": tokens}
+    room = args.max_new_tokens - 1
     for most in DRAFTS:
-        found[f"draft_tokens={most}"] = summed(
-            [rounds(row, most, args.max_new_tokens - 1) for row in matches]
-        )
+        found[f"draft_tokens={most}"] = summed([rounds(row, most, room) for row in matches])
     reals, same = [], 0
     for prompt, answer in list(zip(task.asked, answers, strict=True))[: args.check]:
         ids = torch.tensor([prompt], device=model.device)
