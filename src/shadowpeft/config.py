@@ -146,7 +146,7 @@ class ShadowConfig:
     The rest is the loss on the labels. It matters in training only."""
     distil_loss: DistilLoss = "kl"
     """How that divergence is measured: `kl` for KL(p || q), p the attached answer and q the shadow's, or `lk`
-    for -log sum min(p, q), of the chance that the attached model accepts a draft. Not for classifiers."""
+    for -log sum min(p, q), whose sum is the chance that a draft is accepted. Not for classifiers."""
     train_backbone: bool = True
     """Whether an explicit shadow's own blocks train. With `false` they stay as the model given as the shadow
     has them, in the base's type; projection, boundaries and heads train."""
