@@ -16,6 +16,11 @@ from shadowpeft.export import gguf_layout
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
+GROUPS = {
+    "shadow": "Settings of the adapter:",
+    "draft": "How the shadow learns to draft, after the training "
+    "([guide](../guides/decode-fast.md#teach-the-shadow-to-draft)):",
+}
 
 
 def generated() -> dict[Path, str]:
@@ -32,7 +37,7 @@ def command_line() -> str:
         "`shadowpeft VERB [flags]`. Each flag may also stand in a YAML file, under its name with "
         "underscores: `--config run.yaml`. A flag on the command line overrides the file. A switch, such as "
         "`--packing`, may stand alone. Flags that begin with `--shadow.` are the settings of the adapter; in "
-        "a file they stand under `shadow:`.",
+        "a file they stand under `shadow:`, and those of `--draft.` under `draft:`.",
         "The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, 130 after an interruption.",
         "\n".join(["| verb | what it does |", "| --- | --- |", *verbs]),
     ]
@@ -52,16 +57,17 @@ def _functions(verb: str) -> dict[str, Callable[..., Any]]:
 
 
 def _described(name: str, run: Callable[..., Any]) -> list[str]:
-    """Describe one parser: what it does, its own flags, then the settings of the adapter."""
+    """Describe one parser: what it does, its own flags, then those of its groups."""
     parser = _parser.build(name, run)
     actions = [action for action in parser._actions if _is_shown(action)]
     # `--config` comes first in the parser and last for a reader.
     actions.sort(key=lambda action: action.dest == "config")
-    own = [action for action in actions if not action.dest.startswith("shadow.")]
-    adapter = [action for action in actions if action.dest.startswith("shadow.")]
+    own = [action for action in actions if "." not in action.dest]
     text = [_sentence((inspect.getdoc(run) or "").partition("\n\n")[0]), _table(parser, own)]
-    if adapter:
-        text += ["Settings of the adapter:", _table(parser, adapter)]
+    for group, title in GROUPS.items():
+        of_group = [action for action in actions if action.dest.startswith(f"{group}.")]
+        if of_group:
+            text += [title, _table(parser, of_group)]
     return text
 
 

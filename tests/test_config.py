@@ -47,7 +47,16 @@ WRONG = [
     {"shadow_distil": True},
     {"shadow_distil": None},
     {"inject_from": -1},
+    {"distil_loss": "tv"},
+    {"distil_loss": "lk"},
 ]
+
+
+def test_a_loss_that_nothing_is_learnt_by_is_refused():
+    """Catches a setting that is accepted and not applied."""
+    with pytest.raises(ConfigError, match="shadow_distil is 0; set it above 0"):
+        ShadowConfig(distil_loss="lk")
+    assert ShadowConfig(distil_loss="lk", shadow_distil=0.5).resolved().distil_loss == "lk"
 
 
 @pytest.mark.parametrize("wrong", WRONG)

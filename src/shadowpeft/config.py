@@ -10,6 +10,7 @@ from shadowpeft.checked_fields import check, nearest, within
 from shadowpeft.errors import ConfigError
 
 Variant = Literal["normed", "paper", "peft"]
+DistilLoss = Literal["kl", "lk"]
 # What computes the boundaries; see `ops/choice.py`. No setting of an adapter: any of them computes the same.
 Impl = Literal["auto", "reference", "compile", "triton"]
 
@@ -143,12 +144,20 @@ class ShadowConfig:
     shadow_distil: float = within(0.0, least=0, most=1)
     """Share of the shadow's loss, from 0 to 1, that is the divergence from the attached model's own answer.
     The rest is the loss on the labels. It matters in training only."""
+    distil_loss: DistilLoss = "kl"
+    """How that divergence is measured: `kl` for KL(p || q), p the attached answer and q the shadow's, or `lk`
+    for -log sum min(p, q), whose sum is the chance that a draft is accepted. Not for classifiers."""
     train_backbone: bool = True
     """Whether an explicit shadow's own blocks train. With `false` they stay as the model given as the shadow
     has them, in the base's type; projection, boundaries and heads train."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.distil_loss != "kl" and self.shadow_distil == 0:
+            raise ConfigError(
+                f"distil_loss {self.distil_loss} says how shadow_distil learns, and shadow_distil is 0; "
+                "set it above 0, or leave distil_loss out"
+            )
         for name, switch in (("unit_state", self.unit_state), ("output_gains", self.output_gains)):
             if switch and self.variant != "normed":
                 raise ConfigError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.tokenizers import CHATML, THINKING, ids_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from shadowpeft.cli._answers import Sampling, answer
 from shadowpeft.errors import DataError
@@ -28,7 +29,7 @@ def calls(loaded, monkeypatch) -> list[tuple[str, dict[str, Any]]]:
 
     def generate(ids, **settings):
         seen.append((tokenizer.decode(ids[0]), settings))
-        return torch.cat([ids, ids[:, :2]], 1)
+        return GenerateDecoderOnlyOutput(sequences=torch.cat([ids, ids[:, :2]], 1))
 
     monkeypatch.setattr(model, "generate", generate)
     return seen
@@ -78,7 +79,7 @@ def test_what_the_template_opens_an_answer_with_is_not_shown_or_counted(
             for token in new:
                 streamer.put(torch.tensor([token]))
             streamer.end()
-        return torch.cat([ids, torch.tensor([new])], 1)
+        return GenerateDecoderOnlyOutput(sequences=torch.cat([ids, torch.tensor([new])], 1))
 
     monkeypatch.setattr(model, "generate", generate)
     answer(*loaded, ["what"], raw=False, sampling=GREEDY, as_json=as_json)
@@ -96,3 +97,38 @@ def test_a_prompt_that_is_rendered_already_is_told_of(loaded, calls, monkeypatch
     monkeypatch.setattr(loaded[1], "chat_template", CHATML)
     with pytest.warns(UserWarning, match=r"holds the special token .*; give --raw"):
         answer(*loaded, ["<|im_start|>user\nwhat<|im_end|>"], raw=False, sampling=GREEDY, as_json=True)
+
+
+def test_speed_is_told_when_asked(loaded, calls, capsys):
+    """Catches a time of another answer, and figures where nobody asked or in the way of the answer."""
+    answer(*loaded, ["what is", "hello"], raw=True, sampling=GREEDY, as_json=True, speed=True)
+    for each in json.loads(capsys.readouterr().out)["answers"]:
+        assert each["tokens"] == 2
+        assert each["seconds"] >= 0
+        assert each["tokens_per_second"] > 2
+        assert "tokens_per_round" not in each
+    answer(*loaded, ["what is", "hello"], raw=True, sampling=GREEDY, as_json=False, speed=True)
+    out, err = capsys.readouterr()
+    assert "tokens/s" not in out
+    assert [line.partition(" (2 tokens in ")[1] != "" for line in err.splitlines()] == [True, True]
+    answer(*loaded, ["what"], raw=True, sampling=GREEDY, as_json=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_answer_is_printed_as_it_comes(loaded, monkeypatch, capsys):
+    """Catches a stream that is printed at its end: every word must be out before the next token is made."""
+    model, tokenizer = loaded
+    new, seen = ids_of(tokenizer, "what is two plus four"), []
+
+    def generate(ids, streamer, **_):
+        streamer.put(ids[0])
+        for token in new:
+            streamer.put(torch.tensor([token]))
+            seen.append(capsys.readouterr().out)
+        streamer.end()
+        return GenerateDecoderOnlyOutput(sequences=torch.cat([ids, torch.tensor([new])], 1))
+
+    monkeypatch.setattr(model, "generate", generate)
+    answer(*loaded, ["hello"], raw=True, sampling=GREEDY, as_json=False)
+    assert "".join(seen) + capsys.readouterr().out == "what is two plus four\n"
+    assert sum(map(bool, seen)) > 2

@@ -17,8 +17,9 @@ from shadowpeft.cli import train as train_verb
 SHADOW = (
     "variant r update_width alpha dropout shadow_loss_weight inject_from shadow_layers "
     "shadow_intermediate_size shadow_attention_heads shadow_key_value_heads shadow_head_dim unit_state "
-    "output_gains shadow_distil train_backbone"
+    "output_gains shadow_distil distil_loss train_backbone"
 )
+DRAFT = "steps rank loss prompts max_new_tokens temperature answer_batch_size batch_size learning_rate"
 
 
 FLAGS = {
@@ -27,13 +28,16 @@ FLAGS = {
     "weight_decay "
     "max_grad_norm max_length packing bf16 load_in_4bit gradient_checkpointing impl attn_implementation "
     "device deterministic seed eval_steps save_steps save_total_limit logging_steps report_to resume json "
-    "draft_vocabulary " + " ".join(f"shadow.{name}" for name in SHADOW.split()),
+    "draft_vocabulary "
+    + " ".join(f"shadow.{name}" for name in SHADOW.split())
+    + " "
+    + " ".join(f"draft.{name}" for name in DRAFT.split()),
     demo_verb: "report json seed",
     compare_verb: "model tasks output methods name seeds trials finalists tie_standard_errors steps "
     "batch_size ranks search overrides shadow_model data_dir train_rows validation_rows test_rows test_skip "
     "max_length eval_batch_size ood forgetting_rows search_seed bf16 device workers json retry report_only",
     generate_verb: "model adapter prompt detached draft draft_tokens raw max_new_tokens temperature top_p "
-    "top_k seed dtype device json",
+    "top_k seed dtype device speed json",
     eval_verb: "model data lm_eval adapter split detached base batch_size max_length max_new_tokens "
     "exact_match limit num_fewshot include_path dtype device json",
     export_verb: "model adapter shadow_model to output dtype max_shard_size push json",

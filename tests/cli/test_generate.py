@@ -76,8 +76,12 @@ def test_the_shadow_drafts_the_same_answer(base_folder, adapter_folder, monkeypa
     for more, tokens in (([], None), (["--draft-tokens", "auto"], "auto"), (["--draft-tokens", 3], 3)):
         assert result([*words, "--draft", "shadow", *more], capsys) == want
         assert (calls[-1]["draft"], calls[-1]["draft_tokens"]) == ("shadow", tokens)
-    assert main([str(word) for word in [*words, "--draft", "shadow"]]) == 0
-    assert capsys.readouterr().out.strip() == want["answers"][0]["answer"].strip()
+    assert main([str(word) for word in [*words, "--draft", "shadow", "--speed"]]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == want["answers"][0]["answer"].strip()
+    assert "a pass of the base)" in err
+    (found,) = result([*words, "--draft", "shadow", "--draft-tokens", 3, "--speed"], capsys)["answers"]
+    assert 1 <= found["tokens_per_round"] <= 3
 
 
 def test_drafts_that_nothing_can_make_are_refused(base_folder, adapter_folder, capsys):

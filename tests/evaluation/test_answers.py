@@ -61,3 +61,29 @@ def test_an_answer_ends_where_training_taught_it_to(shadowed, tokenizer):
     (answer,) = greedy_answers(shadowed, ending, [prompt], 6, batch_size=1, progress=False)
     assert answer == ending.decode(free[: later + 1], skip_special_tokens=True)
     assert answer != ending.decode(free, skip_special_tokens=True)
+
+
+def test_a_shadow_drafts_where_rows_are_answered_one_at_a_time(shadowed, tokenizer, monkeypatch):
+    """Catches drafts that nobody allowed, for several rows, or beyond what the shadow can read."""
+    prompts, calls = [tokenizer(text).input_ids for text in PROMPTS], []
+    generate = type(shadowed).generate
+    monkeypatch.setattr(
+        type(shadowed),
+        "generate",
+        lambda model, *args, **kwargs: (
+            calls.append(kwargs.get("draft")) or generate.__get__(model)(*args, **kwargs)
+        ),
+    )
+    given = {"progress": False, "limit": 128}
+    plain = greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=1, **given)
+    assert set(calls) == {None}
+    assert greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=2, may_draft=True, **given) == plain
+    assert set(calls) == {None}
+    assert greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=1, may_draft=True, **given) == plain
+    assert calls[-4:] == ["shadow"] * 4
+    shadowed.adapter.shadow.backbone.config.max_position_embeddings = 100
+    try:
+        greedy_answers(shadowed, tokenizer, prompts, 5, batch_size=1, may_draft=True, **given)
+    finally:
+        shadowed.adapter.shadow.backbone.config.max_position_embeddings = 128
+    assert calls[-4:] == [None] * 4

@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -333,22 +334,99 @@ def test_a_stop_string_ends_the_text(ids: Tensor, draft: str | None) -> None:
     assert torch.equal(found, text[:, : found.shape[1]])
 
 
+def gone_on(
+    model: ShadowedModel, cache: ShadowCache, want: Any, tokens: int, run: Callable[..., Any]
+) -> None:
+    """Go on with a cache from the tokens that a reader got; all of them but the last must be cached."""
+    got = PROMPT + tokens
+    assert {layer.get_seq_length() for layer in cache.layers} == {got - 1}
+    text = want.sequences[:, :got]
+    found = run(
+        model, text, past_key_values=cache, max_new_tokens=20 - tokens, attention_mask=torch.ones_like(text)
+    )
+    assert torch.equal(found.sequences, want.sequences)
+    same_cache(cache, want[versions.CACHE])
+
+
+@pytest.mark.parametrize("run", [plain, drafted])
 @pytest.mark.parametrize("most", [2, 3, 8])
 def test_a_stream_that_breaks_leaves_model_and_cache_usable(
-    few: ShadowedModel, ids: Tensor, most: int, monkeypatch: pytest.MonkeyPatch
+    few: ShadowedModel, ids: Tensor, most: int, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches tokens that nobody got and that stay in the cache."""
     want = plain(few, ids)
     draft_from(monkeypatch, want.sequences, wrong=(15,))
     cache, streamer = few.new_cache(), Tokens(most)
     with pytest.raises(RuntimeError, match="the reader has gone"):
-        drafted(few, ids, past_key_values=cache, streamer=streamer)
-    # The prompt came first. All but the last token that the reader got is cached.
-    got = PROMPT + most - 1
-    assert {layer.get_seq_length() for layer in cache.layers} == {got - 1}
-    found = drafted(few, want.sequences[:, :got], past_key_values=cache, max_new_tokens=21 - most)
-    assert torch.equal(found.sequences, want.sequences)
-    same_cache(cache, want[versions.CACHE])
+        run(few, ids, past_key_values=cache, streamer=streamer)
+    # The prompt came first.
+    gone_on(few, cache, want, most - 1, run)
+
+
+class Interrupted:
+    """A hook of one of the base's blocks that presses Ctrl-C when the block has run so many times."""
+
+    def __init__(self, model: ShadowedModel, block: int, runs: int) -> None:
+        self.runs = runs
+        self.hook = arch.blocks_of(model.base)[block].register_forward_hook(self.press)
+
+    def press(self, *_: Any) -> None:
+        self.runs -= 1
+        if self.runs == 0:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "Interrupted":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("run", [plain, drafted])
+@pytest.mark.parametrize("block", [0, 2, 3])
+def test_a_pass_that_is_broken_off_leaves_model_and_cache_usable(
+    ids: Tensor, block: int, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a token that some blocks have seen and others have not, in either half."""
+    model = perturb(attached(tiny_model("llama"), CONFIG))
+    want = plain(model, ids)
+    draft_from(monkeypatch, want.sequences, wrong=(15,))
+    cache, streamer = model.new_cache(), Tokens()
+    with Interrupted(model, block, runs=3), pytest.raises(KeyboardInterrupt):
+        run(model, ids, past_key_values=cache, streamer=streamer)
+    gone_on(model, cache, want, len(streamer.kept) - 1, run)
+
+
+def test_a_prompt_that_is_broken_off_leaves_an_empty_cache(ids: Tensor) -> None:
+    """Catches half a prompt in the cache."""
+    model = perturb(attached(tiny_model("llama"), CONFIG))
+    want = plain(model, ids)
+    for run in (plain, drafted):
+        cache = model.new_cache()
+        with Interrupted(model, 2, runs=1), pytest.raises(KeyboardInterrupt):
+            run(model, ids, past_key_values=cache)
+        assert {layer.get_seq_length() for layer in cache.layers} == {0}
+        assert torch.equal(run(model, ids, past_key_values=cache).sequences, want.sequences)
+
+
+@pytest.mark.parametrize(
+    ("family", "room"), [("mistral", None), ("lfm2", None), ("llama", 40)], ids=["window", "state", "static"]
+)
+def test_a_pass_that_cannot_be_taken_back_is_not_gone_on_from(
+    ids: Tensor, family: str, room: int | None
+) -> None:
+    """Catches an answer from keys of which some are missing."""
+    model = perturb(attached(tiny_model(family), CONFIG))
+    want, cache = plain(model, ids), model.new_cache(max_length=room)
+    with Interrupted(model, 2, runs=4), pytest.raises(KeyboardInterrupt):
+        plain(model, ids, past_key_values=cache)
+    for again in (partial(plain, model), model):
+        with pytest.raises(UserError, match="in a pass when its generation was broken off"):
+            again(ids, past_key_values=cache)
+    assert torch.equal(plain(model, ids).sequences, want.sequences)
+    if room is not None:
+        cache.reset()
+        assert torch.equal(plain(model, ids, past_key_values=cache).sequences, want.sequences)
 
 
 def test_the_adapter_of_the_call_drafts(llama: ShadowedModel, ids: Tensor) -> None:

@@ -12,17 +12,19 @@ from helpers.families import perturb, tiny_config, tiny_model
 from helpers.tiny import qwen3_config
 from transformers import AutoModelForSequenceClassification
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach, losses
-from shadowpeft.losses import divergence, linear_ce
+from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, attach, losses
+from shadowpeft.losses import divergence, linear_ce, overlap
 from shadowpeft.losses.frozen_head import Head
 
 VOCAB, WIDTH, WEIGHT = 97, 32, 0.7
 
 
 def shadowed(
-    model_type: str, distil: float, dtype: torch.dtype = torch.float64, **changes: int
+    model_type: str, distil: float, dtype: torch.dtype = torch.float64, kind: Any = "kl", **changes: int
 ) -> ShadowedModel:
-    config = ShadowConfig(alpha=0.5, dropout=0.0, shadow_loss_weight=WEIGHT, shadow_distil=distil)
+    config = ShadowConfig(
+        alpha=0.5, dropout=0.0, shadow_loss_weight=WEIGHT, shadow_distil=distil, distil_loss=kind
+    )
     torch.manual_seed(0)
     return perturb(
         attach(tiny_model(model_type, dtype=dtype, config=tiny_config(model_type, **changes)), config)
@@ -43,10 +45,10 @@ def gradients(model: ShadowedModel, loss: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def by_the_equation(
-    model: ShadowedModel, distil: float, count: int | None = None
+    model: ShadowedModel, distil: float, count: int | None = None, kind: str = "kl"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L, the shadow's cross-entropy and the divergence, one labelled token after the other, from whole
-    logits.
+    """L, the shadow's cross-entropy and the divergence (or the LK loss), one labelled token after the other,
+    from whole logits.
     """
     inputs = batch()
     out = model(inputs["input_ids"], output_shadow_logits=True)
@@ -59,7 +61,8 @@ def by_the_equation(
         own.append(-p_V[y].log())
         shadow.append(-q_V[y].log())
         p_V = p_V.detach()
-        apart.append((p_V * (p_V.log() - q_V.log())).sum())
+        divergence = (p_V * (p_V.log() - q_V.log())).sum()
+        apart.append(divergence if kind == "kl" else -torch.minimum(p_V, q_V).sum().log())
     own_loss, shadow_loss, distil_loss = (
         torch.stack(parts).sum() / (count or len(parts)) for parts in (own, shadow, apart)
     )
@@ -121,15 +124,16 @@ def test_logits_to_keep_and_plain_tuples(model, ids):
 
 
 @pytest.mark.parametrize("count", [None, 29, torch.tensor(29)], ids=["mean", "number", "tensor"])
-@pytest.mark.parametrize("distil", [0.3, 1.0])
+@pytest.mark.parametrize(("distil", "kind"), [(0.3, "kl"), (1.0, "kl"), (0.3, "lk")])
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gptj"])
-def test_losses_and_every_gradient_are_the_equation(model_type, distil, count, monkeypatch):
+def test_losses_and_every_gradient_are_the_equation(model_type, distil, kind, count, monkeypatch):
     """Catches a lost cap (Gemma 2), bias (GPT-J) or chunk, a wrong share, direction, token or count, and a
     gradient that reaches p.
     """
-    monkeypatch.setattr(divergence, "_AT_A_TIME", 5 * VOCAB)
-    model = shadowed(model_type, distil)
-    wanted = by_the_equation(model, distil, None if count is None else int(count))
+    for sweep in (divergence, overlap):
+        monkeypatch.setattr(sweep, "_AT_A_TIME", 5 * VOCAB)
+    model = shadowed(model_type, distil, kind=kind)
+    wanted = by_the_equation(model, distil, None if count is None else int(count), kind)
     wanted_gradients = gradients(model, wanted[0])
     extra = {} if count is None else {"num_items_in_batch": count}
     for skip, exact in (
@@ -282,6 +286,13 @@ def test_a_classifier_learns_from_the_attached_answer(problem, distil, count):
     assert out.shadow_loss.requires_grad == (distil < 1)
     assert_near(gradients(model, out.loss), wanted_gradients, 1e-5)
     assert next(iter(out)) == "loss", "as a plain tuple a loss comes first"
+
+
+def test_a_classifier_learns_by_no_loss_of_drafts():
+    """Catches a setting of language models that a classifier takes and does not apply."""
+    base = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=3))
+    with pytest.raises(ConfigError, match="a classifier drafts nothing"):
+        attach(base, ShadowConfig(shadow_distil=0.5, distil_loss="lk"))
 
 
 def test_a_classifier_without_it_is_as_it_was(monkeypatch):

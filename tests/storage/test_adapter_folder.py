@@ -315,3 +315,35 @@ def test_a_vocabulary_that_is_not_this_adapters_is_refused(base, drafting, tenso
         save_file(tensors, path)
     with pytest.raises(CheckpointError, match=says):
         ShadowedModel.from_pretrained(base, drafting)
+
+
+# The head for drafts
+
+
+def test_a_draft_head_is_saved_with_its_adapter(model, base, ids, tmp_path):
+    """Catches a head that is lost, one that appears where there was none, and a folder without one that
+    programs from before cannot read.
+    """
+    model.save_pretrained(tmp_path / "without")
+    assert "draft_head" not in json.loads((tmp_path / "without" / CONFIG).read_text(encoding="utf-8"))
+    assert ShadowedModel.from_pretrained(base, tmp_path / "without").adapter.draft_head is None
+    torch.nn.init.normal_(model.adapter.new_draft_head(5).up.weight)
+    model.save_pretrained(tmp_path / "with")
+    loaded = ShadowedModel.from_pretrained(base, tmp_path / "with")
+    assert loaded.adapter.draft_head.rank == 5
+    s_BTD = torch.randn(1, 3, 32)
+    assert torch.equal(loaded.adapter.for_drafts(s_BTD), model.adapter.for_drafts(s_BTD))
+    assert not torch.equal(loaded.adapter.for_drafts(s_BTD), s_BTD)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("found", [{}, {"rank": 0}, {"rank": "5"}, {"rank": True}, {"rank": 5, "r": 5}, 5])
+def test_a_draft_head_that_is_not_described_is_refused(found, model, base, tmp_path):
+    model.adapter.new_draft_head(5)
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda meta: meta.update(draft_head=found))
+    with pytest.raises(CheckpointError, match=r"draft_head must hold its rank, a whole number"):
+        ShadowedModel.from_pretrained(base, tmp_path)
+    edit_config(tmp_path, lambda meta: meta.update(draft_head={"rank": 10**9}))
+    with pytest.raises(CheckpointError, match=r"draft_head.*shape"):
+        ShadowedModel.from_pretrained(base, tmp_path)

@@ -1,5 +1,7 @@
 """The answers of `generate`: one prompt after the other, streamed to the terminal or as JSON."""
 
+import sys
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from shadowpeft.data.encode import Opening, encode_opening, stated_limit
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.evaluation.answers import encode_prompts
+from shadowpeft.generate import DraftedOutput, DraftReport
 
 
 class Sampling(NamedTuple):
@@ -38,6 +41,7 @@ def answer(
     raw: bool,
     sampling: Sampling,
     as_json: bool,
+    speed: bool = False,
 ) -> None:
     """Print the answer to each prompt, token by token, or all as JSON at the end.
 
@@ -48,6 +52,7 @@ def answer(
         raw: leave out the tokenizer's chat template.
         sampling: how the tokens are chosen.
         as_json: print all answers as JSON.
+        speed: tell how fast each answer came, beside it in the JSON or on standard error.
 
     Raises:
         DataError: a prompt leaves no room for its answer.
@@ -66,11 +71,18 @@ def answer(
     for text, ids, opening in zip(prompts, encoded, openings, strict=True):
         streamer = None if as_json else _Streamer(tokenizer, opening)
         allowed = sampling._replace(max_new_tokens=sampling.max_new_tokens + opening.length)
-        new_T = _generate(model, tokenizer, ids, sampling=allowed, streamer=streamer)
+        began = time.perf_counter()
+        new_T, report = _generate(model, tokenizer, ids, sampling=allowed, streamer=streamer)
+        seconds = time.perf_counter() - began
         whole = str(tokenizer.decode(new_T, skip_special_tokens=True))
         reply = opening.content_of(whole)
         tokens = len(new_T) - (opening.length if reply != whole else 0)
-        results.append({"prompt": text, "answer": reply, "tokens": tokens})
+        result = {"prompt": text, "answer": reply, "tokens": tokens}
+        if speed:
+            result |= _speed(len(new_T), seconds, report)
+        if speed and not as_json:
+            print(_speed_line(result), file=sys.stderr)
+        results.append(result)
     if as_json:
         print_result({"answers": results}, as_json=True)
 
@@ -120,6 +132,21 @@ def _rows(prompts: Sequence[str], chat: bool) -> list[Row]:
     return rows
 
 
+def _speed(tokens: int, seconds: float, report: DraftReport | None) -> dict[str, float]:
+    """Return how fast an answer of so many tokens came, those that the template opens it with among them."""
+    found = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 2)}
+    if report is not None:
+        found["tokens_per_round"] = round(report.tokens_per_round, 2)
+    return found
+
+
+def _speed_line(result: dict[str, Any]) -> str:
+    line = f"{result['tokens_per_second']:g} tokens/s ({result['tokens']} tokens in {result['seconds']:g} s"
+    if "tokens_per_round" in result:
+        line += f", {result['tokens_per_round']:g} a pass of the base"
+    return f"{line})"
+
+
 @torch.inference_mode()
 def _generate(
     model: PreTrainedModel,
@@ -127,8 +154,8 @@ def _generate(
     ids: list[int],
     sampling: Sampling,
     streamer: TextStreamer | None,
-) -> Tensor:
-    """Return the ids that answer a prompt, (T,)."""
+) -> tuple[Tensor, DraftReport | None]:
+    """Return the ids that answer a prompt, (T,), and how well drafting went, if the shadow drafted."""
     ids_1T = torch.tensor([ids], device=model.device)
     # Without sampling, transformers warns of every setting that only sampling reads.
     settings: dict[str, Any] = {"do_sample": False}
@@ -139,14 +166,16 @@ def _generate(
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
         }
-    out_1T = model.generate(  # type: ignore[operator]
+    out = model.generate(  # type: ignore[operator]
         ids_1T,
         attention_mask=torch.ones_like(ids_1T),
         max_new_tokens=sampling.max_new_tokens,
         pad_token_id=padding_id(tokenizer),
         eos_token_id=stop_ids(model, tokenizer),
         streamer=streamer,
+        return_dict_in_generate=True,
         **sampling.drafts,
         **settings,
     )
-    return out_1T[0, len(ids) :]
+    report = out.draft_report if isinstance(out, DraftedOutput) else None
+    return out.sequences[0, len(ids) :], report

@@ -72,6 +72,7 @@ def build(verb: str, run: Callable[..., Any]) -> _Parser:
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))
     _show_shadow(parser)
+    _hide_groups(parser)
     return parser
 
 
@@ -143,6 +144,14 @@ def _show_shadow(parser: ArgumentParser) -> None:
         folder.help = SUPPRESS
 
 
+def _hide_groups(parser: ArgumentParser) -> None:
+    """Show a group's settings, and not its bare name, which jsonargparse would take for a file of them."""
+    groups = _groups(flags(parser))
+    for action in parser._actions:
+        if action.dest in groups and action.metavar != "FOLDER":
+            action.help = SUPPRESS
+
+
 def _as_fields(words: Sequence[str], known: Sequence[str]) -> list[str]:
     """Rename `--shadow FOLDER` to the field it sets. In files, `shadow` holds the adapter's settings."""
     if "shadow_model" not in known:
@@ -163,7 +172,10 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], verb: str) -> No
             if not equals:
                 value = next(iter(words[position + 1 :]), "")
             _refuse_unknown_keys(Path(value), known)
-        elif name.replace("-", "_") not in (*known, *groups):
+        elif name in groups:
+            first = next(other for other in known if other.startswith(f"{name}."))
+            raise ConfigError(f"--{name} begins the names of several flags, such as --{first}; give these")
+        elif name.replace("-", "_") not in known:
             raise ConfigError(
                 f"unknown flag --{name}{_nearest_flag(name, known)}; see shadowpeft {verb} --help"
             )

@@ -22,6 +22,7 @@ def run(
     draft_tokens: int | str | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    speed: bool = False,
     json: bool = False,
 ) -> None:
     """Answer prompts with a base and its adapter, with the shadow alone, or (without an adapter) with the
@@ -47,7 +48,10 @@ def run(
             default, for as many as pay.
         dtype: type of the weights; auto for the one they are stored in.
         device: auto, cpu, cuda, cuda:1, mps.
-        json: print the answers as JSON.
+        speed: tell tokens a second of each answer, from the reading of its prompt to its last token, and
+            with drafts the tokens that a pass of the base gave; on standard error, with json beside the
+            answer. The first answer of a process takes longer.
+        json: print the answers as JSON, whole, where they would else be printed token by token.
     """
     prompts = _prompts(prompt)
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
@@ -70,7 +74,7 @@ def run(
     loaded, tokenizer = _models.load(choice)
     drafts = {} if draft is None else {"draft": draft, "draft_tokens": draft_tokens}
     sampling = _answers.Sampling(max_new_tokens, temperature, top_p, top_k=top_k, seed=seed, drafts=drafts)
-    _answers.answer(loaded, tokenizer, prompts, raw=raw, sampling=sampling, as_json=json)
+    _answers.answer(loaded, tokenizer, prompts, raw=raw, sampling=sampling, as_json=json, speed=speed)
 
 
 def _prompts(given: list[str] | str | None) -> list[str]:

@@ -36,12 +36,16 @@ class ShadowCache(Cache):
     Attributes:
         is_of_assistant: whether another model checks each token that is computed with it.
         draft_rows: what the drafts over it are read from, if not from the base's own head.
+        is_void: whether a pass was broken off whose tokens cannot be taken back.
     """
 
     is_of_assistant = False
+    is_void = False
     draft_rows: Any = None
     # transformers' own name: whether the caller made it.
     _is_user_defined = False
+    # How many tokens there were before the pass that runs now; `None` between two passes.
+    _before_pass: int | None = None
 
     def __init__(self, base: Cache, shadow: Cache, adapter: str, shadow_blocks: int) -> None:
         Cache.__init__(self, layers=[*base.layers, *shadow.layers])
@@ -67,6 +71,35 @@ class ShadowCache(Cache):
                 )
         Cache.crop(self, tokens_to_remove)
 
+    def reset(self) -> None:
+        """Empty the cache."""
+        Cache.reset(self)
+        self.is_void, self._before_pass = False, None
+
+    def begin_pass(self) -> None:
+        """Note how many tokens there are before a pass."""
+        self._before_pass = self._length()
+
+    def end_pass(self) -> None:
+        """Note that the pass is over, and every layer holds its tokens."""
+        self._before_pass = None
+
+    def settle(self) -> None:
+        """After generation was broken off, take back the tokens of a pass that only some layers have seen."""
+        before, self._before_pass = self._before_pass, None
+        if before is None:
+            return
+        if not self.can_crop_each() or not all(_is_whole(layer) for layer in self._filled()):
+            self.is_void = True
+            return
+        try:
+            self.crop_to(before)
+        except RuntimeError:  # a sliding window has moved on
+            self.is_void = True
+
+    def _length(self) -> int:
+        return int(self.get_seq_length())
+
     def can_crop_each(self) -> bool:
         """Return whether every layer grows by the token, and can be cropped by the token."""
         return all(isinstance(layer, DynamicLayer) and layer.is_croppable for layer in self._filled())
@@ -83,6 +116,14 @@ class ShadowCache(Cache):
         """Return the layers that hold anything: those of blocks that read the keys of others do not."""
         kinds = CacheLayerMixin | LinearAttentionCacheLayerMixin
         return [layer for layer in self.layers if isinstance(layer, kinds)]
+
+
+def _is_whole(layer: Any) -> bool:
+    """Return whether a layer has as many values as keys: it may have been left between the two."""
+    if not layer.is_initialized:
+        return True
+    keys, values = layer.keys.shape[-2], layer.values.shape[-2]
+    return bool(keys == values)
 
 
 class StaticShadowCache(ShadowCache, StaticCache):
@@ -113,6 +154,10 @@ class StaticShadowCache(ShadowCache, StaticCache):
         lengths = [layer.cumulative_length for layer in self._filled()]
         torch._foreach_zero_(lengths)
         torch._foreach_add_(lengths, tokens)
+
+    def _length(self) -> int:
+        # It is on the device, and tokens cannot be taken back anyway.
+        return 0
 
 
 def dynamic_cache(base: PretrainedConfig, shadow: PretrainedConfig, adapter: str) -> ShadowCache:

@@ -1,20 +1,25 @@
-"""Answers to the prompts of rows, by greedy generation in batches.
+"""Answers to the prompts of rows, generated in batches.
 
-Shapes in names: B is the batch, T the tokens of its longest prompt, with those of the answer in `out_BT`.
+Shapes in names: B is the batch, T the tokens of its longest prompt, with those of the answer in `out_BT`, and
+of its longest answer in `new_BT`.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shadowpeft import arch
 from shadowpeft.data.encode import encode_prompt
 from shadowpeft.data.rows import Row
 from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.errors import DataError
 from shadowpeft.evaluation.batches import padded
+from shadowpeft.model import ShadowedModel
 
 
 def encode_prompts(
@@ -41,7 +46,6 @@ def encode_prompts(
     return prompts
 
 
-@torch.inference_mode()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -50,6 +54,7 @@ def greedy_answers(
     batch_size: int,
     progress: bool = True,
     limit: int | None = None,
+    may_draft: bool = False,
 ) -> list[str]:
     """Answer each prompt with the likeliest token at every step; batches hold prompts of similar length.
 
@@ -61,11 +66,76 @@ def greedy_answers(
         batch_size: prompts at a time.
         progress: show a progress bar, if standard error is a terminal.
         limit: tokens that a prompt and its answer may have together; an answer ends there.
+        may_draft: let a shadow draft where prompts are answered one at a time: the same tokens, but for those
+            whose logits differ by no more than rounding. Batches are faster still.
+    """
+    answers = [""] * len(prompts)
+    settings: dict[str, Any] = {"do_sample": False}
+    if may_draft and batch_size == 1 and _drafts(model, limit):
+        settings["draft"] = "shadow"
+    for indices, new_BT in _generated(
+        model, tokenizer, prompts, max_new_tokens, batch_size, progress, limit, **settings
+    ):
+        texts = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
+        for index, text in zip(indices, texts, strict=True):
+            answers[index] = text
+    return answers
+
+
+def answer_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    limit: int | None = None,
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """Answer each prompt with token ids, its end among them.
+
+    Args:
+        model: this and what follows as in `greedy_answers`.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: tokens an answer may have.
+        batch_size: prompts at a time.
+        progress: show a progress bar, if standard error is a terminal.
+        limit: tokens that a prompt and its answer may have together.
+        temperature: 0 for the likeliest tokens, above 0 to sample from all.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    ends = set(stop_ids(model, tokenizer) or [])
+    settings: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    for indices, new_BT in _generated(
+        model, tokenizer, prompts, max_new_tokens, batch_size, progress, limit, **settings
+    ):
+        for index, ids in zip(indices, new_BT.tolist(), strict=True):
+            last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            answers[index] = ids[: last + 1]
+    return answers
+
+
+@torch.inference_mode()
+def _generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool,
+    limit: int | None,
+    **settings: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the indices of a batch's prompts and the ids that answer them, (B, T), filled up behind an end.
+
+    `settings` are transformers' own of `generate`; the other arguments are those of `greedy_answers`.
     """
     lengths = [max_new_tokens] * len(prompts)
     if limit is not None:
         lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    answers = [""] * len(prompts)
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
     for indices in bar(_batches(prompts, lengths, batch_size), "generate", progress):
@@ -74,17 +144,22 @@ def greedy_answers(
         out_BT = model.generate(  # type: ignore[operator]
             ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
-            do_sample=False,
             num_beams=1,
             max_new_tokens=lengths[indices[0]],
             pad_token_id=pad,
             eos_token_id=stop_ids(model, tokenizer),
+            **settings,
         )
-        texts = tokenizer.batch_decode(out_BT[:, ids_BT.shape[1] :], skip_special_tokens=True)
-        for index, text in zip(indices, texts, strict=True):
-            answers[index] = text
+        yield indices, out_BT[:, ids_BT.shape[1] :]
     model.train(was_training)
-    return answers
+
+
+def _drafts(model: PreTrainedModel, limit: int | None) -> bool:
+    """Return whether a model has a shadow that can draft whatever fits the limit."""
+    if not isinstance(model, ShadowedModel) or not model.new_cache().can_crop_each():
+        return False
+    context = arch.context_of(model.adapter.shadow.backbone.config)
+    return context is None or (limit is not None and limit <= context)
 
 
 def _batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -114,6 +114,7 @@ def evaluate(
             batch_size=batch_size,
             progress=progress,
             limit=limit,
+            may_draft=True,
         )
         matches = _exact_match(answers, questions)
     return Evaluation(

@@ -1,7 +1,7 @@
 """The losses of both heads: of logits, or of hidden states where nobody wants the logits.
 
-`normalised` is what the model calls. `linear_ce` and `divergence` are the sweeps beneath it, which never hold
-the logits of a batch, and `frozen_head` is what both are built from. Imports `arch` and `ops`.
+`normalised` is what the model calls. `linear_ce`, `divergence` and `overlap` are the sweeps beneath it, which
+never hold the logits of a batch, and `frozen_head` is what they are built from. Imports `arch` and `ops`.
 """
 
 from shadowpeft.losses.normalised import (

@@ -94,7 +94,7 @@ def _sweep(
     # In place where that can be, as all of this is reading and writing logits.
     log_p_nV, logits_nV = head.log_probabilities(h_nD, temperature), head.logits(s_nD)
     log_q_nV = log_softmax(logits_nV, temperature)
-    cap_derivative_nV = None if head.softcap is None else 1 - (logits_nV / head.softcap).square_()
+    cap_derivative_nV = head.cap_derivative(logits_nV)
     del logits_nV
     p_nV = log_p_nV.exp()
     loss_n = temperature**2 * torch.linalg.vecdot(p_nV, log_p_nV.sub_(log_q_nV))

@@ -2,8 +2,8 @@
 
 The head is frozen, so only the hidden states need a gradient, and that needs the logits. So each loss is a
 sweep: it computes the logits of a few tokens, from them each token's loss and its derivative by the hidden
-state, and drops them. The backward pass only scales the derivative. `linear_ce` and `divergence` are such
-sweeps.
+state, and drops them. The backward pass only scales the derivative. `linear_ce`, `divergence` and `overlap`
+are such sweeps.
 
 Shape legend: N tokens, n of them at hand, D width of the base, V vocabulary.
 """
@@ -54,6 +54,10 @@ class Head(NamedTuple):
         if self.softcap is None:
             return logits_nV
         return self.softcap * (logits_nV / self.softcap).tanh()
+
+    def cap_derivative(self, logits_nV: Tensor) -> Tensor | None:
+        """Compute the derivative of the cap, 1 - (logits / softcap)^2; `None` without a cap."""
+        return None if self.softcap is None else 1 - (logits_nV / self.softcap).square_()
 
     def log_probabilities(self, x_nD: Tensor, temperature: float) -> Tensor:
         """Compute the logarithm of softmax(logits / temperature)."""

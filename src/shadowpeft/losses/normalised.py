@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.loss.loss_utils import ForCausalLMLoss, fixed_cross_entropy
 
+from shadowpeft.config import DistilLoss
 from shadowpeft.losses.divergence import divergence, divergences
 from shadowpeft.losses.frozen_head import Head
 from shadowpeft.losses.linear_ce import IGNORED, token_losses
+from shadowpeft.losses.overlap import lk_loss, lk_losses
 
 Count = Tensor | None
 
@@ -69,6 +71,7 @@ def frozen_head_divergence(
     labels_BT: Tensor | None,
     shift_labels: Tensor | None,
     num_items: Count,
+    kind: DistilLoss = "kl",
 ) -> Tensor:
     """Compute `next_token_divergence` of two hidden states through one frozen head, without the logits.
 
@@ -79,12 +82,13 @@ def frozen_head_divergence(
         labels_BT: token ids.
         shift_labels: labels already shifted.
         num_items: labelled tokens in the whole accumulated batch, or `None`.
+        kind: as in `next_token_divergence`.
     """
     states_BTD = (h_BTD.detach(), s_BTD)
     (h_ND, s_ND), targets_N, count = _labelled(
         states_BTD, head.weight_VD.device, labels_BT, shift_labels, num_items
     )
-    losses_N = divergences(s_ND, h_ND, head)
+    losses_N = {"kl": divergences, "lk": lk_losses}[kind](s_ND, h_ND, head)
     return torch.where(targets_N != IGNORED, losses_N, 0).sum() / count
 
 
@@ -94,10 +98,12 @@ def next_token_divergence(
     labels_BT: Tensor | None,
     shift_labels: Tensor | None,
     num_items: Count,
+    kind: DistilLoss = "kl",
 ) -> Tensor:
-    """Compute KL(p || q) of the next token, p the attached answer and q the shadow's.
+    """Compute how far the shadow's answer q is from the attached answer p, of the next token.
 
-    It is taken over the tokens that `next_token_loss` counts, and normalised as there.
+    That is KL(p || q), or -log sum min(p, q), the LK loss (arXiv 2602.23881). It is taken over
+    the tokens that `next_token_loss` counts, and normalised as there.
 
     Args:
         logits_BTV: the attached logits; they get no gradient.
@@ -106,18 +112,20 @@ def next_token_divergence(
             `next_token_loss`.
         shift_labels: labels already shifted.
         num_items: labelled tokens in the whole accumulated batch, or `None`.
+        kind: which of the two losses.
     """
     both_BTV = (logits_BTV.detach(), shadow_BTV)
     (logits_NV, shadow_NV), targets_N, count = _labelled(
         both_BTV, shadow_BTV.device, labels_BT, shift_labels, num_items
     )
-    return torch.where(targets_N != IGNORED, _divergences(logits_NV, shadow_NV), 0).sum() / count
+    return torch.where(targets_N != IGNORED, _divergences(logits_NV, shadow_NV, kind), 0).sum() / count
 
 
-def _divergences(logits_NC: Tensor, shadow_NC: Tensor) -> Tensor:
-    """Compute KL(softmax(logits) || softmax(shadow)) of each row, in float32 at least."""
+def _divergences(logits_NC: Tensor, shadow_NC: Tensor, kind: DistilLoss = "kl") -> Tensor:
+    """Compute one of the losses of each row from both sides' logits, in float32 at least."""
     wide = torch.promote_types(shadow_NC.dtype, torch.float32)
-    return divergence(*(F.log_softmax(x_NC, -1, dtype=wide) for x_NC in (logits_NC, shadow_NC)))
+    log_p_NC, log_q_NC = (F.log_softmax(x_NC, -1, dtype=wide) for x_NC in (logits_NC, shadow_NC))
+    return {"kl": divergence, "lk": lk_loss}[kind](log_p_NC, log_q_NC)
 
 
 def _labelled(

@@ -214,7 +214,7 @@ class _Steps:
 
     def head(self, s_11D: Tensor) -> Tensor:
         """Return the shadow's logits, (1, V)."""
-        return draft_logits(self._model._base(), self._rows, s_11D)
+        return draft_logits(self._model._base(), self._rows, self._adapter.for_drafts(s_11D))
 
     def base(self, ids_1T: Tensor, s_1TD: Tensor, past: generate.Past) -> Tensor:
         """Let the base read tokens whose s^(0) are known; return its logits, (1, T, V)."""

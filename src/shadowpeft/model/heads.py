@@ -89,7 +89,8 @@ def language_output(
         )
         distil_loss = None
         if adapter.settings.shadow_distil > 0:
-            distil_loss = losses.next_token_divergence(logits_BTV, shadow_BTV, *targets)
+            kind = adapter.settings.distil_loss
+            distil_loss = losses.next_token_divergence(logits_BTV, shadow_BTV, *targets, kind)
         joint = _joint(adapter.settings, attached, shadow_loss, distil_loss)
     if not keep_shadow_logits:
         shadow_BTV = None
@@ -109,27 +110,22 @@ def _language_losses(
     """Compute the losses of a plain frozen head without the logits of the whole batch."""
     head = arch.head_of(base)
     shadow_BTV = arch.logits(base, s_BTD) if keep_shadow_logits else None
-    compute = partial(
-        _frozen_head_losses,
-        (h_BTD, s_BTD),
-        base,
-        targets=targets,
-        distils=adapter.settings.shadow_distil > 0,
-    )
+    compute = partial(_frozen_head_losses, (h_BTD, s_BTD), base, targets=targets, settings=adapter.settings)
     # The losses read the head's weights without calling the head, so FSDP must be told to gather them.
     joint = _joint(adapter.settings, *sharded.with_whole(head, compute))
     return ShadowedCausalLMOutput(shadow_logits=shadow_BTV, **joint)
 
 
 def _frozen_head_losses(
-    states: tuple[Tensor, Tensor], base: PreTrainedModel, targets: Targets, distils: bool
+    states: tuple[Tensor, Tensor], base: PreTrainedModel, targets: Targets, settings: ResolvedConfig
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute the losses of both states and, if wanted, the shadow's divergence."""
     frozen = Head.of(base)
     attached, shadow_loss = losses.frozen_head_losses(states, frozen, *targets)
-    if not distils:
+    if settings.shadow_distil == 0:
         return attached, shadow_loss, None
-    return attached, shadow_loss, losses.frozen_head_divergence(*states, frozen, *targets)
+    distil_loss = losses.frozen_head_divergence(*states, frozen, *targets, settings.distil_loss)
+    return attached, shadow_loss, distil_loss
 
 
 def _joint(

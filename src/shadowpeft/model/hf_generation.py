@@ -102,10 +102,24 @@ class HFGenerationMixin:
             # All tokens are computed again, not only the next ones.
             if "next_sequence_length" in kwargs:
                 kwargs["next_sequence_length"] = None
+        if isinstance(cache, ShadowCache):
+            cache.begin_pass()
         stock: Any = super()
         return stock.prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **{versions.CACHE: cache}, **kwargs
         )
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        cache = model_kwargs.get(versions.CACHE)
+        if isinstance(cache, ShadowCache):
+            cache.end_pass()
+        stock: Any = super()
+        updated: dict[str, Any] = stock._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
+        return updated
 
     def _get_logits_processor(
         self, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -183,6 +197,12 @@ def require_shadow_cache(cache: object, shadow_blocks: int, adapter: str) -> Sha
         raise UserError(
             "the cache must be one made by model.new_cache(), which has room for the shadow too; "
             f"got {type(cache).__name__}"
+        )
+    if cache.is_void:
+        raise UserError(
+            "this cache was in a pass when its generation was broken off, and the pass cannot be taken back "
+            "(the cache is static or quantised, keeps a recurrent state, or its window has moved on); call "
+            "its reset(), or make one with model.new_cache()"
         )
     if cache.shadow_blocks != shadow_blocks:
         raise UserError(

@@ -463,7 +463,15 @@ class ShadowedModel(  # type: ignore[misc]
         if kwargs.get("adapter") is None and not self._bare.is_on(None):
             kwargs["adapter"] = self.active_adapter
         kwargs = arguments.text_alone(kwargs, self._base().config)
-        return super().generate(*args, **versions.with_own_cache_name(kwargs))
+        kwargs = versions.with_own_cache_name(kwargs)
+        try:
+            return super().generate(*args, **kwargs)
+        except BaseException:
+            # Ctrl-C, a closed pipe, a streamer that raises: the caller's cache can be continued.
+            given = kwargs.get(versions.CACHE)
+            if isinstance(given, ShadowCache):
+                given.settle()
+            raise
 
     # Loading, detaching, unloading
 

@@ -62,7 +62,7 @@ class StaticSteps:
         # Of all the room there is; each step hides what it does not know yet.
         self._mask_1R = F.pad(mask_1T, (0, cache.max_length - mask_1T.shape[1]), value=1)
         self._shadow_step = _compiled(_shadow_step, compile_config)
-        self._head_step = _compiled(draft_logits, compile_config)
+        self._head_step = _compiled(_head_step, compile_config)
         self._base_step = _compiled(_base_step, compile_config)
 
     def shadow(self, token_11: Tensor, past: generate.Past, ahead: int) -> Tensor:
@@ -77,7 +77,7 @@ class StaticSteps:
 
     def head(self, s_11D: Tensor) -> Tensor:
         """Return the shadow's logits, (1, V); the next call writes over them."""
-        return self._head_step(self._model._base(), self._rows, s_11D)
+        return self._head_step(self._model._base(), self._adapter, self._rows, s_11D)
 
     def base(self, ids_1T: Tensor, s_1TD: Tensor, past: generate.Past) -> Tensor:
         """Let the base read tokens whose s^(0) are known.
@@ -105,6 +105,10 @@ def _shadow_step(
 ) -> Tensor:
     mask_1R = _visible(mask_1R, cache, tokens=1)
     return shadow(token_11, None, mask_1R, position_ids=position_11, shadow_cache=cache)
+
+
+def _head_step(base: PreTrainedModel, adapter: Adapter, rows: DraftRows | None, s_11D: Tensor) -> Tensor:
+    return draft_logits(base, rows, adapter.for_drafts(s_11D))
 
 
 def _base_step(

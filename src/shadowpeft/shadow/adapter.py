@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from shadowpeft import arch
 from shadowpeft.config import ResolvedConfig, refuse_depth, refuse_frozen
-from shadowpeft.decoder.casting import follow_inputs
+from shadowpeft.decoder.casting import follow_inputs, trained_type
 from shadowpeft.decoder.offloaded import in_memory, is_offloaded
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.ops import Crossing, Rule, reference
 from shadowpeft.ops.choice import Boundary
 from shadowpeft.shadow import Shadow
 from shadowpeft.shadow.boundary import Crossed, Injection, Update
+from shadowpeft.shadow.draft_head import DraftHead
 
 
 class Adapter(nn.Module):
@@ -27,10 +28,11 @@ class Adapter(nn.Module):
         base: the frozen base model; read, never kept.
         settings: the settings, each with a value.
         shadow: the shadow network, implicit or explicit.
+        draft_rank: rank of the draft head; `None` for none.
 
     Raises:
         ConfigError: `inject_from` leaves no block to adapt, `output_gains` needs norms that the base does not
-            have, or `train_backbone` is false and the shadow implicit.
+            have, `distil_loss` is not for its task, or `train_backbone` is false and the shadow implicit.
         UnsupportedModelError: `output_gains` needs weights that are not in memory.
 
     Attributes:
@@ -40,19 +42,32 @@ class Adapter(nn.Module):
         is_trainable: false for one that was loaded to be used alone.
         name: what it is called beside its base.
         draft_vocabulary: the tokens that it drafts, (N,), on the CPU; `None` for all.
+        draft_head: what is trained for drafts alone, if anything.
     """
 
+    draft_head: DraftHead | None
     name = ""
     draft_vocabulary: Tensor | None = None
     gradient_checkpointing = False
     is_trainable = True
 
-    def __init__(self, base: PreTrainedModel, settings: ResolvedConfig, shadow: Shadow) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        settings: ResolvedConfig,
+        shadow: Shadow,
+        draft_rank: int | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
         depth, width = len(arch.blocks_of(base)), base.config.hidden_size
         refuse_depth(self.settings.inject_from, depth)
         refuse_frozen(self.settings, is_explicit=not shadow.borrows)
+        if self.settings.distil_loss == "lk" and arch.task_of(base) != "causal-lm":
+            raise ConfigError(
+                "distil_loss lk raises the share of drafts that are accepted, and a classifier drafts "
+                "nothing; leave it out"
+            )
         self.shadow = shadow
         shadow.trains_backbone = self.settings.train_backbone
         # As published where `inject_from` is 0 or 1. The state also reads what blocks below the injections
@@ -70,6 +85,7 @@ class Adapter(nn.Module):
         )
         self.updates = nn.ModuleList([Update(width, self.settings) for _ in range(updates)])
         self.score, self.shadow_score = _new_head(base), _new_head(base)
+        self.draft_head = None if draft_rank is None else DraftHead(width, draft_rank)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,9 +104,12 @@ class Adapter(nn.Module):
         """Make all that can train do so, or nothing.
 
         The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`, nor does
-        what has no choice in an implicit one. Nothing trains of an adapter that is not trainable.
+        what has no choice in an implicit one. Nothing trains of an adapter that is not trainable. The draft
+        head trains by itself (`model.teach`), since no loss of the adapter reads it.
         """
         self.requires_grad_(trainable and self.is_trainable)
+        if self.draft_head is not None:
+            self.draft_head.requires_grad_(False)
         if not self.shadow.trains_backbone:
             self.shadow.backbone.requires_grad_(False)
         elif not self.shadow.borrows:
@@ -112,6 +131,16 @@ class Adapter(nn.Module):
                     f"the adapter's weight {name} is offloaded and would never learn: offload the base alone "
                     "(model.base), or call model.eval() to use the adapter as it is"
                 )
+
+    def new_draft_head(self, rank: int) -> DraftHead:
+        """Replace the draft head by a fresh one, which trains; its weights are float32 at least."""
+        up = self._injection(0).up.weight
+        self.draft_head = DraftHead(up.shape[0], rank).to(up.device, trained_type(up.dtype))
+        return self.draft_head
+
+    def for_drafts(self, s_BTD: Tensor) -> Tensor:
+        """Return what the base's head reads for drafts: s^(0), or what the draft head makes of it."""
+        return s_BTD if self.draft_head is None else self.draft_head(s_BTD)
 
     def start(self, s_BTD: Tensor) -> Tensor:
         """Return the state that the first boundary reads: s^(0), or with `unit_state` s^(0) / rms(s^(0))."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import shadowpeft
 from shadowpeft import shadow
-from shadowpeft.config import ResolvedConfig, ShadowConfig
+from shadowpeft.config import LARGEST, ResolvedConfig, ShadowConfig
 from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.shadow import draft_vocabulary, open_settings
 from shadowpeft.shadow.adapter import Adapter
@@ -35,7 +35,9 @@ FILES = (WEIGHTS, CONFIG, VOCABULARY)
 # Format 1 is of a time when the variant `normed` was another function: both heads of a classifier answered,
 # and gates began at 0.05. Format 2 is of the time before `output_gains`.
 FORMAT, READABLE = 3, (2, 3)
-KEYS = ("format", "shadowpeft_version", "shadow", "explicit_shadow", "base", "draft_vocabulary")
+KEYS = (
+    "format", "shadowpeft_version", "shadow", "explicit_shadow", "base", "draft_vocabulary", "draft_head",
+)  # fmt: skip
 
 
 def save(
@@ -79,6 +81,9 @@ def save(
         # Its length, without which a file that an earlier adapter left here would be this one's.
         meta["draft_vocabulary"] = len(ids["ids"])
         files[VOCABULARY] = lambda path: save_file(ids, path, metadata={"format": "pt"})
+    # Named only where there is one: programs from before it read every other folder.
+    if adapter.draft_head is not None:
+        meta["draft_head"] = {"rank": adapter.draft_head.rank}
     sizes = {name: tensor.numel() for name, tensor in state.items()}
     index = {"weight_map": {f"{prefix}{name}": WEIGHTS for name in state}}
     card = adapter_card(facts.name, adapter.settings, sizes, run=run, auto=auto, labels=facts.num_labels)
@@ -120,7 +125,7 @@ def load(base: PreTrainedModel, folder: str | Path) -> Adapter:
         )
     layers = config.shadow_layers if explicit is None else explicit.get("num_hidden_layers", 1)
     vocabulary = _read_vocabulary(meta.get("draft_vocabulary"), folder, base.config.vocab_size)
-    build = partial(_build, base, config.resolved(), explicit)
+    build = partial(_build, base, config.resolved(), explicit, _draft_rank(meta, folder / CONFIG))
     adapter = reading.load_module(build, folder / CONFIG, folder / WEIGHTS, layers=layers)
     adapter.draft_vocabulary = vocabulary
     return adapter
@@ -143,11 +148,28 @@ def _read_vocabulary(length: Any, folder: Path, vocab_size: int) -> Tensor | Non
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _build(base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None) -> Adapter:
+def _build(
+    base: PreTrainedModel, settings: ResolvedConfig, explicit: dict[str, Any] | None, draft_rank: int | None
+) -> Adapter:
     if explicit is None:
-        return Adapter(base, settings, shadow.implicit(base, settings))
-    backbone = reading.stock_config(explicit, "the adapter's shadow")
-    return Adapter(base, settings, shadow.explicit_from_config(base, backbone))
+        network = shadow.implicit(base, settings)
+    else:
+        backbone = reading.stock_config(explicit, "the adapter's shadow")
+        network = shadow.explicit_from_config(base, backbone)
+    return Adapter(base, settings, network, draft_rank)
+
+
+def _draft_rank(meta: Mapping[str, Any], path: Path) -> int | None:
+    """Return the rank of the draft head that a description names; `None` if it names none."""
+    draft_head = meta.get("draft_head")
+    if draft_head is None:
+        return None
+    rank = draft_head.get("rank") if isinstance(draft_head, dict) else None
+    if type(rank) is not int or not 1 <= rank < LARGEST or len(draft_head) != 1:
+        raise CheckpointError(
+            f"{path}: draft_head must hold its rank, a whole number, and nothing else, got {draft_head!r}"
+        )
+    return rank
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -18,10 +18,16 @@ def check(config: TrainConfig) -> None:
     require_accelerate("training")
     if config.load_in_4bit:
         check_4bit(config)
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if is_sharded:
         check_fsdp(config)
     if config.impl != "auto":
         check_impl(config)
+    if config.draft.steps and (is_sharded or os.environ.get("WORLD_SIZE", "1") != "1"):
+        raise ConfigError(
+            "a shadow learns to draft in one process; leave draft.steps out, and when the run is over go on "
+            "in one process with resume and draft.steps"
+        )
 
 
 def require_accelerate(work: str) -> None:

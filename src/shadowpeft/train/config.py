@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shadowpeft.checked_fields import as_yaml, check, within
-from shadowpeft.config import Impl, ShadowConfig
+from shadowpeft.config import LARGEST, DistilLoss, Impl, ShadowConfig
 from shadowpeft.errors import ConfigError
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -13,6 +13,46 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 # Attention code that takes a mask, which separates packed documents in any number of rows. The flash kernels
 # read the positions of one row.
 _MASKED = (None, "sdpa", "eager", "flex_attention")
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """Settings of teaching a shadow to draft: a small head of its own learns from the attached model's
+    answers to prompts of the training data. The attached and the detached model do not change.
+
+    Raises:
+        ConfigError: a value is out of range, or has no effect.
+    """
+
+    steps: int = within(0, least=0)
+    """Optimizer steps on a head for drafts alone, after the training; 0 for no such head."""
+    rank: int = within(64, least=1, below=LARGEST)
+    """Rank of the head, `W_down` and `W_up` of d = s^(0) + W_up W_down s^(0)."""
+    loss: DistilLoss = "lk"
+    """What is minimised between the attached answer p and the drafts' q: `lk` for -log sum min(p, q), or `kl`
+    for KL(p || q)."""
+    prompts: int = within(512, least=2)
+    """Prompts of the training data that the attached model answers, at most; a tenth of them measures."""
+    max_new_tokens: int = within(256, least=1)
+    """The most tokens of an answer."""
+    temperature: float = within(0.0, least=0)
+    """0 for greedy answers, above 0 for sampled ones."""
+    answer_batch_size: int = within(32, least=1)
+    """Prompts that are answered at a time."""
+    batch_size: int = within(16, least=1)
+    """Answers per optimizer step."""
+    learning_rate: float = within(1e-3, above=0)
+    """Peak learning rate (AdamW); it falls to 0 in a straight line."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        values = dataclasses.asdict(self)
+        changed = [entry.name for entry in dataclasses.fields(self) if values[entry.name] != entry.default]
+        if changed and not self.steps:
+            raise ConfigError(
+                f"draft.{changed[0]} says how a shadow learns to draft, and draft.steps is 0; set it above "
+                f"0, or leave draft.{changed[0]} out"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,6 +76,8 @@ class TrainConfig:
     """Share of `data` held out where there is no `eval_data`; 0 for no evaluation."""
     shadow: ShadowConfig = field(default_factory=ShadowConfig)
     """The adapter's settings."""
+    draft: DraftConfig = field(default_factory=DraftConfig)
+    """How the shadow learns to draft, after the training."""
     shadow_model: str | None = None
     """What the shadow starts from: folder of a pretrained shadow, or folder or hub id of a pretrained model;
     by default a small random one is built."""
@@ -108,6 +150,8 @@ class TrainConfig:
         check(self)
         if not isinstance(self.shadow, ShadowConfig):
             raise ConfigError(f"shadow must hold settings, got {self.shadow!r}")
+        if not isinstance(self.draft, DraftConfig):
+            raise ConfigError(f"draft must hold settings, got {self.draft!r}")
         if self.packing and self.max_length is None:
             raise ConfigError("packing needs max_length, the length that rows are filled to; set it")
         if self.packing and self.batch_size > 1 and self.attn_implementation not in _MASKED:

@@ -1,10 +1,11 @@
 """The examples of a run: its rows are read, checked and encoded before the model's weights are loaded."""
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from shadowpeft.config import refuse_depth, refuse_frozen
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.train import draft_vocabulary
 from shadowpeft.train.config import TrainConfig
 
@@ -22,12 +23,14 @@ class Examples(NamedTuple):
         tokenizer: the base's tokenizer.
         train: the examples to train on, packed where the settings say so.
         held_out: the examples to evaluate on, never packed; empty for no evaluation.
+        prompts: what the shadow learns to draft behind; empty if it does not.
         draft_vocabulary: the tokens that the shadow drafts; `None` for all.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     train: "list[Example]"
     held_out: "list[Example]"
+    prompts: Sequence[list[int]] = ()
     draft_vocabulary: list[int] | None = None
 
 
@@ -53,9 +56,12 @@ def read(config: TrainConfig) -> Examples:
     eval_examples = encode_all(held_out, found.tokenizer, limit) if held_out else []
     _check_ids([*examples, *eval_examples], config.model, found.config.vocab_size)
     vocabulary = _draft_vocabulary(config, examples, found.tokenizer, found.config.vocab_size)
+    prompts = []
+    if config.draft.steps:
+        prompts = prompts_of(examples, config.draft.prompts, limit, config.seed)
     if config.packing:
         examples = pack(examples, limit)
-    return Examples(found.tokenizer, examples, eval_examples, vocabulary)
+    return Examples(found.tokenizer, examples, eval_examples, prompts, vocabulary)
 
 
 def _draft_vocabulary(
@@ -71,6 +77,38 @@ def _draft_vocabulary(
     return draft_vocabulary.most_frequent(
         examples, config.draft_vocabulary, tokenizer.all_special_ids, vocab_size
     )
+
+
+def prompts_of(examples: "Sequence[Example]", most: int, limit: int, seed: int) -> list[list[int]]:
+    """Draw examples and return the tokens before what is learnt of them; of a text learnt whole, half of it.
+
+    Args:
+        examples: not packed.
+        most: how many, if there are so many.
+        limit: tokens of a prompt and its answer together; a prompt that leaves no room is left out.
+        seed: decides which.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    prompts = [prompt for example in examples if len(prompt := _prompt(example)) < limit]
+    if len(prompts) < 2:
+        raise DataError(
+            "a shadow learns to draft from answers to two prompts at least, and of the training data's "
+            f"{len(prompts)} leave room for an answer within {limit} tokens; give more rows, raise "
+            "max_length, or leave draft.steps out"
+        )
+    random.Random(seed).shuffle(prompts)
+    return prompts[:most]
+
+
+def _prompt(example: "Example") -> list[int]:
+    from shadowpeft.data.encode import NO_LOSS
+
+    ids = example["input_ids"]
+    first = next((place for place, label in enumerate(example["labels"]) if label != NO_LOSS), 0)
+    # Of a text that is learnt whole the first token may count or not.
+    return ids[:first] if first > 1 else ids[: max(1, len(ids) // 2)]
 
 
 def _rows(config: TrainConfig) -> "tuple[Sequence[Row], Sequence[Row]]":

@@ -11,6 +11,7 @@ from shadowpeft.train.config import TrainConfig
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from shadowpeft.train.draft import DraftResult
     from shadowpeft.train.examples import Examples
     from shadowpeft.train.stop_on_signal import StopOnSignal
     from shadowpeft.train.trainer import ShadowTrainer
@@ -34,6 +35,7 @@ class TrainResult:
         eval_loss: cross-entropy per token of the attached model on the evaluation rows, at the end.
         eval_shadow_loss: the same of the shadow's head.
         seconds: how long this session trained.
+        drafts: how the shadow learnt to draft; `None` if it did not.
     """
 
     output: str
@@ -47,6 +49,7 @@ class TrainResult:
     eval_loss: float | None
     eval_shadow_loss: float | None
     seconds: float
+    drafts: "DraftResult | None" = None
 
 
 def summarise(
@@ -110,6 +113,7 @@ def facts(
         **_of_rows(config, examples),
         **_of_steps(config, result, args.world_size),
         **_of_losses(config, result),
+        **_of_drafts(config, result),
         "seconds": result.seconds,
     }
     if start is not None:
@@ -157,3 +161,14 @@ def _of_losses(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
     }
     found |= {name: f"{value:.4g}" for name, value in losses.items() if value is not None}
     return found
+
+
+def _of_drafts(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
+    if result.drafts is None:
+        return {}
+    draft, found = config.draft, result.drafts
+    return {
+        "draft head": f"rank {draft.rank}, {draft.steps} steps of {draft.loss} on {found.answers} of its own "
+        f"answers ({found.tokens} tokens, temperature {draft.temperature:g})",
+        "acceptance": f"{found.acceptance:.4f} ({found.acceptance_before:.4f} without the head)",
+    }

@@ -4,6 +4,8 @@ torch and transformers are imported inside functions, so that a mistake is repor
 """
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,14 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from shadowpeft.model import ShadowedModel
+    from shadowpeft.train.draft import DraftResult
     from shadowpeft.train.examples import Examples
     from shadowpeft.train.stop_on_signal import StopOnSignal
     from shadowpeft.train.trainer import ShadowTrainer
 
-# A run may be continued for longer or shorter; the settings of the model, the data and each step stay.
-_FREE_ON_RESUME = (*run_folder.FREE_ON_RESUME, "epochs", "max_steps")
+# A run may be continued for longer or shorter; the settings of the model, the data and each step stay. Drafts
+# are learnt behind it, and change nothing of it.
+_FREE_ON_RESUME = (*run_folder.FREE_ON_RESUME, "epochs", "max_steps", "draft")
 
 
 def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> TrainResult:
@@ -43,15 +47,35 @@ def train(config: TrainConfig, command: str = "shadowpeft.train.train(...)") -> 
     args = _training_arguments(config)
     model = _build_model(config)
     model.set_draft_vocabulary(rows.draft_vocabulary)
+    if config.draft.steps:
+        from shadowpeft.train import draft
+
+        draft.refuse(model)
     trainer, stop = _build_trainer(model, args, rows, config)
     seconds = _run(trainer, stop, config, start)
     done = result.summarise(config, trainer, stop, seconds)
+
     if done.adapter is not None:
-        facts = {"command": command, **result.facts(config, done, rows, start=start, args=trainer.args)}
-        # A vertical bar would end the cell of the card's table.
-        run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
-        trainer.shadowed.save_pretrained(done.adapter, run=run, is_main_process=trainer.args.should_save)
+        facts = partial(result.facts, config, examples=rows, start=start, args=trainer.args)
+        _save(trainer, done, {"command": command, **facts(done)})
+        if config.draft.steps:
+            # The adapter is safe already, whatever comes of this.
+            done = replace(done, drafts=_teach(trainer.shadowed, rows, config))
+            _save(trainer, done, {"command": command, **facts(done)})
     return done
+
+
+def _save(trainer: "ShadowTrainer", done: TrainResult, facts: dict[str, Any]) -> None:
+    assert done.adapter is not None
+    # A vertical bar would end the cell of the card's table.
+    run = {name: str(value).replace("|", "\\|") for name, value in facts.items()}
+    trainer.shadowed.save_pretrained(done.adapter, run=run, is_main_process=trainer.args.should_save)
+
+
+def _teach(model: "ShadowedModel", rows: "Examples", config: TrainConfig) -> "DraftResult":
+    from shadowpeft.train import draft
+
+    return draft.teach(model, rows.tokenizer, rows.prompts, config.draft, config.seed, config.max_length)
 
 
 def _training_arguments(config: TrainConfig) -> "TrainingArguments":

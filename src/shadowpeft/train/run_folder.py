@@ -16,7 +16,7 @@ from shadowpeft.errors import CheckpointError, ConfigError
 from shadowpeft.storage import atomic
 
 # Settings of a run that are settings of their own, by name.
-_GROUPS = ("shadow",)
+_GROUPS = ("shadow", "draft")
 RUN, CHECKPOINTS, METRICS = "run.yaml", "checkpoints", "metrics.jsonl"
 # What may differ between any run and its continuation; most other settings would make it another run.
 FREE_ON_RESUME = (

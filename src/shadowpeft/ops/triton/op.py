@@ -167,9 +167,7 @@ def _are_few(h_BTD: Tensor) -> bool:
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _rows(given: Arguments) -> tuple[Tensor, Tensor]:
