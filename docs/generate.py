@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from shadowpeft.arch import FAMILIES, Family, takes_tokens_back
 from shadowpeft.cli import PARTS, VERBS, _parser
-from shadowpeft.export import gguf_layout
+from shadowpeft.export import gguf_families
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
@@ -172,7 +172,7 @@ _CAN: dict[str, Callable[[Family], bool]] = {
     "packing": lambda family: family.packs,
     "full graph": lambda family: family.passes_kwargs,
     "assisted": takes_tokens_back,
-    "GGUF": lambda family: family.model_type in gguf_layout.FAMILIES,
+    "GGUF": lambda family: family.model_type in gguf_families.LAYOUTS,
 }
 _NOTES: dict[str, Callable[[Family], bool]] = {
     "dense shadow": lambda family: bool(family.dense),
