@@ -139,10 +139,12 @@ def families() -> str:
         "positions. Some decoders do not look at these for it, or carry a state from one document to the "
         "next.\n"
         "- **full graph**: `torch.compile(fullgraph=True)`. Some decoders drop unknown arguments, and ours "
-        "cannot be one of them.\n"
+        "cannot be one of them; torch names what it cannot trace, and without `fullgraph` a step compiles in "
+        "parts.\n"
         "- **assisted**: generation that drafts tokens and takes back those that are rejected. A recurrent "
         "state cannot be taken back.\n"
-        "- **GGUF**: `shadowpeft export --to gguf`.",
+        "- **GGUF**: `shadowpeft export --to gguf`. The file of a tiny random model gives the same answers in "
+        "llama.cpp. A model of such a family that llama.cpp would compute differently is refused.",
         "Notes:\n\n"
         "- **Dense shadow**: the base is a mixture of experts; the MLP of its shadow is dense, or one expert "
         "that every token takes (Phi-MoE and Solar Open: two).\n"
@@ -160,8 +162,8 @@ def families() -> str:
         "- **Soft cap** and **logit factor**: what the head puts out passes `cap * tanh(logits / cap)`, or "
         "is multiplied by a number; the exported model does the same.",
         "All rows are tested on tiny random models: a step with every gradient, generation with a cache and "
-        "without, with padding, beams and a static cache, the detached model and its export, and where there "
-        "is one the classifier. Real models that were trained are named in "
+        "without, with padding, beams and a static cache, the detached model and its export, a compiled step, "
+        "and where there is one the classifier. Real models that were trained are named in "
         "[the results](../../results/README.md).",
     ]
     return "\n\n".join(text) + "\n"

@@ -186,11 +186,13 @@ def _write_windows(writer: gguf.GGUFWriter, config: PretrainedConfig, layout: La
         return
     writer.add_sliding_window(config.sliding_window)
     if layout.windows == "period":
-        writer.add_uint32(
-            gguf.Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch=layout.name), _period(config)
-        )
+        period = _period(config)
+        assert period is not None
+        writer.add_uint32(gguf.Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch=layout.name), period)
+        return
+    assert layout.window_every is not None
     # llama.cpp's own pattern for the family need not be written.
-    elif _windowed(config) != _in_turns(layout.window_every, config.num_hidden_layers):
+    if _windowed(config) != _in_turns(layout.window_every, config.num_hidden_layers):
         writer.add_sliding_window_pattern(_windowed(config))
 
 
