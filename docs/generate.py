@@ -143,8 +143,8 @@ def families() -> str:
         "parts.\n"
         "- **assisted**: generation that drafts tokens and takes back those that are rejected. A recurrent "
         "state cannot be taken back.\n"
-        "- **GGUF**: `shadowpeft export --to gguf`. The file of a tiny random model gives the same answers in "
-        "llama.cpp. A model of such a family that llama.cpp would compute differently is refused.",
+        "- **GGUF**: `shadowpeft export --to gguf`. The file of a tiny random model gives the same answers "
+        "in llama.cpp. A model of such a family that llama.cpp would compute differently is refused.",
         "Notes:\n\n"
         "- **Dense shadow**: the base is a mixture of experts; the MLP of its shadow is dense, or one expert "
         "that every token takes (Phi-MoE and Solar Open: two).\n"
@@ -161,9 +161,9 @@ def families() -> str:
         "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
         "- **Soft cap** and **logit factor**: what the head puts out passes `cap * tanh(logits / cap)`, or "
         "is multiplied by a number; the exported model does the same.",
-        "All rows are tested on tiny random models: a step with every gradient, generation with a cache and "
-        "without, with padding, beams and a static cache, the detached model and its export, a compiled step, "
-        "and where there is one the classifier. Real models that were trained are named in "
+        "All rows are tested on tiny random models: a step with every gradient, the same step compiled, "
+        "generation with a cache and without, with padding, beams and a static cache, the detached model and "
+        "its export, and where there is one the classifier. Real models that were trained are named in "
         "[the results](../../results/README.md).",
     ]
     return "\n\n".join(text) + "\n"
