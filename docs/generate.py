@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from shadowpeft.arch import FAMILIES, Family, takes_tokens_back
 from shadowpeft.cli import PARTS, VERBS, _parser
-from shadowpeft.export import gguf_layout
+from shadowpeft.export import gguf_families
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Made by docs/generate.py; do not edit. -->"
@@ -145,10 +145,12 @@ def families() -> str:
         "positions. Some decoders do not look at these for it, or carry a state from one document to the "
         "next.\n"
         "- **full graph**: `torch.compile(fullgraph=True)`. Some decoders drop unknown arguments, and ours "
-        "cannot be one of them.\n"
+        "cannot be one of them; torch names what it cannot trace, and without `fullgraph` a step compiles in "
+        "parts.\n"
         "- **assisted**: generation that drafts tokens and takes back those that are rejected. A recurrent "
         "state cannot be taken back.\n"
-        "- **GGUF**: `shadowpeft export --to gguf`.",
+        "- **GGUF**: `shadowpeft export --to gguf`. The file of a tiny random model gives the same answers "
+        "in llama.cpp. A model of such a family that llama.cpp would compute differently is refused.",
         "Notes:\n\n"
         "- **Dense shadow**: the base is a mixture of experts; the MLP of its shadow is dense, or one expert "
         "that every token takes (Phi-MoE and Solar Open: two).\n"
@@ -165,9 +167,9 @@ def families() -> str:
         "- **Output norms**: norms stand behind attention and MLP, so `output_gains` is on by default.\n"
         "- **Soft cap** and **logit factor**: what the head puts out passes `cap * tanh(logits / cap)`, or "
         "is multiplied by a number; the exported model does the same.",
-        "All rows are tested on tiny random models: a step with every gradient, generation with a cache and "
-        "without, with padding, beams and a static cache, the detached model and its export, and where there "
-        "is one the classifier. Real models that were trained are named in "
+        "All rows are tested on tiny random models: a step with every gradient, the same step compiled, "
+        "generation with a cache and without, with padding, beams and a static cache, the detached model and "
+        "its export, and where there is one the classifier. Real models that were trained are named in "
         "[the results](../../results/README.md).",
     ]
     return "\n\n".join(text) + "\n"
@@ -178,7 +180,7 @@ _CAN: dict[str, Callable[[Family], bool]] = {
     "packing": lambda family: family.packs,
     "full graph": lambda family: family.passes_kwargs,
     "assisted": takes_tokens_back,
-    "GGUF": lambda family: family.model_type in gguf_layout.FAMILIES,
+    "GGUF": lambda family: family.model_type in gguf_families.LAYOUTS,
 }
 _NOTES: dict[str, Callable[[Family], bool]] = {
     "dense shadow": lambda family: bool(family.dense),

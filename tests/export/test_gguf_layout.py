@@ -17,6 +17,7 @@ from shadowpeft.export import export
 
 pytest.importorskip("gguf")
 gguf_file = pytest.importorskip("shadowpeft.export.gguf_file")
+gguf_layout = pytest.importorskip("shadowpeft.export.gguf_layout")
 
 
 ALL_FULL = {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}
@@ -82,33 +83,76 @@ def test_the_shadow_of_a_mixture_of_experts_is_written_as_the_dense_blocks_it_ha
     file = File(tmp_path / "small.gguf")
     assert file.arch == "qwen3"
     torch.testing.assert_close(by_the_equations(file, ids), wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(UnsupportedModelError, match=r"a Qwen3-MoE shadow cannot be written"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"this Qwen3-MoE shadow cannot be written as GGUF: it has experts"
+    ):
         gguf_file.write(model, tokenizer, tmp_path / "base.gguf")
 
 
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "another family": (
-        lambda: tiny_config("gpt2"),
-        "a GPT-2 shadow cannot be written as GGUF; the families that can: Llama, Mistral",
+        lambda: tiny_config("opt"),
+        "a OPT shadow cannot be written as GGUF; the families that can: Llama, Mistral",
     ),
     "another activation": (
         lambda: tiny_config("llama", hidden_act="gelu"),
         "its activation is gelu, llama.cpp's silu",
     ),
-    "yarn": (
+    "a frequency that grows with the text": (
         lambda: tiny_config(
-            "qwen3", rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+            "qwen3", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
         ),
-        "its rotary embedding is of the type yarn",
+        "its rotary embedding is of the type dynamic",
     ),
-    "biases": (lambda: tiny_config("qwen3", attention_bias=True), "its attention has biases"),
+    "yarn without truncation": (
+        lambda: tiny_config(
+            "qwen3",
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        ),
+        "its rotary embedding is of the type yarn without truncation",
+    ),
+    "a part turned": (
+        lambda: tiny_config(
+            "llama",
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        ),
+        "its rotary embedding is of the type partial",
+    ),
+    "scaled in the windows": (
+        lambda: tiny_config(
+            "olmo3",
+            rope_parameters={
+                kind: {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+                for kind in ("full_attention", "sliding_attention")
+            },
+        ),
+        "its rotary embedding is of the type linear in blocks with a window",
+    ),
+    "biases": (
+        lambda: tiny_config("qwen3", attention_bias=True),
+        "attention_bias is set, and llama.cpp reads no such bias",
+    ),
+    "windows beside blocks without": (
+        lambda: tiny_config("exaone4"),
+        "sliding_window is 5, and llama.cpp computes None alone",
+    ),
+    "positions in other blocks": (
+        lambda: tiny_config("smollm3", no_rope_layers=[0, 1, 1, 1]),
+        r"no_rope_layers is \[0\], and llama.cpp computes \[1\] alone",
+    ),
     "an untied Gemma 2": (
         lambda: tiny_config("gemma2"),
-        "llama.cpp ties its head to its embeddings, and here they differ",
+        "tie_word_embeddings is False, and llama.cpp computes True alone",
     ),
     "a capped Gemma 3": (
         lambda: tiny_config("gemma3_text", final_logit_softcapping=3.0),
-        "its logits are soft-capped",
+        "final_logit_softcapping is 3.0, and llama.cpp computes None alone",
     ),
 }
 
@@ -144,5 +188,28 @@ def test_an_explicit_gemma_2_is_refused_before_the_work(
         "shadowpeft.storage.stock_models.load_model",
         lambda *_: pytest.fail("the model was loaded before the check"),
     )
-    with pytest.raises(UnsupportedModelError, match=r"llama\.cpp ties its head"):
+    with pytest.raises(UnsupportedModelError, match=r"tie_word_embeddings is False"):
         export(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "small.gguf", to="gguf")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("olmo3", {"layer_types": ["full_attention", "sliding_attention"] * 2}, "do not come in turns"),
+        (
+            "cohere2",
+            {"tie_word_embeddings": True, "layer_types": ["full_attention"] * 4},
+            "none of its blocks",
+        ),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 4}, "none of its blocks has a sliding window"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, r"no_rope_layers is \[1, 0, 1, 1\], and llama.cpp"),
+        ("mixtral", {}, "it has experts"),
+        ("lfm2", {}, "blocks that a shadow has not"),
+    ],
+    ids=["windows", "no windows", "no windows in Gemma", "positions", "experts", "convolutions"],
+)
+def test_a_model_of_other_blocks_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
+    """Catches what does not show in the first block, and an explicit shadow that no base would make."""
+    config = tiny_config(family, **changes)
+    with pytest.raises(UnsupportedModelError, match=message):
+        gguf_layout.layout_of(config)

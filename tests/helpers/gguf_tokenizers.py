@@ -16,6 +16,7 @@ TEXTS = [
     "1 12 123 1234 12345",
     "...!!! ?!\n \n  \n",
     "a",
+    "camelCase HTTPServer's iPhone/\n//x ÉTÉété",
 ]
 _CORPUS = [
     *TEXTS,
@@ -31,6 +32,12 @@ _MODERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s"
+_CASED = (
+    _WORD % ("*", "+%s") + "|" + _WORD % ("+", "*%s") + r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -115,6 +122,9 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "gpt-2": lambda: _bytes([], by_regex=True),
     "qwen2": lambda: _bytes([_split(_MODERN % "")]),
     "llama 3": lambda: _bytes([_split(_MODERN % "{1,3}")], ignore_merges=True),
+    "cl100k": lambda: _bytes([_split(_MODERN % "{1,3}")]),
+    "o200k": lambda: _bytes([_split(_CASED % (_ENDINGS, _ENDINGS, "{1,3}"))]),
+    "tekken": lambda: _bytes([_split(_CASED % ("", "", ""))], ignore_merges=True),
     "smollm": lambda: _bytes([pre_tokenizers.Digits(individual_digits=True)], by_regex=True),
     "sentencepiece": lambda: _pieces(space_first=False),
     "sentencepiece with a space": lambda: _pieces(space_first=True),

@@ -1,6 +1,7 @@
 """What a configuration tells about its model, and the configuration of a shadow derived from it."""
 
 import copy
+from typing import Any
 
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
@@ -159,13 +160,27 @@ def make_shadow(config: PretrainedConfig, layers: int) -> None:
         config.layer_types = [kind if kind in ATTEND else "full_attention" for kind in kinds[:layers]]
     config.num_hidden_layers = layers
     for field, value in (*family.dense, *family.plain):
-        if value is DEPTH:
-            value = layers
-        elif value is EVERY_BLOCK:
-            value = list(range(layers))
-        elif isinstance(value, Each):
-            value = value.of(layers)
-        setattr(config, field, value)
+        setattr(config, field, _value(value, layers))
+
+
+def _value(value: Any, layers: int) -> Any:
+    """Return a value of `Family.dense` or `Family.plain` for a number of layers."""
+    if value is DEPTH:
+        return layers
+    if value is EVERY_BLOCK:
+        return list(range(layers))
+    if isinstance(value, Each):
+        return value.of(layers)
+    return value
+
+
+def is_dense(config: PretrainedConfig) -> bool:
+    """Return whether a model has what the shadows of its family have: no choice among experts, blocks that
+    attend, and read the stream alone."""
+    family, kinds = family_of_config(config), getattr(config, "layer_types", None) or []
+    rows, layers = (*family.dense, *family.plain), layers_of(config)
+    as_in_a_shadow = all(getattr(config, field) == _value(value, layers) for field, value in rows)
+    return as_in_a_shadow and (family.shadow_recurs or all(kind in (*ATTEND, "mlp") for kind in kinds))
 
 
 def build(config: PretrainedConfig, task: Task) -> PreTrainedModel:

@@ -62,7 +62,7 @@ def write(
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_file_type(_FILE_TYPES[wanted])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        gguf_layout.write_sizes(writer, model.config)
+        gguf_layout.write_sizes(writer, model)
         assert model.generation_config is not None
         gguf_vocab.write(writer, tokenizer, model.config.vocab_size, model.generation_config)
         # The header lists every tensor before the data begin, so the tensors are made twice, one at a time.

@@ -1,67 +1,27 @@
 """llama.cpp's layout of a model: its names for the hyperparameters, and the name and the form of each tensor.
 
 The names come from the package `gguf`. The forms differ where llama.cpp computes something otherwise than
-transformers does; `Layout` says where, for each family.
+transformers does; the table of `gguf_families` says where.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from shadowpeft import arch
 from shadowpeft.errors import UnsupportedModelError
+from shadowpeft.export.gguf_families import LAYOUTS, Cycle, Layout
 
 # Stands for no soft cap if llama.cpp always applies one: cap * tanh(x / cap) is then x to the last digit of
 # float32.
 _NO_CAP = 1e9
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Differences between llama.cpp and transformers in one family.
-
-    Attributes:
-        name: llama.cpp's name of the architecture.
-        activation: the only activation that llama.cpp computes there.
-        pairs_neighbours: its rotary embedding rotates the pairs (2i, 2i + 1), that of transformers (i, i +
-            half).
-        norm_offset: transformers multiplies by the weight of a norm plus this, llama.cpp by the weight.
-        window_every: distance between two blocks without a sliding window, by llama.cpp's default; `None` if
-            it has no sliding windows.
-        caps: llama.cpp always soft-caps the attention logits and the output.
-        always_tied: llama.cpp reads no head but the embeddings.
-        biases: llama.cpp reads biases of the attention if the model has them.
-    """
-
-    name: str
-    activation: str
-    pairs_neighbours: bool = False
-    norm_offset: float = 0.0
-    window_every: int | None = None
-    caps: bool = False
-    always_tied: bool = False
-    biases: bool = False
-
-
-LAYOUTS = {
-    "llama": Layout("llama", "silu", pairs_neighbours=True, biases=True),
-    "mistral": Layout("llama", "silu", pairs_neighbours=True),
-    "qwen2": Layout("qwen2", "silu"),
-    "qwen3": Layout("qwen3", "silu"),
-    "gemma2": Layout(
-        "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, window_every=2, caps=True, always_tied=True
-    ),
-    "gemma3_text": Layout("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, window_every=6),
-}
-# The shadow of a Qwen3-MoE has no experts and is a Qwen3.
-FAMILIES = (*LAYOUTS, "qwen3_moe")
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
@@ -72,15 +32,13 @@ def layout_of(config: PretrainedConfig) -> Layout:
             why, or which families can.
     """
     family = arch.family_of_config(config)
-    if family.model_type == "qwen3_moe" and len(config.mlp_only_layers) == config.num_hidden_layers:
-        return layout_of(_as_qwen3(config))
     if family.model_type not in LAYOUTS:
-        known = ", ".join(arch.FAMILIES[name].name for name in FAMILIES)
+        known = ", ".join(arch.FAMILIES[name].name for name in LAYOUTS)
         raise UnsupportedModelError(
             f"a {family.name} shadow cannot be written as GGUF; the families that can: {known}; give --to hf"
         )
     layout = LAYOUTS[family.model_type]
-    problem = next(_problems(config, family, layout), None)
+    problem = next(_problems(config, layout), None)
     if problem is not None:
         raise UnsupportedModelError(
             f"this {family.name} shadow cannot be written as GGUF: {problem}; give --to hf"
@@ -88,45 +46,64 @@ def layout_of(config: PretrainedConfig) -> Layout:
     return layout
 
 
-def _problems(config: PretrainedConfig, family: arch.Family, layout: Layout) -> Iterator[str]:
+def _problems(config: PretrainedConfig, layout: Layout) -> Iterator[str]:
     """Yield what the model computes and llama.cpp does not."""
-    activation = config.hidden_activation if family.softcaps else config.hidden_act
-    if activation != layout.activation:
-        yield f"its activation is {activation}, llama.cpp's {layout.activation}"
-    if layout.always_tied and not config.tie_word_embeddings:
-        yield "llama.cpp ties its head to its embeddings, and here they differ"
-    # Not every configuration has the attribute.
-    if not layout.biases and vars(config).get("attention_bias"):
-        yield "its attention has biases"
-    if family.softcaps and not layout.caps and config.final_logit_softcapping is not None:
-        yield "its logits are soft-capped"
-    for kind in _rope_types(config) - _known_ropes(layout):
+    values = vars(config)
+    if not arch.is_dense(config):
+        yield "it has experts, or blocks that a shadow has not"
+    if layout.activation is not None and values[layout.activation] not in layout.activations:
+        yield f"its activation is {values[layout.activation]}, llama.cpp's {layout.activations[0]}"
+    for field, needed in layout.needs:
+        got, wanted = values[field], needed
+        if isinstance(needed, Cycle):
+            # A shadow keeps the base's list, and has fewer blocks.
+            got, wanted = got[: config.num_hidden_layers], needed.of(config.num_hidden_layers)
+        if got != wanted:
+            yield f"{field} is {got}, and llama.cpp computes {wanted} alone"
+    for field, value in values.items():
+        if field.endswith("_bias") and value is True and field not in layout.biases:
+            yield f"{field} is set, and llama.cpp reads no such bias"
+    for kind in _rope_types(config) - {*layout.ropes, "partial" if layout.turns == "part" else "default"}:
         yield f"its rotary embedding is of the type {kind}"
-
-
-def _as_qwen3(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the configuration of a Qwen3-MoE base's shadow, which has no experts, as that of a Qwen3."""
-    values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-    return CONFIG_MAPPING["qwen3"].from_dict(values)
+    if layout.windows == "period" and _period(config) is None:
+        yield "its blocks with a sliding window do not come in turns"
+    if layout.needs_windows and not any(_windowed(config)):
+        yield "none of its blocks has a sliding window, and llama.cpp computes models with some"
 
 
 def _rope_types(config: PretrainedConfig) -> set[str]:
-    kinds = {part.get("rope_type", "default") for part in _ropes(config).values()}
-    return kinds | {
-        "partial" for part in _ropes(config).values() if part.get("partial_rotary_factor", 1.0) != 1.0
-    }
+    ropes = _ropes(config)
+    kinds = {_kind(part) for part in ropes.values()}
+    if any(_turned(part) != 1.0 for part in ropes.values()):
+        kinds.add("partial")
+    # llama.cpp scales those of blocks with full attention alone.
+    if ropes and ropes["sliding_attention"] is not ropes["full_attention"]:
+        kinds.update(
+            f"{kind} in blocks with a window" for kind in {_kind(ropes["sliding_attention"])} - {"default"}
+        )
+    return kinds
 
 
-def _known_ropes(layout: Layout) -> set[str]:
-    known = {"default", "linear"}
-    if layout.name == "llama":
-        known.add("llama3")
-    return known
+def _kind(rope: dict[str, Any]) -> str:
+    kind = rope.get("rope_type", "default")
+    if kind == "dynamic" and rope.get("alpha"):
+        return "fixed alpha"
+    if kind == "yarn" and rope.get("truncate") is False:
+        return "yarn without truncation"
+    return kind
+
+
+def _turned(rope: dict[str, Any]) -> float:
+    """Return the share of each head that is turned."""
+    return rope.get("partial_rotary_factor", 1.0)
 
 
 def _ropes(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
-    """Return the rotary parameters of blocks with full attention and of blocks with a window."""
-    given = config.rope_parameters
+    """Return the rotary parameters of blocks with full attention and of blocks with a window; none at all in
+    a family without."""
+    given = vars(config).get("rope_parameters")
+    if given is None:
+        return {}
     # Most families have one set for all blocks.
     if "full_attention" not in given:
         return {"full_attention": given, "sliding_attention": given}
@@ -138,48 +115,110 @@ def head_dim_of(config: PretrainedConfig) -> int:
     return vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
 
 
-def write_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
+def write_sizes(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     """Write the hyperparameters, by llama.cpp's names for them."""
+    config = model.config
     layout, head_dim = layout_of(config), head_dim_of(config)
     writer.add_context_length(_context(config, layout))
     writer.add_vocab_size(config.vocab_size)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    # Of the tensor: some families round what the configuration says.
+    writer.add_feed_forward_length(
+        next(tensor.shape[1] for name, tensor in tensors(model) if "ffn_down" in name and tensor.ndim == 2)
+    )
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(vars(config).get("num_key_value_heads") or config.num_attention_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    _write_ropes_and_windows(writer, config, layout)
+    eps = layout.eps if isinstance(layout.eps, float) else vars(config)[layout.eps]
+    (writer.add_layer_norm_eps if layout.centred else writer.add_layer_norm_rms_eps)(eps)
+    if layout.turns is not None:
+        _write_ropes(writer, config, layout)
+    if layout.windows is not None:
+        _write_windows(writer, config, layout)
     if layout.caps:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _NO_CAP)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or _NO_CAP)
+    for name, field in layout.numbers:
+        writer.add_float32(f"{layout.name}.{name}", _number(config, field))
 
 
-def _write_ropes_and_windows(writer: gguf.GGUFWriter, config: PretrainedConfig, layout: Layout) -> None:
+def _number(config: PretrainedConfig, field: str) -> float:
+    """Return the value of a field of the configuration, or, after a dot, of a dictionary in it."""
+    outer, _, inner = field.partition(".")
+    value = vars(config)[outer]
+    return float(value[inner] if inner else value)
+
+
+def _write_ropes(writer: gguf.GGUFWriter, config: PretrainedConfig, layout: Layout) -> None:
     full, sliding = _ropes(config)["full_attention"], _ropes(config)["sliding_attention"]
-    writer.add_rope_freq_base(full["rope_theta"])
+    turned = int(head_dim_of(config) * _turned(full))
+    writer.add_rope_dimension_count(turned)
+    base = full["rope_theta"]
+    if _kind(full) == "fixed alpha":
+        base *= full["alpha"] ** (turned / (turned - 2))
+    writer.add_rope_freq_base(base)
+    if "original_max_position_embeddings" in full:
+        writer.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
     if full.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(full["factor"])
-    if layout.window_every is not None:
-        windowed = [kind == "sliding_attention" for kind in config.layer_types]
-        writer.add_sliding_window(config.sliding_window)
-        # llama.cpp's own pattern for the family need not be written.
-        if windowed != [(block + 1) % layout.window_every != 0 for block in range(len(windowed))]:
-            writer.add_sliding_window_pattern(windowed)
-        if sliding["rope_theta"] != full["rope_theta"]:
-            writer.add_float32(gguf.Keys.Rope.FREQ_BASE_SWA.format(arch=layout.name), sliding["rope_theta"])
+    if full.get("rope_type") == "yarn":
+        _write_yarn(writer, config, full)
+    if sliding["rope_theta"] != full["rope_theta"]:
+        writer.add_float32(gguf.Keys.Rope.FREQ_BASE_SWA.format(arch=layout.name), sliding["rope_theta"])
+
+
+def _write_yarn(writer: gguf.GGUFWriter, config: PretrainedConfig, rope: dict[str, Any]) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32.0)
+    writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1.0)
+    # llama.cpp multiplies queries and keys by what the factor gives them by default, and by this.
+    by_kind = {"layer_type": "full_attention"} if rope is not config.rope_parameters else {}
+    _, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"), **by_kind)
+    writer.add_rope_scaling_attn_factors(scale / (1 + 0.1 * math.log(rope["factor"])))
+
+
+def _write_windows(writer: gguf.GGUFWriter, config: PretrainedConfig, layout: Layout) -> None:
+    if not any(_windowed(config)):
+        return
+    writer.add_sliding_window(config.sliding_window)
+    if layout.windows == "period":
+        period = _period(config)
+        assert period is not None
+        writer.add_uint32(gguf.Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch=layout.name), period)
+        return
+    assert layout.window_every is not None
+    # llama.cpp's own pattern for the family need not be written.
+    if _windowed(config) != _in_turns(layout.window_every, config.num_hidden_layers):
+        writer.add_sliding_window_pattern(_windowed(config))
+
+
+def _windowed(config: PretrainedConfig) -> list[bool]:
+    """Return which blocks have a sliding window."""
+    return [config.sliding_window is not None and kind == "sliding_attention" for kind in config.layer_types]
+
+
+def _in_turns(period: int, blocks: int) -> list[bool]:
+    """Return which blocks have a window where the last of each period has none."""
+    return [(block + 1) % period != 0 for block in range(blocks)]
+
+
+def _period(config: PretrainedConfig) -> int | None:
+    """Return the period by which blocks have a sliding window, `None` if there is none."""
+    blocks, windowed = config.num_hidden_layers, _windowed(config)
+    # The longest is longer than the model, so that all blocks have one.
+    return next((period for period in range(1, blocks + 2) if _in_turns(period, blocks) == windowed), None)
 
 
 def _context(config: PretrainedConfig, layout: Layout) -> int:
     """Return the most tokens of a text, which must fit in the window if llama.cpp has none for the family."""
-    kinds = vars(config).get("layer_types") or []
-    windowed = config.model_type == "mistral" or "sliding_attention" in kinds
-    most, window = config.max_position_embeddings, vars(config).get("sliding_window")
-    if windowed and layout.window_every is None and window:
+    kinds, window = vars(config).get("layer_types"), vars(config).get("sliding_window")
+    most = arch.context_of(config)
+    assert most is not None
+    if layout.windows is None and window and (kinds is None or "sliding_attention" in kinds):
         return min(most, window)
     return most
 
@@ -189,14 +228,30 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     config = model.config
     layout = layout_of(config)
     names = gguf.get_tensor_name_map(_architecture(layout), config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+    for whole, given in model.state_dict().items():
+        if whole == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert theirs is not None, f"gguf has no name for {name}"
-        yield theirs, _formed(name, tensor, config, layout)
-    if _ropes(config)["full_attention"].get("rope_type") == "llama3":
+        for name, tensor in _parts(whole, given, layout):
+            theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            assert theirs is not None, f"gguf has no name for {name}"
+            yield theirs, _formed(name, tensor, config, layout)
+    if _ropes(config) and _ropes(config)["full_attention"].get("rope_type") == "llama3":
         yield "rope_freqs.weight", _frequency_factors(config)
+
+
+def _parts(whole: str, tensor: Tensor, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a tensor consists of to llama.cpp; most are one."""
+    for end, parts in layout.parts:
+        if f".{whole}".endswith(f".{end}"):
+            before = whole.removesuffix(end)
+            if len(parts) == 1 and tensor.ndim < 3:
+                yield f"{before}{parts[0]}", tensor
+                return
+            # A mixture's tensor has a dimension for its experts, and a shadow one expert.
+            rows = tensor.reshape(tensor.shape[-2:]).chunk(max(len(parts), 1))
+            yield from ((f"{before}{part}", piece) for part, piece in zip(parts, rows, strict=False))
+            return
+    yield whole, tensor
 
 
 def _architecture(layout: Layout) -> gguf.MODEL_ARCH:
@@ -209,13 +264,14 @@ def _formed(name: str, tensor: Tensor, config: PretrainedConfig, layout: Layout)
         return _neighbours(tensor, config.num_attention_heads)
     if layout.pairs_neighbours and ".k_proj." in name:
         return _neighbours(tensor, config.num_key_value_heads)
+    if layout.columns_first and ".h." in name and tensor.ndim == 2:
+        return tensor.T
     formed = tensor
     if name.endswith("norm.weight"):
         formed = tensor.float() + layout.norm_offset
     # llama.cpp divides attention logits by the square root of the head's width. Gemma divides by a number of
     # its own: the quotient goes into what scales the queries.
-    queries = {"gemma2": ".q_proj.weight", "gemma3_text": ".q_norm.weight"}.get(config.model_type)
-    if queries is not None and name.endswith(queries):
+    if layout.scales_queries is not None and name.endswith(layout.scales_queries):
         return formed.float() * (head_dim_of(config) / config.query_pre_attn_scalar) ** 0.5
     return formed
 

@@ -16,12 +16,22 @@ _MODERN = (
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}%s| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
     "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 )
+# gpt-oss and Mistral since NeMo, which cut within words of mixed case.
+_CASED = (
+    "[^\\r\\n\\p{L}\\p{N}]?UPPER*LOWER+%s|[^\\r\\n\\p{L}\\p{N}]?UPPER+LOWER*%s|\\p{N}%s"
+    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
+_CASED = _CASED.replace("UPPER", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]")
+_CASED = _CASED.replace("LOWER", "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]")
+_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 # llama.cpp's names for how text is split before merging, by the steps of the tokenizer's own description.
 _CUTS = {
     ("regex of ByteLevel",): "gpt-2",
     (_GPT2,): "gpt-2",
     (_MODERN % "",): "qwen2",
     (_MODERN % "{1,3}",): "llama-bpe",
+    (_CASED % (_ENDINGS, _ENDINGS, "{1,3}"),): "gpt-4o",
+    (_CASED % ("", "", ""),): "tekken",
     ("each digit", "regex of ByteLevel"): "smollm",
 }
 
@@ -90,8 +100,11 @@ def _cut_of(parts: dict[str, Any]) -> str:
         raise _unknown(f"it cuts text as llama.cpp has no name for: {_excerpt(parts['pre_tokenizer'])}")
     if any(step["type"] != "NFC" for step in _steps(parts["normalizer"], "normalizers")):
         raise _unknown(f"it changes text before cutting it: {_excerpt(parts['normalizer'])}")
-    ignores_merges = parts["model"].get("ignore_merges")
-    if bool(ignores_merges) != (cut == "llama-bpe"):
+    ignores_merges = bool(parts["model"].get("ignore_merges"))
+    # The same cut, by another name.
+    if cut == "llama-bpe" and not ignores_merges:
+        return "dbrx"
+    if ignores_merges != (cut in ("llama-bpe", "tekken")):
         raise _unknown(f"ignore_merges is {ignores_merges}, which llama.cpp does not do with the cut {cut}")
     return cut
 
