@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shadowpeft.cli import _models
-from shadowpeft.cli._choice import Answering, ModelChoice
+from shadowpeft.cli._answering import Answering
+from shadowpeft.cli._choice import ModelChoice
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluation.endpoint import Endpoint

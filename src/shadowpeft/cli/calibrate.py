@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowpeft.cli._choice import Answering, Dtype
+from shadowpeft.cli._answering import Answering
+from shadowpeft.cli._choice import Dtype
 from shadowpeft.cli._libraries import require
 from shadowpeft.errors import ConfigError
 from shadowpeft.route.goals import Goal, Risk, Share, parse_prices
