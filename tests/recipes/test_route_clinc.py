@@ -63,7 +63,7 @@ def answers(folder, name, shift, seed):
 def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     for name, shift, seed in (("detached", 5, 0), ("attached", 6, 1), ("small_lora", 4.5, 2)):
         answers(tmp_path / "answers", name, shift, seed)
-    words = ("--risk", 0.05, "--resamples", 2)
+    words = ("--risk", 0.1, "--resamples", 2)
     said = run(
         f"{FOLDER}/summary.py", "--answers", tmp_path / "answers", "--output", tmp_path / "out", *words
     )
