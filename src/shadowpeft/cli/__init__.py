@@ -33,6 +33,7 @@ VERBS = {
     "compare": "train and measure methods side by side, with one table at the end",
     "bench": "time methods side by side: bench train, bench forward, bench decode, bench table",
     "export": "write the shadow alone as a stock model folder",
+    "calibrate": "find out which answers of the small model may be kept, and which go to the cloud",
     "doctor": "show versions, devices and extras, or what a model can do or would need",
 }
 # Verbs of several parts, such as `shadowpeft bench train`. The verb's module has a `PARTS` of the same names.

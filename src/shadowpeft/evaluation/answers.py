@@ -70,10 +70,10 @@ def greedy_answers(
             whose logits differ by no more than rounding. Batches are faster still.
     """
     answers = [""] * len(prompts)
-    settings: dict[str, Any] = {"do_sample": False}
+    settings: dict[str, Any] = {}
     if may_draft and batch_size == 1 and _drafts(model, limit):
         settings["draft"] = "shadow"
-    for indices, new_BT in _generated(
+    for indices, new_BT in generated(
         model, tokenizer, prompts, max_new_tokens, batch_size, progress, limit, **settings
     ):
         texts = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
@@ -106,10 +106,10 @@ def answer_ids(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     ends = set(stop_ids(model, tokenizer) or [])
-    settings: dict[str, Any] = {"do_sample": False}
+    settings: dict[str, Any] = {}
     if temperature:
         settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    for indices, new_BT in _generated(
+    for indices, new_BT in generated(
         model, tokenizer, prompts, max_new_tokens, batch_size, progress, limit, **settings
     ):
         for index, ids in zip(indices, new_BT.tolist(), strict=True):
@@ -119,19 +119,27 @@ def answer_ids(
 
 
 @torch.inference_mode()
-def _generated(
+def generated(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int,
-    progress: bool,
-    limit: int | None,
+    progress: bool = True,
+    limit: int | None = None,
     **settings: Any,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the indices of a batch's prompts and the ids that answer them, (B, T), filled up behind an end.
+    """Yield the answers of batches: the indices of their prompts and the new token ids, (B, T).
 
-    `settings` are transformers' own of `generate`; the other arguments are those of `greedy_answers`.
+    Args:
+        model: any causal language model; left in the mode (training or not) it was in.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: tokens an answer may have.
+        batch_size: prompts at a time.
+        progress: show a progress bar, if standard error is a terminal.
+        limit: tokens that a prompt and its answer may have together; an answer ends there.
+        settings: more arguments of `generate`; greedy unless they say otherwise.
     """
     lengths = [max_new_tokens] * len(prompts)
     if limit is not None:
@@ -148,7 +156,7 @@ def _generated(
             max_new_tokens=lengths[indices[0]],
             pad_token_id=pad,
             eos_token_id=stop_ids(model, tokenizer),
-            **settings,
+            **{"do_sample": False, **settings},
         )
         yield indices, out_BT[:, ids_BT.shape[1] :]
     model.train(was_training)
