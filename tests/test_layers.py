@@ -14,8 +14,8 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 TESTS = Path(__file__).parent
 # From the ground up; a module may import those of lower layers and of its own. Folders that are yet to come
-# have their place: `route` and `integrations` above `train`, `serve` and
-# `simulate` beside `bench`.
+# have their place: `route` and `integrations` above `train`, and `simulate`
+# beside `bench`.
 LAYERS = [
     {"errors", "checked_fields", "embedded"},
     {"config"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"train", "trainer"},
     {"pretrain"},
     {"compare"},
-    {"bench", "demo"},
+    {"bench", "demo", "serve"},
     {"cli", "doctor"},
 ]
 # Modules whose tests stand elsewhere, and why.

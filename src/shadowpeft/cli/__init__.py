@@ -33,6 +33,7 @@ VERBS = {
     "compare": "train and measure methods side by side, with one table at the end",
     "bench": "time methods side by side and read their memory: bench train, bench forward, bench table",
     "export": "write the shadow alone as a stock model folder",
+    "serve": "answer requests in OpenAI's protocol, also by an edge that defers to a cloud",
     "doctor": "show versions, devices and extras, or what a model can do or would need",
 }
 # Verbs of several parts, such as `shadowpeft bench train`. The verb's module has a `PARTS` of the same names.

@@ -4,6 +4,8 @@ Texts end at the right. A shorter one has padding before it, which no mask may s
 T cached tokens.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,8 @@ def join(cache: Cache, other: Cache) -> None:
         other: has the same layers.
     """
     tokens = max(cache.get_seq_length(), other.get_seq_length())
-    for layer, more in zip(cache.layers, other.layers, strict=True):
+    layers: Any = zip(cache.layers, other.layers, strict=True)
+    for layer, more in layers:
         # Blocks that read the keys of others fill no layer.
         if not more.is_initialized:
             continue
@@ -46,7 +49,8 @@ def keep_rows(cache: Cache, rows_B: Tensor, padding: int) -> None:
         rows_B: the indices of the rows that stay.
         padding: how many tokens are dropped.
     """
-    for layer in cache.layers:
+    layers: Any = cache.layers
+    for layer in layers:
         if not layer.is_initialized:
             continue
         dropped = padding

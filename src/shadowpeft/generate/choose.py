@@ -4,7 +4,7 @@ Shapes in names: B rows, V tokens of the vocabulary, K of the likeliest.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -77,14 +77,17 @@ def choose(logits_BV: Tensor, choices: Sequence[Choice]) -> list[Chosen]:
 
 def _draw(logits_BV: Tensor, choices: Sequence[Choice]) -> Tensor:
     """Draw a token of each row by the inverse of its cumulated probabilities, (B,)."""
-    column = {"dtype": torch.float32, "device": logits_BV.device}
+
+    def column(values: Iterable[float]) -> Tensor:
+        return torch.tensor([[value] for value in values], dtype=torch.float32, device=logits_BV.device)
+
     # Below this a distribution is the likeliest token, and the division could overflow.
-    temperature_B1 = torch.tensor([[max(choice.temperature, 1e-4)] for choice in choices], **column)
+    temperature_B1 = column(max(choice.temperature, 1e-4) for choice in choices)
     p_BV = (logits_BV / temperature_B1).softmax(-1)
     if any(choice.top_p < 1 for choice in choices):
-        p_BV = _likeliest(p_BV, torch.tensor([[choice.top_p] for choice in choices], **column))
+        p_BV = _likeliest(p_BV, column(choice.top_p for choice in choices))
     below_BV = p_BV.cumsum(-1)
-    uniform_B1 = torch.tensor([[choice.uniform()] for choice in choices], **column)
+    uniform_B1 = column(choice.uniform() for choice in choices)
     # The first token whose sum exceeds the number: one of probability 0 never does so first.
     drawn_B1 = torch.searchsorted(below_BV, uniform_B1 * below_BV[:, -1:], right=True)
     return drawn_B1.clamp(max=p_BV.shape[1] - 1)[:, 0]
