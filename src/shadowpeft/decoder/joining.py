@@ -56,8 +56,8 @@ def keep_rows(cache: Cache, rows_B: Tensor, padding: int) -> None:
         dropped = padding
         if isinstance(layer, DynamicSlidingWindowLayer):
             # What left the window is gone already.
-            keys: Tensor = layer.keys
-            dropped = max(0, padding - (layer.cumulative_length - keys.shape[-2]))
+            assert layer.keys is not None
+            dropped = max(0, padding - (layer.cumulative_length - layer.keys.shape[-2]))
             layer.cumulative_length -= padding
         layer.keys = layer.keys[rows_B, :, dropped:]
         layer.values = layer.values[rows_B, :, dropped:]

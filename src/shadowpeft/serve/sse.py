@@ -6,17 +6,29 @@ from dataclasses import replace
 from typing import Any
 
 from shadowpeft.serve.backend import Finish, Piece, Token, Usage
-from shadowpeft.serve.errors import UpstreamError
 
 # The longest line of a stream.
 _LINE = 1_000_000
+
+
+class Broken(Exception):
+    """A stream that is not as it must be.
+
+    Args:
+        what: what its server did, to go on from its name.
+        kind: why, as `UpstreamError` has it.
+    """
+
+    def __init__(self, what: str, kind: str = "garbage") -> None:
+        super().__init__(what)
+        self.what, self.kind = what, kind
 
 
 async def events_of(parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
     """Yield the objects of a stream up to its end, `[DONE]`, or to where it breaks off.
 
     Raises:
-        UpstreamError: something in it is no event, or it tells of an error.
+        Broken: something in it is no event, or it tells of an error.
     """
     async for line in _lines(parts):
         name, _, data = line.partition(b":")
@@ -28,11 +40,11 @@ async def events_of(parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]
         try:
             found = json.loads(data)
         except (ValueError, RecursionError):
-            raise UpstreamError("sent an event that is not JSON") from None
+            raise Broken("sent an event that is not JSON") from None
         if not isinstance(found, dict):
-            raise UpstreamError("sent an event that is no object")
+            raise Broken("sent an event that is no object")
         if found.get("error"):
-            raise UpstreamError(f"failed in its answer: {said(found)}", kind="status")
+            raise Broken(f"failed in its answer: {said(found)}", kind="status")
         yield found
 
 
@@ -47,7 +59,7 @@ def piece_of(event: dict[str, Any]) -> Piece:
     """Return what a chunk adds to the answer. `finish` and `usage` come in chunks of their own.
 
     Raises:
-        UpstreamError: it is none of the protocol.
+        Broken: it is none of the protocol.
     """
     try:
         usage = _usage(event.get("usage"))
@@ -64,7 +76,7 @@ def piece_of(event: dict[str, Any]) -> Piece:
         tokens = _tokens(choice.get("logprobs"))
         return Piece(text, tokens, _finish(choice.get("finish_reason")), usage)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UpstreamError(
+        raise Broken(
             f"sent a chunk that is none of OpenAI's protocol ({type(error).__name__})"
         ) from None
 
@@ -76,7 +88,7 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         for line in lines:
             yield line.removesuffix(b"\r")
         if len(rest) > _LINE:
-            raise UpstreamError(f"sent a line of more than {_LINE} bytes")
+            raise Broken(f"sent a line of more than {_LINE} bytes")
 
 
 def _usage(usage: Any) -> Usage | None:
@@ -88,7 +100,7 @@ def _usage(usage: Any) -> Usage | None:
 def _finish(reason: Any) -> Finish | None:
     if reason is None or reason == "stop" or reason == "length":
         return reason
-    raise UpstreamError(f"ended its answer for a reason that is none here: {str(reason)[:32]!r}")
+    raise Broken(f"ended its answer for a reason that is none here: {str(reason)[:32]!r}")
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...]:

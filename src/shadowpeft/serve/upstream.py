@@ -17,7 +17,7 @@ from shadowpeft.serve.breaker import Breaker
 from shadowpeft.serve.errors import UpstreamError
 from shadowpeft.serve.metrics import Metrics
 from shadowpeft.serve.protocol import Ask
-from shadowpeft.serve.sse import events_of, piece_of, said
+from shadowpeft.serve.sse import Broken, events_of, piece_of, said
 
 # Tries of one request, and the longest pause after the first of them, which doubles.
 TRIES, PAUSE = 3, 0.25
@@ -73,7 +73,7 @@ class Upstream:
         try:
             await self._find_model()
         except UpstreamError as error:
-            raise UserError(error.message) from error
+            raise UserError(f"{error.message} ({self.address})") from error
 
     async def close(self) -> None:
         """Close its connections."""
@@ -144,11 +144,8 @@ class Upstream:
                     async for piece in pieces:
                         has_come = True
                         yield piece
-        except UpstreamError as error:
-            # `_joined` does not know whose stream it reads.
-            if error.message.startswith(f"the {self.role} "):
-                raise
-            raise self._error(error.message, error.status, error.kind) from None
+        except Broken as broken:
+            raise self._error(broken.what, 502, broken.kind) from None
         except httpx.TimeoutException as error:
             is_connect = isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
             raise self._error("did not answer in time", 504, "timeout", again=is_connect) from None
@@ -232,7 +229,7 @@ class Upstream:
     def _error(
         self, what: str, status: int = 502, kind: str = "garbage", again: bool = False
     ) -> UpstreamError:
-        return UpstreamError(f"the {self.role} at {self.address} {what}", status, kind, again)
+        return UpstreamError(f"the {self.role} {what}", status, kind, again)
 
 
 def split(address: str) -> tuple[str, str | None]:
@@ -262,13 +259,13 @@ async def _joined(parts: AsyncIterator[bytes], ask: Ask) -> AsyncGenerator[Piece
         usage = piece.usage or usage
         tokens += len(piece.tokens) or bool(piece.text)
         if ask.top is not None and piece.text and not piece.tokens:
-            raise UpstreamError("gives no log-probabilities of its tokens", 502, "no_logprobs")
+            raise Broken("gives no log-probabilities of its tokens", "no_logprobs")
         if piece.finish is not None:
             last = replace(piece, usage=None)
         elif piece.text or piece.tokens:
             yield replace(piece, usage=None, tokens=_as_asked(piece.tokens, ask))
     if last is None:
-        raise UpstreamError("broke off in the middle of its answer", 502, "cut")
+        raise Broken("broke off in the middle of its answer", "cut")
     yield replace(last, usage=usage or Usage(0, tokens), tokens=_as_asked(last.tokens, ask))
 
 
