@@ -14,8 +14,7 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 TESTS = Path(__file__).parent
 # From the ground up; a module may import those of lower layers and of its own. Folders that are yet to come
-# have their place: `route` and `integrations` above `train`, and `simulate`
-# beside `bench`.
+# have their place: `integrations` above `train`, `simulate` beside `bench`.
 LAYERS = [
     {"errors", "checked_fields", "embedded"},
     {"config"},
@@ -23,6 +22,7 @@ LAYERS = [
     {"ops", "decoder"},
     {"shadow", "losses", "generate"},
     {"storage", "reporting"},
+    {"route"},
     {"model"},
     {"evaluation", "export"},
     {"train", "trainer"},
