@@ -1,5 +1,6 @@
 """The models of this process, loaded as the settings name them."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def models_of(settings: Serve) -> dict[str, LocalModel]:
     """
     drafting_of(settings.draft, settings.draft_tokens)  # raises if one of them is not what it may be
     assert settings.model is not None
-    folders = {name: _folder_of(source) for name, source in settings.adapters().items()}
+    folders = {name: folder_of(source) for name, source in settings.adapters().items()}
     base, tokenizer = _load(settings, settings.model)
     if not folders:
         return {Path(settings.model).name or settings.model: _stock(base, tokenizer)}
@@ -59,7 +60,12 @@ def _load(settings: Serve, source: str) -> tuple[PreTrainedModel, PreTrainedToke
     return stock_models.load_model(source, dtype).to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-def _folder_of(source: str) -> str:
+def folder_of(source: str) -> str:
+    """Return the folder of an adapter, which a hub id is fetched to.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     folder = str(hub_folder.local(source, adapter_folder.FILES))
     if not Path(folder).is_dir():
         raise CheckpointError(f"no adapter folder at {folder}")
@@ -80,3 +86,15 @@ def _attached(
     if settings.draft is not None:
         drafts = {"draft": settings.draft, "draft_tokens": settings.draft_tokens}
     return LocalModel(model, tokenizer, limit, adapter, drafts)
+
+
+def digest(source: str) -> str:
+    """Return the SHA-256 of an adapter's weights and settings.
+
+    Raises:
+        CheckpointError: there is no such adapter.
+    """
+    found = hashlib.sha256()
+    for name in adapter_folder.FILES:
+        found.update((Path(folder_of(source)) / name).read_bytes())
+    return found.hexdigest()

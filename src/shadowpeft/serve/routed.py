@@ -63,7 +63,12 @@ class Routed:
     """
 
     def __init__(
-        self, edge: Role, cloud: Role, policy: Policy, rules: Rules | None = None, metrics: Metrics | None = None
+        self,
+        edge: Role,
+        cloud: Role,
+        policy: Policy,
+        rules: Rules | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._edge, self._cloud, self.policy = edge, cloud, policy
         self._rules, self._metrics = rules or Rules(), metrics or Metrics()
@@ -123,7 +128,12 @@ class Routed:
 
     async def _decided(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """Let the edge answer unheard, until it is decided whose answer is given."""
-        began, held, decision = time.perf_counter(), [], None
+        began, decision = time.perf_counter(), None
+        held: list[Piece] = []
+
+        def notes_of(route: str, reason: str) -> _Notes:
+            return _Notes(route, reason, decision, time.perf_counter() - began, len(_tokens(held)))
+
         try:
             async with aclosing(self._edge.answer(_scored(ask))) as pieces:
                 async for piece in pieces:
@@ -133,8 +143,7 @@ class Routed:
                         break
                 if decision is not None and decision.route == "edge":
                     self._count("edge", "kept")
-                    notes = _Notes("edge", "kept", decision, time.perf_counter() - began)
-                    yield _as_asked(_with(joined(held), notes), ask)
+                    yield _as_asked(_with(joined(held), notes_of("edge", "kept")), ask)
                     if held[-1].finish is None:
                         async for piece in pieces:
                             yield _as_asked(piece, ask)
@@ -142,10 +151,8 @@ class Routed:
         except RequestError:
             if decision is not None:
                 raise
-        notes = _Notes("cloud", "deferred", decision, time.perf_counter() - began)
-        if decision is None:
-            notes = _Notes("cloud", "edge-failed")
-        async with aclosing(self._deferred(ask, held, notes)) as pieces:
+        reason = "edge-failed" if decision is None else "deferred"
+        async with aclosing(self._deferred(ask, held, notes_of("cloud", reason))) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -185,24 +192,24 @@ class Routed:
             async for piece in pieces:
                 yield piece
 
-    async def _from_cloud(
-        self, ask: Ask, held: list[Piece], notes: "_Notes"
-    ) -> AsyncGenerator[Piece, None]:
+    async def _from_cloud(self, ask: Ask, held: list[Piece], notes: "_Notes") -> AsyncGenerator[Piece, None]:
         """Yield the cloud's answer, or the edge's beginning and how the cloud goes on."""
         kept = _sure_beginning(held) if self._rules.hand_over and notes.decision is not None else []
         left = None if ask.max_tokens is None else ask.max_tokens - len(kept)
         # Text cannot be put behind token ids, and a continuation needs room.
         if not kept or isinstance(ask.prompt, tuple) or (left is not None and left < 1):
             kept, left = [], ask.max_tokens
-        text = "".join(token.text for token in kept)
-        async with aclosing(self._cloud.answer(replace(ask, begun=ask.begun + text, max_tokens=left))) as pieces:
+        text, is_told = "".join(token.text for token in kept), False
+        continued = replace(ask, begun=ask.begun + text, max_tokens=left)
+        async with aclosing(self._cloud.answer(continued)) as pieces:
             async for piece in pieces:
-                if kept:
-                    handed = {"handed_over": len(kept)}
-                    first = _as_asked(Piece(text, tuple(kept), notes=handed), ask)
-                    # Together with the cloud's first piece: until then the cloud may fail.
-                    yield first
-                    kept = []
+                if kept and not is_told:
+                    # With the cloud's first piece, and not before: until then the cloud may fail.
+                    is_told = True
+                    yield _as_asked(Piece(text, tuple(kept), notes={"handed_over": len(kept)}), ask)
+                if piece.usage is not None:
+                    completion = piece.usage.completion + len(kept)
+                    piece = replace(piece, usage=replace(piece.usage, completion=completion))
                 yield piece
 
     async def _noted(
@@ -249,6 +256,7 @@ class _Notes:
     reason: str
     decision: Decision | None = None
     seconds: float | None = None
+    tokens: int | None = None
 
     def all(self) -> dict[str, Any]:
         notes: dict[str, Any] = {"route": self.route, "reason": self.reason}
@@ -256,6 +264,8 @@ class _Notes:
             notes |= _told(self.decision)
         if self.seconds is not None:
             notes["edge_milliseconds"] = round(1000 * self.seconds, 1)
+        if self.tokens is not None:
+            notes["edge_tokens"] = self.tokens
         return notes
 
 

@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import uvicorn
 
-from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.errors import ConfigError
 from shadowpeft.serve.app import Gateway, Limits, Served
 from shadowpeft.serve.backend import Backend
+from shadowpeft.serve.roles import Roles
 from shadowpeft.serve.settings import Serve
+from shadowpeft.serve.upstream import Upstream
 
 _KEYS = "SHADOWPEFT_API_KEYS"
 
@@ -31,31 +34,69 @@ def serve(settings: Serve) -> None:
     # Before minutes of loading.
     taken = bound(settings.host, settings.port)
     try:
-        gateway, backends = built(settings, keys)
+        found = built(settings, keys)
         if settings.log_requests:
             logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
             logging.getLogger("shadowpeft.serve").setLevel(logging.INFO)
-        asyncio.run(_run(gateway, backends, taken, settings.grace))
+        asyncio.run(_run(found, taken, settings.grace))
     finally:
         taken.close()
 
 
-def built(settings: Serve, keys: Sequence[str] = ()) -> tuple[Gateway, list[Backend]]:
-    """Load what the settings name; return the gateway and its backends, not started yet.
+class Built(NamedTuple):
+    """A server that is not started yet.
+
+    Attributes:
+        gateway: its HTTP side.
+        backends: what must be started and closed.
+        roles: edge and cloud, if there are.
+    """
+
+    gateway: Gateway
+    backends: list[Backend]
+    roles: Roles | None
+
+    async def start(self) -> None:
+        """Start it.
+
+        Raises:
+            UserError: a server elsewhere that it needs cannot be reached.
+        """
+        for backend in self.backends:
+            if not isinstance(backend, Upstream):
+                await backend.start()
+        if self.roles is not None:
+            await self.roles.check()
+
+    async def close(self) -> None:
+        """End all work."""
+        for backend in self.backends:
+            await backend.close()
+
+
+def built(settings: Serve, keys: Sequence[str] = ()) -> Built:
+    """Load what the settings name; return what serves it, not started yet.
 
     Raises:
         UserError: something cannot be loaded.
     """
-    from shadowpeft.serve.loading import models_of
-    from shadowpeft.serve.local import LocalBackend
-
     served: dict[str, Served] = {}
+    gateway = Gateway(served, limits_of(settings), keys)
     backends: list[Backend] = []
     if settings.model is not None:
+        from shadowpeft.serve.loading import models_of
+        from shadowpeft.serve.local import LocalBackend
+
         local = LocalBackend(models_of(settings), settings.batch, settings.max_tokens)
         backends.append(local)
-        served = {name: Served(local, name) for name in local.models}
-    return Gateway(served, limits_of(settings), keys), backends
+        served.update({name: Served(local, name) for name in local.models})
+    roles = None
+    if settings.edge is not None:
+        roles = Roles(settings, dict(served), gateway.metrics)
+        backends += roles.backends()
+        gateway.served = {**roles.served(), **served}
+        gateway.about, gateway.is_well = roles.about, roles.is_well
+    return Built(gateway, backends, roles)
 
 
 def limits_of(settings: Serve) -> Limits:
@@ -128,9 +169,9 @@ class _Server(uvicorn.Server):
         self.should_exit = self._gateway.gate.closing = True
 
 
-async def _run(gateway: Gateway, backends: Sequence[Backend], taken: socket.socket, grace: float) -> None:
+async def _run(found: Built, taken: socket.socket, grace: float) -> None:
     config = uvicorn.Config(
-        gateway.app(),
+        found.gateway.app(),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -139,14 +180,10 @@ async def _run(gateway: Gateway, backends: Sequence[Backend], taken: socket.sock
         timeout_graceful_shutdown=int(grace),
     )
     try:
-        for backend in backends:
-            await backend.start()
+        await found.start()
         host, port = taken.getsockname()[:2]
         where = f"[{host}]" if ":" in host else host
-        print(f"http://{where}:{port} serves {', '.join(gateway.served)}", file=sys.stderr, flush=True)
-        await _Server(config, gateway).serve(sockets=[taken])
-    except UserError:
-        raise
+        print(f"http://{where}:{port} serves {', '.join(found.gateway.served)}", file=sys.stderr, flush=True)
+        await _Server(config, found.gateway).serve(sockets=[taken])
     finally:
-        for backend in backends:
-            await backend.close()
+        await found.close()

@@ -76,9 +76,7 @@ def piece_of(event: dict[str, Any]) -> Piece:
         tokens = _tokens(choice.get("logprobs"))
         return Piece(text, tokens, _finish(choice.get("finish_reason")), usage)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Broken(
-            f"sent a chunk that is none of OpenAI's protocol ({type(error).__name__})"
-        ) from None
+        raise Broken(f"sent a chunk that is none of OpenAI's protocol ({type(error).__name__})") from None
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
