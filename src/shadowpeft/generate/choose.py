@@ -96,8 +96,10 @@ def _draw(logits_BV: Tensor, choices: Sequence[Choice]) -> Tensor:
 def _likeliest(p_BV: Tensor, top_p_B1: Tensor) -> Tensor:
     """Set the probabilities to 0 behind the likeliest tokens that together have `top_p`."""
     sorted_BV, order_BV = p_BV.sort(-1, descending=True)
+    dropped_BV = (sorted_BV.cumsum(-1) - sorted_BV >= top_p_B1) & (top_p_B1 < 1)
     # The likeliest token stays, however small top_p is.
-    sorted_BV[(sorted_BV.cumsum(-1) - sorted_BV >= top_p_B1) & (top_p_B1 < 1)] = 0
+    dropped_BV[:, 0] = False
+    sorted_BV[dropped_BV] = 0
     return torch.zeros_like(p_BV).scatter(-1, order_BV, sorted_BV)
 
 

@@ -141,8 +141,8 @@ class Roles:
         self.policy.refuse_other(known)
         if self.policy.adapter_hash is not None and known is None:
             warnings.warn(
-                f"the policy was calibrated in this library for the adapter {self.policy.adapter}, and whether "
-                "the edge is that model cannot be seen from here; a policy holds for the server that it was "
+                f"the policy was calibrated in this library for the adapter {self.policy.adapter}, and "
+                "whether the edge is that model cannot be seen from here; a policy holds for the server that it was "
                 "calibrated on (shadowpeft calibrate --endpoint)",
                 stacklevel=2,
             )
