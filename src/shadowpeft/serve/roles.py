@@ -142,8 +142,8 @@ class Roles:
         if self.policy.adapter_hash is not None and known is None:
             warnings.warn(
                 f"the policy was calibrated in this library for the adapter {self.policy.adapter}, and "
-                "whether the edge is that model cannot be seen from here; a policy holds for the server that it was "
-                "calibrated on (shadowpeft calibrate --endpoint)",
+                "whether the edge is that model cannot be seen from here; a policy holds for the server that "
+                "it was calibrated on (shadowpeft calibrate --endpoint)",
                 stacklevel=2,
             )
 
