@@ -28,7 +28,9 @@ from shadowpeft.serve.run import bound
 def running(app: Any, *backends: Any, start: Callable[[], Any] | None = None) -> Iterator[str]:
     """Run an application and its backends in a thread; return its address, which ends in /v1."""
     taken = bound("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     failed: list[BaseException] = []
 

@@ -78,7 +78,10 @@ def test_what_asks_for_nothing_is_taken():
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"top_k": 5}, "top_k"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream": True, "stream_options": {"include_obfuscation": False}}, "stream_options.include_obfuscation"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": False}},
+            "stream_options.include_obfuscation",
+        ),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"temperature": "0"}, "temperature"),
@@ -126,7 +129,17 @@ def test_too_many_texts_at_once_are_refused():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"1", b'"a"', b"\xff", b'{"temperature": NaN}', b"[" * 200_000, b'{"n": ' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b'"a"',
+        b"\xff",
+        b'{"temperature": NaN}',
+        b"[" * 200_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+    ],
 )
 def test_what_is_no_json_object_is_refused(body):
     """Catches a body that takes the server down; deep nesting and long numbers raise errors of their own."""
@@ -139,7 +152,10 @@ def test_messages_in_parts_and_of_developers():
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "wh"}, {"type": "text", "text": "at"}]},
     ]
-    assert read_chat(chat(messages=messages)).first.messages == ({"role": "system", "content": "be brief"}, USER)
+    assert read_chat(chat(messages=messages)).first.messages == (
+        {"role": "system", "content": "be brief"},
+        USER,
+    )
 
 
 def test_a_last_answer_can_be_continued():
@@ -153,7 +169,11 @@ def test_a_last_answer_can_be_continued():
 def test_no_message_holds_a_word_of_the_prompt():
     """Catches a prompt that gets into logs by way of an error."""
     secret = "a secret text of some length"
-    for body in (chat(messages=secret), chat(messages=[{"role": secret, "content": "x"}]), text(stop={"a": secret})):
+    for body in (
+        chat(messages=secret),
+        chat(messages=[{"role": secret, "content": "x"}]),
+        text(stop={"a": secret}),
+    ):
         with pytest.raises(RequestError) as caught:
             (read_completion if b'"prompt"' in body else read_chat)(body)
         assert secret not in str(caught.value.body())
