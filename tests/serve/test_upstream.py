@@ -215,12 +215,12 @@ def test_the_start_says_what_is_wrong():
 
 @pytest.mark.parametrize(
     ("parts", "tells"),
-    [(WHOLE, True), ((chunk("yes"), *WHOLE[1:]), False), ((chunk(None, "stop"), USAGE, DONE), False)],
+    [(WHOLE, 1), ((chunk("yes"), *WHOLE[1:]), 0), ((chunk(None, "stop"), USAGE, DONE), 0)],
 )
 def test_whether_a_server_tells_log_probabilities(parts, tells):
-    async def ask(address: str) -> bool:
+    async def ask(address: str) -> int:
         upstream = Upstream("edge", address)
-        found = await upstream.tells_logprobs()
+        found = len(await upstream.probe())
         await upstream.close()
         return found
 

@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from shadowpeft.errors import ConfigError, UserError
+from shadowpeft.errors import ConfigError, DataError, UserError
 from shadowpeft.route.policy import Policy
 from shadowpeft.serve.app import Served
 from shadowpeft.serve.backend import Backend
 from shadowpeft.serve.metrics import Metrics
-from shadowpeft.serve.routed import Role, Routed, Rules
+from shadowpeft.serve.routed import Role, Routed, Rules, scores_of
 from shadowpeft.serve.settings import Serve, is_address
 from shadowpeft.serve.upstream import Upstream
 
@@ -69,11 +69,21 @@ class Roles:
                 then = "are answered by the edge" if self._answers_alone else "are refused"
                 warnings.warn(f"{error}; until it is back, deferred requests {then}", stacklevel=2)
                 continue
-            if role is self._edge and not await backend.tells_logprobs():
-                raise UserError(
-                    f"the edge at {backend.address} gives no log-probabilities of its tokens, by which the "
-                    "policy decides; turn them on there, or use another server"
-                )
+            if role is self._edge:
+                await self._check_scores(backend)
+
+    async def _check_scores(self, edge: Upstream) -> None:
+        """Refuse an edge that does not tell what the policy's score reads."""
+        tokens = await edge.probe()
+        if not tokens:
+            raise UserError(
+                f"the edge at {edge.address} gives no log-probabilities of its tokens, by which the policy "
+                "decides; turn them on there, or use another server"
+            )
+        try:
+            self.policy.decide(scores_of(tokens), "")
+        except DataError as error:
+            raise UserError(f"the edge at {edge.address} cannot be judged by this policy: {error}") from error
 
     def about(self) -> dict[str, Any]:
         """Return what the page shows: the roles, the policy, and what came of it."""

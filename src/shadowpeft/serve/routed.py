@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -105,7 +105,9 @@ class Routed:
             async for piece in pieces:
                 seen.append(piece)
                 if piece.finish is not None:
-                    notes |= _told(self._decision(seen))
+                    # Nothing hangs on the score here, so that the answer stands without one, too.
+                    with suppress(DataError):
+                        notes |= _told(self._decision(seen))
                 yield _as_asked(replace(piece, notes={**piece.notes, **notes}), ask)
                 notes = {}
         self._count("edge", reason)
@@ -148,11 +150,12 @@ class Routed:
                         async for piece in pieces:
                             yield _as_asked(piece, ask)
                     return
-        except RequestError:
+        # An answer that cannot be judged is as good as none.
+        except (RequestError, DataError):
             if decision is not None:
                 raise
-        reason = "edge-failed" if decision is None else "deferred"
-        async with aclosing(self._deferred(ask, held, notes_of("cloud", reason))) as pieces:
+        notes = _Notes("cloud", "edge-failed") if decision is None else notes_of("cloud", "deferred")
+        async with aclosing(self._deferred(ask, held, notes)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -232,17 +235,13 @@ class Routed:
         if held[-1].finish is not None or is_held_enough:
             return self._decision(held)
         if self._falls and tokens:
-            found = score(self.policy.score, _scores(tokens), "")
+            found = score(self.policy.score, scores_of(tokens), "")
             if found < self.policy.threshold:
                 return Decision("cloud", found, self.policy.error_probability(found), self.policy.threshold)
         return None
 
     def _decision(self, pieces: Sequence[Piece]) -> Decision:
-        text = "".join(piece.text for piece in pieces)
-        try:
-            return self.policy.decide(_scores(_tokens(pieces)), text)
-        except DataError as error:
-            raise RequestError(f"the edge cannot be judged: {error}", 502, code="no_score") from error
+        return self.policy.decide(scores_of(_tokens(pieces)), "".join(piece.text for piece in pieces))
 
     def _count(self, route: str, reason: str) -> None:
         self._metrics.routes.labels(route, reason).inc()
@@ -299,7 +298,8 @@ def _tokens(pieces: Sequence[Piece]) -> list[Token]:
     return [token for piece in pieces for token in piece.tokens if token.logprob is not None]
 
 
-def _scores(tokens: Sequence[Token]) -> TokenScores:
+def scores_of(tokens: Sequence[Token]) -> TokenScores:
+    """Return what a policy reads of an answer's tokens."""
     logprobs = [token.logprob for token in tokens if token.logprob is not None]
     margins = [token.top[0][1] - token.top[1][1] for token in tokens if len(token.top) >= _TOP]
     entropies = [token.entropy for token in tokens if token.entropy is not None]

@@ -106,8 +106,8 @@ class Upstream:
             # Not all at once, where many were refused together.
             await asyncio.sleep(random.uniform(0, PAUSE * 2**attempt))
 
-    async def tells_logprobs(self) -> bool:
-        """Return whether it gives the log-probabilities of its tokens, asked for by one token.
+    async def probe(self) -> list[Token]:
+        """Ask for one token; return what is told of it, nothing if there are no log-probabilities.
 
         Raises:
             UpstreamError: it does not answer.
@@ -115,12 +115,11 @@ class Upstream:
         ask = Ask(messages=({"role": "user", "content": "Hello"},), max_tokens=1, temperature=0.0, top=2)
         try:
             async with aclosing(self.answer(ask)) as pieces:
-                tokens = [token async for piece in pieces for token in piece.tokens]
+                return [token async for piece in pieces for token in piece.tokens]
         except UpstreamError as error:
             if error.kind == "no_logprobs":
-                return False
+                return []
             raise
-        return bool(tokens)
 
     def _note(self, error: UpstreamError) -> None:
         self._metrics.upstream.labels(self.role, error.kind).inc()
