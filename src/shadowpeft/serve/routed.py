@@ -100,17 +100,15 @@ class Routed:
     async def _edge_alone(self, ask: Ask, reason: str) -> AsyncGenerator[Piece, None]:
         """Let the edge answer, whatever its score, which comes with the last piece."""
         seen: list[Piece] = []
-        notes: dict[str, Any] = _Notes("edge", reason).all()
-        async with aclosing(self._edge.answer(_scored(ask))) as pieces:
+        pieces = self._noted(self._edge.answer(_scored(ask)), _Notes("edge", reason))
+        async with aclosing(pieces):
             async for piece in pieces:
                 seen.append(piece)
                 if piece.finish is not None:
                     # Nothing hangs on the score here, so that the answer stands without one, too.
                     with suppress(DataError):
-                        notes |= _told(self._decision(seen))
-                yield _as_asked(replace(piece, notes={**piece.notes, **notes}), ask)
-                notes = {}
-        self._count("edge", reason)
+                        piece = replace(piece, notes={**piece.notes, **_told(self._decision(seen))})
+                yield _as_asked(piece, ask)
 
     async def _edge_first(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """Let the edge answer, and the cloud if it cannot."""

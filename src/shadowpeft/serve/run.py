@@ -15,6 +15,7 @@ from typing import NamedTuple
 import uvicorn
 
 from shadowpeft.errors import ConfigError
+from shadowpeft.serve import page
 from shadowpeft.serve.app import Gateway, Limits, Served
 from shadowpeft.serve.backend import Backend
 from shadowpeft.serve.roles import Roles
@@ -81,7 +82,7 @@ def built(settings: Serve, keys: Sequence[str] = ()) -> Built:
         UserError: something cannot be loaded.
     """
     served: dict[str, Served] = {}
-    gateway = Gateway(served, limits_of(settings), keys)
+    gateway = Gateway(served, limits_of(settings), keys, routes=page.routes())
     backends: list[Backend] = []
     if settings.model is not None:
         from shadowpeft.serve.loading import models_of
