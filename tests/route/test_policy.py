@@ -27,7 +27,7 @@ POLICY = Policy(
     threshold=1.0,
     knots=((0.0, 0.5), (2.0, 0.1)),
     promise=RiskPromise(risk=0.2, confidence=0.95, bound=0.19),
-    counts=Counts(rows=200, fitted=100, held=100, kept=60, errors=3),
+    counts=Counts(rows=200, fitted=100, held=100, kept=60, errors=3, sent=80),
 )
 
 
@@ -95,9 +95,9 @@ def changed(path, **fields):
         ({"promise": []}, "promise must be"),
         ({"promise": {"kind": []}}, "promise must be"),
         ({"promise": {"kind": "risk", "risk": 2, "confidence": 0.9, "bound": 0.1}}, "risk must be"),
-        ({"counts": {"rows": 1}}, "counts must hold errors, fitted, held, kept, rows, got rows"),
+        ({"counts": {"rows": 1}}, "counts must hold errors, fitted, held, kept, rows, sent, got rows"),
         ({"counts": None}, "counts must hold"),
-        ({"counts": {"rows": -1, "fitted": 1, "held": 1, "kept": 1, "errors": 1}}, "rows must be"),
+        ({"counts": {"rows": -1, "fitted": 1, "held": 1, "kept": 1, "errors": 1, "sent": 1}}, "rows must be"),
         ({"colour": "red"}, "colour"),
     ],
 )

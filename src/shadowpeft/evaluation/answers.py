@@ -4,9 +4,11 @@ Shapes in names: B is the batch, T the tokens of its longest prompt, with those 
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,7 +43,6 @@ def encode_prompts(
     return prompts
 
 
-@torch.inference_mode()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,10 +63,43 @@ def greedy_answers(
         progress: show a progress bar, if standard error is a terminal.
         limit: tokens that a prompt and its answer may have together; an answer ends there.
     """
+    answers = [""] * len(prompts)
+    batches = generated(
+        model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, progress=progress, limit=limit
+    )
+    for indices, new_BT in batches:
+        texts = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
+        for index, text in zip(indices, texts, strict=True):
+            answers[index] = text
+    return answers
+
+
+@torch.inference_mode()
+def generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    limit: int | None = None,
+    **settings: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the answers of batches: the indices of their prompts and the new token ids, (B, T).
+
+    Args:
+        model: any causal language model; left in the mode (training or not) it was in.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: tokens an answer may have.
+        batch_size: prompts at a time.
+        progress: show a progress bar, if standard error is a terminal.
+        limit: tokens that a prompt and its answer may have together; an answer ends there.
+        settings: more arguments of `generate`.
+    """
     lengths = [max_new_tokens] * len(prompts)
     if limit is not None:
         lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    answers = [""] * len(prompts)
     pad, was_training = padding_id(tokenizer), model.training
     model.eval()
     for indices in bar(_batches(prompts, lengths, batch_size), "generate", progress):
@@ -79,12 +113,10 @@ def greedy_answers(
             max_new_tokens=lengths[indices[0]],
             pad_token_id=pad,
             eos_token_id=stop_ids(model, tokenizer),
+            **settings,
         )
-        texts = tokenizer.batch_decode(out_BT[:, ids_BT.shape[1] :], skip_special_tokens=True)
-        for index, text in zip(indices, texts, strict=True):
-            answers[index] = text
+        yield indices, out_BT[:, ids_BT.shape[1] :]
     model.train(was_training)
-    return answers
 
 
 def _batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

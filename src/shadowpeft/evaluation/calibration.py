@@ -5,14 +5,11 @@ from typing import Any
 
 import torch
 
-BINS = 10
+from shadowpeft.reporting.reliability import reliability
 
 
 def calibration(probabilities: Sequence[Sequence[float]], correct: Sequence[int]) -> dict[str, Any]:
     """Compare the confidence of answers, their largest probability, with their accuracy.
-
-    The expected calibration error is sum_b n_b / n * |confidence_b - accuracy_b|, over ten bins b of equal
-    width (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
     Args:
         probabilities: of all classes or choices, for each item.
@@ -20,15 +17,9 @@ def calibration(probabilities: Sequence[Sequence[float]], correct: Sequence[int]
 
     Returns:
         `ece`, the expected calibration error, and `bins`: size, mean confidence and accuracy of each (0 if
-        empty).
+        empty), as `shadowpeft.reporting.reliability` has them.
     """
-    members: list[list[tuple[float, int]]] = [[] for _ in range(BINS)]
-    for row, right in zip(probabilities, correct, strict=True):
-        confidence = max(row)
-        # A confidence of 1 belongs to the last bin.
-        members[min(int(confidence * BINS), BINS - 1)].append((confidence, right))
-    bins = [(len(b), _mean([c for c, _ in b]), _mean([r for _, r in b])) for b in members]
-    ece = sum(n * abs(confidence - accuracy) for n, confidence, accuracy in bins) / max(1, len(correct))
+    ece, bins = reliability([max(row) for row in probabilities], correct)
     return {"ece": ece, "bins": [list(entry) for entry in bins]}
 
 
@@ -43,7 +34,3 @@ def negative_log_likelihood(probabilities: Sequence[Sequence[float]], targets: S
 
 def _at(row: Sequence[float], index: int) -> float:
     return row[index] if 0 <= index < len(row) else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

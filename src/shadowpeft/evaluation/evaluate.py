@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadowpeft import arch
-from shadowpeft.data.encode import (
-    NO_LOSS,
-    Example,
-    Opening,
-    Reference,
-    context_length,
-    encode_all,
-    encode_opening,
-    encode_reference,
-)
+from shadowpeft.data.encode import NO_LOSS, Example, context_length, encode_all
 from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row, reference_answer
 from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.errors import DataError
-from shadowpeft.evaluation.answers import bar, encode_prompts, greedy_answers
+from shadowpeft.evaluation.answers import bar, greedy_answers
+from shadowpeft.evaluation.questions import questions_of
 from shadowpeft.model import ShadowedModel
 from shadowpeft.model.outputs import ShadowedCausalLMOutput
 
@@ -103,7 +95,7 @@ def evaluate(
     matches, questions = None, None
     # A prompt that is too long is found before the work on the losses.
     if exact_match and asked:
-        questions = _questions(asked, tokenizer, limit, max_new_tokens)
+        questions = questions_of(asked, tokenizer, limit, max_new_tokens)
     losses = measure_losses(model, _batches(examples, Collator(pad), batch_size), progress)
     if questions is not None:
         answers = greedy_answers(
@@ -115,7 +107,7 @@ def evaluate(
             progress=progress,
             limit=limit,
         )
-        matches = _exact_match(answers, questions)
+        matches = sum(questions.are_right(answers)) / len(answers)
     return Evaluation(
         rows=len(rows),
         tokens=losses.tokens,
@@ -126,47 +118,6 @@ def evaluate(
         exact_match=matches,
         answered_rows=len(asked),
     )
-
-
-class _Questions(NamedTuple):
-    """Rows to answer, and what is expected; one entry a row.
-
-    Attributes:
-        prompts: token ids.
-        openings: what the chat template opens the answers with.
-        references: the answers expected.
-        max_new_tokens: tokens that an answer may have, with its opening.
-    """
-
-    prompts: list[list[int]]
-    openings: list[Opening]
-    references: list[Reference]
-    max_new_tokens: int
-
-
-def _questions(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int, max_new_tokens: int | None
-) -> _Questions:
-    references = [found for row in rows if (found := encode_reference(row, tokenizer)) is not None]
-    openings = [encode_opening(row, tokenizer) for row in rows]
-    opening = max(opening.length for opening in openings)
-    room = 1 if max_new_tokens is None else max_new_tokens + opening
-    prompts = encode_prompts(rows, tokenizer, limit, max_new_tokens=room)
-    if max_new_tokens is None:
-        room = 1 + max(reference.length for reference in references)
-    return _Questions(prompts, openings, references, room)
-
-
-def _exact_match(answers: Sequence[str], questions: _Questions) -> float:
-    """Return the share of answers that are what was trained, or its content alone."""
-    right = 0
-    for answer, opening, reference in zip(answers, questions.openings, questions.references, strict=True):
-        given = opening.content_of(answer).strip()
-        accepted = {opening.content_of(reference.text).strip()}
-        if reference.content:
-            accepted.add(reference.content.strip())
-        right += given in accepted
-    return right / len(answers)
 
 
 @torch.inference_mode()

@@ -49,6 +49,7 @@ class Counts:
         held: with which the threshold was chosen or checked; the other half.
         kept: those of `held` whose answer is kept.
         errors: those of `kept` whose answer is wrong.
+        sent: those of `rows` that go to the cloud.
     """
 
     rows: int = within(least=0)
@@ -56,6 +57,7 @@ class Counts:
     held: int = within(least=0)
     kept: int = within(least=0)
     errors: int = within(least=0)
+    sent: int = within(least=0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class DeferPromise:
     Attributes:
         share: of the requests.
         confidence: of the interval.
-        low: end of the Clopper-Pearson interval of the share that the held-out half sends.
+        low: end of the interval of the share of future requests that is sent.
         high: its other end.
     """
 

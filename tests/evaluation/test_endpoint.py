@@ -1,0 +1,153 @@
+"""Answers of a server that speaks OpenAI's protocol; the server is a function of this file."""
+
+import json
+
+import httpx2 as httpx
+import pytest
+from helpers.rows import ANSWER, USER, row
+
+from shadowpeft.errors import ConfigError, DataError, UserError
+from shadowpeft.evaluation import endpoint
+from shadowpeft.evaluation.endpoint import Endpoint
+
+URL = "http://127.0.0.1:9/v1"
+PAIR = row("rows:0", prompt="Request: hi\nIntent:", completion=" play music")
+CHAT = row("rows:1", messages=[USER, ANSWER])
+CONTENT = {
+    "content": [
+        {"token": "play", "logprob": -0.1, "top_logprobs": [{"logprob": -3.1}, {"logprob": -0.1}]},
+        {"token": " music", "logprob": -0.2, "top_logprobs": [{"logprob": -0.2}, {"logprob": -1.2}]},
+    ]
+}
+COLUMNS = {"token_logprobs": [-0.1, -0.2], "top_logprobs": [{"a": -3.1, "b": -0.1}, {"a": -0.2, "b": -1.2}]}
+
+
+def serving(reply, asked=None):
+    """A server that answers every question alike, and notes what it was asked."""
+
+    def handle(request):
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "small"}]})
+        if asked is not None:
+            asked.append(
+                (request.url.path, json.loads(request.content), request.headers.get("authorization"))
+            )
+        return reply() if callable(reply) else httpx.Response(200, json=reply)
+
+    return httpx.MockTransport(handle)
+
+
+def completion(logprobs, text=" play music"):
+    return {"choices": [{"text": text, "logprobs": logprobs}]}
+
+
+def ask(reply, rows=(PAIR,), asked=None, **settings):
+    server = Endpoint(URL, transport=serving(reply, asked), **settings)
+    return server.answers(rows, None, workers=2, progress=False)
+
+
+@pytest.mark.parametrize("logprobs", [CONTENT, COLUMNS])
+def test_both_ways_to_tell_tokens_are_read(logprobs):
+    """Catches margins of the order that a server sends, in place of the likeliest two."""
+    (found,) = ask(completion(logprobs))
+    assert (found.answer, found.expected, found.right) == ("play music", "play music", True)
+    assert found.tokens.logprobs == (-0.1, -0.2)
+    assert found.tokens.margins == pytest.approx((3.0, 1.0))
+    assert found.tokens.entropies is None
+
+
+def test_what_a_server_is_asked():
+    asked = []
+    ask(completion(CONTENT), asked=asked, key="secret")
+    (path, body, key) = asked[0]
+    assert (path, key) == ("/v1/completions", "Bearer secret")
+    assert body == {
+        "model": "small", "prompt": "Request: hi\nIntent:", "max_tokens": 11, "temperature": 0, "logprobs": 2
+    }  # fmt: skip
+    asked.clear()
+    reply = {"choices": [{"message": {"content": "two is four "}, "logprobs": CONTENT}]}
+    (found,) = ask(reply, rows=[CHAT], asked=asked, model="big")
+    (path, body, key) = asked[0]
+    assert (path, key) == ("/v1/chat/completions", None)
+    assert body["messages"] == [USER]
+    assert (body["model"], body["logprobs"], body["top_logprobs"]) == ("big", True, 2)
+    assert found.right
+
+
+def test_answers_stand_in_the_order_of_the_rows():
+    """Catches replies in the order in which they arrive."""
+
+    def echo(request):
+        prompt = json.loads(request.content)["prompt"]
+        return httpx.Response(200, json=completion(CONTENT, prompt))
+
+    rows = [row(prompt=str(number), completion="x") for number in range(20)]
+    server = Endpoint(URL, "small", transport=httpx.MockTransport(echo))
+    assert [each.answer for each in server.answers(rows, 3, 4, progress=False)] == [str(n) for n in range(20)]
+
+
+def test_entropies_of_our_own_gateway_are_read():
+    content = [entry | {"entropy": 0.5} for entry in CONTENT["content"]]
+    assert ask(completion({"content": content}))[0].tokens.entropies == (0.5, 0.5)
+    content[0].pop("entropy")
+    assert ask(completion({"content": content}))[0].tokens.entropies is None
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": []}, {"token_logprobs": None}])
+def test_a_server_without_log_probabilities_is_told(logprobs):
+    with pytest.raises(UserError, match="gives no log-probabilities"):
+        ask(completion(logprobs))
+
+
+def test_an_empty_answer_has_no_tokens():
+    (found,) = ask(completion(None, text=""))
+    assert (found.answer, found.right, found.tokens.logprobs) == ("", False, ())
+
+
+def test_a_busy_server_is_asked_again(monkeypatch):
+    monkeypatch.setattr(endpoint, "_PAUSE", 0)
+    replies = [httpx.Response(503), httpx.Response(429), httpx.Response(200, json=completion(CONTENT))]
+    assert ask(lambda: replies.pop(0))[0].right
+    replies = [httpx.Response(503, text="too\nmany")] * 4
+    with pytest.raises(UserError, match=r"/completions replied 503: too many$"):
+        ask(lambda: replies.pop(0))
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (httpx.Response(400, json={"error": "no logprobs here"}), "replied 400: .*no logprobs here"),
+        (httpx.Response(200, text="<html>"), "is not JSON"),
+        (httpx.Response(200, json=[]), "none of OpenAI's protocol"),
+        (httpx.Response(200, json={"choices": []}), "none of OpenAI's protocol"),
+        (httpx.Response(200, json=completion({"content": [{"token": "a"}]})), "none of OpenAI's protocol"),
+        (httpx.Response(200, json=completion("x")), "none of OpenAI's protocol"),
+    ],
+)
+def test_a_server_that_fails_is_one_sentence(reply, message):
+    with pytest.raises(UserError, match=message) as caught:
+        ask(lambda: reply)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_away_or_has_no_models(monkeypatch):
+    monkeypatch.setattr(endpoint, "_PAUSE", 0)
+
+    def away(request):
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1 cannot be reached \(ConnectError\)"):
+        Endpoint(URL, transport=httpx.MockTransport(away))
+    empty = httpx.MockTransport(lambda request: httpx.Response(200, json={"data": []}))
+    with pytest.raises(UserError, match="names no model; say which one with --model"):
+        Endpoint(URL, transport=empty)
+    with pytest.raises(ConfigError, match="expected an address such as"):
+        Endpoint("127.0.0.1:8080")
+
+
+def test_rows_that_a_server_cannot_be_asked_are_refused():
+    tools = row("rows:2", messages=[USER, ANSWER], tools=[{"type": "function"}])
+    with pytest.raises(DataError, match="rows:2: tools cannot be sent"):
+        ask(completion(CONTENT), rows=[tools])
+    with pytest.raises(DataError, match="expected a row with the right answer"):
+        ask(completion(CONTENT), rows=[row(text="once")])
