@@ -8,7 +8,7 @@ from shadowpeft.serve.backend import Piece, Token, Usage
 
 PIECES = [
     Piece("on", (Token("on", -0.5, (("on", -0.5), ("\ufffd", -math.inf)), 0.7),), notes={"route": "edge"}),
-    Piece("e", (Token("e", -0.1), Token("", -0.2, is_end=True)), "stop", Usage(3, 3), {"score": 1.0}),
+    Piece("e", (Token("e", -0.1), Token("", -0.2, is_silent=True)), "stop", Usage(3, 3), {"score": 1.0}),
 ]
 
 

@@ -84,6 +84,12 @@ def test_a_role_that_is_nothing_is_refused(here, routing):
         built(Serve(**here, edge="detatched", cloud="attached", policy=routing))
 
 
+def test_a_policy_of_labels_is_refused(here, tmp_path):
+    policy(0.5, "class_probability", knots=((0.0, 0.5), (1.0, 0.0))).save(tmp_path / "routing.json")
+    with pytest.raises(ConfigError, match="for answers chosen among labels"):
+        built(Serve(**here, edge="detached", cloud="attached", policy=str(tmp_path)))
+
+
 def test_an_edge_that_is_not_there_is_told_at_the_start(here, routing):
     with (
         pytest.raises(UserError, match="the edge cannot be reached"),

@@ -50,7 +50,7 @@ def test_pieces_together_are_the_decoded_text(text):
     assert all(piece.text == "".join(token.text for token in piece.tokens) for piece in pieces)
     assert "\ufffd" in text or all("\ufffd" not in piece.text for piece in pieces)
     assert (pieces[-1].finish, pieces[-1].usage.completion) == ("stop", len(ids) + 1)
-    assert [token.is_end for piece in pieces for token in piece.tokens] == [False] * len(ids) + [True]
+    assert [token.is_silent for piece in pieces for token in piece.tokens] == [False] * len(ids) + [True]
 
 
 def test_a_character_that_stays_incomplete_is_told_at_the_end():
@@ -97,7 +97,12 @@ def test_the_length_ends_an_answer():
 def test_what_a_template_opens_an_answer_with_is_left_out(opening):
     """Catches an empty block of thoughts in the answer, and an answer that is cut for beginning alike."""
     ids = [*ids_of(TOKENIZER, opening), *ids_of(TOKENIZER, "two plus")]
-    assert text_of(write([*ids, END], opening=opening)).strip() == "two plus"
+    pieces = write([*ids, END], opening=opening)
+    assert text_of(pieces).strip() == "two plus"
+    # A policy is calibrated on all that is generated.
+    told = [token for piece in pieces for token in piece.tokens]
+    assert [token.id for token in told] == [*ids, END]
+    assert "".join(token.text for token in told if not token.is_silent) == text_of(pieces)
     other = ids_of(TOKENIZER, opening[:3] + "other")
     assert text_of(write([*other, END], opening=opening)) == opening[:3] + "other"
     begun = ids_of(TOKENIZER, opening)[:2]

@@ -96,7 +96,7 @@ class Reply:
         return {"id": number, "object": kind, "created": self._created, "model": self.model}
 
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
-        tokens = [token for token in tokens if not token.is_end]
+        tokens = [token for token in tokens if not token.is_silent]
         if not self.tells_tokens or not tokens:
             return None
         return _of_chat(tokens) if self.is_chat else _of_text(tokens, offset)

@@ -19,7 +19,8 @@ class Token:
         top: the texts of the likeliest tokens at its place with theirs, the first one first.
         entropy: of the whole distribution, in nats; `None` where it is not known.
         id: its number in the vocabulary; `None` where it is not known.
-        is_end: it ends the answer. A policy scores it, and a caller is not told of it.
+        is_silent: it ends the answer, or a chat template opens answers with it. A policy scores it, and a
+            caller is not told of it.
     """
 
     text: str
@@ -27,7 +28,7 @@ class Token:
     top: tuple[tuple[str, float], ...] = ()
     entropy: float | None = None
     id: int | None = None
-    is_end: bool = False
+    is_silent: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The models of this process, loaded as the settings name them."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from shadowpeft.errors import CheckpointError
 from shadowpeft.generate import drafting_of
 from shadowpeft.model import ShadowedModel, preflight
 from shadowpeft.reporting.devices import pick_device
+from shadowpeft.route.identity import hash_of_files
 from shadowpeft.serve.local import LocalModel
 from shadowpeft.serve.settings import Serve
 from shadowpeft.storage import adapter_folder, hub_folder, stock_models
@@ -94,7 +94,5 @@ def digest(source: str) -> str:
     Raises:
         CheckpointError: there is no such adapter.
     """
-    found = hashlib.sha256()
-    for name in adapter_folder.FILES:
-        found.update((Path(folder_of(source)) / name).read_bytes())
-    return found.hexdigest()
+    folder = Path(folder_of(source))
+    return hash_of_files(folder / name for name in adapter_folder.FILES)

@@ -7,6 +7,7 @@ from typing import Any
 
 from shadowpeft.errors import ConfigError, DataError, UserError
 from shadowpeft.route.policy import Policy
+from shadowpeft.route.scores import kind_of
 from shadowpeft.serve.app import Served
 from shadowpeft.serve.backend import Backend
 from shadowpeft.serve.metrics import Metrics
@@ -33,6 +34,11 @@ class Roles:
         assert settings.policy is not None
         self._settings, self._local, self._metrics = settings, local, metrics
         self.policy = Policy.load(settings.policy)
+        if kind_of(self.policy.score).one_entry:
+            raise ConfigError(
+                f"the policy's score {self.policy.score} is for answers chosen among labels, and here the "
+                "edge writes its answers: calibrate with a score of tokens, such as min_logprob"
+            )
         self._refuse_other_edge(settings.edge)
         self._edge, self._cloud = self._role("edge", settings.edge), self._role("cloud", settings.cloud)
         rules = Rules(settings.on_cloud_failure, settings.hand_over, settings.hold)

@@ -316,6 +316,6 @@ def _sure_beginning(held: Sequence[Piece]) -> list[Token]:
     least = min(range(len(tokens)), key=lambda index: tokens[index].logprob or 0.0)
     kept = tokens[:least]
     # No more than whole characters, and no end.
-    while kept and (not kept[-1].text or kept[-1].is_end):
+    while kept and (not kept[-1].text or kept[-1].is_silent):
         kept.pop()
     return kept

@@ -110,7 +110,7 @@ class Writing:
         self._count += 1
         if chosen.token in self.ends.ids:
             rest = self.decoder.rest()
-            self._held.append(replace(self._token(chosen, ""), is_end=True))
+            self._held.append(replace(self._token(chosen, ""), is_silent=True))
             return self._end("stop", rest)
         self._held.append(self._token(chosen, self.decoder.add(chosen.token)))
         if self._is_stopped():
@@ -179,9 +179,8 @@ class Writing:
         self._opened = True
         if content == text:
             return count
-        before = len(self._held)
-        self._held = _after(self._held, len(text) - len(content))
-        return count - (before - len(self._held))
+        self._held = _silenced(self._held, len(text) - len(content))
+        return count
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -203,10 +202,10 @@ def _cut(tokens: list[Token], length: int) -> list[Token]:
     return kept
 
 
-def _after(tokens: list[Token], length: int) -> list[Token]:
-    """Return the tokens behind a place, the first one cut there."""
-    for index, token in enumerate(tokens):
-        if length < len(token.text):
-            return [replace(token, text=token.text[length:]), *tokens[index + 1 :]]
-        length -= len(token.text)
-    return []
+def _silenced(tokens: list[Token], length: int) -> list[Token]:
+    """Take so many characters off the beginning; tokens of which nothing is left are silent."""
+    found = []
+    for token in tokens:
+        text, length = token.text[length:], max(0, length - len(token.text))
+        found.append(replace(token, text=text, is_silent=token.is_silent or not text))
+    return found
