@@ -92,7 +92,7 @@ def policy(threshold: float = -1.0, score: str = "min_logprob", **changes: Any) 
         "threshold": threshold,
         "knots": ((-4.0, 0.8), (0.0, 0.1)),
         "promise": RiskPromise(0.2, 0.95, 0.19),
-        "counts": Counts(200, 100, 100, 60, 3),
+        "counts": Counts(200, 100, 100, 60, 3, 40),
     }
     return Policy(**{**values, **changes})
 
