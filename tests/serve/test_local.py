@@ -85,6 +85,25 @@ def test_all_that_is_told_of_a_token(models):
     assert answer.usage.completion == len(answer.tokens)
 
 
+@pytest.mark.parametrize("name", ["attached", "drafting"])
+def test_pieces_come_one_by_one_where_they_are_wanted(name, models):
+    """Catches a stream that comes as one piece, and an answer as one that is not the whole."""
+
+    async def pieces_of(ask: Ask) -> list[Piece]:
+        backend = LocalBackend({name: models[name]}, 2, max_tokens=90)
+        await backend.start()
+        async with aclosing(backend.answer(ask)) as pieces:
+            found = [piece async for piece in pieces]
+        await backend.close()
+        return found
+
+    streamed = asyncio.run(pieces_of(dataclasses.replace(GREEDY, prompt="hello", stream=True, top=0)))
+    whole = asyncio.run(pieces_of(dataclasses.replace(GREEDY, prompt="hello", top=0)))
+    assert len(streamed) > 4
+    assert len(whole) == 1
+    assert joined(streamed) == whole[0]
+
+
 def test_a_seed_gives_one_text_wherever_it_is_written(models):
     """Catches chance that is shared: with others beside it, alone, and with drafts, the text is the same."""
     ask = dataclasses.replace(GREEDY, model="attached", temperature=1.5, top_p=0.9, seed=4)
@@ -100,7 +119,7 @@ def test_a_caller_that_leaves_stops_the_work(name, models, monkeypatch):
     """Catches a text that is written to its end for nobody, before one that somebody waits for."""
     written, add = [], Writing.add
     monkeypatch.setattr(Writing, "add", lambda self, chosen: written.append(self) or add(self, chosen))
-    long = dataclasses.replace(GREEDY, prompt="hello", max_tokens=80)
+    long = dataclasses.replace(GREEDY, prompt="hello", max_tokens=80, stream=True)
     assert answers({name: models[name]}, long)[0].usage.completion == len(written) == 80
     written.clear()
 

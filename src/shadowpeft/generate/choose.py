@@ -84,8 +84,9 @@ def _draw(logits_BV: Tensor, choices: Sequence[Choice]) -> Tensor:
     # Below this a distribution is the likeliest token, and the division could overflow.
     temperature_B1 = column(max(choice.temperature, 1e-4) for choice in choices)
     p_BV = (logits_BV / temperature_B1).softmax(-1)
-    if any(choice.top_p < 1 for choice in choices):
-        p_BV = _likeliest(p_BV, column(choice.top_p for choice in choices))
+    cut = [index for index, choice in enumerate(choices) if choice.top_p < 1]
+    if cut:
+        p_BV[cut] = _likeliest(p_BV[cut], column(choices[index].top_p for index in cut))
     below_BV = p_BV.cumsum(-1)
     uniform_B1 = column(choice.uniform() for choice in choices)
     # The first token whose sum exceeds the number: one of probability 0 never does so first.
@@ -96,7 +97,7 @@ def _draw(logits_BV: Tensor, choices: Sequence[Choice]) -> Tensor:
 def _likeliest(p_BV: Tensor, top_p_B1: Tensor) -> Tensor:
     """Set the probabilities to 0 behind the likeliest tokens that together have `top_p`."""
     sorted_BV, order_BV = p_BV.sort(-1, descending=True)
-    dropped_BV = (sorted_BV.cumsum(-1) - sorted_BV >= top_p_B1) & (top_p_B1 < 1)
+    dropped_BV = sorted_BV.cumsum(-1) - sorted_BV >= top_p_B1
     # The likeliest token stays, however small top_p is.
     dropped_BV[:, 0] = False
     sorted_BV[dropped_BV] = 0

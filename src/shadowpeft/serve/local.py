@@ -150,7 +150,7 @@ class _Lane:
             reads_tokens=ask.top is not None,
         )
         choice = Choice(ask.temperature, ask.top_p, ask.top, ask.seed)
-        return Job(ids, choice, writing=writing)
+        return Job(ids, choice, writing=writing, streams=ask.stream)
 
     def _encoded(self, ask: Ask) -> tuple[list[int], Opening, list[int]]:
         """Return the ids to start from, what opens the answer, and the ids of its given beginning."""

@@ -35,7 +35,7 @@ class Ask:
         seed: decides what is drawn.
         stop: texts that end the answer, and are not in it.
         top: how many of the likeliest tokens are told with each; `None` for no log-probabilities.
-        stream: the caller reads along.
+        stream: the answer is wanted piece by piece.
         route: who may answer.
     """
 

@@ -100,7 +100,7 @@ class Routed:
     async def _edge_alone(self, ask: Ask, reason: str) -> AsyncGenerator[Piece, None]:
         """Let the edge answer, whatever its score, which comes with the last piece."""
         seen: list[Piece] = []
-        pieces = self._noted(self._edge.answer(_scored(ask)), _Notes("edge", reason))
+        pieces = self._noted(self._edge.answer(self._scored(ask)), _Notes("edge", reason))
         async with aclosing(pieces):
             async for piece in pieces:
                 seen.append(piece)
@@ -135,7 +135,7 @@ class Routed:
             return _Notes(route, reason, decision, time.perf_counter() - began, len(_tokens(held)))
 
         try:
-            async with aclosing(self._edge.answer(_scored(ask))) as pieces:
+            async with aclosing(self._edge.answer(self._scored(ask))) as pieces:
                 async for piece in pieces:
                     held.append(piece)
                     decision = self._so_far(held, ask)
@@ -226,6 +226,11 @@ class Routed:
                     piece = _with(piece, notes)
                 yield piece
 
+    def _scored(self, ask: Ask) -> Ask:
+        """Return a request to the edge, with the log-probabilities that a score reads."""
+        # Token by token, if an answer may be given up before its end.
+        return replace(ask, top=max(ask.top or 0, _TOP), stream=ask.stream or self._falls)
+
     def _so_far(self, held: Sequence[Piece], ask: Ask) -> Decision | None:
         """Return the decision, `None` while there is none."""
         tokens = _tokens(held)
@@ -278,11 +283,6 @@ def _told(decision: Decision) -> dict[str, Any]:
 
 def _with(piece: Piece, notes: _Notes) -> Piece:
     return replace(piece, notes={**piece.notes, **notes.all()})
-
-
-def _scored(ask: Ask) -> Ask:
-    """Return a request with the log-probabilities that a score reads."""
-    return replace(ask, top=max(ask.top or 0, _TOP))
 
 
 def _as_asked(piece: Piece, ask: Ask) -> Piece:

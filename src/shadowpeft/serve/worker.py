@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from shadowpeft.generate.batch import Batch, Reader, Row
 from shadowpeft.generate.choose import Chosen, choose
+from shadowpeft.serve.answers import joined
 from shadowpeft.serve.backend import Piece
 from shadowpeft.serve.errors import RequestError, internal, where_of
 from shadowpeft.serve.writing import Writing
@@ -32,12 +33,16 @@ class Job(Row):
     Attributes:
         writing: makes pieces of its tokens.
         items: where they go; read in the event loop.
+        streams: its pieces are wanted one by one; else they come as one at the end, since each wakes the event
+            loop, which takes the interpreter from the model.
         cancelled: nobody wants it any more; looked at with every token.
     """
 
     writing: Writing
     items: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+    streams: bool = True
     cancelled: bool = False
+    _kept: list[Piece] = field(default_factory=list)
 
     def take(self, chosen: Chosen) -> Piece | None:
         """Take in the next token; return what is sure now, and be finished where the text ends."""
@@ -46,7 +51,10 @@ class Job(Row):
             return None
         piece = self.writing.add(chosen)
         self.finished = self.writing.finish is not None
-        return piece
+        if self.streams or piece is None:
+            return piece
+        self._kept.append(piece)
+        return joined(self._kept) if self.finished else None
 
 
 Emit = Callable[[Sequence[tuple[Job, Item]]], None]
