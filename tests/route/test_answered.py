@@ -70,6 +70,7 @@ def test_answers_of_two_models_are_refused():
         ({"answer": "a", "logprobs": [None], "right": True}, "'logprobs' must be a list of numbers"),
         ({"answer": "a", "logprobs": [-1], "right": 1}, "'right' must not be int"),
         ({"answer": "a", "logprobs": [-1], "right": True, "by": "me"}, "no answered row"),
+        ({"answer": "a", "logprobs": [-1], "right": True, "by": None}, "no answered row"),
         ({"answer": "a", "logprobs": [-1], "right": True, "margins": "x"}, "'margins' must be"),
     ],
 )

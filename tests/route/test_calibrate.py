@@ -109,7 +109,8 @@ def test_the_deferral_answer_alone_is_a_policy():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (made_up(100), "needs at least 59 kept answers .* holds 50; give about 118 rows"),
+        (made_up(117), "a risk of 5 % at 95 % confidence takes 118 rows or more, .* got 117"),
+        (made_up(118, deferred=0.2), "needs at least 59 kept answers .* holds 4.; give about 1.. rows"),
         (made_up(200, shift=-4.0), "no number of rows would do, since"),
         (
             made_up(150, shift=2.5),
@@ -119,7 +120,7 @@ def test_the_deferral_answer_alone_is_a_policy():
         ([replace(row, right=False) for row in made_up(300)], "all 150 answers .* are wrong"),
         ([replace(row, answer=REMOTE) for row in made_up(300)], "got none that is not the deferral answer"),
         ([replace(row, tokens=made_up(1)[0].tokens) for row in made_up(300)], "have the same score"),
-        (made_up(1), "got none"),
+        ([], "takes 118 rows or more"),
     ],
 )
 def test_what_cannot_be_promised_is_one_sentence(rows, message):

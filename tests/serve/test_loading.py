@@ -1,12 +1,10 @@
 """The models of this process by the names that callers give."""
 
-import shutil
-
 import pytest
 import torch
 
-from shadowpeft.errors import CheckpointError, UserError
-from shadowpeft.serve.loading import digest, models_of
+from shadowpeft.errors import UserError
+from shadowpeft.serve.loading import models_of
 from shadowpeft.serve.settings import Serve
 
 IDS = torch.tensor([[5, 9, 30]])
@@ -47,14 +45,3 @@ def test_a_model_alone_has_the_name_of_its_folder(base_folder):
 def test_what_cannot_be_loaded_is_told_first(settings, said, base_folder, adapter_folder):
     with pytest.raises(UserError, match=said):
         models_of(Serve(**{"model": str(base_folder), "adapter": str(adapter_folder), **settings}))
-
-
-def test_a_hash_is_of_settings_and_weights(adapter_folder, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(adapter_folder, copy)
-    assert digest(str(copy)) == digest(str(adapter_folder))
-    config = copy / "shadow_config.json"
-    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    assert digest(str(copy)) != digest(str(adapter_folder))
-    with pytest.raises(CheckpointError):
-        digest(str(tmp_path / "none"))

@@ -12,7 +12,7 @@ import pytest
 from helpers.servers import FakeUpstream, chunk, client_of, policy, running, until
 
 from shadowpeft.errors import ConfigError, UserError
-from shadowpeft.serve.loading import digest
+from shadowpeft.evaluation.roles import identity_of
 from shadowpeft.serve.run import bound, built, keys_of
 from shadowpeft.serve.settings import Serve
 
@@ -70,13 +70,17 @@ def test_edge_and_cloud_elsewhere_and_in_a_folder(base_folder, routing):
 def test_the_policy_of_another_adapter_is_refused(here, adapter_folder, tmp_path):
     other, own = tmp_path / "other.json", tmp_path / "own.json"
     policy(adapter="x", adapter_hash="0" * 64).save(other)
-    policy(adapter="x", adapter_hash=digest(str(adapter_folder))).save(own)
+    policy(adapter="x", adapter_hash=identity_of("m", str(adapter_folder)).adapter_hash).save(own)
     roles = {"edge": "detached", "cloud": "attached"}
     with pytest.raises(ConfigError, match="calibrated for the adapter x"):
         built(Serve(**here, **roles, policy=str(other)))
     built(Serve(**here, **roles, policy=str(own)))
-    with pytest.warns(UserWarning, match="cannot be seen from here"):
+    with pytest.warns(UserWarning, match="calibrated on a model in this library, and the edge is http"):
         built(Serve(**here, edge=NOBODY, cloud="attached", policy=str(own)))
+    there = tmp_path / "there.json"
+    policy(endpoint=NOBODY).save(there)
+    with pytest.warns(UserWarning, match=f"calibrated on {NOBODY}, and the edge is detached"):
+        built(Serve(**here, **roles, policy=str(there)))
 
 
 def test_a_role_that_is_nothing_is_refused(here, routing):
@@ -90,10 +94,11 @@ def test_a_policy_of_labels_is_refused(here, tmp_path):
         built(Serve(**here, edge="detached", cloud="attached", policy=str(tmp_path)))
 
 
-def test_an_edge_that_is_not_there_is_told_at_the_start(here, routing):
+def test_an_edge_that_is_not_there_is_told_at_the_start(here, tmp_path):
+    policy(endpoint=NOBODY).save(tmp_path / "routing.json")
     with (
         pytest.raises(UserError, match="the edge cannot be reached"),
-        serve(Serve(**here, edge=NOBODY, cloud="attached", policy=routing)),
+        serve(Serve(**here, edge=NOBODY, cloud="attached", policy=str(tmp_path))),
     ):
         pass
 
@@ -106,7 +111,7 @@ def test_an_edge_that_is_not_there_is_told_at_the_start(here, routing):
     ],
 )
 def test_an_edge_that_cannot_be_judged_is_told_at_the_start(parts, score, said, here, tmp_path):
-    policy(score=score).save(tmp_path / "routing.json")
+    policy(score=score, endpoint=NOBODY).save(tmp_path / "routing.json")
     with (
         running(FakeUpstream(parts).app()) as there,
         pytest.raises(UserError, match=said),

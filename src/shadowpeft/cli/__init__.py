@@ -33,6 +33,7 @@ VERBS = {
     "compare": "train and measure methods side by side, with one table at the end",
     "bench": "time methods side by side and read their memory: bench train, bench forward, bench table",
     "export": "write the shadow alone as a stock model folder",
+    "calibrate": "find out which answers of the small model may be kept, and which go to the cloud",
     "serve": "answer requests in OpenAI's protocol, also by an edge that defers to a cloud",
     "doctor": "show versions, devices and extras, or what a model can do or would need",
 }

@@ -15,7 +15,7 @@ from shadowpeft.data.encode import context_length
 from shadowpeft.data.rows import Row, reference_answer
 from shadowpeft.data.tokenizers import padding_id, stop_ids
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.evaluation.answers import encode_prompts, generated
+from shadowpeft.evaluation.answers import bar, encode_prompts, generated
 from shadowpeft.evaluation.choices import choice_log_likelihoods
 from shadowpeft.evaluation.questions import questions_of
 from shadowpeft.route.scores import TokenScores
@@ -154,6 +154,7 @@ def scored_labels(
     rows: Sequence[Row],
     labels: Sequence[str],
     batch_size: int = 8,
+    progress: bool = True,
 ) -> list[Scored]:
     """Answer rows with the likeliest of a few labels, each with the token that ends it.
 
@@ -164,7 +165,8 @@ def scored_labels(
         tokenizer: its tokenizer, with an end-of-sequence token.
         rows: rows that have an answer.
         labels: the possible answers as they follow the prompt, such as " play music".
-        batch_size: sequences at a time.
+        batch_size: rows at a time.
+        progress: show a progress bar, if standard error is a terminal.
 
     Raises:
         ConfigError: there are fewer than two labels, or two are equal.
@@ -183,12 +185,14 @@ def scored_labels(
     end = tokenizer.eos_token_id
     ids = [[*tokenizer(label, add_special_tokens=False)["input_ids"], end] for label in labels]
     prompts = encode_prompts(rows, tokenizer, limit, max(map(len, ids)))
-    was_training = model.training
+    pad, was_training = padding_id(tokenizer), model.training
     model.eval()
+    logs: list[Tensor] = []
     with torch.inference_mode():
-        logs = choice_log_likelihoods(
-            model, prompts, [ids] * len(rows), pad=padding_id(tokenizer), batch_size=batch_size
-        )
+        for start in bar(range(0, len(rows), batch_size), "choose", progress):
+            some = prompts[start : start + batch_size]
+            size = batch_size * len(labels)
+            logs += choice_log_likelihoods(model, some, [ids] * len(some), pad=pad, batch_size=size)
     model.train(was_training)
     return [_chosen(logs_L, names, answer) for logs_L, answer in zip(logs, expected, strict=True)]
 

@@ -10,12 +10,12 @@ class Bin(NamedTuple):
     """Answers of similar confidence.
 
     Attributes:
-        count: how many there are.
+        size: how many there are.
         confidence: their mean confidence, 0 without any.
         accuracy: the share that is right, 0 without any.
     """
 
-    count: int
+    size: int
     confidence: float
     accuracy: float
 
@@ -38,7 +38,7 @@ def reliability(confidences: Sequence[float], correct: Sequence[int]) -> tuple[f
         # A confidence of 1 belongs to the last bin.
         members[min(int(confidence * BINS), BINS - 1)].append((confidence, right))
     bins = [Bin(len(b), _mean([c for c, _ in b]), _mean([r for _, r in b])) for b in members]
-    error = sum(each.count * abs(each.confidence - each.accuracy) for each in bins) / max(1, len(correct))
+    error = sum(each.size * abs(each.confidence - each.accuracy) for each in bins) / max(1, len(correct))
     return error, bins
 
 

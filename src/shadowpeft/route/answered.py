@@ -26,11 +26,13 @@ class Answerer:
         model: the base, or what an endpoint calls it.
         adapter: the adapter's name; `None` without one, or where an endpoint does not tell.
         adapter_hash: SHA-256 of its weights and settings; `None` likewise.
+        endpoint: address of the server that answered; `None` if it was the model itself.
     """
 
     model: str
     adapter: str | None = None
     adapter_hash: str | None = None
+    endpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def read(rows: Iterable[tuple[Mapping[str, Any], str]]) -> list[Answered]:
 
 def _read(fields: Mapping[str, Any], where: str) -> Answered:
     try:
-        by = fields.get("by") or {"model": "unknown"}
+        by = fields.get("by", {"model": "unknown"})
         return Answered(
             where=str(fields.get("where", where)),
             answer=_as(str, fields["answer"], "answer"),
@@ -177,7 +179,7 @@ def _read(fields: Mapping[str, Any], where: str) -> Answered:
                 _numbers(fields.get("margins"), "margins"),
                 _numbers(fields.get("entropies"), "entropies"),
             ),
-            by=Answerer(by["model"], by.get("adapter"), by.get("adapter_hash")),
+            by=Answerer(**{entry.name: by.get(entry.name) for entry in dataclasses.fields(Answerer)}),
             cloud_right=_as(bool | None, fields.get("cloud_right"), "cloud_right"),
             seconds=_as(float | int | None, fields.get("seconds"), "seconds"),
             cloud_seconds=_as(float | int | None, fields.get("cloud_seconds"), "cloud_seconds"),

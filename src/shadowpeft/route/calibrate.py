@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shadowpeft.errors import DataError
+from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.route.answered import Answered, Table, answerer_of, tabulate
 from shadowpeft.route.goals import Goal, Prices, Risk, Share
 from shadowpeft.route.intervals import kept_needed
@@ -30,6 +30,24 @@ def halves(count: int, seed: int) -> Halves:
     """Split rows into two halves at random; the same count and seed always give the same halves."""
     order = np.random.default_rng(seed).permutation(count)
     return Halves(np.sort(order[: count // 2]), np.sort(order[count // 2 :]))
+
+
+def refuse_early(rows: int, goal: Goal, score: str, deferral: str | None) -> None:
+    """Refuse what no answers could mend, before any are computed.
+
+    Raises:
+        ConfigError: there is no such score, or it needs a deferral answer and there is none.
+        DataError: the rows are too few for the goal even if every answer were kept and right.
+    """
+    if kind_of(score).needs == "deferral" and deferral is None:
+        raise ConfigError("the score 'deferral' needs the deferral answer, such as [REMOTE]; give --deferral")
+    least = 1
+    if isinstance(goal, Risk):
+        least = kept_needed(goal.risk, goal.confidence) or least
+    if rows < 2 * least:
+        raise DataError(
+            f"{_said(goal)} takes {2 * least:,} rows or more, half to fit and half to test, got {rows:,}"
+        )
 
 
 def calibrate(
@@ -57,6 +75,7 @@ def calibrate(
         DataError: the rows are too few, all of one kind, or do not allow the promise; the message says what
             would.
     """
+    refuse_early(len(rows), goal, score, deferral)
     by, table = answerer_of(rows), tabulate(rows, score, deferral)
     split = halves(len(rows), seed)
     fitted, held = table.take(split.fitted), table.take(split.held)
@@ -82,6 +101,7 @@ def calibrate(
             errors=int(held.wrong[keeps].sum()),
             sent=int((table.scores < threshold).sum()),
         ),
+        endpoint=by.endpoint,
     )
 
 
@@ -153,8 +173,10 @@ def _rows(kept: int, share: float, goal: Risk) -> str:
     return f"; give about {rows:,} rows, or ask for a risk above {100 * goal.risk:g} %"
 
 
-def _said(goal: Risk) -> str:
-    return f"a risk of {100 * goal.risk:g} % at {100 * goal.confidence:g} % confidence"
+def _said(goal: Goal) -> str:
+    if isinstance(goal, Risk):
+        return f"a risk of {100 * goal.risk:g} % at {100 * goal.confidence:g} % confidence"
+    return "a calibration"
 
 
 # A share

@@ -130,6 +130,8 @@ class Policy:
             between them it is interpolated, beyond them constant.
         promise: what the threshold promises.
         counts: the rows that it rests on.
+        endpoint: address of the server whose answers it was calibrated on; `None` if the model was run here.
+            Servers differ in the tokens that they tell of, so that a policy holds for the same kind alone.
     """
 
     model: str
@@ -143,6 +145,7 @@ class Policy:
     knots: tuple[tuple[float, float], ...]
     promise: Promise
     counts: Counts
+    endpoint: str | None = None
 
     def __post_init__(self) -> None:
         checked_fields.check(self)

@@ -31,6 +31,11 @@ class TokenScores:
     margins: Sequence[float] | None = None
     entropies: Sequence[float] | None = None
 
+    def values(self, needs: str) -> Sequence[float] | None:
+        """Return the field of a name, or `None`."""
+        fields = {"logprobs": self.logprobs, "margins": self.margins, "entropies": self.entropies}
+        return fields.get(needs)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -117,9 +122,7 @@ def score(name: str, tokens: TokenScores, text: str, deferral: str | None = None
                 f"the score {name!r} needs the deferral answer, such as [REMOTE]; give --deferral"
             )
         return float(not is_deferral(text, deferral))
-    values = {"logprobs": tokens.logprobs, "margins": tokens.margins, "entropies": tokens.entropies}[
-        kind.needs
-    ]
+    values = tokens.values(kind.needs)
     if values is None:
         raise DataError(f"the score {name!r} needs {kind.needs} of the answer's tokens, and there are none")
     if len(values) == 0:

@@ -11,7 +11,6 @@ from shadowpeft.errors import CheckpointError
 from shadowpeft.generate import drafting_of
 from shadowpeft.model import ShadowedModel, preflight
 from shadowpeft.reporting.devices import pick_device
-from shadowpeft.route.identity import hash_of_files
 from shadowpeft.serve.local import LocalModel
 from shadowpeft.serve.settings import Serve
 from shadowpeft.storage import adapter_folder, hub_folder, stock_models
@@ -86,13 +85,3 @@ def _attached(
     if settings.draft is not None:
         drafts = {"draft": settings.draft, "draft_tokens": settings.draft_tokens}
     return LocalModel(model, tokenizer, limit, adapter, drafts)
-
-
-def digest(source: str) -> str:
-    """Return the SHA-256 of an adapter's weights and settings.
-
-    Raises:
-        CheckpointError: there is no such adapter.
-    """
-    folder = Path(folder_of(source))
-    return hash_of_files(folder / name for name in adapter_folder.FILES)

@@ -153,15 +153,16 @@ class Roles:
 
     def _refuse_other_edge(self, edge: str) -> None:
         """Refuse an edge that the policy was not made for, or say that this cannot be known."""
-        known = adapter_hash_of(self._settings, edge)
-        self.policy.refuse_other(known)
-        if self.policy.adapter_hash is not None and known is None:
-            warnings.warn(
-                f"the policy was calibrated in this library for the adapter {self.policy.adapter}, and "
-                "whether the edge is that model cannot be seen from here; a policy holds for the server that "
-                "it was calibrated on (shadowpeft calibrate --endpoint)",
-                stacklevel=2,
-            )
+        self.policy.refuse_other(adapter_hash_of(self._settings, edge))
+        calibrated_on = self.policy.endpoint
+        if is_address(edge) == (calibrated_on is not None):
+            return
+        warnings.warn(
+            f"the policy was calibrated on {calibrated_on or 'a model in this library'}, and the edge is "
+            f"{edge}: servers differ in the tokens that they tell of, so its promise may not hold; calibrate "
+            "on what answers here (shadowpeft calibrate)",
+            stacklevel=2,
+        )
 
 
 def adapter_hash_of(settings: Serve, spec: str) -> str | None:
@@ -169,7 +170,8 @@ def adapter_hash_of(settings: Serve, spec: str) -> str | None:
     for name, source in settings.adapters().items():
         names = ("attached", "detached") if name is None else (name, f"{name}-detached")
         if spec in names:
-            from shadowpeft.serve.loading import digest
+            # Not before it is needed: it imports torch.
+            from shadowpeft.evaluation.roles import identity_of
 
-            return digest(source)
+            return identity_of(settings.model or "", source).adapter_hash
     return None

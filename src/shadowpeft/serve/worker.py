@@ -33,8 +33,8 @@ class Job(Row):
     Attributes:
         writing: makes pieces of its tokens.
         items: where they go; read in the event loop.
-        streams: its pieces are wanted one by one; else they come as one at the end, since each wakes the event
-            loop, which takes the interpreter from the model.
+        streams: its pieces are wanted one by one; else they come as one at the end, since each wakes the
+            event loop, which takes the interpreter from the model.
         cancelled: nobody wants it any more; looked at with every token.
     """
 

@@ -1,0 +1,59 @@
+"""Who answers for a calibration."""
+
+from typing import NamedTuple
+
+import pytest
+from helpers.rows import row
+
+from shadowpeft.errors import DataError
+from shadowpeft.evaluation.roles import LocalRole, answered_rows, column_rights, identity_of
+from shadowpeft.evaluation.scored import Scored, scored_answers, scored_labels
+from shadowpeft.route.answered import Answerer
+from shadowpeft.route.scores import TokenScores
+
+ROWS = [row(f"rows:{at}", prompt=f"{at}", completion=" two", big=" two" if at else "four") for at in range(3)]
+BY = Answerer("tiny")
+
+
+class Fixed(NamedTuple):
+    """Gives the same answers to whatever rows."""
+
+    texts: list[str]
+
+    def answer(self, rows):
+        return [Scored(text, "two", text == "two", TokenScores((-0.1,))) for text in self.texts]
+
+
+def test_the_cloud_is_whom_it_is_said_to_be():
+    """Catches the edge's own correctness in place of the cloud's, and rows that are shuffled."""
+    edge, cloud = Fixed(["two", "one", "two"]), Fixed(["one", "two", "two"])
+    found = answered_rows(ROWS, edge, BY, cloud, None)
+    assert [each.right for each in found] == [True, False, True]
+    assert [each.cloud_right for each in found] == [False, True, True]
+    assert [each.where for each in found] == ["rows:0", "rows:1", "rows:2"]
+    assert [each.cloud_right for each in answered_rows(ROWS, edge, BY, None, "big")] == [False, True, True]
+    assert {each.cloud_right for each in answered_rows(ROWS, edge, BY, None, None)} == {None}
+
+
+def test_a_column_without_an_answer_is_told():
+    with pytest.raises(DataError, match="rows:0: the column 'large' must hold the cloud's answer"):
+        column_rights(ROWS, "large")
+
+
+def test_a_model_here_generates_or_chooses(shadowed, tokenizer):
+    role = LocalRole(shadowed, tokenizer, batch_size=2, max_new_tokens=3)
+    rows = [row(prompt="what is", completion=" two")]
+    assert role.answer(rows) == scored_answers(shadowed, tokenizer, rows, max_new_tokens=3, progress=False)
+    labels = [" two", " four"]
+    chooser = LocalRole(shadowed, tokenizer, batch_size=2, labels=labels)
+    assert chooser.answer(rows) == scored_labels(shadowed, tokenizer, rows, labels, batch_size=2)
+
+
+def test_an_adapter_is_known_by_its_weights(shadowed, tmp_path):
+    shadowed.save_pretrained(tmp_path / "one")
+    first = identity_of("base", str(tmp_path / "one"), "http://edge/v1")
+    assert (first.model, first.adapter, first.endpoint) == ("base", str(tmp_path / "one"), "http://edge/v1")
+    weights = tmp_path / "one" / "shadow.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
+    assert identity_of("base", str(tmp_path / "one")).adapter_hash != first.adapter_hash
+    assert identity_of("base", None) == Answerer("base")
