@@ -53,7 +53,7 @@ def test_the_rows_are_apart_and_of_the_papers_shape(tmp_path):
 def answers(folder, name, shift, seed):
     """Answers as `run.py` writes them; of every set the same share is the deferral answer."""
     rows = []
-    for part, count in (("calibration", 500), ("test", 400), ("shifted", 100)):
+    for part, count in (("calibration", 300), ("test", 300), ("shifted", 60)):
         hardness = shift - 3 * (part == "shifted")
         for at, row in enumerate(made_up(count, seed, shift=hardness, deferred=0.1), start=1):
             rows.append(replace(row, where=f"{part}:{at}", cloud_right=None, seconds=0.01 * (seed + 1)))
@@ -63,7 +63,7 @@ def answers(folder, name, shift, seed):
 def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     for name, shift, seed in (("detached", 5, 0), ("attached", 6, 1), ("small_lora", 4.5, 2)):
         answers(tmp_path / "answers", name, shift, seed)
-    words = ("--risk", 0.1, "--resamples", 2)
+    words = ("--risk", 0.2, "--resamples", 1)
     said = run(
         f"{FOLDER}/summary.py", "--answers", tmp_path / "answers", "--output", tmp_path / "out", *words
     )
@@ -71,9 +71,9 @@ def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     assert set(found) == {"detached-attached", "small_lora-attached"}
     one = found["detached-attached"]
     policy = Policy.load(tmp_path / "out" / "detached-attached")
-    assert (policy.deferral, policy.counts.rows, one["threshold"]) == (REMOTE, 500, policy.threshold)
+    assert (policy.deferral, policy.counts.rows, one["threshold"]) == (REMOTE, 300, policy.threshold)
     assert one["test"]["latency"] == pytest.approx(0.01 / 0.02 + one["test"]["sent"][0])
-    assert one["resampled_risk"]["resamples"] == 2
+    assert one["resampled_risk"]["resamples"] == 1
     assert one["test"]["risk"][0] < one["shifted"]["risk"][0]
     assert said.count("| detached, attached |") == 2
 

@@ -36,14 +36,14 @@ def test_a_policy_says_what_it_rests_on():
 def test_the_promise_holds_in_95_of_100_calibrations():
     """Catches a threshold chosen on the rows that certify it, and a bound of the wrong side."""
     broken = certified = 0
-    for seed in range(80):
+    for seed in range(60):
         try:
             policy = policy_of(made_up(600, seed=seed, shift=3.0), seed=seed)
         except DataError:
             continue
         certified += 1
         broken += true_risk(policy.threshold, shift=3.0) > 0.05
-    assert certified > 40
+    assert certified > 30
     assert broken <= 0.05 * certified
 
 

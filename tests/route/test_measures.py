@@ -95,12 +95,12 @@ def test_every_score_that_the_rows_allow_is_measured():
 
 def test_calibration_brings_what_is_said_to_what_is_right():
     """Catches confidences of the wrong sign, and deferral answers among them."""
-    rows = made_up(4000, deferred=0.2)
+    rows = made_up(2000, deferred=0.2)
     policy = calibrate(rows, Share(0.4, 0.95), "min_margin", REMOTE, data="d", data_hash="h")
-    fresh = made_up(4000, seed=5, deferred=0.2)
+    fresh = made_up(2000, seed=5, deferred=0.2)
     before, after = measures.raw_confidence(fresh, policy), measures.fitted_confidence(fresh, policy)
     assert sum(entry.size for entry in after.bins) == sum(row.answer != REMOTE for row in fresh)
-    assert after.error < 0.03
+    assert after.error < 0.04
     # All answers have the probability exp(-0.3).
     share = np.mean([row.right for row in fresh if row.answer != REMOTE])
     assert before.error == pytest.approx(abs(share - math.exp(-0.3)))

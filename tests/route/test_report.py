@@ -38,11 +38,11 @@ def cells(text, name):
 
 @pytest.mark.parametrize("said", GOALS)
 def test_a_report_says_what_is_promised(tmp_path, said):
-    policy, text, page = written(tmp_path, GOALS[said], made_up(900, shift=5.0, deferred=0.1))
+    policy, text, page = written(tmp_path, GOALS[said], made_up(600, shift=5.0, deferred=0.1))
     assert said in text
     assert said in page
     assert cells(text, "promised")[2] == (
-        "30.0 %" if isinstance(GOALS[said], Share) else f"{100 * policy.counts.sent / 900:.1f} %"
+        "30.0 %" if isinstance(GOALS[said], Share) else f"{100 * policy.counts.sent / 600:.1f} %"
     )
     assert page.count("<img") == 3
 
@@ -50,7 +50,7 @@ def test_a_report_says_what_is_promised(tmp_path, said):
 def test_what_was_realised_stands_beside_it(tmp_path):
     """Catches a set of rows measured in place of another, and counts of another threshold."""
     test, shifted = made_up(500, seed=1, shift=3.0, deferred=0.1), made_up(300, seed=2, shift=0.0)
-    policy, text, _ = written(tmp_path, Risk(0.05, 0.95), made_up(900, shift=5.0, deferred=0.1),
+    policy, text, _ = written(tmp_path, Risk(0.05, 0.95), made_up(600, shift=5.0, deferred=0.1),
                               test=test, shifted=shifted)  # fmt: skip
     for name, rows in (("test", test), ("shifted", shifted)):
         kept = [row for row in rows if policy.decide(row.tokens, row.answer).route == "edge"]
@@ -64,7 +64,7 @@ def test_what_was_realised_stands_beside_it(tmp_path):
 
 
 def test_other_ways_stand_beside_the_policy(tmp_path):
-    _, text, _ = written(tmp_path, Risk(0.05, 0.95), made_up(900, shift=5.0, deferred=0.1))
+    _, text, _ = written(tmp_path, Risk(0.05, 0.95), made_up(600, shift=5.0, deferred=0.1))
     quality = text.partition("## Quality")[2]
     for name in (
         "the policy", "[REMOTE] alone", "the small model alone", "the large model alone",
@@ -76,7 +76,7 @@ def test_other_ways_stand_beside_the_policy(tmp_path):
 def test_without_a_cloud_or_entropies_their_parts_are_left_out(tmp_path):
     rows = [
         replace(row, cloud_right=None, tokens=replace(row.tokens, entropies=None))
-        for row in made_up(900, shift=5.0)
+        for row in made_up(600, shift=5.0)
     ]
     _, text, page = written(tmp_path, Risk(0.05, 0.95), rows, deferral=None)
     assert "Quality" not in text

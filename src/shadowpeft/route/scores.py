@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from shadowpeft.checked_fields import nearest
 from shadowpeft.errors import ConfigError, DataError
 
@@ -52,37 +50,45 @@ class Score:
 
     needs: str
     doc: str
-    of: Callable[[np.ndarray], float]
+    of: Callable[[list[float]], float]
     falls: bool = False
     one_entry: bool = False
 
 
-def _quantile(share: float) -> Callable[[np.ndarray], float]:
-    return lambda values: float(np.quantile(values, share))
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
-def _negated(function: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
-    return lambda values: -float(function(values))
+def _quantile(share: float) -> Callable[[list[float]], float]:
+    """Return the quantile between the two nearest ranks, as `numpy.quantile` has it."""
+
+    def of(values: list[float]) -> float:
+        ordered, rank = sorted(values), share * (len(values) - 1)
+        low = math.floor(rank)
+        high = min(low + 1, len(values) - 1)
+        return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
+
+    return of
 
 
 NAMES = {
     "mean_logprob": Score(
-        "logprobs", "mean log-probability of the tokens; one unsure token is lost in a long answer", np.mean
+        "logprobs", "mean log-probability of the tokens; one unsure token is lost in a long answer", _mean
     ),
     "sum_logprob": Score(
-        "logprobs", "log-probability of the whole answer; long answers look unsure", np.sum, falls=True
+        "logprobs", "log-probability of the whole answer; long answers look unsure", math.fsum, falls=True
     ),
-    "min_logprob": Score("logprobs", "log-probability of the least sure token", np.min, falls=True),
+    "min_logprob": Score("logprobs", "log-probability of the least sure token", min, falls=True),
     "q10_logprob": Score("logprobs", "10 % quantile of the tokens' log-probabilities", _quantile(0.1)),
     "q25_logprob": Score("logprobs", "25 % quantile of the tokens' log-probabilities", _quantile(0.25)),
     "median_logprob": Score("logprobs", "median of the tokens' log-probabilities", _quantile(0.5)),
-    "mean_margin": Score("margins", "mean of log p(likeliest) - log p(second) over the tokens", np.mean),
+    "mean_margin": Score("margins", "mean of log p(likeliest) - log p(second) over the tokens", _mean),
     "min_margin": Score(
-        "margins", "log p(likeliest) - log p(second) at the token where it is least", np.min, falls=True
+        "margins", "log p(likeliest) - log p(second) at the token where it is least", min, falls=True
     ),
-    "mean_entropy": Score("entropies", "mean entropy of the tokens, negated", _negated(np.mean)),
+    "mean_entropy": Score("entropies", "mean entropy of the tokens, negated", lambda values: -_mean(values)),
     "max_entropy": Score(
-        "entropies", "entropy of the least sure token, negated", _negated(np.max), falls=True
+        "entropies", "entropy of the least sure token, negated", lambda values: -max(values), falls=True
     ),
     "class_probability": Score(
         "logprobs", "probability of the class chosen", lambda values: math.exp(values[0]), one_entry=True
@@ -90,13 +96,13 @@ NAMES = {
     "class_margin": Score(
         "margins",
         "log p(class chosen) - log p(second class)",
-        lambda values: float(values[0]),
+        lambda values: values[0],
         one_entry=True,
     ),
     "deferral": Score(
         "deferral",
         "0 if the answer is the trained deferral answer, such as [REMOTE], else 1",
-        np.min,
+        min,
         falls=True,
     ),
 }
@@ -132,10 +138,9 @@ def score(name: str, tokens: TokenScores, text: str, deferral: str | None = None
             f"the score {name!r} is for an answer chosen among classes, got one of {len(values)} tokens; "
             "choose a score of tokens, such as min_logprob"
         )
-    numbers = np.clip(np.asarray(values, dtype=float), -_LARGEST, _LARGEST)
-    if np.isnan(numbers).any():
+    if any(value != value for value in values):
         raise DataError(f"the score {name!r} needs {kind.needs} that are numbers, got NaN among them")
-    return float(kind.of(numbers))
+    return float(kind.of([min(max(float(value), -_LARGEST), _LARGEST) for value in values]))
 
 
 def kind_of(name: str) -> Score:
