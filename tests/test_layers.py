@@ -14,7 +14,7 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 TESTS = Path(__file__).parent
 # From the ground up; a module may import those of lower layers and of its own. Folders that are yet to come
-# have their place: `integrations` above `train`, `serve` and `simulate` beside `bench`.
+# have their place: `integrations` above `train`, `simulate` beside `bench`.
 LAYERS = [
     {"errors", "checked_fields", "embedded"},
     {"config"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"train", "trainer"},
     {"pretrain"},
     {"compare"},
-    {"bench", "demo"},
+    {"bench", "demo", "serve"},
     {"cli", "doctor"},
 ]
 # Modules whose tests stand elsewhere, and why.
@@ -37,6 +37,13 @@ MIRRORED_ELSEWHERE = {
     "cli/_choice.py": "names and a dataclass without behaviour; test__models.py runs the verbs that fill it",
     "compare/tasks/base.py": "dataclasses without behaviour; the tests of every task build them",
     "demo/settings.py": "numbers that recipes/demo_settings chose",
+    "serve/backend.py": "dataclasses without behaviour; the tests of every backend build them",
+    "serve/errors.py": "statuses and bodies; test_app.py reads them with OpenAI's client",
+    "serve/metrics.py": "counts; test_app.py reads them as Prometheus does",
+    "serve/pumps.py": "several answers at once; test_app.py asks for them",
+    "serve/roles.py": "roles from settings; test_run.py builds them",
+    "serve/sse.py": "what servers elsewhere send; test_upstream.py has one that sends it",
+    "serve/worker.py": "the thread of a model; test_local.py has models that answer, wait, stop and fail",
     "trainer.py": "one import; test_public_names_resolve",
 }
 # Test files in the folder of one module that are about several, and what about.

@@ -56,6 +56,13 @@ def test_both_ways_to_tell_tokens_are_read(logprobs):
     assert found.tokens.entropies is None
 
 
+def test_an_end_without_text_is_no_token():
+    """Catches a score that depends on whether the server tells of the end, as llama.cpp does in some replies."""
+    end = {"token": "", "logprob": -9.0, "top_logprobs": []}
+    (found,) = ask(completion({"content": [*CONTENT["content"], end]}))
+    assert found.tokens.logprobs == (-0.1, -0.2)
+
+
 def test_what_a_server_is_asked():
     asked = []
     ask(completion(CONTENT), asked=asked, key="secret")

@@ -34,6 +34,7 @@ VERBS = {
     "bench": "time methods side by side: bench train, bench forward, bench decode, bench table",
     "export": "write the shadow alone as a stock model folder",
     "calibrate": "find out which answers of the small model may be kept, and which go to the cloud",
+    "serve": "answer requests in OpenAI's protocol, also by an edge that defers to a cloud",
     "doctor": "show versions, devices and extras, or what a model can do or would need",
 }
 # Verbs of several parts, such as `shadowpeft bench train`. The verb's module has a `PARTS` of the same names.

@@ -176,7 +176,9 @@ def _read(reply: Any, url: str) -> tuple[str, TokenScores]:
 def _tokens(logprobs: Mapping[str, Any]) -> TokenScores:
     """Read log-probabilities as chats have them (`content`), or in columns as older completions have."""
     if logprobs.get("content") is not None:
-        entries = logprobs["content"]
+        # llama.cpp tells of the token that ends an answer, which has no text, in chats that are no streams
+        # alone, and a gateway reads streams.
+        entries = [entry for entry in logprobs["content"] if entry.get("token") != ""]
         chosen = [entry["logprob"] for entry in entries]
         tops = [[top["logprob"] for top in entry.get("top_logprobs") or ()] for entry in entries]
         entropies = [entry.get("entropy") for entry in entries]
