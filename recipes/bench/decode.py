@@ -10,8 +10,10 @@ from typing import Any, get_type_hints
 
 import torch
 
+from shadowpeft.bench.decode import report
 from shadowpeft.bench.decode.run import decode
 from shadowpeft.bench.decode.settings import DecodeBench
+from shadowpeft.errors import UserError
 
 
 def settings_of(words: list[str]) -> DecodeBench:
@@ -33,13 +35,20 @@ def _parts(hint: Any) -> tuple[Any, ...]:
     return getattr(hint, "__args__", (hint,))
 
 
-def main() -> None:
-    settings = settings_of(sys.argv[1:])
+def measure(settings: DecodeBench) -> None:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     command = f"python recipes/bench/decode.py {' '.join(sys.argv[1:])}"
-    decode(settings, torch.device(name), command, say=lambda line: print(line, flush=True))
+    _, rows = decode(settings, torch.device(name), command, say=lambda line: print(line, flush=True))
+    print(report.markdown(rows))
+
+
+def main() -> None:
+    try:
+        measure(settings_of(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"decode.py: {error}")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,9 @@ def test_the_recipe_measures_the_same(tmp_path, capsys, monkeypatch):
     ]
     monkeypatch.setattr(sys, "argv", ["decode.py", *SMALL, *words, "--output", str(rows)])
     runpy.run_path(str(ROOT / "recipes" / "bench" / "decode.py"), run_name="__main__")
-    assert capsys.readouterr().out.startswith("tiny 1 x 8 generate base: ")
+    said = capsys.readouterr().out
+    assert said.startswith("tiny 1 x 8 generate base: ")
+    assert "| `base` | generate |" in said
     (row,) = read(rows)
     assert row["command"].startswith("python recipes/bench/decode.py --device cpu")
     assert row["rounds"] == 1
