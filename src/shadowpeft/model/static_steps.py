@@ -59,7 +59,7 @@ class StaticSteps:
         device = arch.token_embedding_of(model._base()).weight.device
         if mask_1T is None:
             mask_1T = torch.ones(1, 0, dtype=torch.long, device=device)
-        # Of all the room there is; each step hides what it does not know yet.
+        # Of all the room there is, so that it never changes: causality hides what lies behind the last token.
         self._mask_1R = F.pad(mask_1T, (0, cache.max_length - mask_1T.shape[1]), value=1)
         self._shadow_step = _compiled(_shadow_step, compile_config)
         self._head_step = _compiled(_head_step, compile_config)
@@ -103,7 +103,6 @@ class StaticSteps:
 def _shadow_step(
     shadow: Shadow, token_11: Tensor, position_11: Tensor, mask_1R: Tensor, cache: Cache
 ) -> Tensor:
-    mask_1R = _visible(mask_1R, cache, tokens=1)
     return shadow(token_11, None, mask_1R, position_ids=position_11, shadow_cache=cache)
 
 
@@ -120,7 +119,6 @@ def _base_step(
     mask_1R: Tensor,
     cache: StaticShadowCache,
 ) -> Tensor:
-    mask_1R = _visible(mask_1R, cache.base, ids_1K.shape[1])
     inputs: dict[str, Tensor | None] = {
         "input_ids": ids_1K, "attention_mask": mask_1R, "position_ids": positions_1K
     }  # fmt: skip
@@ -128,16 +126,10 @@ def _base_step(
     return arch.logits(model._base(), out.last_hidden_state)
 
 
-def _visible(mask_1R: Tensor, cache: Cache, tokens: int) -> Tensor:
-    """Hide what lies behind the next tokens: without a compiler, transformers drops a mask of ones."""
-    places_R = torch.arange(mask_1R.shape[1], device=mask_1R.device)
-    return mask_1R * (places_R < cache.get_seq_length() + tokens)
-
-
 def _repeat_last(values_1T: Tensor, tokens: int) -> Tensor:
     """Repeat the last value, up to `tokens` values."""
     missing = tokens - values_1T.shape[1]
-    # Not zeros: of a state of zeros a unit state is none, and keys that are not numbers harm though masked.
+    # Not the next positions, which may not exist.
     return torch.cat([values_1T, *[values_1T[:, -1:]] * missing], dim=1) if missing else values_1T
 
 
