@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers.rows import row
 from helpers.runs import one_thread  # noqa: F401 - a fixture
+from helpers.tokenizers import build_tokenizer
 
 from shadowpeft.data.rows import Row
-from shadowpeft.data.tokenizers import stop_ids
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluation.answers import greedy_answers
 from shadowpeft.evaluation.scored import scored_answers, scored_labels
@@ -30,11 +30,10 @@ def test_scores_are_those_of_a_pass_over_the_whole_text(shadowed, tokenizer, det
     """Catches tokens off by one, padding that is scored, and a distribution of another row of the batch."""
     model = shadowed.detached() if detached else shadowed
     found = scored_answers(model, tokenizer, ROWS, batch_size=3, max_new_tokens=5, progress=False)
-    ends, lengths = stop_ids(model, tokenizer), set()
     for question, scored in zip(ROWS, found, strict=True):
         ids = tokenizer(question.fields["prompt"]).input_ids
-        for at, (logprob, margin, entropy) in enumerate(
-            zip(scored.tokens.logprobs, scored.tokens.margins, scored.tokens.entropies, strict=True)
+        for logprob, margin, entropy in zip(
+            scored.tokens.logprobs, scored.tokens.margins, scored.tokens.entropies, strict=True
         ):
             logs_V = distribution(model, ids, len(ids))
             (first, second), (token, _) = (part.tolist() for part in logs_V.topk(2))
@@ -42,10 +41,21 @@ def test_scores_are_those_of_a_pass_over_the_whole_text(shadowed, tokenizer, det
             assert margin == pytest.approx(first - second, abs=1e-4)
             assert entropy == pytest.approx(-(logs_V.exp() * logs_V).sum().item(), abs=1e-3)
             ids.append(token)
-            is_last = at + 1 == len(scored.tokens.logprobs)
-            assert (token in ends) == (is_last and at + 1 < 5)
-        lengths.add(len(scored.tokens.logprobs))
-    assert max(lengths) > 1
+
+
+def test_the_token_that_ends_an_answer_is_scored_and_those_behind_it_are_not(shadowed, tokenizer):
+    """Catches the padding behind a short answer in the scores, and an end that does not count."""
+    given = {"max_new_tokens": 5, "progress": False}
+    free = scored_answers(shadowed, tokenizer, ROWS, **given)
+    assert {len(each.tokens.logprobs) for each in free} == {5}
+    ids = tokenizer(ROWS[0].fields["prompt"]).input_ids
+    texts = shadowed.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=5)[0, len(ids) :].tolist()
+    later = next(at for at, token in enumerate(texts) if at and token not in texts[:at])
+    ending = build_tokenizer()
+    ending.eos_token = ending.convert_ids_to_tokens(texts[later])
+    found = scored_answers(shadowed, ending, ROWS, batch_size=3, **given)
+    assert found[0].tokens.logprobs == pytest.approx(free[0].tokens.logprobs[: later + 1], abs=1e-4)
+    assert later + 1 < 5
 
 
 def test_answers_are_those_of_an_evaluation(shadowed, tokenizer):

@@ -7,10 +7,12 @@ import pytest
 from helpers.answered import REMOTE, made_up, true_risk
 
 from shadowpeft.errors import DataError
+from shadowpeft.route import calibrate as module
 from shadowpeft.route.calibrate import calibrate, halves
 from shadowpeft.route.goals import Prices, Risk, Share
 from shadowpeft.route.intervals import upper_bound
 from shadowpeft.route.policy import CostPromise, DeferPromise, RiskPromise
+from shadowpeft.route.thresholds import certify
 
 RISK = Risk(0.05, 0.95)
 
@@ -59,6 +61,22 @@ def test_the_halves_are_apart_and_the_fit_is_of_one():
     ]
     goal = Share(0.2, 0.95)
     assert policy_of(rows, goal).knots == policy_of(changed, goal).knots
+
+
+def test_what_is_tested_does_not_depend_on_the_rows_that_test(monkeypatch):
+    """Catches thresholds, or a start, chosen by a look at the testing half: no bound would hold then."""
+    tested = []
+
+    def note(thresholds, scores, wrong, risk, confidence):
+        tested.append(thresholds)
+        return certify(thresholds, scores, wrong, risk, confidence)
+
+    monkeypatch.setattr(module, "certify", note)
+    rows, held = made_up(600, shift=5.0), set(halves(600, 0).held)
+    other = made_up(600, seed=1, shift=5.0)
+    policy_of(rows)
+    policy_of([other[at] if at in held else row for at, row in enumerate(rows)])
+    assert tested[0] == tested[1]
 
 
 def test_a_share_is_met_with_its_interval():
