@@ -27,7 +27,7 @@ test-families: .venv/.dev
 
 # A chosen tenth of the tests, on the oldest and a middle transformers that we support; `test` runs on the newest.
 test-versions: .venv/.dev
-	$(TEST_ENV) tests/versions/run
+	$(TEST_ENV) tests/versions/run $(VERSIONS)
 
 # Apart from `test`, which it would make take a third longer.
 coverage: .venv/.dev
