@@ -155,8 +155,13 @@ class StaticShadowCache(ShadowCache, StaticCache):
         torch._foreach_zero_(lengths)
         torch._foreach_add_(lengths, tokens)
 
+    def settle(self) -> None:
+        """After generation was broken off in a pass, allow no other: nobody noted how many tokens there were."""
+        if self._before_pass is not None:
+            self._before_pass, self.is_void = None, True
+
     def _length(self) -> int:
-        # It is on the device, and tokens cannot be taken back anyway.
+        # It is on the device, and each pass would wait for it.
         return 0
 
 

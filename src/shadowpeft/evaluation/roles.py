@@ -129,5 +129,6 @@ def identity_of(model: str, adapter: str | None, endpoint: str | None = None) ->
     if adapter is None:
         return Answerer(model, endpoint=endpoint)
     folder = Path(hub_folder.local(adapter, adapter_folder.FILES))
-    digest = hash_of_files(folder / name for name in adapter_folder.FILES)
+    # A draft vocabulary changes no answer.
+    digest = hash_of_files(folder / name for name in (adapter_folder.WEIGHTS, adapter_folder.CONFIG))
     return Answerer(model, adapter, digest, endpoint)
