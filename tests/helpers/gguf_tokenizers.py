@@ -42,22 +42,30 @@ _SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
 def _bytes(
-    cuts: list[pre_tokenizers.PreTokenizer], by_regex: bool = False, ignore_merges: bool = False
+    cuts: list[pre_tokenizers.PreTokenizer],
+    by_regex: bool = False,
+    ignore_merges: bool = False,
+    across: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Merges of bytes, as in GPT-2 and after it."""
+    """Merges of bytes, as in GPT-2 and after it; `across` merges what the cuts part, so that a cut that is
+    missing shows."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_regex)]
-    )
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_regex)
+    cut = pre_tokenizers.Sequence([*cuts, as_bytes])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_split(r" ?\S+|\s+"), as_bytes]) if across else cut
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         _CORPUS,
         trainers.BpeTrainer(
-            vocab_size=380, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
+            vocab_size=600 if across else 380,
+            special_tokens=_SPECIAL,
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
     )
+    tokenizer.pre_tokenizer = cut
     tokenizer.add_tokens(["<think>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", chat_template=_CHATML
@@ -122,9 +130,9 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "gpt-2": lambda: _bytes([], by_regex=True),
     "qwen2": lambda: _bytes([_split(_MODERN % "")]),
     "llama 3": lambda: _bytes([_split(_MODERN % "{1,3}")], ignore_merges=True),
-    "cl100k": lambda: _bytes([_split(_MODERN % "{1,3}")]),
-    "o200k": lambda: _bytes([_split(_CASED % (_ENDINGS, _ENDINGS, "{1,3}"))]),
-    "tekken": lambda: _bytes([_split(_CASED % ("", "", ""))], ignore_merges=True),
+    "cl100k": lambda: _bytes([_split(_MODERN % "{1,3}")], across=True),
+    "o200k": lambda: _bytes([_split(_CASED % (_ENDINGS, _ENDINGS, "{1,3}"))], across=True),
+    "tekken": lambda: _bytes([_split(_CASED % ("", "", ""))], ignore_merges=True, across=True),
     "smollm": lambda: _bytes([pre_tokenizers.Digits(individual_digits=True)], by_regex=True),
     "sentencepiece": lambda: _pieces(space_first=False),
     "sentencepiece with a space": lambda: _pieces(space_first=True),
