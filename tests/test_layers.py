@@ -57,6 +57,8 @@ TOPICS = {
     "model/test_multimodal.py": "multimodal bases, from attach to unload",
     "model/test_types.py": "types of weights and results, through the model",
     "model/test_quantised.py": "quantised bases, from attach to detach",
+    "serve/test_fuzz.py": "bodies that a fuzzer makes from the OpenAPI description",
+    "serve/test_llama_cpp.py": "a real llama.cpp at the edge",
     "train/test_compile.py": "training steps under torch.compile",
     "train/test_lower_blocks.py": "blocks below the first boundary in training",
     "train/test_packing.py": "packed rows, from the examples to the loss",

@@ -57,7 +57,7 @@ def test_both_ways_to_tell_tokens_are_read(logprobs):
 
 
 def test_an_end_without_text_is_no_token():
-    """Catches a score that depends on whether the server tells of the end, as llama.cpp does at times."""
+    """Catches a score that depends on whether a server tells of the end, as llama.cpp sometimes does."""
     end = {"token": "", "logprob": -9.0, "top_logprobs": []}
     (found,) = ask(completion({"content": [*CONTENT["content"], end]}))
     assert found.tokens.logprobs == (-0.1, -0.2)

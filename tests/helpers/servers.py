@@ -25,7 +25,7 @@ from shadowpeft.serve.run import bound
 
 
 @contextlib.contextmanager
-def running(app: Any, *backends: Any, start: Callable[[], Any] | None = None) -> Iterator[str]:
+def running(app: Any, *backends: Any) -> Iterator[str]:
     """Run an application and its backends in a thread; return its address, which ends in /v1."""
     taken = bound("127.0.0.1", 0)
     config = uvicorn.Config(
@@ -35,13 +35,13 @@ def running(app: Any, *backends: Any, start: Callable[[], Any] | None = None) ->
     failed: list[BaseException] = []
 
     async def life() -> None:
-        for backend in backends:
-            await backend.start()
-        if start is not None:
-            await start()
-        await server.serve(sockets=[taken])
-        for backend in backends:
-            await backend.close()
+        try:
+            for backend in backends:
+                await backend.start()
+            await server.serve(sockets=[taken])
+        finally:
+            for backend in backends:
+                await backend.close()
 
     def run() -> None:
         try:

@@ -22,7 +22,7 @@ NOBODY = "http://127.0.0.1:9/v1"
 
 def serve(settings: Serve):
     found = built(settings)
-    return running(found.gateway.app(), start=found.start)
+    return running(found.gateway.app(), found)
 
 
 @pytest.fixture

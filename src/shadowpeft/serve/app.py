@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shadowpeft.serve import answers, limits, protocol
+from shadowpeft.serve import answers, limits, openapi, protocol
 from shadowpeft.serve.backend import Backend, Piece, Usage
 from shadowpeft.serve.errors import RequestError, internal, where_of
 from shadowpeft.serve.metrics import Metrics
@@ -105,6 +105,7 @@ class Gateway:
                 Route("/v1/models/{name:path}", self._model),
                 Route("/v1/shadow", self._about),
                 Route("/health", self._health),
+                Route("/openapi.json", self._openapi),
                 Route("/metrics", self._metrics),
                 *self.routes,
             ],
@@ -146,6 +147,9 @@ class Gateway:
         if self.gate.closing:
             return JSONResponse({"status": "shutting down"}, 503)
         return JSONResponse({"status": "ok" if self.is_well() else "degraded"})
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.description())
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

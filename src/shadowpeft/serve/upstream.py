@@ -88,6 +88,7 @@ class Upstream:
         for attempt in range(TRIES):
             if not self.breaker.lets_in():
                 raise self._error("failed several times and is left alone for some seconds", 503, "open")
+            # From then on another try could answer twice.
             begun = False
             try:
                 async with aclosing(self._once(ask)) as pieces:
@@ -134,14 +135,11 @@ class Upstream:
         if self._model is None:
             await self._find_model()
         path, body = self._request(ask)
-        # What came of it decides whether another try could answer twice.
-        has_come = False
         try:
             async with self._client.stream("POST", f"{self.address}{path}", json=body) as response:
                 await self._check(response)
                 async with aclosing(_joined(response.aiter_bytes(), ask)) as pieces:
                     async for piece in pieces:
-                        has_come = True
                         yield piece
         except Broken as broken:
             raise self._error(broken.what, 502, broken.kind) from None
@@ -152,7 +150,7 @@ class Upstream:
             raise self._error("cannot be reached", 503, "unreachable", again=True) from None
         except httpx.HTTPError as error:
             kind = type(error).__name__
-            raise self._error(f"broke off ({kind})", 502, "cut", again=not has_come) from None
+            raise self._error(f"broke off ({kind})", 502, "cut", again=True) from None
 
     def _request(self, ask: Ask) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
