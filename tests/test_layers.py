@@ -44,6 +44,7 @@ MIRRORED_ELSEWHERE = {
     "serve/roles.py": "roles from settings; test_run.py builds them",
     "serve/sse.py": "what servers elsewhere send; test_upstream.py has one that sends it",
     "serve/worker.py": "the thread of a model; test_local.py has models that answer, wait, stop and fail",
+    "export/gguf_families.py": "a table; the exports of test_llama_cpp.py read every row of it",
     "trainer.py": "one import; test_public_names_resolve",
 }
 # Test files in the folder of one module that are about several, and what about.
@@ -52,6 +53,7 @@ TOPICS = {
     "export/test_llama_cpp.py": "exported files in llama.cpp",
     "export/test_onnxruntime.py": "exported folders in ONNX Runtime",
     "export/test_vllm.py": "exported folders in vLLM",
+    "model/test_compiled_families.py": "a compiled step of every family",
     "model/test_heads_classifier.py": "classifiers, beside the language models of test_heads.py",
     "model/test_lean_losses.py": "losses without logits, through the model",
     "model/test_multimodal.py": "multimodal bases, from attach to unload",
@@ -70,6 +72,7 @@ READ_BY_NAME = {
     "checked_fields.py": "checks every field of any class of settings",
     "bench/snapshot.py": "takes attributes off a model that a library put there",
     "compare/study.py": "checks fields by name",
+    "export/gguf_layout.py": "fields of a configuration by the names in its table",
     "decoder/loan.py": "lends and gives back the attributes of a module, which has no other way to them",
 }
 

@@ -82,7 +82,7 @@ def test_nothing_but_the_drafts_reads_the_head(model: ShadowedModel) -> None:
                 weight.add_(1.0)
     assert all(torch.equal(one, other) for one, other in zip(*answers, strict=True))
     s_11D = torch.randn(1, 1, 32)
-    drafts_1V = drafting._Steps(model, "default", torch.tensor([[0]])).head(s_11D)
+    drafts_1V = drafting._Steps(model, "default", torch.tensor([[0]]), None).head(s_11D)
     assert model.base is not None
     torch.testing.assert_close(drafts_1V, arch.logits(model.base, model.adapter.for_drafts(s_11D))[:, -1])
     assert not torch.allclose(drafts_1V, arch.logits(model.base, s_11D)[:, -1])

@@ -99,13 +99,6 @@ def test_older_log_probabilities_in_columns():
     assert answer.usage == Usage(0, 1)
 
 
-def test_an_end_without_text_is_no_token():
-    """Catches a score that depends on whether llama.cpp tells of the end, as it does in some replies."""
-    with running(FakeUpstream((*WHOLE[:1], chunk("", **logprobs("", -9.0)), *WHOLE[1:])).app()) as address:
-        (answer,) = asked(address, ASK)
-    assert [token.text for token in answer.tokens] == ["yes"]
-
-
 @pytest.mark.parametrize(
     ("parts", "kind"),
     [

@@ -178,7 +178,10 @@ def _tokens(logprobs: Mapping[str, Any]) -> TokenScores:
     if logprobs.get("content") is not None:
         # llama.cpp tells of the token that ends an answer, which has no text, in chats that are no streams
         # alone, and a gateway reads streams.
-        entries = [entry for entry in logprobs["content"] if entry.get("token") != ""]
+        entries = list(logprobs["content"])
+        # Elsewhere in an answer a token without text is a part of a letter.
+        if entries and entries[-1].get("token") == "":
+            entries.pop()
         chosen = [entry["logprob"] for entry in entries]
         tops = [[top["logprob"] for top in entry.get("top_logprobs") or ()] for entry in entries]
         entropies = [entry.get("entropy") for entry in entries]

@@ -106,9 +106,7 @@ def _tokens(logprobs: Any) -> tuple[Token, ...]:
     if not logprobs:
         return ()
     if logprobs.get("content") is not None:
-        # llama.cpp tells of the token that ends an answer, which has no text, in chats that are no streams
-        # alone. A calibration leaves it out, too.
-        return tuple(_token(entry) for entry in logprobs["content"] if entry["token"] != "")
+        return tuple(map(_token, logprobs["content"]))
     tops = logprobs.get("top_logprobs") or [{}] * len(logprobs["tokens"])
     told = zip(logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True)
     tokens = [Token(str(text), float(logprob), _sorted((top or {}).items())) for text, logprob, top in told]

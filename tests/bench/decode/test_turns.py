@@ -119,12 +119,13 @@ def test_drafts_that_change_the_text_are_red(rotation, monkeypatch):
     line_of_drafts = line(DecodeSpec("draft", "auto", 4))
     rotation(rounds=1).run([[line_of_drafts]])
     assert line_of_drafts.status == "ok"
-    answer = Greedy.answer
+    answers = Greedy.answers
 
-    def take_all(self, scores_1V, draft):
-        return answer(self, scores_1V, None) if draft is None else (draft.token_11, True)
+    def take_all(self, scores_1TV, drafts):
+        for (token_11, _), draft in zip(answers(self, scores_1TV, drafts), [*drafts, None], strict=True):
+            yield (token_11, False) if draft is None else (draft.token_11.cpu(), True)
 
-    monkeypatch.setattr(Greedy, "answer", take_all)
+    monkeypatch.setattr(Greedy, "answers", take_all)
     with pytest.raises(NumericalTestFailed, match=r"draft 4 \(generate\) writes another token"):
         rotation(rounds=1).run([[line(DecodeSpec("draft", "auto", 4))]])
 
