@@ -86,7 +86,7 @@ def test_loss_that_is_not_a_number(command, tmp_path, capsys):
 
 def test_facts_that_do_not_apply_are_left_out(tmp_path):
     """Catches an empty line on a card, a fact of the value False left out, and another order."""
-    rows = Examples(None, [{}] * 3, [])
+    rows = Examples(None, [{}] * 3, [], [])
     base = {"model": "m", "data": "d", "output": "o"}
     result = TrainResult("o", "o/adapter", None, stopped=False, **MEASURED)
     plain = facts(TrainConfig(**base), result, rows, start=None, args=TrainingArguments(tmp_path))
