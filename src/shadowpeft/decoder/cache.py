@@ -156,7 +156,7 @@ class StaticShadowCache(ShadowCache, StaticCache):
         torch._foreach_add_(lengths, tokens)
 
     def settle(self) -> None:
-        """After generation was broken off in a pass, allow no other: nobody noted how many tokens there were."""
+        """After a pass was broken off, allow no other: nobody noted how many tokens there were."""
         if self._before_pass is not None:
             self._before_pass, self.is_void = None, True
 
