@@ -17,7 +17,7 @@ from shadowpeft import ShadowedModel, arch
 from shadowpeft.arch import versions
 from shadowpeft.decoder.cache import ShadowCache, static_cache
 from shadowpeft.errors import UserError
-from shadowpeft.model import static_steps
+from shadowpeft.model import drafting, static_steps
 
 PROMPT = 9
 STATIC: dict[str, Any] = {"cache_implementation": "static"}
@@ -127,6 +127,36 @@ def test_every_length_of_drafts_writes_the_same(
     found = drafted(llama, ids, tokens, max_new_tokens=55, **STATIC)
     assert torch.equal(found.sequences, want.sequences)
     same_keys(found[versions.CACHE], want[versions.CACHE])
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_the_same_tokens_are_drafted(
+    llama: ShadowedModel, ids: Tensor, head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches drafts that are read from another state, or without the head that was taught for them."""
+    if head:
+        torch.manual_seed(0)
+        torch.nn.init.normal_(llama.adapter.new_draft_head(4).up.weight, std=2.0)
+    scores: dict[str, list[Tensor]] = {}
+    for name in ("_Steps", "StaticSteps"):
+        steps, noted = getattr(drafting, name), scores.setdefault(name, [])
+        monkeypatch.setattr(steps, "head", _noting(steps.head, noted))
+    drafted(llama, ids)
+    drafted(llama, ids, **STATIC)
+    one, other = (torch.cat(found) for found in scores.values())
+    close(one, other)
+    if head:
+        llama.adapter.draft_head = None
+        drafted(llama, ids)
+        assert (scores["_Steps"][-1] - other[-1]).abs().max() > 1
+
+
+def _noting(head: Any, noted: list[Tensor]) -> Any:
+    def run(self: Any, s_11D: Tensor) -> Tensor:
+        noted.append(head(self, s_11D).clone())
+        return noted[-1]
+
+    return run
 
 
 def test_learned_positions_end_with_the_text(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
