@@ -4,11 +4,17 @@ import json
 
 import httpx2 as httpx
 import pytest
+import torch
+from helpers.exported import save_adapter
 from helpers.rows import ANSWER, USER, row
 
+from shadowpeft import ShadowedModel
 from shadowpeft.errors import ConfigError, DataError, UserError
 from shadowpeft.evaluation import endpoint
 from shadowpeft.evaluation.endpoint import Endpoint
+from shadowpeft.evaluation.scored import scored_answers
+from shadowpeft.export import export
+from shadowpeft.storage import stock_models
 
 URL = "http://127.0.0.1:9/v1"
 PAIR = row("rows:0", prompt="Request: hi\nIntent:", completion=" play music")
@@ -158,3 +164,31 @@ def test_rows_that_a_server_cannot_be_asked_are_refused():
         ask(completion(CONTENT), rows=[tools])
     with pytest.raises(DataError, match="expected a row with the right answer"):
         ask(completion(CONTENT), rows=[row(text="once")])
+
+
+@pytest.mark.slow
+@pytest.mark.llama_cpp
+def test_a_real_llama_cpp_says_what_the_model_says(tmp_path):
+    """Catches a reply of llama.cpp that is read otherwise than it is meant, but for the end that it keeps."""
+    pytest.importorskip("gguf")
+    xllamacpp = pytest.importorskip("xllamacpp")
+    base = save_adapter(tmp_path / "adapter", "implicit")
+    export(base, str(tmp_path / "adapter"), str(tmp_path / "small.gguf"), to="gguf", dtype="float32")
+    params = xllamacpp.CommonParams()
+    params.model.path, params.port, params.verbosity = str(tmp_path / "small.gguf"), 0, 0
+    params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.fit_params = 512, 1, 1, False
+    server = xllamacpp.Server(params)
+    shadowed = ShadowedModel.from_pretrained(
+        stock_models.load_model(base, torch.float32), tmp_path / "adapter"
+    )
+    rows = [row(prompt="The river", completion=" flows"), row(prompt="A city", completion=" sleeps")]
+    tokenizer = stock_models.load_tokenizer(base)
+    wanted = scored_answers(shadowed.detached(), tokenizer, rows, max_new_tokens=6, progress=False)
+    found = Endpoint(f"{server.listening_address}/v1").answers(rows, 6, workers=1, progress=False)
+    for here, there in zip(wanted, found, strict=True):
+        count = len(there.tokens.logprobs)
+        assert there.answer == here.answer
+        assert count in (len(here.tokens.logprobs), len(here.tokens.logprobs) - 1)
+        assert there.tokens.logprobs == pytest.approx(here.tokens.logprobs[:count], abs=0.02)
+        assert there.tokens.margins == pytest.approx(here.tokens.margins[:count], abs=0.04)
+    del server

@@ -52,12 +52,16 @@ class Endpoint:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ConfigError(f"expected an address such as http://127.0.0.1:8080/v1, got {url!r}")
         self.url = url.rstrip("/")
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._client = httpx.Client(headers=headers, timeout=seconds, transport=transport)
+        self._seconds, self._transport = seconds, transport
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self.model = model or self._first_model()
 
+    def _client(self) -> httpx.Client:
+        return httpx.Client(headers=self._headers, timeout=self._seconds, transport=self._transport)
+
     def _first_model(self) -> str:
-        listed = self._json("GET", "/models", None)
+        with self._client() as client:
+            listed = self._json(client, "GET", "/models", None)
         try:
             return str(listed["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
@@ -92,9 +96,9 @@ class Endpoint:
     ) -> Iterator[tuple[str, TokenScores]]:
         def one(request: tuple[str, dict[str, Any]]) -> tuple[str, TokenScores]:
             path, body = request
-            return _read(self._json("POST", path, body), self.url)
+            return _read(self._json(client, "POST", path, body), self.url)
 
-        with ThreadPoolExecutor(workers) as pool:
+        with self._client() as client, ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(one, request) for request in asked]
             try:
                 # To tqdm, None means: hidden unless a terminal is there.
@@ -104,12 +108,12 @@ class Endpoint:
                 # After a failure nothing more is asked.
                 pool.shutdown(cancel_futures=True)
 
-    def _json(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _json(self, client: httpx.Client, method: str, path: str, body: dict[str, Any] | None) -> Any:
         """Return what the server replies, asking again where it is busy."""
         for attempt in range(_TRIES):
             is_last = attempt + 1 == _TRIES
             try:
-                response = self._client.request(method, self.url + path, json=body)
+                response = client.request(method, self.url + path, json=body)
             except httpx.TimeoutException:
                 raise UserError(f"{self.url} did not answer in time") from None
             except httpx.HTTPError as error:
