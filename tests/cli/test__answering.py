@@ -19,6 +19,8 @@ LOCAL, SERVER = {"model": "base", "adapter": "run/adapter"}, {"endpoint": "http:
         ({"cloud_answers": "big"}, "--cloud-answers has no meaning"),
         ({"cloud_endpoint": "u"}, "--cloud-endpoint has no meaning"),
         ({"max_new_tokens": 3}, "--max-new-tokens has no meaning"),
+        ({"batch_size": 3}, "--batch-size has no meaning"),
+        ({**SERVER, "dtype": "float32", "device": "cpu"}, "--dtype, --device has no meaning"),
         ({**LOCAL, "labels": "l.json", "max_new_tokens": 3}, "--max-new-tokens has no meaning"),
         ({**SERVER, "labels": "l.json", "max_length": 9}, "--labels, --max-length has no meaning"),
         ({**LOCAL, "api_key_env": "KEY"}, "--api-key-env has no meaning"),

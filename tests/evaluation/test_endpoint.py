@@ -69,6 +69,15 @@ def test_an_end_without_text_is_no_token():
     assert found.tokens.logprobs == (-0.1, -0.2)
 
 
+def test_a_part_of_a_letter_is_a_token():
+    """Catches a token that is lost because its bytes are no text yet: a gateway reads it, too."""
+    part = {"token": "", "logprob": -9.0, "top_logprobs": [], "bytes": None}
+    content = CONTENT["content"]
+    for entries in ([content[0], {**part, "bytes": []}, content[1]], [*content, part]):
+        (found,) = ask(completion({"content": entries}))
+        assert -9.0 in found.tokens.logprobs
+
+
 def test_what_a_server_is_asked():
     asked = []
     ask(completion(CONTENT), asked=asked, key="secret")

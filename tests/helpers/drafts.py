@@ -1,4 +1,4 @@
-"""What tests of drafting share: drafts that are known beforehand, and a test of distributions."""
+"""What tests of drafting share: families, drafts that are known beforehand, a test of distributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,21 @@ from shadowpeft.generate import Past
 from shadowpeft.model import drafting
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
+PROMPT = 9
+
+# A frame by argument and by context, sliding windows in both halves and in one, learned positions.
+FEW = [
+    ("llama", "paper"),
+    ("bloom", "normed"),
+    ("mistral", "normed"),
+    ("gemma3_text", "normed"),
+    ("gpt2", "peft"),
+]
+
+
+def plain(model: ShadowedModel, ids: Tensor, **settings: Any) -> Any:
+    """Decode without drafts."""
+    return model.generate(ids, **{**GREEDY, "return_dict_in_generate": True, **settings})
 
 
 def draft_from(patch: pytest.MonkeyPatch, text: Tensor, wrong: Sequence[int]) -> None:

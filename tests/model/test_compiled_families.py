@@ -45,7 +45,10 @@ def test_a_step_compiles_whole(model_type: str) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     "model_type",
-    [pytest.param(name, marks=() if name == "falcon" else pytest.mark.families) for name in BROKEN],
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "falcon" else pytest.mark.families)
+        for name in BROKEN
+    ],
 )
 def test_a_step_that_does_not_compile_whole_compiles_in_parts(model_type: str) -> None:
     """Catches a row that says less than is so, and one whose base would not compile without a shadow

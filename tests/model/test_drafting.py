@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.drafts import GREEDY, draft_from, drafted, p_value
+from helpers.drafts import FEW, GREEDY, PROMPT, draft_from, drafted, p_value, plain
 from helpers.explicit_shadows import EXPLICIT, explicit
 from helpers.families import TINY, attached, padded, perturb, tiny_config, tiny_model, token_ids
 from helpers.family_cases import CONFIG, _shadowed, close
@@ -23,22 +23,12 @@ from shadowpeft.arch import versions
 from shadowpeft.decoder.cache import ShadowCache, dynamic_cache
 from shadowpeft.errors import UserError
 
-PROMPT, VOCAB = 9, 3
+VOCAB = 3
 
 
 @pytest.fixture
 def ids() -> Tensor:
     return token_ids(1, PROMPT)
-
-
-# A frame by argument and by context, sliding windows in both halves and in one, learned positions.
-FEW = [
-    ("llama", "paper"),
-    ("bloom", "normed"),
-    ("mistral", "normed"),
-    ("gemma3_text", "normed"),
-    ("gpt2", "peft"),
-]
 
 
 @pytest.fixture(params=FEW, ids="-".join)
@@ -50,10 +40,6 @@ def few(request: pytest.FixtureRequest) -> ShadowedModel:
 @pytest.fixture
 def llama() -> ShadowedModel:
     return perturb(attached(tiny_model("llama"), CONFIG))
-
-
-def plain(model: ShadowedModel, ids: Tensor, **settings: Any) -> Any:
-    return model.generate(ids, **{**GREEDY, "return_dict_in_generate": True, **settings})
 
 
 def same_cache(found: ShadowCache, want: ShadowCache) -> None:

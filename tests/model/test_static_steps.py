@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.drafts import GREEDY, draft_from, drafted, p_value
+from helpers.drafts import FEW, GREEDY, PROMPT, draft_from, drafted, p_value, plain
 from helpers.families import TINY, attached, padded, perturb, tiny_config, tiny_model, token_ids
 from helpers.family_cases import CONFIG, _shadowed, close
 from torch import Tensor
@@ -19,17 +19,7 @@ from shadowpeft.decoder.cache import ShadowCache, static_cache
 from shadowpeft.errors import UserError
 from shadowpeft.model import drafting, static_steps
 
-PROMPT = 9
 STATIC: dict[str, Any] = {"cache_implementation": "static"}
-
-# A frame by argument and by context, sliding windows in both halves and in one, learned positions.
-FEW = [
-    ("llama", "paper"),
-    ("bloom", "normed"),
-    ("mistral", "normed"),
-    ("gemma3_text", "normed"),
-    ("gpt2", "peft"),
-]
 
 
 @pytest.fixture
@@ -46,10 +36,6 @@ def few(request: pytest.FixtureRequest) -> ShadowedModel:
 @pytest.fixture
 def llama() -> ShadowedModel:
     return perturb(attached(tiny_model("llama"), CONFIG))
-
-
-def plain(model: ShadowedModel, ids: Tensor, **settings: Any) -> Any:
-    return model.generate(ids, **{**GREEDY, "return_dict_in_generate": True, **settings})
 
 
 def same_keys(found: ShadowCache, want: ShadowCache) -> None:
@@ -270,6 +256,7 @@ def test_sampled_texts_are_distributed_as_plain_ones(monkeypatch: pytest.MonkeyP
 # What is compiled
 
 
+@pytest.mark.slow  # torch.compile traces each of many shapes
 @torch.no_grad()
 def test_each_step_is_one_graph_whatever_is_drafted(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a step that breaks, or that is compiled anew for another prompt, draft or place."""

@@ -25,6 +25,8 @@ ROLES = {"edge": "detached", "cloud": "attached", "policy": "routing.json"}
         ({"model": "m", "adapter": ["x=a", "x=b"]}, "names of their own"),
         ({"model": "m", "adapter": "base=a"}, "may have any name but"),
         ({"model": "m", "draft": "shadow"}, "give --draft with --adapter"),
+        ({"model": "m", "hand_over": True}, "hand_over is about edge and cloud"),
+        ({"model": "m", "upstream_timeout": 5.0}, "upstream_timeout is about edge and cloud"),
         ({"model": "m", "port": 70000}, "port must be"),
         ({"model": "m", "on_cloud_failure": "wait"}, "'answer' or '503'"),
         ({"model": "m", "timeout": 0.0}, "timeout must be above 0"),

@@ -99,6 +99,14 @@ def test_older_log_probabilities_in_columns():
     assert answer.usage == Usage(0, 1)
 
 
+def test_a_token_without_text_is_a_part_of_a_letter():
+    """Catches a token that a score does not see, and the caller does not get."""
+    parts = (*WHOLE[:1], chunk("", **logprobs("", -9.0)), *WHOLE[1:])
+    with running(FakeUpstream(parts).app()) as address:
+        (answer,) = asked(address, ASK)
+    assert [(token.text, token.logprob) for token in answer.tokens][1] == ("", -9.0)
+
+
 @pytest.mark.parametrize(
     ("parts", "kind"),
     [

@@ -54,6 +54,9 @@ class Answering:
             and (self.labels is not None or self.reads_answers),
             "cloud_endpoint": self.cloud_endpoint is not None and self.reads_answers,
             "cloud_answers": self.cloud_answers is not None and self.reads_answers,
+            "batch_size": self.batch_size != Answering.batch_size and self.reads_answers,
+            "dtype": self.dtype != Answering.dtype and not self.is_local,
+            "device": self.device != Answering.device and not self.is_local,
             "api_key_env": self.api_key_env is not None and self.endpoint is None,
             "cloud_api_key_env": self.cloud_api_key_env is not None and self.cloud_endpoint is None,
         }

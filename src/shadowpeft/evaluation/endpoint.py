@@ -180,11 +180,11 @@ def _read(reply: Any, url: str) -> tuple[str, TokenScores]:
 def _tokens(logprobs: Mapping[str, Any]) -> TokenScores:
     """Read log-probabilities as chats have them (`content`), or in columns as older completions have."""
     if logprobs.get("content") is not None:
-        # llama.cpp tells of the token that ends an answer, which has no text, in chats that are no streams
-        # alone, and a gateway reads streams.
         entries = list(logprobs["content"])
-        # Elsewhere in an answer a token without text is a part of a letter.
-        if entries and entries[-1].get("token") == "":
+        # llama.cpp tells of the token that ends an answer, which has no text, in chats that are no streams
+        # alone, and a gateway reads streams. What has no text and bytes that are not known is a part of a
+        # letter.
+        if entries and entries[-1]["token"] == "" and entries[-1].get("bytes", ()) is not None:
             entries.pop()
         chosen = [entry["logprob"] for entry in entries]
         tops = [[top["logprob"] for top in entry.get("top_logprobs") or ()] for entry in entries]

@@ -1,8 +1,9 @@
-"""Decoding where the shadow drafts for its own model: what transformers' loop cannot do.
+"""What transformers' loop cannot do: the shadow drafts for its own model, and texts come and go in a batch.
 
-`settings` is what a caller asks for, `loop` the rounds of drafting and verifying, `rules` what is taken from
-a distribution, `text` what grows, `pace` how long a draft is, and `report` how well it went. Knows token ids
-and logits, never a tokenizer, and a model only as the steps that it is given. Imports `arch` and `decoder`.
+Of drafting `settings` is what a caller asks for, `loop` the rounds, `rules` what is taken from a
+distribution, `text` what grows, `pace` how long a draft is, and `report` how well it went. `batch` writes
+many texts at once, and `choose` their tokens. Knows token ids and logits, never a tokenizer, and a model only
+as the steps that it is given. Imports `arch` and `decoder`.
 """
 
 from shadowpeft.generate.loop import Past, Steps, decode, first

@@ -130,8 +130,8 @@ def _of_chat(tokens: Sequence[Token]) -> dict[str, Any]:
 
 def _told(text: str, logprob: float | None) -> dict[str, Any]:
     # A part of a character has no text of its own, and its bytes are not known here.
-    is_broken = "\ufffd" in text
-    return {"token": text, "logprob": _number(logprob), "bytes": None if is_broken else list(text.encode())}
+    is_part = not text or "\ufffd" in text
+    return {"token": text, "logprob": _number(logprob), "bytes": None if is_part else list(text.encode())}
 
 
 def _of_text(tokens: Sequence[Token], offset: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The settings of `shadowpeft serve`. Imports no torch, so that `--help` comes at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from shadowpeft import checked_fields
@@ -8,6 +8,8 @@ from shadowpeft.checked_fields import within
 from shadowpeft.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# Settings that nothing reads without an edge and a cloud.
+_OF_ROLES = ("on_cloud_failure", "hand_over", "hold", "upstream_timeout")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Serve:
             raise ConfigError(
                 f"edge, cloud and policy belong together: give {' and '.join(missing)}, too, or none of them"
             )
+        if self.edge is None:
+            defaults = {entry.name: entry.default for entry in fields(self)}
+            idle = [name for name in _OF_ROLES if vars(self)[name] != defaults[name]]
+            if idle:
+                raise ConfigError(f"{idle[0]} is about edge and cloud: give these, or leave {idle[0]} out")
         if self.edge is not None and self.edge == self.cloud:
             raise ConfigError(f"edge and cloud are both {self.edge}; there would be nothing to decide")
         shadows = {"detached"} | {f"{name}-detached" for name in self.adapters()}

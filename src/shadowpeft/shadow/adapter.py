@@ -105,7 +105,7 @@ class Adapter(nn.Module):
 
         The embeddings of an explicit shadow never train, nor do its blocks without `train_backbone`, nor does
         what has no choice in an implicit one. Nothing trains of an adapter that is not trainable. The draft
-        head trains by itself (`model.teach`), since no loss of the adapter reads it.
+        head trains by itself (`train.draft.teach`), since no loss of the adapter reads it.
         """
         self.requires_grad_(trainable and self.is_trainable)
         if self.draft_head is not None:

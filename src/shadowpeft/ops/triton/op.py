@@ -1,10 +1,11 @@
-"""The fused boundary: `reference.boundary` as nine Triton kernels.
+"""The fused boundary: `reference.boundary` as Triton kernels.
 
-They keep nothing as wide as the model for the backward pass but h and s.
+They keep nothing as wide as the model for the backward pass but h and s. Without one, a few rows are crossed
+by one kernel (`rows`).
 
-There are two custom operations, so that `torch.compile(fullgraph=True)` keeps them whole. Where nobody looks
-at operations, the same two functions run behind an autograd function, as a custom operation costs the host
-more time. The kernels are in `forward` and `backward`; what they move and how long that takes:
+There are three custom operations, so that `torch.compile(fullgraph=True)` keeps them whole. Where nobody
+looks at operations, the same functions run without them, as a custom operation costs the host more time. The
+kernels are in `forward`, `backward` and `rows`; what they move and how long that takes:
 docs/develop/kernels.md.
 """
 
