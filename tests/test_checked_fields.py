@@ -10,10 +10,13 @@ import pytest
 import yaml
 
 from shadowpeft import ConfigError, ShadowConfig
+from shadowpeft.bench.decode.settings import DecodeBench
 from shadowpeft.bench.settings import Bench, TrainBench
-from shadowpeft.checked_fields import Range, as_yaml, check, nearest, within
+from shadowpeft.checked_fields import Range, as_yaml, changed, check, nearest, whole_numbers, within
 from shadowpeft.compare.study import Study
 from shadowpeft.pretrain.config import PretrainConfig
+from shadowpeft.serve.settings import Serve
+from shadowpeft.simulate.settings import System
 from shadowpeft.train.config import TrainConfig
 
 
@@ -119,7 +122,10 @@ def test_the_nearest_name_is_suggested():
     assert nearest("xyz", ["lora", "dora"]) == ""
 
 
-@pytest.mark.parametrize("settings", [ShadowConfig, TrainConfig, PretrainConfig, Study, Bench, TrainBench])
+@pytest.mark.parametrize(
+    "settings",
+    [ShadowConfig, TrainConfig, PretrainConfig, Study, Bench, TrainBench, DecodeBench, Serve, System],
+)
 def test_every_setting_has_its_text_under_it(settings):
     """Catches a setting that the help of the command line could not explain."""
     texts = {
@@ -129,3 +135,15 @@ def test_every_setting_has_its_text_under_it(settings):
     }
     untold = [entry.name for entry in dataclasses.fields(settings) if not texts.get(entry.name)]
     assert not untold
+
+
+def test_changed_fields_are_those_that_are_not_at_their_default():
+    oven = Oven("old", loaves=3, fan=False)
+    assert changed(oven, ["loaves", "fan", "share"]) == ["loaves"]
+
+
+@pytest.mark.parametrize("text", ["", " , ", "0", "1,two", "-1", "1.5"])
+def test_whole_numbers_are_read_or_refused(text):
+    assert whole_numbers("loaves", " 2, 1,30", least=1) == [2, 1, 30]
+    with pytest.raises(ConfigError, match="loaves must be whole numbers, separated by commas, each 1"):
+        whole_numbers("loaves", text, least=1)

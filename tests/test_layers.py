@@ -14,7 +14,7 @@ import shadowpeft
 SOURCE = Path(shadowpeft.__file__).parent
 TESTS = Path(__file__).parent
 # From the ground up; a module may import those of lower layers and of its own. Folders that are yet to come
-# have their place: `integrations` above `train`, `simulate` beside `bench`.
+# have their place: `integrations` above `train`.
 LAYERS = [
     {"errors", "checked_fields", "embedded"},
     {"config"},
@@ -29,6 +29,7 @@ LAYERS = [
     {"pretrain"},
     {"compare"},
     {"bench", "demo", "serve"},
+    {"simulate"},
     {"cli", "doctor"},
 ]
 # Modules whose tests stand elsewhere, and why.
@@ -37,6 +38,7 @@ MIRRORED_ELSEWHERE = {
     "cli/_choice.py": "names and a dataclass without behaviour; test__models.py runs the verbs that fill it",
     "compare/tasks/base.py": "dataclasses without behaviour; the tests of every task build them",
     "demo/settings.py": "numbers that recipes/demo_settings chose",
+    "simulate/cloud.py": "calls of a robot; test_fleet.py has robots that make them",
     "serve/backend.py": "dataclasses without behaviour; the tests of every backend build them",
     "serve/errors.py": "statuses and bodies; test_app.py reads them with OpenAI's client",
     "serve/metrics.py": "counts; test_app.py reads them as Prometheus does",

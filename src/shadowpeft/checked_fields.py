@@ -73,6 +73,12 @@ def holding_several(settings: type) -> list[str]:
     return [entry.name for entry in dataclasses.fields(settings) if entry.metadata == SEVERAL]
 
 
+def changed(settings: Any, names: Iterable[str]) -> list[str]:
+    """Return which of some fields hold another value than their default."""
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(settings)}
+    return [name for name in names if settings.__dict__[name] != defaults[name]]
+
+
 def check(settings: Any) -> None:
     """Refuse a value that a field's type or range does not allow, before anything is made from it.
 
@@ -185,3 +191,22 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """Return the known name nearest to a misspelt one, as the end of a message. Empty if none is near."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def whole_numbers(name: str, text: str, least: int) -> list[int]:
+    """Read a list of whole numbers.
+
+    Raises:
+        ConfigError: there is none, or one is something else or too small.
+    """
+    words = split(text)
+    if not words or not all(word.isdecimal() and int(word) >= least for word in words):
+        raise ConfigError(
+            f"{name} must be whole numbers, separated by commas, each {least} or more; got {text!r}"
+        )
+    return [int(word) for word in words]
+
+
+def split(names: str) -> list[str]:
+    """Divide a list of the command line at its commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]

@@ -20,6 +20,7 @@ LOCAL, SERVER = {"model": "base", "adapter": "run/adapter"}, {"endpoint": "http:
         ({"cloud_endpoint": "u"}, "--cloud-endpoint has no meaning"),
         ({"max_new_tokens": 3}, "--max-new-tokens has no meaning"),
         ({"batch_size": 3}, "--batch-size has no meaning"),
+        ({"timed": 3}, "--timed has no meaning"),
         ({**SERVER, "dtype": "float32", "device": "cpu"}, "--dtype, --device has no meaning"),
         ({**LOCAL, "labels": "l.json", "max_new_tokens": 3}, "--max-new-tokens has no meaning"),
         ({**SERVER, "labels": "l.json", "max_length": 9}, "--labels, --max-length has no meaning"),

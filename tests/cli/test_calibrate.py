@@ -10,6 +10,7 @@ import pytest
 from helpers.answered import REMOTE, made_up
 from helpers.command_line import mistake, result
 from helpers.runs import write_rows
+from matplotlib import pyplot as plt
 
 from shadowpeft.cli import main
 from shadowpeft.route import answered, plots
@@ -20,7 +21,7 @@ PROMPTS = ("what is", "hello", "two plus", "the city", "you are", "system what",
 
 @pytest.fixture(autouse=True)
 def quickly_drawn(monkeypatch):
-    monkeypatch.setattr(plots, "_picture", lambda figure: plots.plt.close(figure) or "data:,")
+    monkeypatch.setattr(plots, "as_data", lambda figure: plt.close(figure) or "data:,")
 
 
 @pytest.fixture(scope="module")

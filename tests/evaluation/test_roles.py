@@ -1,5 +1,6 @@
 """Who answers for a calibration."""
 
+import time
 from typing import NamedTuple
 
 import pytest
@@ -20,7 +21,7 @@ class Fixed(NamedTuple):
 
     texts: list[str]
 
-    def answer(self, rows):
+    def answer(self, rows, progress=True):
         return [Scored(text, "two", text == "two", TokenScores((-0.1,))) for text in self.texts]
 
 
@@ -33,6 +34,39 @@ def test_the_cloud_is_whom_it_is_said_to_be():
     assert [each.where for each in found] == ["rows:0", "rows:1", "rows:2"]
     assert [each.cloud_right for each in answered_rows(ROWS, edge, BY, None, "big")] == [False, True, True]
     assert {each.cloud_right for each in answered_rows(ROWS, edge, BY, None, None)} == {None}
+
+
+class Slow(NamedTuple):
+    """Takes a known time for a row, and notes what it was asked."""
+
+    seconds: float
+    asked: list
+    tokens: int | None = None
+
+    def answer(self, rows, progress=True):
+        self.asked.append((len(rows), self.tokens))
+        time.sleep(self.seconds * len(rows))
+        return [Scored("two", "two", True, TokenScores((-0.1,) * 4)) for _ in rows]
+
+    def within(self, tokens):
+        return self._replace(tokens=tokens)
+
+
+def test_seconds_are_those_of_single_answers():
+    """Catches the edge's seconds noted as the cloud's, a time without a warm start, and answers cut short."""
+    edge, cloud = Slow(0.01, []), Slow(0.03, [])
+    found = answered_rows(ROWS, edge, BY, cloud, None, timed=2)
+    assert edge.asked == cloud.asked == [(3, None), (1, 4), (1, 4), (1, 4)]
+    assert [each.seconds is None for each in found] == [False, False, True]
+    assert all(0.01 <= each.seconds < 0.03 <= each.cloud_seconds for each in found[:2])
+    assert {each.seconds for each in answered_rows(ROWS, edge, BY, cloud, None)} == {None}
+    assert {each.cloud_seconds for each in answered_rows(ROWS, edge, BY, None, "big", timed=2)} == {None}
+
+
+def test_a_role_within_a_limit_answers_no_longer(shadowed, tokenizer):
+    role = LocalRole(shadowed, tokenizer, batch_size=2, max_new_tokens=3).within(2)
+    (found,) = role.answer([row(prompt="what is", completion=" two")], progress=False)
+    assert len(found.tokens.logprobs) <= 2
 
 
 def test_a_column_without_an_answer_is_told():

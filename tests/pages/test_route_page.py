@@ -7,6 +7,7 @@ import shlex
 import pytest
 from helpers.answered import REMOTE, made_up
 from helpers.recipes import ROOT
+from matplotlib import pyplot as plt
 
 from shadowpeft.cli import _calibration, main
 from shadowpeft.evaluation.roles import Answerer, LocalRole
@@ -36,7 +37,7 @@ def test_the_commands_and_the_python_of_the_page_run(tmp_path, monkeypatch, caps
         "answered_rows",
         lambda rows, *_: made_up(len(rows), rows[0].fields["of"], shift=5.0, deferred=0.05),
     )
-    monkeypatch.setattr(plots, "_picture", lambda figure: plots.plt.close(figure) or "data:,")
+    monkeypatch.setattr(plots, "as_data", lambda figure: plt.close(figure) or "data:,")
     lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
     assert len(lines) == 4
     for line in lines:

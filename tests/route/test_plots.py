@@ -17,8 +17,8 @@ SURE = Confidence(*reliability([0.9, 0.95, 0.2], [1, 0, 0]))
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes of the picture that a test has drawn."""
-    figures, picture = [], plots._picture
-    monkeypatch.setattr(plots, "_picture", lambda figure: figures.append(figure) or picture(figure))
+    figures, picture = [], plots.as_data
+    monkeypatch.setattr(plots, "as_data", lambda figure: figures.append(figure) or picture(figure))
     return figures
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.answered import REMOTE, made_up
+from matplotlib import pyplot as plt
 
 from shadowpeft.route import plots
 from shadowpeft.route.calibrate import calibrate
@@ -20,7 +21,7 @@ GOALS = {
 
 @pytest.fixture(autouse=True)
 def quickly_drawn(monkeypatch):
-    monkeypatch.setattr(plots, "_picture", lambda figure: plots.plt.close(figure) or "data:,")
+    monkeypatch.setattr(plots, "as_data", lambda figure: plt.close(figure) or "data:,")
 
 
 def written(tmp_path, goal, rows, deferral=REMOTE, score="min_margin", **more):

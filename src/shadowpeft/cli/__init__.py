@@ -35,6 +35,7 @@ VERBS = {
     "export": "write the shadow alone as a stock model folder",
     "calibrate": "find out which answers of the small model may be kept, and which go to the cloud",
     "serve": "answer requests in OpenAI's protocol, also by an edge that defers to a cloud",
+    "simulate": "work out what edge and cloud come to, for one robot or a fleet",
     "doctor": "show versions, devices and extras, or what a model can do or would need",
 }
 # Verbs of several parts, such as `shadowpeft bench train`. The verb's module has a `PARTS` of the same names.

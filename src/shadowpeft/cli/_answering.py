@@ -24,6 +24,7 @@ class Answering:
     batch_size: int = 8
     max_length: int | None = None
     max_new_tokens: int | None = None
+    timed: int = 0
     dtype: Dtype = "auto"
     device: str = "auto"
 
@@ -54,6 +55,7 @@ class Answering:
             and (self.labels is not None or self.reads_answers),
             "cloud_endpoint": self.cloud_endpoint is not None and self.reads_answers,
             "cloud_answers": self.cloud_answers is not None and self.reads_answers,
+            "timed": self.timed != 0 and self.reads_answers,
             "batch_size": self.batch_size != Answering.batch_size and self.reads_answers,
             "dtype": self.dtype != Answering.dtype and not self.is_local,
             "device": self.device != Answering.device and not self.is_local,

@@ -43,7 +43,7 @@ def answered(rows: Mapping[str, Sequence[Row]], flags: Answering, output: Path) 
     found = {}
     for name, some in rows.items():
         print(f"answering {len(some):,} rows: {name}", file=sys.stderr)
-        found[name] = answered_rows(some, edge, by, cloud, flags.cloud_answers)
+        found[name] = answered_rows(some, edge, by, cloud, flags.cloud_answers, flags.timed)
         # Kept before anything can be refused: answers are what takes the time.
         files.write(found[name], output / _file_of(name))
     return found

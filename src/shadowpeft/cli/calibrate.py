@@ -42,6 +42,7 @@ def run(
     batch_size: int = 8,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
+    timed: int = 0,
     api_key_env: str | None = None,
     cloud_api_key_env: str | None = None,
     seed: int = 0,
@@ -79,6 +80,8 @@ def run(
         batch_size: rows, or requests to a server, at a time.
         max_length: tokens that a prompt and its answer may have together; by default what the model takes.
         max_new_tokens: tokens of an answer; by default one more than the longest answer in the rows.
+        timed: answer so many rows of each file again, one at a time, and note how long each takes, as
+            shadowpeft simulate reads it.
         api_key_env: name of the environment variable with the server's key.
         cloud_api_key_env: the same for the cloud's server.
         seed: decides which half of the rows fits and which one tests.
@@ -89,6 +92,8 @@ def run(
     goal = _goal(risk, confidence, defer, cost)
     if min(batch_size, max_new_tokens or 1) < 1:
         raise ConfigError("batch_size and max_new_tokens must be 1 or more")
+    if timed < 0:
+        raise ConfigError(f"timed must be 0 or more, got {timed}")
     flags = Answering(
         model=model,
         adapter=adapter,
@@ -101,6 +106,7 @@ def run(
         batch_size=batch_size,
         max_length=max_length,
         max_new_tokens=max_new_tokens,
+        timed=timed,
         dtype=dtype,
         device=device,
     )

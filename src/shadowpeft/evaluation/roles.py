@@ -1,7 +1,8 @@
 """Who answers for a calibration: a model here with its adapter, or a server; and what the cloud would say."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +20,12 @@ from shadowpeft.storage import adapter_folder, hub_folder
 class Role(Protocol):
     """Whoever answers rows."""
 
-    def answer(self, rows: Sequence[Row]) -> list[Scored]:
+    def answer(self, rows: Sequence[Row], progress: bool = True) -> list[Scored]:
         """Answer rows, with the scores of the answers' tokens."""
+        ...
+
+    def within(self, tokens: int) -> "Role":
+        """Return the same role with answers of at most so many tokens."""
         ...
 
 
@@ -44,10 +49,12 @@ class LocalRole:
     max_length: int | None = None
     max_new_tokens: int | None = None
 
-    def answer(self, rows: Sequence[Row]) -> list[Scored]:
+    def answer(self, rows: Sequence[Row], progress: bool = True) -> list[Scored]:
         """Answer rows, with the scores of the answers' tokens."""
         if self.labels is not None:
-            return scored_labels(self.model, self.tokenizer, rows, self.labels, batch_size=self.batch_size)
+            return scored_labels(
+                self.model, self.tokenizer, rows, self.labels, batch_size=self.batch_size, progress=progress
+            )
         return scored_answers(
             self.model,
             self.tokenizer,
@@ -55,7 +62,12 @@ class LocalRole:
             batch_size=self.batch_size,
             max_length=self.max_length,
             max_new_tokens=self.max_new_tokens,
+            progress=progress,
         )
+
+    def within(self, tokens: int) -> "LocalRole":
+        """Return the same role with answers of at most so many tokens."""
+        return replace(self, max_new_tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,22 @@ class ServerRole:
     workers: int
     max_new_tokens: int | None = None
 
-    def answer(self, rows: Sequence[Row]) -> list[Scored]:
+    def answer(self, rows: Sequence[Row], progress: bool = True) -> list[Scored]:
         """Answer rows, with the scores of the answers' tokens."""
-        return self.endpoint.answers(rows, self.max_new_tokens, self.workers)
+        return self.endpoint.answers(rows, self.max_new_tokens, self.workers, progress)
+
+    def within(self, tokens: int) -> "ServerRole":
+        """Return the same role with answers of at most so many tokens."""
+        return replace(self, max_new_tokens=tokens)
 
 
 def answered_rows(
-    rows: Sequence[Row], edge: Role, by: Answerer, cloud: Role | None, cloud_column: str | None
+    rows: Sequence[Row],
+    edge: Role,
+    by: Answerer,
+    cloud: Role | None,
+    cloud_column: str | None,
+    timed: int = 0,
 ) -> list[Answered]:
     """Let the edge answer rows, and note whether the cloud has them right.
 
@@ -88,6 +109,7 @@ def answered_rows(
         by: what is noted of it.
         cloud: whoever answers what is not kept, if it is to be asked.
         cloud_column: in its place, the column of the rows with its answers.
+        timed: so many rows are answered again, one at a time, to note the seconds of each answer.
 
     Raises:
         DataError: a row has no answer, cannot be answered or lacks the column.
@@ -95,14 +117,41 @@ def answered_rows(
     """
     scored = edge.answer(rows)
     clouds: list[bool] | list[None] = [None] * len(rows)
+    seconds = seconds_of(rows, edge, scored, timed)
+    cloud_seconds: list[float | None] = [None] * len(rows)
     if cloud_column is not None:
         clouds = column_rights(rows, cloud_column)
     elif cloud is not None:
-        clouds = [each.right for each in cloud.answer(rows)]
+        by_cloud = cloud.answer(rows)
+        clouds = [each.right for each in by_cloud]
+        cloud_seconds = seconds_of(rows, cloud, by_cloud, timed)
     return [
-        Answered(row.where, each.answer, each.expected, each.right, each.tokens, by, cloud_right=right)
-        for row, each, right in zip(rows, scored, clouds, strict=True)
+        Answered(row.where, each.answer, each.expected, each.right, each.tokens, by, right, took, cloud_took)
+        for row, each, right, took, cloud_took in zip(
+            rows, scored, clouds, seconds, cloud_seconds, strict=True
+        )
     ]
+
+
+def seconds_of(rows: Sequence[Row], role: Role, found: Sequence[Scored], timed: int) -> list[float | None]:
+    """Answer the first rows again, one at a time, and return the seconds of each; `None` for the others.
+
+    Args:
+        rows: the rows.
+        role: whoever answers.
+        found: its answers to all of them; none may be longer now.
+        timed: how many are measured; one more is answered before, so that all is warm.
+    """
+    seconds: list[float | None] = [None] * len(rows)
+    if timed == 0:
+        return seconds
+    alone = role.within(max(1, *(len(each.tokens.logprobs) for each in found)))
+    alone.answer(rows[:1], progress=False)
+    for at, row in enumerate(rows[:timed]):
+        began = time.perf_counter()
+        alone.answer([row], progress=False)
+        seconds[at] = round(time.perf_counter() - began, 6)
+    return seconds
 
 
 def column_rights(rows: Sequence[Row], column: str) -> list[bool]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from shadowpeft.checked_fields import as_yaml, check, within
+from shadowpeft.checked_fields import as_yaml, changed, check, within
 from shadowpeft.errors import ConfigError
 
 TrainParts = Literal["projection", "all-but-embeddings", "everything"]
@@ -216,14 +216,9 @@ class PretrainConfig:
         """
         if self.resume:
             return
-        defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
-        values = dataclasses.asdict(self)
-        for name in names:
-            value = values[name]
-            if value != defaults[name]:
-                raise ConfigError(
-                    f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}"
-                )
+        for name in changed(self, names):
+            value = dataclasses.asdict(self)[name]
+            raise ConfigError(f"{name} {value} would change nothing, as {why}; leave {name} out, or {remedy}")
 
     def to_yaml(self) -> str:
         """Write every field as YAML that `shadowpeft pretrain --config` reads."""

@@ -1,31 +1,21 @@
 """The pictures of a report, as data of an HTML page."""
 
-import base64
-import io
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 
+from shadowpeft.reporting.pictures import COLOURS, GREY, as_data, new_axes
 from shadowpeft.route.measures import Confidence
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
 Curve = tuple[np.ndarray, np.ndarray]
-
-# The colours of Okabe and Ito, which colour-blind readers can distinguish.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_GREY = "#7f7f7f"
 
 
 def reliability_diagram(before: Confidence, after: Confidence) -> str:
     """Draw how often answers are right, over how likely that was said to be."""
-    figure, axes = _axes()
-    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+    figure, axes = new_axes()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     most = max(entry.size for shown in (before, after) for entry in shown.bins)
-    for name, shown, colour in (("before", before, _COLOURS[1]), ("after", after, _COLOURS[0])):
+    for name, shown, colour in (("before", before, COLOURS[1]), ("after", after, COLOURS[0])):
         bins = [entry for entry in shown.bins if entry.size]
         confidences, accuracies = [e.confidence for e in bins], [e.accuracy for e in bins]
         label = f"{name} calibration, ECE {shown.error:.3f}"
@@ -34,7 +24,7 @@ def reliability_diagram(before: Confidence, after: Confidence) -> str:
     axes.set(xlabel="said probability of being right", ylabel="share that is right")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(frameon=False)
-    return _picture(figure)
+    return as_data(figure)
 
 
 def risk_coverage_plot(curves: Mapping[str, Curve], point: tuple[float, float], risk: float | None) -> str:
@@ -45,16 +35,16 @@ def risk_coverage_plot(curves: Mapping[str, Curve], point: tuple[float, float], 
         point: where the policy stands.
         risk: what is promised.
     """
-    figure, axes = _axes()
-    for (name, (coverages, risks)), colour in zip(curves.items(), _COLOURS, strict=False):
+    figure, axes = new_axes()
+    for (name, (coverages, risks)), colour in zip(curves.items(), COLOURS, strict=False):
         axes.plot(100 * coverages, 100 * risks, color=colour, linewidth=1.6, label=name)
     if risk is not None:
-        axes.axhline(100 * risk, color=_GREY, linewidth=1, linestyle="--", label="promised")
+        axes.axhline(100 * risk, color=GREY, linewidth=1, linestyle="--", label="promised")
     axes.scatter(100 * point[0], 100 * point[1], 60, "black", zorder=3, label="policy")
     axes.set(xlabel="requests whose answer is kept, %", ylabel="wrong among these, %", xlim=(0, 101))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    return _picture(figure)
+    return as_data(figure)
 
 
 def quality_plot(
@@ -68,28 +58,14 @@ def quality_plot(
         points: share and quality of what has no curve, by name.
         random: the two ends of the line of sending at random.
     """
-    figure, axes = _axes()
-    for (name, (shares, quality)), colour in zip(curves.items(), _COLOURS, strict=False):
+    figure, axes = new_axes()
+    for (name, (shares, quality)), colour in zip(curves.items(), COLOURS, strict=False):
         axes.plot(100 * shares, 100 * quality, color=colour, linewidth=1.6, label=name)
     shares = next(iter(curves.values()))[0]
-    axes.fill_between(100 * shares, 100 * band[0], 100 * band[1], color=_COLOURS[0], alpha=0.15, linewidth=0)
-    axes.plot(100 * random[0], 100 * random[1], color=_GREY, linewidth=1, linestyle="--", label="at random")
+    axes.fill_between(100 * shares, 100 * band[0], 100 * band[1], color=COLOURS[0], alpha=0.15, linewidth=0)
+    axes.plot(100 * random[0], 100 * random[1], color=GREY, linewidth=1, linestyle="--", label="at random")
     for (name, (share, value)), marker in zip(points.items(), "oXsP", strict=False):
         axes.scatter(100 * share, 100 * value, 60, "black", marker=marker, zorder=3, label=name)
     axes.set(xlabel="requests sent to the cloud, %", ylabel="requests answered rightly, %", xlim=(-1, 101))
     axes.legend(frameon=False)
-    return _picture(figure)
-
-
-def _axes() -> tuple[Figure, plt.Axes]:
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _picture(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return as_data(figure)

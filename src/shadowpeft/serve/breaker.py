@@ -1,7 +1,15 @@
-"""A circuit breaker: a server that failed several times in a row is left alone for a while."""
+"""How patient the gateway is with a server elsewhere: its tries, and a circuit breaker.
+
+A server that failed several times in a row is left alone for a while.
+"""
 
 import time
 from collections.abc import Callable
+
+# Tries of one request, and the longest pause in seconds after the first of them, which doubles.
+TRIES, PAUSE = 3, 0.25
+# Seconds until a server that takes no connection is given up.
+CONNECT = 5.0
 
 
 class Breaker:

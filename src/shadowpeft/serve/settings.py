@@ -1,6 +1,6 @@
 """The settings of `shadowpeft serve`. Imports no torch, so that `--help` comes at once."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from shadowpeft import checked_fields
@@ -113,11 +113,8 @@ class Serve:
             raise ConfigError(
                 f"edge, cloud and policy belong together: give {' and '.join(missing)}, too, or none of them"
             )
-        if self.edge is None:
-            defaults = {entry.name: entry.default for entry in fields(self)}
-            idle = [name for name in _OF_ROLES if vars(self)[name] != defaults[name]]
-            if idle:
-                raise ConfigError(f"{idle[0]} is about edge and cloud: give these, or leave {idle[0]} out")
+        if self.edge is None and (idle := checked_fields.changed(self, _OF_ROLES)):
+            raise ConfigError(f"{idle[0]} is about edge and cloud: give these, or leave {idle[0]} out")
         if self.edge is not None and self.edge == self.cloud:
             raise ConfigError(f"edge and cloud are both {self.edge}; there would be nothing to decide")
         shadows = {"detached"} | {f"{name}-detached" for name in self.adapters()}

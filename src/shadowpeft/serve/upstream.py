@@ -13,15 +13,12 @@ import httpx2 as httpx
 
 from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.serve.backend import Piece, Token, Usage
-from shadowpeft.serve.breaker import Breaker
+from shadowpeft.serve.breaker import CONNECT, PAUSE, TRIES, Breaker
 from shadowpeft.serve.errors import UpstreamError
 from shadowpeft.serve.metrics import Metrics
 from shadowpeft.serve.protocol import Ask
 from shadowpeft.serve.sse import Broken, events_of, piece_of, said
 
-# Tries of one request, and the longest pause after the first of them, which doubles.
-TRIES, PAUSE = 3, 0.25
-_CONNECT = 5.0
 # Statuses after which another try may succeed.
 _AGAIN = frozenset((429, 502, 503, 504))
 
@@ -50,7 +47,7 @@ class Upstream:
         self.role, (self.address, self._model) = role, split(address)
         self._metrics, self.breaker = metrics or Metrics(), breaker or Breaker()
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        timeout = httpx.Timeout(seconds, connect=min(_CONNECT, seconds))
+        timeout = httpx.Timeout(seconds, connect=min(CONNECT, seconds))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
 

@@ -1,6 +1,6 @@
 """The settings of a measurement of decoding, checked before any weights are built."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,12 +10,10 @@ from shadowpeft.bench.decode.specs import (
     DecodeSpec,
     Way,
     specs_of,
-    split,
     ways_of,
-    whole_numbers,
 )
 from shadowpeft.bench.shapes import SHAPES
-from shadowpeft.checked_fields import check, nearest, within
+from shadowpeft.checked_fields import changed, check, nearest, split, whole_numbers, within
 from shadowpeft.config import Variant
 from shadowpeft.errors import ConfigError
 
@@ -113,13 +111,10 @@ class DecodeBench:
         for name, own in (("shadow", self.shadow), ("variant", self.variant)):
             if own is not None and self.adapter is not None:
                 raise ConfigError(f"{name} is for an untrained shadow, and adapter brings its own; give one")
-        defaults = {entry.name: entry.default for entry in fields(self)}
-        of_data = [name for name in ("split", "texts") if vars(self)[name] != defaults[name]]
+        of_data = changed(self, ("split", "texts"))
         if of_data and self.data is None:
             raise ConfigError(f"{of_data[0]} says which texts of data are read; give data, or leave it out")
-        if self.draft_tokens != defaults["draft_tokens"] and not any(
-            spec.draft_tokens for spec in self.specs()
-        ):
+        if changed(self, ["draft_tokens"]) and not any(spec.draft_tokens for spec in self.specs()):
             raise ConfigError("draft_tokens is for the method draft, which is not named; leave it out")
         if self.data is not None and (self.context is not None or self.batches() != [1]):
             raise ConfigError("data has texts of its own, one row each: leave out context and batch")

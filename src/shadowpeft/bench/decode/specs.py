@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 from shadowpeft.bench.specs import IMPLS
-from shadowpeft.checked_fields import nearest
+from shadowpeft.checked_fields import nearest, split
 from shadowpeft.errors import ConfigError
 
 METHODS = (
@@ -87,25 +87,6 @@ def ways_of(ways: str) -> list[Way]:
     if not names:
         raise ConfigError(f"ways must name at least one; the ways are: {', '.join(WAYS)}")
     return [way for way in WAYS if way in names]
-
-
-def whole_numbers(name: str, text: str, least: int) -> list[int]:
-    """Read a list of whole numbers.
-
-    Raises:
-        ConfigError: there is none, or one is something else or too small.
-    """
-    words = split(text)
-    if not words or not all(word.isdecimal() and int(word) >= least for word in words):
-        raise ConfigError(
-            f"{name} must be whole numbers, separated by commas, each {least} or more; got {text!r}"
-        )
-    return [int(word) for word in words]
-
-
-def split(names: str) -> list[str]:
-    """Divide a list of the command line at its commas."""
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _specs(text: str, lengths: Iterable[DraftTokens]) -> list[DecodeSpec]:
