@@ -4,6 +4,6 @@
 dear and how often away. `answers` holds the rows, `strategies` who answers what, `arrivals` what chance
 decides, `fleet` and `cloud` the queues, `measures` the figures, `report` and `plots` the pages.
 
-May import `route`, whose policy it follows, `reporting`, `storage.atomic`, and of `serve` how patient the gateway
-is. No torch.
+May import `route`, whose policy it follows, `reporting`, `storage.atomic`, and of `serve` how patient the
+gateway is. No torch.
 """
