@@ -27,6 +27,6 @@ def as_data(figure: Figure) -> str:
     """Return a figure as a PNG in a `data:` address, and close it."""
     buffer = io.BytesIO()
     figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -50,8 +50,10 @@ def as_html(title: str, lead: str, parts: Sequence[Part]) -> str:
 
 def _html_table(part: Part) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in part.heads)
+    # A percentage stays on one line.
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in part.rows
+        "<tr>" + "".join(f"<td>{html.escape(text).replace(' %', '&nbsp;%')}</td>" for text in row) + "</tr>"
+        for row in part.rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

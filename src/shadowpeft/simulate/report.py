@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from shadowpeft.reporting.tables import UNKNOWN
+from shadowpeft.reporting.tables import UNKNOWN, plural
 from shadowpeft.route.pages import Part, as_html, as_markdown
 from shadowpeft.simulate import plots
 from shadowpeft.simulate.measures import Figures
@@ -82,8 +82,8 @@ def _fleet(result: Result, robots: int, explained: bool) -> Part:
     system, means = result.system, result.means(robots)
     rows = [[name, *_cells(result, one)] for name, one in means.items()]
     text = (
-        f"{system.requests:,} requests in {_hours(system.hours(robots))}, simulated {system.seeds} times; "
-        f"means of these, without the first {_percent(WARM_UP, 0)}."
+        f"{system.requests:,} requests in {_hours(system.hours(robots))}, without the first "
+        f"{_percent(WARM_UP, 0)}; the mean of {system.seeds} {plural(system.seeds, 'simulation')}."
     )
     if explained:
         text += f" {_COLUMNS}"
