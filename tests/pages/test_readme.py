@@ -14,13 +14,14 @@ from shadowpeft import attach
 from shadowpeft.cli import main
 from shadowpeft.compare import run_cell
 from shadowpeft.embedded import CLINC150, MODEL
+from shadowpeft.serve import run as serving
 
 HUB_ID = "Qwen/Qwen3-0.6B"
 README = ROOT / "README.md"
 GUIDES = ROOT / "docs" / "guides"
 # Pages whose commands follow each other, with the verbs in their order. The export has a test of its own.
 PAGES = {
-    README: ["train", "generate", "eval", "export", "compare"],
+    README: ["train", "generate", "eval", "export", "serve", "compare"],
     ROOT / "docs" / "get-started.md": ["doctor"],
     GUIDES / "train.md": ["train", "generate", "generate", "train", "train"],
     GUIDES / "evaluate.md": ["eval", "eval", "eval", "eval"],
@@ -36,6 +37,7 @@ FEW = {
         "--eval-documents", "2", "--eval-rows", "2",
     ],
     "bench": ["--methods", "base,shadow", "--rounds", "1", "--device", "cpu"],
+    "serve": ["--port", "0"],
 }  # fmt: skip
 
 
@@ -85,6 +87,11 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_the_commands_of_the_pages_run(tmp_path, monkeypatch, capsys):
     """Catches a flag on a page that does not exist, and a step that needs another one first."""
     monkeypatch.chdir(tmp_path)
+
+    async def serve(*given):
+        """Stand in for the server's life, which would not end; all before it is done."""
+
+    monkeypatch.setattr(serving, "_run", serve)
     for name in ("train", "test"):
         rows = (CLINC150 / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:8]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
