@@ -2,7 +2,7 @@
 
 import pytest
 
-from shadowpeft.bench.decode.specs import EVERYTHING, DecodeSpec, specs_of, ways_of, whole_numbers
+from shadowpeft.bench.decode.specs import EVERYTHING, DecodeSpec, specs_of, ways_of
 from shadowpeft.errors import ConfigError
 
 
@@ -49,10 +49,3 @@ def test_ways_have_an_order_of_their_own():
     for ways, said in (("graphs", "did you mean 'graph'"), ("", "at least one"), ("graph,graph", "twice")):
         with pytest.raises(ConfigError, match=said):
             ways_of(ways)
-
-
-def test_whole_numbers():
-    assert whole_numbers("batch", "1, 8,32", least=1) == [1, 8, 32]
-    for text in ("", "0", "1.5", "-1", "x"):
-        with pytest.raises(ConfigError, match="batch must be whole numbers, separated by commas, each 1 or"):
-            whole_numbers("batch", text, least=1)
