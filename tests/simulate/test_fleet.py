@@ -8,7 +8,7 @@ from helpers.simulated import answers, near, strategy
 
 from shadowpeft.simulate.answers import Answers
 from shadowpeft.simulate.arrivals import Arrivals, Outages, arrivals, outages
-from shadowpeft.simulate.fleet import CLOUD, INSTEAD, KEPT, NOBODY, Fleet
+from shadowpeft.simulate.fleet import CLOUD, INSTEAD, KEPT, NOBODY, Fleet, Log
 from shadowpeft.simulate.settings import System
 
 NONE = Outages(np.empty(0), np.empty(0))
@@ -37,19 +37,21 @@ def test_a_kept_answer_takes_the_edges_time():
     log = run(near(edge_scale=3.0), strategy([1], answers([True], 0.5), answers([True], 9)), at([5.0]))
     assert log.seconds.tolist() == [1.5]
     assert log.by.tolist() == [KEPT]
-    assert log.calls == log.busy == 0
+    assert log.calls == 0
 
 
 def test_a_sent_request_takes_edge_network_and_cloud():
     """Catches a way that is counted twice or not at all."""
     system = System(
-        robots="1", round_trip_ms=100, jitter_ms=10, up_mbit=8, down_mbit=4, request_kb=100, answer_kb=50,
+        robots="1", round_trip_ms=100, jitter_ms=10, up_mbit=8, down_mbit=2, request_kb=100, answer_kb=50,
         cloud_scale=2.0,
     )  # fmt: skip
     coming = at([5.0], jitters=np.array([[0.03, 9, 9]]))
     log = run(system, strategy([0], answers([False], 0.5), answers([True], 1.0)), coming)
-    assert log.seconds[0] == pytest.approx(0.5 + 0.1 + 0.03 + 0.1 + 0.1 + 2.0)
-    assert (log.by[0], log.calls, log.busy, log.asked) == (CLOUD, 1, 2.0, 2.0)
+    assert log.seconds[0] == pytest.approx(0.5 + 0.1 + 0.03 + 0.1 + 0.2 + 2.0)
+    assert (log.by[0], log.calls, log.asked) == (CLOUD, 1, 2.0)
+    # The slot is taken when the edge has answered and the request has come, and held for the answer alone.
+    assert log.held == pytest.approx(np.array([[5.5 + 0.05 + 0.03 + 0.1, 5.5 + 0.05 + 0.03 + 0.1 + 2.0]]))
 
 
 def test_without_an_edge_a_request_goes_to_the_cloud_at_once():
@@ -106,15 +108,29 @@ def test_without_an_edge_nobody_answers_in_place_of_the_cloud():
     assert run(near(lost=0.5), strategy([0], None, answers([True], 1.0)), coming).by[0] == NOBODY
 
 
-def test_a_robot_waits_for_the_cloud_no_longer_than_it_should():
-    """One that leaves the queue frees its place; one that leaves while it is answered frees its slot."""
-    how = strategy([0, 0], answers([True, True], 0.5), answers([True, True], 5.0))
+def test_a_robot_waits_for_a_silent_cloud_no_longer_than_it_should():
+    """One that leaves the queue frees its place; one whose answer was begun stays, however long it takes."""
+    how = strategy([0, 0], answers([True, True], 0.5), answers([True, True], 9.0))
     log = run(near(cloud_slots=1, upstream_timeout=6.0), how, at([0.0, 0.0, 5.2], robots=[0, 1, 2]))
-    # The first is answered, the second begins after 5 s and leaves after 6, the third begins then.
+    # The first is answered, the second leaves after 6 s, so that the third begins after 9.
     assert log.by.tolist() == [CLOUD, INSTEAD, CLOUD]
-    assert log.seconds == pytest.approx([5.5, 6.5, 6.5 + 5.0 - 5.2])
-    assert log.busy == pytest.approx(5.0 + 1.0 + 5.0)
-    assert log.calls == 2
+    assert log.seconds == pytest.approx([9.5, 6.5, 0.5 + 9.0 + 9.0 - 5.2])
+    assert log.held == pytest.approx(np.array([[0.5, 9.5], [9.5, 18.5]]))
+    assert log.asked == 27.0
+
+
+def test_one_that_left_the_queue_does_not_ask_again():
+    """As the gateway: a server that did not answer in time may be at work, so that another try adds to it."""
+    how = strategy([0], None, answers([True], 50.0))
+    log = run(near(cloud_slots=1, upstream_timeout=2.0), how, at([0.0, 0.0], robots=[0, 1]))
+    assert log.by.tolist() == [CLOUD, NOBODY]
+    assert log.seconds == pytest.approx([50.0, 2.0])
+
+
+def test_slots_are_busy_between_two_times():
+    held = np.array([[0.0, 4.0], [3.0, 9.0], [8.0, 30.0]])
+    log = Log(np.zeros(3), np.zeros(3), held, 0.0)
+    assert log.busy(2.0, 10.0) == pytest.approx((2 + 6 + 2) / 8)
 
 
 def test_a_cloud_that_is_away_costs_the_time_to_connect():

@@ -55,7 +55,7 @@ class System:
     away_minutes: float = within(5.0, above=0, below=math.inf)
     """Mean minutes that it is away at a time."""
     upstream_timeout: float = within(60.0, above=0, below=math.inf)
-    """Seconds that a robot waits for the cloud, as in shadowpeft serve."""
+    """Seconds that the cloud may be silent before it begins to answer, as in shadowpeft serve."""
     on_cloud_failure: Literal["answer", "503"] = "answer"
     """What becomes of a deferred request when the cloud fails: answer for the edge's answer, 503 for none."""
     edge_price: float = within(0.0, least=0, below=math.inf)
