@@ -25,7 +25,7 @@ def test_every_strategy_meets_every_fleet_and_seed(capsys):
     result = simulated()
     assert len(result.figures) == 2 * len(result.strategies)
     assert {len(several) for several in result.figures.values()} == {2}
-    assert "simulated 5 robots" in capsys.readouterr().err
+    assert "simulated 1 robot\nsimulated 5 robots\n" in capsys.readouterr().err
 
 
 def test_a_simulation_can_be_repeated_and_seeds_differ():

@@ -31,7 +31,7 @@ class Figures:
         p99: what 99 % do not exceed.
         cloud_load: slots of the cloud that are busy on average.
         offered: slots that would be busy if there were always one free; where it reaches the number of slots
-            the queue grows without end, and waiting depends on how long is simulated.
+            the queue grows until callers give up, and waiting depends on how long is simulated.
         edge_load: share of the time in which a robot's own processor answers.
         cost: price of 1,000 requests.
     """

@@ -91,7 +91,7 @@ def _fleet(result: Result, robots: int, explained: bool) -> Part:
     if any(_overloaded(result, one) for one in means.values()):
         text += (
             " Overloaded: requests come faster than they can be answered, so that waiting has no figure; it "
-            "would grow with the time that is simulated."
+            "would grow with the time that is simulated, and so would what fails."
         )
     if needed := too_short(result, robots):
         text += f" {unsettled(needed)}"
