@@ -40,6 +40,12 @@ def test_the_cloud_is_away_for_the_share_stated():
     assert (found.starts[1:] > found.ends[:-1]).all()
 
 
+def test_the_cloud_may_be_away_from_the_first_moment_on():
+    system = System(away=0.2, away_minutes=1.0)
+    first = [outages(system, 6000.0, 1, seed).is_away(0.0) for seed in range(400)]
+    assert np.mean(first) == pytest.approx(0.2, abs=0.06)
+
+
 def test_no_outage_without_a_share():
     assert len(outages(System(), 1e6, 1, 0).starts) == 0
 

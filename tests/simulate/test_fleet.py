@@ -86,11 +86,15 @@ def test_chance_keeps_where_the_strategy_leaves_it_to_chance():
 
 
 def test_a_lost_try_is_made_again_after_a_pause():
-    """Each lost try takes a round trip; the pauses are half of 0.25 and half of 0.5 s."""
+    """Each lost try takes a round trip; the pauses are half of 0.25 and a quarter of 0.5 s."""
     system = System(robots="1", round_trip_ms=100, jitter_ms=0, request_kb=0, answer_kb=0, lost=0.5)
-    losses, pauses = np.array([[0.4, 0.4, 0.6]]), np.full((1, 3), 0.5)
-    log = run(system, strategy([0], None, answers([True], 1.0)), at([0.0], losses=losses, pauses=pauses))
-    assert log.seconds[0] == pytest.approx(0.1 + 0.125 + 0.1 + 0.25 + 0.1 + 1.0)
+    losses, pauses = np.array([[0.4, 0.4, 0.6]]), np.array([[0.5, 0.25, 9.0]])
+    log = run(
+        system,
+        strategy([0], None, answers([True], 1.0)),
+        at([0.0], losses=losses, pauses=pauses, jitters=np.array([[9, 9, 0.03]])),
+    )
+    assert log.seconds[0] == pytest.approx(0.1 + 0.125 + 0.1 + 0.125 + 0.1 + 0.03 + 1.0)
     assert log.by[0] == CLOUD
 
 
@@ -138,6 +142,20 @@ def test_a_cloud_that_is_away_costs_the_time_to_connect():
     log = run(near(), strategy([0], answers([True], 1.0), answers([True], 1.0)), at([0.0]), away)
     # Tries at 1, 6.25 and 11.75 s, each given up after 5.
     assert (log.by[0], log.seconds[0]) == (INSTEAD, pytest.approx(16.75))
+
+
+def test_a_short_patience_is_that_of_a_connection_too():
+    """Tries of 2 s each with pauses of 0.25 and 0.5 s."""
+    away = Outages(np.array([0.0]), np.array([99.0]))
+    log = run(near(upstream_timeout=2.0), strategy([0], None, answers([True], 1.0)), at([0.0]), away)
+    assert log.seconds[0] == pytest.approx(6.75)
+
+
+def test_an_answer_ends_a_row_of_failures():
+    """Catches a breaker that counts all failures ever: here are six, but two in a row at most."""
+    how = strategy([0], answers([True], 0.1), answers([True], 1.0))
+    coming = at([0.0, 10.0, 20.0], losses=np.array([[0.0, 0.0, 1.0]] * 3))
+    assert run(near(lost=0.5), how, coming).by.tolist() == [CLOUD] * 3
 
 
 def test_after_five_failures_a_robot_leaves_the_cloud_alone():

@@ -1,6 +1,6 @@
 """The figures of a simulation, beside what a hand counts."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -117,5 +117,7 @@ def test_all_rows_once_take_edge_network_and_cloud():
     found = once(system, HOW)
     assert found.seconds == pytest.approx(2 * 1.0 + 2 * (0.1 + 2.0))
     assert (found.right, found.sent) == (0.5, 0.5)
+    slower = replace(system, cloud_scale=3.0, request_kb=1250.0, answer_kb=6250.0)
+    assert once(slower, HOW).seconds == pytest.approx(2 * 1.0 + 2 * (0.1 + 1.0 + 1.0 + 3 * 2.0))
     assert once(system, strategy([1] * 4, EDGE, None)).seconds == pytest.approx(2.0)
     assert once(system, strategy([0] * 4, None, CLOUD_ANSWERS)).seconds == pytest.approx(4 * 2.1)

@@ -1,6 +1,7 @@
 """All simulations of a system."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers.answered import REMOTE, made_up
@@ -33,6 +34,18 @@ def test_a_simulation_can_be_repeated_and_seeds_differ():
     assert result.figures == again.figures
     first, second = result.figures[5, strategies.POLICY]
     assert first.mean != second.mean
+
+
+def test_all_strategies_meet_the_same_requests_and_failures():
+    """Catches chance drawn anew for each strategy, and outages that no strategy meets."""
+    system = System(robots="5", requests=1000, seeds=2, lost=0.3, away=0.3, away_minutes=1.0)
+    ours = next(
+        each for each in strategies_of(ROWS_OF_DATA, POLICY, system) if each.name == strategies.POLICY
+    )
+    result = simulate(system, [ours, replace(ours, name="the same")])
+    assert result.figures[5, strategies.POLICY] == result.figures[5, "the same"]
+    calm = simulate(replace(system, away=0.0), [ours])
+    assert result.mean(5, strategies.POLICY).instead > calm.mean(5, strategies.POLICY).instead + 0.05
 
 
 def test_what_is_simulated_is_what_the_rows_say():
