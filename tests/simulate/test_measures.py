@@ -56,6 +56,7 @@ def test_waiting_is_that_of_the_answers():
     found, _ = figures(near(requests=100), by, [0] * 90, np.array([*range(1, 90), 1000], float))
     assert found.mean == pytest.approx(45.0)
     assert found.p50 == pytest.approx(45.0)
+    assert found.p95 == pytest.approx(np.quantile(np.arange(1, 90), 0.95))
     assert found.p99 == pytest.approx(np.quantile(np.arange(1, 90), 0.99))
 
 

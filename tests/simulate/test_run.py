@@ -59,11 +59,11 @@ def test_what_is_simulated_is_what_the_rows_say():
 
 
 def test_rows_are_written_a_simulation_a_line(tmp_path):
-    result = simulated()
+    result = simulated(replace(SYSTEM, seed=7))
     write_rows(result, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / ROWS).read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 4 * len(result.strategies)
     (one,) = [
-        row for row in rows if (row["strategy"], row["robots"], row["seed"]) == (strategies.POLICY, 5, 1)
+        row for row in rows if (row["strategy"], row["robots"], row["seed"]) == (strategies.POLICY, 5, 8)
     ]
     assert one["mean"] == result.figures[5, strategies.POLICY][1].mean
