@@ -71,6 +71,7 @@ def test_an_answer_without_a_token_is_sent_whatever_the_score():
     rows = [replace(ROWS[0], answer=text, tokens=TokenScores((-0.1,) * len(text))) for text in ("yes", "")]
     assert kept_of(rows, policy).tolist() == [True, False]
     assert [policy.decide(row.tokens, row.answer).route for row in rows] == ["edge", "cloud"]
+    assert answers_of(rows, None, "edge", REMOTE).defers.tolist() == [False, True]
 
 
 def test_answers_of_several_models_are_refused():
