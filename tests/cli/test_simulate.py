@@ -94,6 +94,13 @@ def test_calibration_rows_are_warned_of(words, tmp_path, capsys):
     assert "the policy was calibrated on" in capsys.readouterr().err
 
 
+def test_too_few_requests_for_the_queues_are_warned_of(words, capsys):
+    assert main([str(word) for word in [*words, "--robots", "1,200", "--edge-seconds", "15"]]) == 0
+    assert "200 robots: Too few requests for the queues to settle" in capsys.readouterr().err
+    assert main([str(word) for word in words]) == 0
+    assert "Too few" not in capsys.readouterr().err
+
+
 def test_too_short_a_time_for_outages_is_warned_of(words, capsys):
     assert main([str(word) for word in [*words, "--away", "0.1", "--away-minutes", "5"]]) == 0
     err = capsys.readouterr().err

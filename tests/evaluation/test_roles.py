@@ -7,7 +7,14 @@ import pytest
 from helpers.rows import row
 
 from shadowpeft.errors import DataError
-from shadowpeft.evaluation.roles import LocalRole, answered_rows, column_rights, identity_of
+from shadowpeft.evaluation.roles import (
+    LocalRole,
+    ServerRole,
+    answered_rows,
+    column_rights,
+    identity_of,
+    seconds_of,
+)
 from shadowpeft.evaluation.scored import Scored, scored_answers, scored_labels
 from shadowpeft.route.answered import Answerer
 from shadowpeft.route.scores import TokenScores
@@ -61,6 +68,23 @@ def test_seconds_are_those_of_single_answers():
     assert all(0.01 <= each.seconds < 0.03 <= each.cloud_seconds for each in found[:2])
     assert {each.seconds for each in answered_rows(ROWS, edge, BY, cloud, None)} == {None}
     assert {each.cloud_seconds for each in answered_rows(ROWS, edge, BY, None, "big", timed=2)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("timed", "measured"),
+    [(1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, [*range(10)]), (99, [*range(10)])],
+)
+def test_seconds_are_of_rows_from_all_over_the_file(timed, measured):
+    """Catches the first rows alone, which may be the short ones, and a row that is measured twice."""
+    rows, role = [row(f"rows:{at}", prompt=f"{at}", completion=" two") for at in range(10)], Slow(0.0, [])
+    found = seconds_of(rows, role, role.answer(rows), timed)
+    assert [at for at, each in enumerate(found) if each is not None] == measured
+    assert len(role.asked) == 1 + 1 + len(measured)
+
+
+def test_a_server_within_a_limit_answers_no_longer():
+    role = ServerRole(None, workers=2, max_new_tokens=9).within(4)
+    assert (role.max_new_tokens, role.workers) == (4, 2)
 
 
 def test_a_role_within_a_limit_answers_no_longer(shadowed, tokenizer):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from shadowpeft.errors import ConfigError
 from shadowpeft.simulate.arrivals import Outages, arrivals, outages
 from shadowpeft.simulate.settings import System
 
@@ -39,8 +40,20 @@ def test_the_cloud_is_away_for_the_share_stated():
     assert (found.starts[1:] > found.ends[:-1]).all()
 
 
+def test_the_cloud_may_be_away_from_the_first_moment_on():
+    system = System(away=0.2, away_minutes=1.0)
+    first = [outages(system, 6000.0, 1, seed).is_away(0.0) for seed in range(400)]
+    assert np.mean(first) == pytest.approx(0.2, abs=0.06)
+
+
 def test_no_outage_without_a_share():
     assert len(outages(System(), 1e6, 1, 0).starts) == 0
+
+
+def test_outages_without_number_are_refused():
+    """Catches a run without end."""
+    with pytest.raises(ConfigError, match=r"would have 10,000,000 outages, expected 1,000,000 at most"):
+        outages(System(away=0.1, away_minutes=1e-3), 6e6, 1, 0)
 
 
 def test_an_outage_has_a_beginning_and_an_end():

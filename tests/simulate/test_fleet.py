@@ -8,7 +8,7 @@ from helpers.simulated import answers, near, strategy
 
 from shadowpeft.simulate.answers import Answers
 from shadowpeft.simulate.arrivals import Arrivals, Outages, arrivals, outages
-from shadowpeft.simulate.fleet import CLOUD, INSTEAD, KEPT, NOBODY, Fleet
+from shadowpeft.simulate.fleet import CLOUD, INSTEAD, KEPT, NOBODY, Fleet, Log
 from shadowpeft.simulate.settings import System
 
 NONE = Outages(np.empty(0), np.empty(0))
@@ -37,19 +37,21 @@ def test_a_kept_answer_takes_the_edges_time():
     log = run(near(edge_scale=3.0), strategy([1], answers([True], 0.5), answers([True], 9)), at([5.0]))
     assert log.seconds.tolist() == [1.5]
     assert log.by.tolist() == [KEPT]
-    assert log.calls == log.busy == 0
+    assert log.calls == 0
 
 
 def test_a_sent_request_takes_edge_network_and_cloud():
     """Catches a way that is counted twice or not at all."""
     system = System(
-        robots="1", round_trip_ms=100, jitter_ms=10, up_mbit=8, down_mbit=4, request_kb=100, answer_kb=50,
+        robots="1", round_trip_ms=100, jitter_ms=10, up_mbit=8, down_mbit=2, request_kb=100, answer_kb=50,
         cloud_scale=2.0,
     )  # fmt: skip
     coming = at([5.0], jitters=np.array([[0.03, 9, 9]]))
     log = run(system, strategy([0], answers([False], 0.5), answers([True], 1.0)), coming)
-    assert log.seconds[0] == pytest.approx(0.5 + 0.1 + 0.03 + 0.1 + 0.1 + 2.0)
-    assert (log.by[0], log.calls, log.busy, log.asked) == (CLOUD, 1, 2.0, 2.0)
+    assert log.seconds[0] == pytest.approx(0.5 + 0.1 + 0.03 + 0.1 + 0.2 + 2.0)
+    assert (log.by[0], log.calls, log.asked) == (CLOUD, 1, 2.0)
+    # The slot is taken when the edge has answered and the request has come, and held for the answer alone.
+    assert log.held == pytest.approx(np.array([[5.5 + 0.05 + 0.03 + 0.1, 5.5 + 0.05 + 0.03 + 0.1 + 2.0]]))
 
 
 def test_without_an_edge_a_request_goes_to_the_cloud_at_once():
@@ -84,11 +86,15 @@ def test_chance_keeps_where_the_strategy_leaves_it_to_chance():
 
 
 def test_a_lost_try_is_made_again_after_a_pause():
-    """Each lost try takes a round trip; the pauses are half of 0.25 and half of 0.5 s."""
+    """Each lost try takes a round trip; the pauses are half of 0.25 and a quarter of 0.5 s."""
     system = System(robots="1", round_trip_ms=100, jitter_ms=0, request_kb=0, answer_kb=0, lost=0.5)
-    losses, pauses = np.array([[0.4, 0.4, 0.6]]), np.full((1, 3), 0.5)
-    log = run(system, strategy([0], None, answers([True], 1.0)), at([0.0], losses=losses, pauses=pauses))
-    assert log.seconds[0] == pytest.approx(0.1 + 0.125 + 0.1 + 0.25 + 0.1 + 1.0)
+    losses, pauses = np.array([[0.4, 0.4, 0.6]]), np.array([[0.5, 0.25, 9.0]])
+    log = run(
+        system,
+        strategy([0], None, answers([True], 1.0)),
+        at([0.0], losses=losses, pauses=pauses, jitters=np.array([[9, 9, 0.03]])),
+    )
+    assert log.seconds[0] == pytest.approx(0.1 + 0.125 + 0.1 + 0.125 + 0.1 + 0.03 + 1.0)
     assert log.by[0] == CLOUD
 
 
@@ -106,15 +112,29 @@ def test_without_an_edge_nobody_answers_in_place_of_the_cloud():
     assert run(near(lost=0.5), strategy([0], None, answers([True], 1.0)), coming).by[0] == NOBODY
 
 
-def test_a_robot_waits_for_the_cloud_no_longer_than_it_should():
-    """One that leaves the queue frees its place; one that leaves while it is answered frees its slot."""
-    how = strategy([0, 0], answers([True, True], 0.5), answers([True, True], 5.0))
+def test_a_robot_waits_for_a_silent_cloud_no_longer_than_it_should():
+    """One that leaves the queue frees its place; one whose answer was begun stays, however long it takes."""
+    how = strategy([0, 0], answers([True, True], 0.5), answers([True, True], 9.0))
     log = run(near(cloud_slots=1, upstream_timeout=6.0), how, at([0.0, 0.0, 5.2], robots=[0, 1, 2]))
-    # The first is answered, the second begins after 5 s and leaves after 6, the third begins then.
+    # The first is answered, the second leaves after 6 s, so that the third begins after 9.
     assert log.by.tolist() == [CLOUD, INSTEAD, CLOUD]
-    assert log.seconds == pytest.approx([5.5, 6.5, 6.5 + 5.0 - 5.2])
-    assert log.busy == pytest.approx(5.0 + 1.0 + 5.0)
-    assert log.calls == 2
+    assert log.seconds == pytest.approx([9.5, 6.5, 0.5 + 9.0 + 9.0 - 5.2])
+    assert log.held == pytest.approx(np.array([[0.5, 9.5], [9.5, 18.5]]))
+    assert log.asked == 27.0
+
+
+def test_one_that_left_the_queue_does_not_ask_again():
+    """As the gateway: a server that did not answer in time may be at work, so that another try adds to it."""
+    how = strategy([0], None, answers([True], 50.0))
+    log = run(near(cloud_slots=1, upstream_timeout=2.0), how, at([0.0, 0.0], robots=[0, 1]))
+    assert log.by.tolist() == [CLOUD, NOBODY]
+    assert log.seconds == pytest.approx([50.0, 2.0])
+
+
+def test_slots_are_busy_between_two_times():
+    held = np.array([[0.0, 4.0], [3.0, 9.0], [8.0, 30.0]])
+    log = Log(np.zeros(3), np.zeros(3), held, 0.0)
+    assert log.busy(2.0, 10.0) == pytest.approx((2 + 6 + 2) / 8)
 
 
 def test_a_cloud_that_is_away_costs_the_time_to_connect():
@@ -122,6 +142,20 @@ def test_a_cloud_that_is_away_costs_the_time_to_connect():
     log = run(near(), strategy([0], answers([True], 1.0), answers([True], 1.0)), at([0.0]), away)
     # Tries at 1, 6.25 and 11.75 s, each given up after 5.
     assert (log.by[0], log.seconds[0]) == (INSTEAD, pytest.approx(16.75))
+
+
+def test_a_short_patience_is_that_of_a_connection_too():
+    """Tries of 2 s each with pauses of 0.25 and 0.5 s."""
+    away = Outages(np.array([0.0]), np.array([99.0]))
+    log = run(near(upstream_timeout=2.0), strategy([0], None, answers([True], 1.0)), at([0.0]), away)
+    assert log.seconds[0] == pytest.approx(6.75)
+
+
+def test_an_answer_ends_a_row_of_failures():
+    """Catches a breaker that counts all failures ever: here are six, but two in a row at most."""
+    how = strategy([0], answers([True], 0.1), answers([True], 1.0))
+    coming = at([0.0, 10.0, 20.0], losses=np.array([[0.0, 0.0, 1.0]] * 3))
+    assert run(near(lost=0.5), how, coming).by.tolist() == [CLOUD] * 3
 
 
 def test_after_five_failures_a_robot_leaves_the_cloud_alone():

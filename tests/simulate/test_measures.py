@@ -1,6 +1,6 @@
 """The figures of a simulation, beside what a hand counts."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ HOW = strategy([1, 0, 0, 1], EDGE, CLOUD_ANSWERS)
 
 
 def log_of(by, seconds=None, **more):
-    given = {"busy": 0.0, "asked": 0.0, "calls": 0, **more}
+    given = {"held": np.empty((0, 2)), "asked": 0.0, **more}
     return Log(np.arange(len(by)) + 1.0 if seconds is None else seconds, np.array(by), **given)
 
 
@@ -56,6 +56,7 @@ def test_waiting_is_that_of_the_answers():
     found, _ = figures(near(requests=100), by, [0] * 90, np.array([*range(1, 90), 1000], float))
     assert found.mean == pytest.approx(45.0)
     assert found.p50 == pytest.approx(45.0)
+    assert found.p95 == pytest.approx(np.quantile(np.arange(1, 90), 0.95))
     assert found.p99 == pytest.approx(np.quantile(np.arange(1, 90), 0.99))
 
 
@@ -65,12 +66,14 @@ def test_nothing_answered_has_no_time():
     assert row_of("policy", 1, 0, found)["p99"] is None
 
 
-def test_loads_are_busy_time_over_all_time():
+def test_loads_are_of_the_time_in_which_requests_are_counted():
+    """Catches the time in which the cloud fills, and in which it empties, when nothing comes any more."""
     system = near(requests=100, per_minute=6.0, edge_scale=2.0)
-    found, coming = figures(system, [CLOUD] * 90, [0] * 90, busy=30.0, asked=50.0)
+    times = arrivals(system, 1, 4, 0).times
+    held = np.array([[times[10] - 7.0, times[10] + 5.0], [times[-1] - 4.0, times[-1] + 100.0]])
+    found, coming = figures(system, [CLOUD] * 90, [0] * 90, held=held, asked=50.0)
     assert found.offered == pytest.approx(50 / coming.times[-1])
-    end = max(time + (99 if at < 10 else at - 9) for at, time in enumerate(coming.times))
-    assert found.cloud_load == pytest.approx(30 / end)
+    assert found.cloud_load == pytest.approx((5 + 4) / (times[-1] - times[10]))
     assert found.edge_load == pytest.approx(0.25 * 2 * 6 / 60)
 
 
@@ -88,7 +91,7 @@ def test_what_comes_faster_than_it_is_answered_is_an_overload(settings, offered,
 def test_a_price_is_of_edge_cloud_rent_and_bytes():
     system = System(robots="1", requests=100, edge_price=2.0, cloud_price=30.0, slot_hour_price=7.0,
                     cloud_slots=3, gigabyte_price=5.0, request_kb=900.0, answer_kb=100.0)  # fmt: skip
-    found, coming = figures(system, [CLOUD] * 90, [0] * 90, calls=40)
+    found, coming = figures(system, [CLOUD] * 90, [0] * 90, held=np.zeros((40, 2)))
     rent = 7.0 * 3 * coming.times[-1] / 3600 / 100 * 1000
     assert found.cost == pytest.approx(2.0 + 30.0 * 0.4 + rent + 5.0 * 40 * 1e-3 / 100 * 1000)
 
@@ -115,5 +118,7 @@ def test_all_rows_once_take_edge_network_and_cloud():
     found = once(system, HOW)
     assert found.seconds == pytest.approx(2 * 1.0 + 2 * (0.1 + 2.0))
     assert (found.right, found.sent) == (0.5, 0.5)
+    slower = replace(system, cloud_scale=3.0, request_kb=1250.0, answer_kb=6250.0)
+    assert once(slower, HOW).seconds == pytest.approx(2 * 1.0 + 2 * (0.1 + 1.0 + 1.0 + 3 * 2.0))
     assert once(system, strategy([1] * 4, EDGE, None)).seconds == pytest.approx(2.0)
     assert once(system, strategy([0] * 4, None, CLOUD_ANSWERS)).seconds == pytest.approx(4 * 2.1)

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 
 from shadowpeft.route.calibrate import calibrate
 from shadowpeft.route.goals import Share
-from shadowpeft.simulate import plots, strategies
+from shadowpeft.simulate import plots, report, strategies
 from shadowpeft.simulate.report import lead_of, write_report
 from shadowpeft.simulate.run import simulate
 from shadowpeft.simulate.settings import System
@@ -71,6 +71,22 @@ def test_an_overload_has_no_seconds(tmp_path):
     assert "With 5 robots requests come too fast for the cloud alone." in text
     assert text.splitlines()[2].startswith("With one robot the policy sends")
     assert "Overloaded: requests come faster" in page
+
+
+def test_too_few_requests_are_told_of_the_fleet_that_they_are_too_few_for(tmp_path):
+    """Catches waits of queues that have not filled yet, given as those of the fleet."""
+    _, text, _ = written(tmp_path, edge_seconds=15.0, robots="1,50")
+    one, fleet = (text.index(head) for head in ("## One robot", "## 50 robots"))
+    assert "Too few requests" not in text[one:fleet]
+    assert re.search(r"Too few requests for the queues to settle.*--requests 3\d{3} or more", text[fleet:])
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(1.0, "1.0 hours"), (0.5, "30.0 minutes"), (0.005, "18 seconds")]
+)
+def test_time_is_told_in_a_unit_that_fits(hours, said):
+    """Catches a simulation of 0.0 minutes."""
+    assert report._hours(hours) == said
 
 
 def test_one_fleet_has_no_growth(tmp_path):

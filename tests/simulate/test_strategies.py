@@ -54,15 +54,28 @@ def test_a_small_model_has_its_own_policy_and_the_same_cloud():
         replace(row, expected=mine.expected, where=mine.where) for row, mine in zip(small, ROWS, strict=True)
     ]
     policy = calibrate(small, Share(0.2, 0.95), "min_margin", None, "d", "ab" * 32)
-    found = by_name(small=small, small_policy=policy)
+    # In another order than the data.
+    found = by_name(small=small[::-1], small_policy=policy)
+    assert found[strategies.SMALL].edge.right.tolist() == [row.right for row in small]
     assert found[strategies.SMALL].right == pytest.approx(np.mean([row.right for row in small]))
     assert found[strategies.SMALL_POLICY].sent == pytest.approx(0.2, abs=0.01)
     assert found[strategies.SMALL_POLICY].cloud is found[strategies.CLOUD_ONLY].cloud
     assert strategies.SMALL_POLICY not in by_name(small=small)
 
 
+def test_a_small_models_deferral_answer_is_its_policys():
+    """Catches its deferral answers counted as answers, and the edge's word for it taken for its own."""
+    small = [replace(row, answer="ask") for row in ROWS]
+    edge = by_name(small=small, small_policy=replace(POLICY, deferral="ask"))[strategies.SMALL].edge
+    assert edge.defers.all()
+    assert not by_name(small=small)[strategies.SMALL].edge.defers.any()
+
+
 def test_another_cloud_answers_everything_itself():
     other = [replace(row, right=True, seconds=0.5) for row in ROWS]
+    mixed = [replace(row, right=at < 40) for at, row in enumerate(ROWS)]
+    found = by_name(other_cloud=mixed[::-1])[strategies.OTHER_CLOUD]
+    assert found.cloud.right.tolist() == [at < 40 for at in range(len(ROWS))]
     found = by_name(other_cloud=other)[strategies.OTHER_CLOUD]
     assert (found.right, found.sent, found.edge) == (1.0, 1.0, None)
     assert (found.cloud.seconds == 0.5).all()

@@ -68,6 +68,7 @@ def run(
     )
     _warn_of_few_outages(settings)
     result = simulate(settings, strategies)
+    _warn_of_unsettled(result)
     write_rows(result, Path(output))
     write_report(result, output)
     _print(result, lead_of(result), Path(output) / HTML, json)
@@ -98,6 +99,17 @@ def _warn_of_few_outages(system: System) -> None:
             f"--away-minutes, or --requests {need:.0f}",
             stacklevel=2,
         )
+
+
+def _warn_of_unsettled(result: "Result") -> None:
+    """Warn where a simulation is so short that its queues still show that they were empty."""
+    from shadowpeft.simulate.report import unsettled
+    from shadowpeft.simulate.settling import too_short
+
+    found = {robots: too_short(result, robots) for robots in result.system.fleets()}
+    robots, needed = max(found.items(), key=lambda each: each[1] or 0)
+    if needed is not None:
+        warnings.warn(f"{robots:,} robots: {unsettled(needed)}", stacklevel=2)
 
 
 def _print(result: "Result", lead: str, page: Path, as_json: bool) -> None:

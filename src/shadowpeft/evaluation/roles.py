@@ -134,7 +134,9 @@ def answered_rows(
 
 
 def seconds_of(rows: Sequence[Row], role: Role, found: Sequence[Scored], timed: int) -> list[float | None]:
-    """Answer the first rows again, one at a time, and return the seconds of each; `None` for the others.
+    """Answer some rows again, one at a time, and return the seconds of each; `None` for the others.
+
+    They are spread evenly over the rows: a file may have its short or easy ones first.
 
     Args:
         rows: the rows.
@@ -147,9 +149,10 @@ def seconds_of(rows: Sequence[Row], role: Role, found: Sequence[Scored], timed: 
         return seconds
     alone = role.within(max(1, *(len(each.tokens.logprobs) for each in found)))
     alone.answer(rows[:1], progress=False)
-    for at, row in enumerate(rows[:timed]):
+    count = min(timed, len(rows))
+    for at in (each * len(rows) // count for each in range(count)):
         began = time.perf_counter()
-        alone.answer([row], progress=False)
+        alone.answer([rows[at]], progress=False)
         seconds[at] = round(time.perf_counter() - began, 6)
     return seconds
 

@@ -1,12 +1,14 @@
 """The rows that a simulation replays: what edge and cloud have right, and how long each answer takes."""
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shadowpeft.errors import ConfigError, DataError
-from shadowpeft.route.answered import Answered, tabulate
+from shadowpeft.route.answered import Answered, answerer_of, tabulate
 from shadowpeft.route.policy import Policy
 from shadowpeft.route.scores import is_deferral
 
@@ -83,14 +85,17 @@ def seconds_of(measured: Sequence[float | None], given: float | None, role: str)
     """
     if given is not None:
         return np.full(len(measured), given)
+    if any(isinstance(each, bool) for each in measured):
+        raise DataError(f"the {role}'s seconds must be numbers above 0, got true or false")
     known = np.array([each for each in measured if each is not None], dtype=float)
     if not len(known):
         raise ConfigError(
             f"no row says how long the {role}'s answer took; measure some with shadowpeft calibrate --timed, "
             f"or give --{role}-seconds"
         )
-    if not (np.isfinite(known) & (known > 0)).all():
-        raise DataError(f"the {role}'s seconds must be numbers above 0, got {known.min():g}")
+    wrong = known[~(np.isfinite(known) & (known > 0))]
+    if len(wrong):
+        raise DataError(f"the {role}'s seconds must be numbers above 0, got {wrong[0]:g}")
     found = np.array([np.nan if each is None else each for each in measured], dtype=float)
     missing = np.isnan(found)
     found[missing] = np.resize(known, missing.sum())
@@ -98,14 +103,22 @@ def seconds_of(measured: Sequence[float | None], given: float | None, role: str)
 
 
 def kept_of(rows: Sequence[Answered], policy: Policy) -> np.ndarray:
-    """Return which answers a policy keeps.
+    """Return which answers a policy keeps, as `Policy.decide` has it.
 
     Raises:
         ConfigError: the rows are of an adapter that the policy was not made for.
-        DataError: a row lacks what the policy's score reads.
+        DataError: a row lacks what the policy's score reads, or several models have answered.
     """
-    policy.refuse_other(rows[0].by.adapter_hash)
-    return tabulate(rows, policy.score, policy.deferral).scores >= policy.threshold
+    by = answerer_of(rows)
+    policy.refuse_other(by.adapter_hash)
+    if None in (policy.adapter_hash, by.adapter_hash) and policy.model != by.model:
+        warnings.warn(
+            f"the policy was calibrated on answers of {policy.model}, and the rows are answers of "
+            f"{by.model}; see that each policy stands with the rows of its own model",
+            stacklevel=2,
+        )
+    has_tokens = np.array([len(row.tokens.logprobs) > 0 for row in rows])
+    return has_tokens & (tabulate(rows, policy.score, policy.deferral).scores >= policy.threshold)
 
 
 def matched(rows: Sequence[Answered], to: Sequence[Answered], name: str) -> list[Answered]:
@@ -117,14 +130,23 @@ def matched(rows: Sequence[Answered], to: Sequence[Answered], name: str) -> list
         name: of the other file, for the message.
 
     Raises:
-        DataError: a row is not among them, or has another right answer there.
+        DataError: a row is not among them, is there twice, or has another right answer there; or several
+            models have answered.
     """
+    answerer_of(rows)
+    for whose, some in ((name, rows), ("the data", to)):
+        place, count = Counter(row.where for row in some).most_common(1)[0]
+        if count > 1:
+            raise DataError(
+                f"{whose} must answer each row once, so that {name} can be laid beside the data; it answers "
+                f"{place} {count} times"
+            )
     by_place = {row.where: row for row in rows}
     missing = [row.where for row in to if row.where not in by_place]
     if missing:
         raise DataError(
             f"{name} must answer the same rows as the data: it lacks {len(missing):,} of {len(to):,}, "
-            f"such as {missing[0]}"
+            f"such as {missing[0]}, and has rows such as {rows[0].where}"
         )
     found = [by_place[row.where] for row in to]
     for mine, other in zip(to, found, strict=True):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shadowpeft.errors import ConfigError
 from shadowpeft.serve.breaker import TRIES
-from shadowpeft.simulate.settings import System
+from shadowpeft.simulate.settings import MOST_OUTAGES, System
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,19 @@ def outages(system: System, seconds: float, robots: int, seed: int) -> Outages:
         seconds: how long the simulation lasts.
         robots: size of the fleet.
         seed: of the generator.
+
+    Raises:
+        ConfigError: there would be too many.
     """
     if system.away == 0:
         return Outages(np.empty(0), np.empty(0))
     random = np.random.default_rng([seed, robots, 1])
     away = 60 * system.away_minutes
+    if seconds * system.away > MOST_OUTAGES * away:
+        raise ConfigError(
+            f"{seconds / 60:,.0f} minutes would have {seconds * system.away / away:,.0f} outages, expected "
+            f"{MOST_OUTAGES:,} at most; give a longer --away-minutes or fewer --requests"
+        )
     there = away * (1 - system.away) / system.away
     # It may be away from the first moment on.
     time = 0.0 if random.random() < system.away else random.exponential(there)

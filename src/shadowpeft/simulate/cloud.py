@@ -19,7 +19,7 @@ class Cloud:
     """A number of slots that answer, and what lies between them and the robots.
 
     A call is made as the gateway makes it: three tries with pauses of chance, a circuit breaker for each
-    robot, and the longest wait of `upstream_timeout`.
+    robot, and the longest silence of `upstream_timeout`. The cloud is silent until it begins to answer.
 
     Args:
         env: the simulation's clock.
@@ -32,7 +32,9 @@ class Cloud:
         self._env, self._system, self._arrivals, self._outages = env, system, arrivals, outages
         self._slots = simpy.Resource(env, system.cloud_slots)
         self._breakers: dict[int, Breaker] = {}
-        self.busy, self.asked, self.answered = 0.0, 0.0, 0
+        self.asked = 0.0
+        # When each answer was begun and ended.
+        self.held: list[tuple[float, float]] = []
 
     def call(self, at: int, seconds: float) -> Process:
         """Answer the request `at`, which takes a slot for so many seconds; return whether it was answered."""
@@ -72,15 +74,14 @@ class Cloud:
         return "answered"
 
     def _served(self, seconds: float) -> Process:
-        """Wait for a slot and hold it; return whether the caller was still there at the end."""
-        env, until = self._env, self._env.now + self._system.upstream_timeout
+        """Wait for a slot and hold it; return whether the caller was still there when it was free."""
+        env = self._env
         self.asked += seconds
         with self._slots.request() as slot:
-            yield slot | env.timeout(until - env.now)
+            yield slot | env.timeout(self._system.upstream_timeout)
             if not slot.triggered:
                 return False
-            held = min(seconds, until - env.now)
-            yield env.timeout(held)
-            self.busy += held
-        self.answered += held == seconds
-        return held == seconds
+            began = env.now
+            yield env.timeout(seconds)
+            self.held.append((began, env.now))
+        return True

@@ -21,16 +21,24 @@ class Log:
     Attributes:
         seconds: from its coming to its answer, or to its failure.
         by: who answered, one of `KEPT`, `CLOUD`, `INSTEAD` and `NOBODY`.
-        busy: seconds that slots of the cloud were held, all together.
+        held: when a slot of the cloud was taken and when it was free again, a row for each of its answers.
         asked: seconds of a slot that were asked for, also in vain.
-        calls: answers that the cloud wrote.
     """
 
     seconds: np.ndarray
     by: np.ndarray
-    busy: float
+    held: np.ndarray
     asked: float
-    calls: int
+
+    @property
+    def calls(self) -> int:
+        """Return how many answers the cloud wrote."""
+        return len(self.held)
+
+    def busy(self, begin: float, end: float) -> float:
+        """Return how many slots were busy between two times, on average."""
+        within = np.clip(self.held, begin, end)
+        return float((within[:, 1] - within[:, 0]).sum() / (end - begin))
 
 
 class Fleet:
@@ -57,8 +65,8 @@ class Fleet:
         """Let all requests come and be answered."""
         self._env.process(self._coming())
         self._env.run()
-        cloud = self._cloud
-        return Log(self._seconds, self._by, cloud.busy, cloud.asked, cloud.answered)
+        held = np.array(self._cloud.held, dtype=float).reshape(-1, 2)
+        return Log(self._seconds, self._by, held, self._cloud.asked)
 
     def _coming(self) -> Process:
         for at, time in enumerate(self._arrivals.times):

@@ -31,7 +31,7 @@ class Figures:
         p99: what 99 % do not exceed.
         cloud_load: slots of the cloud that are busy on average.
         offered: slots that would be busy if there were always one free; where it reaches the number of slots
-            the queue grows without end, and waiting depends on how long is simulated.
+            the queue grows until callers give up, and waiting depends on how long is simulated.
         edge_load: share of the time in which a robot's own processor answers.
         cost: price of 1,000 requests.
     """
@@ -57,7 +57,8 @@ class Figures:
 
 
 def figures_of(system: System, strategy: Strategy, arrivals: Arrivals, log: Log, robots: int) -> Figures:
-    """Measure a simulation; its first tenth is left out, but for load and cost, which are of all of it."""
+    """Measure a simulation; the first tenth of the requests is left out, but for what is offered and
+    what it costs, which are of all of them."""
     first = int(WARM_UP * len(arrivals))
     by, seconds, rows = log.by[first:], log.seconds[first:], arrivals.rows[first:]
     right = _right(strategy, by, rows)
@@ -79,11 +80,11 @@ def figures_of(system: System, strategy: Strategy, arrivals: Arrivals, log: Log,
         p50=float(p50),
         p95=float(p95),
         p99=float(p99),
-        # Slots are still at work when the last request has come.
-        cloud_load=float(log.busy / (arrivals.times + log.seconds).max()),
+        # Neither while the queues fill nor while they empty, when no request comes any more.
+        cloud_load=log.busy(float(arrivals.times[first]), span),
         offered=float(log.asked / span),
         edge_load=edge * system.per_minute / 60,
-        cost=_cost(system, strategy, log, len(arrivals), span),
+        cost=float(_cost(system, strategy, log, len(arrivals), span)),
     )
 
 

@@ -9,6 +9,7 @@ from shadowpeft.simulate import plots
 from shadowpeft.simulate.measures import Figures
 from shadowpeft.simulate.run import Result
 from shadowpeft.simulate.settings import WARM_UP
+from shadowpeft.simulate.settling import too_short
 from shadowpeft.simulate.strategies import CLOUD_ONLY, POLICY
 from shadowpeft.storage import atomic
 
@@ -90,8 +91,10 @@ def _fleet(result: Result, robots: int, explained: bool) -> Part:
     if any(_overloaded(result, one) for one in means.values()):
         text += (
             " Overloaded: requests come faster than they can be answered, so that waiting has no figure; it "
-            "would grow with the time that is simulated."
+            "would grow with the time that is simulated, and so would what fails."
         )
+    if needed := too_short(result, robots):
+        text += f" {unsettled(needed)}"
     calm = {name: one for name, one in means.items() if not _overloaded(result, one)}
     pictures = {}
     if calm:
@@ -178,6 +181,14 @@ def _assumed(result: Result) -> Part:
 # Words
 
 
+def unsettled(needed: int) -> str:
+    """Say that waits are too short, since queues are empty at the start of a simulation."""
+    return (
+        f"Too few requests for the queues to settle, so that waiting looks shorter than it is: give "
+        f"--requests {needed} or more."
+    )
+
+
 def _overloaded(result: Result, one: Figures) -> bool:
     return one.is_overloaded(result.system)
 
@@ -187,9 +198,10 @@ def _robots(count: int) -> str:
 
 
 def _hours(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.1f} hours"
-    return f"{60 * hours:,.1f} minutes"
+    for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= length:
+            return f"{hours / length:,.1f} {unit}"
+    return f"{3600 * hours:.3g} seconds"
 
 
 def _seconds(value: float) -> str:

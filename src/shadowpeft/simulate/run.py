@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shadowpeft.reporting.progress import progress_bar
+from shadowpeft.reporting.tables import plural
 from shadowpeft.simulate.arrivals import arrivals, outages
 from shadowpeft.simulate.fleet import Fleet
 from shadowpeft.simulate.measures import Figures, Once, figures_of, mean_of, once, row_of
@@ -64,7 +65,7 @@ def simulate(system: System, strategies: Sequence[Strategy]) -> Result:
                     figures = figures_of(system, each, coming, log, robots)
                     found[robots, each.name].append(figures)
                     bar.advance()
-            print(f"simulated {robots:,} robots", file=sys.stderr)
+            print(f"simulated {robots:,} {plural(robots, 'robot')}", file=sys.stderr)
     return Result(system, list(strategies), found, [once(system, each) for each in strategies])
 
 
