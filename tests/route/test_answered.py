@@ -38,6 +38,7 @@ def test_rows_that_are_never_kept_have_the_least_score():
     rows[1] = replace(rows[1], tokens=TokenScores((), ()))
     table = tabulate(rows, "min_margin", REMOTE)
     assert table.kept_ever.tolist() == [False, False, True]
+    assert tabulate(rows, "deferral", REMOTE).kept_ever.tolist() == [False, False, True]
     assert tabulate(rows, "min_margin", None).kept_ever.tolist() == [True, False, True]
     assert table.take(np.array([2])).scores.tolist() == [min(rows[2].tokens.margins)]
 

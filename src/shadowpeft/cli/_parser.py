@@ -68,7 +68,8 @@ def build(verb: str, run: Callable[..., Any]) -> _Parser:
     if settings is not None:
         parser.add_class_arguments(settings)
     parser.texts = Texts(hints, [] if settings is None else holding_several(settings))
-    parser.add_function_arguments(run, skip={"settings"})
+    # As a group it would be headed by the first line of the docstring, wherever that breaks off.
+    parser.add_function_arguments(run, as_group=False, skip={"settings"})
     for action in parser._actions:
         _as_users_write(parser, action, hints.get(action.dest))
     _show_shadow(parser)

@@ -110,7 +110,9 @@ def tabulate(rows: Sequence[Answered], name: str, deferral: str | None) -> Table
             found = score(name, row.tokens, row.answer, deferral)
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from error
-        scores.append(-math.inf if is_deferral(row.answer, deferral) else found)
+        # As `Policy.decide`: neither is ever kept.
+        never = is_deferral(row.answer, deferral) or len(row.tokens.logprobs) == 0
+        scores.append(-math.inf if never else found)
     cloud = [row.cloud_right for row in rows]
     known = None if None in cloud else np.array(cloud, dtype=bool)
     return Table(np.array(scores, dtype=float), np.array([row.right for row in rows], dtype=bool), known)
