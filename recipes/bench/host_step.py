@@ -102,7 +102,7 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(source)}
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *words], env=environment, text=True, **pipes
+            [sys.executable, __file__, *words], env=environment, encoding="utf-8", **pipes
         )
         self._answer()
 
