@@ -15,14 +15,20 @@ from shadowpeft.errors import UnsupportedModelError
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the module that loops over the blocks."""
-    decoder = model.get_submodule(family_of(model).decoder)
+    return _decoder(model, family_of(model))
+
+
+def _decoder(model: PreTrainedModel, family: Family) -> PreTrainedModel:
+    # The row is given: to find it takes the host longer than the rest, and this is asked for every token.
+    decoder = model.get_submodule(family.decoder)
     assert isinstance(decoder, PreTrainedModel)
     return decoder
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the blocks in order."""
-    blocks = decoder_of(model).get_submodule(family_of(model).blocks)
+    family = family_of(model)
+    blocks = _decoder(model, family).get_submodule(family.blocks)
     assert isinstance(blocks, nn.ModuleList)
     return blocks
 
@@ -65,7 +71,8 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
 
 def token_embedding_of(model: PreTrainedModel) -> nn.Embedding:
     """Return the table of token embeddings."""
-    table = decoder_of(model).get_submodule(family_of(model).embeddings[0])
+    family = family_of(model)
+    table = _decoder(model, family).get_submodule(family.embeddings[0])
     assert isinstance(table, nn.Embedding)
     return table
 
@@ -143,7 +150,8 @@ def logits(model: PreTrainedModel, hidden_BTD: Tensor, head: nn.Linear | None = 
         head: a head in the place of its own, with as many rows as logits are wanted.
     """
     logits_BTV = (head_of(model) if head is None else head)(hidden_BTD)
-    family, cap = family_of(model), softcap_of(model)
+    family = family_of(model)
+    cap = softcap_of(model) if family.softcaps else None
     # One after the other, as the model's own code rounds them.
     if family.multiplies_logits is not None:
         logits_BTV = logits_BTV * getattr(model.config, family.multiplies_logits)

@@ -120,8 +120,10 @@ def multimodal_of(config: PretrainedConfig) -> Multimodal | None:
     Args:
         config: of the checkpoint, or of the language model that `text_model_of` found in it.
     """
+    # Read once: an attribute of a configuration takes long, and this is asked at every call.
+    model_type, architectures = config.model_type, config.architectures or []
     for kind in MULTIMODAL.values():
-        if kind.model_type == config.model_type or kind.is_one_of(config.architectures or []):
+        if kind.model_type == model_type or kind.is_one_of(architectures):
             return kind
     return None
 

@@ -124,6 +124,7 @@ def norm_parts(norm: Callable[[Tensor], Tensor]) -> NormParts | None:
         return NormParts("layer", norm.weight, norm.bias, norm.eps)
     if isinstance(norm, nn.Module) and type(norm).__name__ in _RMS_NORMS:
         eps, offset = _RMS_NORMS[type(norm).__name__]
-        assert isinstance(norm.weight, Tensor)
-        return NormParts("rms", norm.weight, eps=getattr(norm, eps), offset=offset)
+        weight = norm.weight
+        assert isinstance(weight, Tensor)
+        return NormParts("rms", weight, eps=getattr(norm, eps), offset=offset)
     return None

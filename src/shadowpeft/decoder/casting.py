@@ -119,7 +119,8 @@ class _Norm(_FollowsInputs):
     """An RMS norm of any family. A product with its weight may widen the result, which is cast back."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(x.dtype)  # type: ignore[misc]
+        found: Tensor = super().forward(x)  # type: ignore[misc]
+        return found if found.dtype == x.dtype else found.to(x.dtype)
 
 
 class _Embedding(_FollowsInputs):

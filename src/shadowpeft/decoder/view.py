@@ -25,6 +25,23 @@ class BorrowedModule:
         return self.owner.get_submodule(self.name)
 
 
+class ListedBlocks:
+    """A replacement: a decoder's own blocks, looked up at each use, as a plain list.
+
+    Most decoders loop over a slice of their blocks. A slice of an `nn.ModuleList` is a new module, which the
+    host would make for every token.
+    """
+
+    def __init__(self, decoder: nn.Module, name: str) -> None:
+        self.decoder, self.name = decoder, name
+
+    def __call__(self) -> list[nn.Module]:
+        """Return the blocks as they are now."""
+        blocks = self.decoder.get_submodule(self.name)
+        assert isinstance(blocks, nn.ModuleList)
+        return list(blocks)
+
+
 class WrappedBlocks:
     """A replacement: a list with one wrapper for each of a decoder's blocks.
 

@@ -175,11 +175,12 @@ class AdaptersMixin:
             name = self.active_adapter
         if not isinstance(name, str):
             raise ConfigError(f"one adapter answers a call; give the name of one, got {name!r}")
-        if not self.adapters:
+        adapters = self.adapters
+        if not adapters:
             raise ConfigError("the model has no adapter; add_adapter() or load_adapter() one")
-        if name not in self.adapters:
-            raise ConfigError(f"no adapter named {name!r}; there are: {', '.join(self.adapters)}")
-        adapter = self.adapters[name]
+        if name not in adapters:
+            raise ConfigError(f"no adapter named {name!r}; there are: {', '.join(adapters)}")
+        adapter = adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
 

@@ -73,8 +73,7 @@ def language_output(
         )
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     h_BTD, s_BTD = h_BTD[:, keep], s_BTD[:, keep]
-    head = arch.head_of(base)
-    if skip_logits and (arch.has_plain_frozen_head(base) or sharded.is_frozen_linear(head)):
+    if skip_logits and (arch.has_plain_frozen_head(base) or sharded.is_frozen_linear(arch.head_of(base))):
         return _language_losses(
             base, adapter, h_BTD, s_BTD=s_BTD, targets=targets, keep_shadow_logits=keep_shadow_logits
         )

@@ -108,7 +108,7 @@ def correct(
     Returns:
         The corrected block input, with the shape and type of `h_BTD`.
     """
-    low_BTR = F.dropout(F.silu(_linear(x_BTD - s_BTD, w.down_RD)), dropout, training=dropout > 0)
+    low_BTR = _dropped(F.silu(_linear(x_BTD - s_BTD, w.down_RD)), dropout)
     # In proportion to the mean size of a coordinate: the scale of hidden states differs a thousandfold over
     # depth and between models, and a few coordinates are far larger than the others, which hardly moves the
     # mean.
@@ -142,10 +142,10 @@ def inject(
     """
     delta_BTD = h_BTD - s_BTD
     if site == "delta":
-        delta_BTD = F.dropout(delta_BTD, dropout, training=dropout > 0)
+        delta_BTD = _dropped(delta_BTD, dropout)
     low_BTR = _linear(delta_BTD, w.down_RD)
     if site == "bottleneck":
-        low_BTR = F.dropout(low_BTR, dropout, training=dropout > 0)
+        low_BTR = _dropped(low_BTR, dropout)
     return (h_BTD + alpha * _linear(low_BTR, w.up_DR)).to(h_BTD.dtype)
 
 
@@ -167,10 +167,10 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
     x_BTD = h_BTD
     if w.norm is not None:
         weight_D, bias_D, eps = w.norm
-        x_BTD = F.layer_norm(h_BTD, h_BTD.shape[-1:], weight_D.to(h_BTD.dtype), bias_D.to(h_BTD.dtype), eps)
+        weight_D, bias_D = _cast(weight_D, h_BTD.dtype), _cast(bias_D, h_BTD.dtype)
+        x_BTD = F.layer_norm(h_BTD, h_BTD.shape[-1:], weight_D, bias_D, eps)
     act = F.silu if w.activation == "silu" else F.gelu
-    hidden_BTU = act(_linear(x_BTD, w.transform_in_UD, w.transform_in_U))
-    hidden_BTU = F.dropout(hidden_BTU, dropout, training=dropout > 0)
+    hidden_BTU = _dropped(act(_linear(x_BTD, w.transform_in_UD, w.transform_in_U)), dropout)
     t_BTD = _linear(hidden_BTU, w.transform_out_DU, w.transform_out_D)
     g_BTD = _linear(act(_linear(x_BTD, w.gate_in_UD, w.gate_in_U)), w.gate_out_DU, w.gate_out_D)
     if w.gate_shift:
@@ -182,8 +182,18 @@ def update(h_BTD: Tensor, s_BTD: Tensor, w: UpdateWeights, dropout: float = 0.0)
 def _linear(x_BTX: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
     """Compute x W^T + b in the type of x: trained weights are float32, and the stream has the base's type."""
     if bias_Y is not None:
-        bias_Y = bias_Y.to(x_BTX.dtype)
-    return F.linear(x_BTX, weight_YX.to(x_BTX.dtype), bias_Y)
+        bias_Y = _cast(bias_Y, x_BTX.dtype)
+    return F.linear(x_BTX, _cast(weight_YX, x_BTX.dtype), bias_Y)
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    # The question takes the host less than a cast that does nothing.
+    return weight if weight.dtype == dtype else weight.to(dtype)
+
+
+def _dropped(values: Tensor, dropout: float) -> Tensor:
+    """Drop values with a probability; 0 outside training."""
+    return F.dropout(values, dropout) if dropout > 0 else values
 
 
 def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:

@@ -180,7 +180,8 @@ class Adapter(nn.Module):
             self.settings.variant, self.settings.alpha, self.settings.dropout if self.training else 0.0
         )
 
-        read = [part for part in (update, injection, self.norm, norm) if isinstance(part, nn.Module)]
+        own_norm = self.norm
+        read = [part for part in (update, injection, own_norm, norm) if isinstance(part, nn.Module)]
 
         def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             if h_BTD.is_meta or not is_offloaded(read):
@@ -189,7 +190,7 @@ class Adapter(nn.Module):
                 return compute(h_BTD, s_BTD)
 
         def compute(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
-            update_w = None if update is None else update.weights(self.norm)
+            update_w = None if update is None else update.weights(own_norm)
             inject_w = None if injection is None else injection.weights()
             new_h_BTD: Tensor | None
             new_s_BTD: Tensor | None
@@ -214,15 +215,24 @@ class Adapter(nn.Module):
             s_BTD = new_s_BTD
         return h_BTD, s_BTD
 
+    # Both are asked at every boundary, so they look into torch's own dictionaries, under the names that an
+    # `nn.ModuleList` gives its parts: its brackets take the host several times as long.
+
     def _injection(self, i: int) -> Injection:
-        module = self.injections[i]
+        module = _part(self, "injections", i)
         assert isinstance(module, Injection)
         return module
 
     def _update(self, i: int) -> Update:
-        module = self.updates[i]
+        module = _part(self, "updates", i)
         assert isinstance(module, Update)
         return module
+
+
+def _part(module: nn.Module, name: str, i: int) -> nn.Module | None:
+    parts = module._modules[name]
+    assert parts is not None
+    return parts._modules[str(i)]
 
 
 def _new_head(base: PreTrainedModel) -> nn.Linear | None:

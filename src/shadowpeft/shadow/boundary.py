@@ -1,7 +1,7 @@
 """The trainable weights at the block boundaries: injections and updates."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +10,21 @@ from shadowpeft.ops import InjectionWeights, UpdateWeights
 
 # The next block's input and the state beside it; `None` for one that stays as it is.
 Crossed = tuple[Tensor | None, Tensor | None]
+
+
+def _read(layer: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of a linear layer or a norm.
+
+    They are read at every boundary, and a module's attribute takes the host ten times as long as an entry of
+    the dictionary in which torch keeps it. What is not kept there is computed when it is asked for, as a
+    parametrization does.
+    """
+    assert layer is not None
+    own: dict[str, Any] = layer._parameters
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    found: Any = layer
+    return found.weight, found.bias
 
 
 class BoundaryWeights(nn.Module):
@@ -49,10 +64,11 @@ class Injection(BoundaryWeights):
 
     def weights(self) -> InjectionWeights:
         """Return the tensors as the operations take them, with the gains multiplied into W_up."""
-        up_DR: Tensor = self.up.weight
-        if self.gains_D is not None:
-            up_DR = self.gains_D[:, None] * up_DR
-        return InjectionWeights(self.down.weight, up_DR)
+        (down_RD, _), (up_DR, _) = _read(self._modules["down"]), _read(self._modules["up"])
+        gains_D = self._buffers["gains_D"]
+        if gains_D is not None:
+            up_DR = gains_D[:, None] * up_DR
+        return InjectionWeights(down_RD, up_DR)
 
 
 # The gate of a fresh shadow of the variant `normed` is sigmoid(-1), 0.27. On validation data this was better
@@ -84,18 +100,23 @@ class Update(BoundaryWeights):
         """
         norm_weights = None
         if norm is not None:
-            norm_weights = norm.weight, norm.bias, norm.eps
-        # Each layer is looked up once: a module's attribute takes long, and this is asked at every boundary.
-        t_in, t_out, g_in, g_out = self.transform_in, self.transform_out, self.gate_in, self.gate_out
+            weight_D, bias_D = _read(norm)
+            assert bias_D is not None
+            norm_weights = weight_D, bias_D, norm.eps
+        layers = self._modules
+        transform_in_UD, transform_in_U = _read(layers["transform_in"])
+        transform_out_DU, transform_out_D = _read(layers["transform_out"])
+        gate_in_UD, gate_in_U = _read(layers["gate_in"])
+        gate_out_DU, gate_out_D = _read(layers["gate_out"])
         return UpdateWeights(
-            transform_in_UD=t_in.weight,
-            transform_in_U=t_in.bias,
-            transform_out_DU=t_out.weight,
-            transform_out_D=t_out.bias,
-            gate_in_UD=g_in.weight,
-            gate_in_U=g_in.bias,
-            gate_out_DU=g_out.weight,
-            gate_out_D=g_out.bias,
+            transform_in_UD=transform_in_UD,
+            transform_in_U=transform_in_U,
+            transform_out_DU=transform_out_DU,
+            transform_out_D=transform_out_D,
+            gate_in_UD=gate_in_UD,
+            gate_in_U=gate_in_U,
+            gate_out_DU=gate_out_DU,
+            gate_out_D=gate_out_D,
             norm=norm_weights,
             activation=self.activation,
             gate_shift=self.gate_shift,

@@ -13,7 +13,7 @@ from shadowpeft.arch import versions
 from shadowpeft.config import ResolvedConfig
 from shadowpeft.decoder.cache import filling_mask
 from shadowpeft.decoder.casting import cast, follow_inputs
-from shadowpeft.decoder.view import BorrowedModule, ModuleView, WrappedBlocks
+from shadowpeft.decoder.view import BorrowedModule, ListedBlocks, ModuleView, WrappedBlocks
 from shadowpeft.decoder.whole_rows import WholeRowsBlock, rows_are_whole
 from shadowpeft.errors import UnsupportedModelError
 
@@ -57,7 +57,8 @@ class Shadow(nn.Module):
         assert isinstance(blocks, nn.ModuleList)
         whole_rows = WrappedBlocks(WholeRowsBlock, blocks, backbone.config)
         follow_inputs(self, table=None if borrows else self.embeddings())
-        self._run = ModuleView(backbone, replacements)
+        listed = ListedBlocks(backbone, self.family.blocks)
+        self._run = ModuleView(backbone, {**replacements, self.family.blocks: listed})
         self._run_whole_rows = ModuleView(backbone, {**replacements, self.family.blocks: whole_rows})
 
     def embeddings(self) -> nn.Embedding:
