@@ -1,4 +1,4 @@
-"""Where the comparisons of few rows and of robustness are made: models, tasks and each method's rates there."""
+"""Where few rows and robustness are measured: models, tasks and each method's rates there."""
 
 import argparse
 from collections.abc import Iterable

@@ -19,10 +19,10 @@ head of its own, 3e-4/3e-3 and 1e-3/3e-3: what a better default is worth.
 
 **Measures.** *Regret*: the tuned rate minus the default, in points and nats, pair by pair. The tuned rate is
 the best of the grid by nll on one seed, and is measured on the other seed, both ways, so that the best of
-five is not flattered. *Failed*: a run that diverged (its answers are not numbers) or whose answers are no better than always giving
-the commonest one (within two standard errors); on gsm8k one that diverged or lost twice the pair's least.
-The share is of all runs of the grid, with its exact 95 % interval; runs of one rate are alike, so that the
-interval is too narrow, if anything. *Slack*: the mean over the grid minus the default.
+five is not flattered. *Failed*: a run that diverged (its answers are not numbers), or whose answers are no
+better than always giving the commonest one (within two standard errors); on gsm8k one that diverged or lost
+twice the pair's least. The share is of all runs of the grid, with its exact 95 % interval; runs of one rate
+are alike, so that the interval is too narrow, if anything. *Slack*: the mean over the grid minus the default.
 
 **Decision.** Primary: shadow minus LoRA at the defaults, six classifications, four seeds; one leads if the 95
 % interval of the points over items and seeds excludes zero, else they are level. Second, judged alone: the

@@ -6,10 +6,10 @@
 A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or another one of `shadowpeft
 compare`, "learning_rate": ..., "alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model,
 "config": {settings of ShadowConfig}, "study": {settings of a study}, "change": {options of `Change`},
-"rates": {part: factor}, "loss_weights": [at the first step, at the last], "rows": train on so many rows, drawn
-by the seed, "detached": true to measure the
-detached model, too, and for a task that is answered in words not the loss alone, "answered": true for the
-words without the detached model, "final": true to read the test split as a study's final runs do}. Budgets,
+"rates": {part: factor}, "loss_weights": [at the first step, at the last], "rows": how many rows to train on,
+drawn by the seed, "detached": true to measure the detached model, too, and for a task that is answered in
+words not the loss alone, "answered": true for the words without the detached model, "final": true to read the
+test split as a study's final runs do}. Budgets,
 data, training and measuring are those of `shadowpeft compare`.
 
 Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder:
