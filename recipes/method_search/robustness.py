@@ -46,7 +46,7 @@ short, then the third.
     python recipes/method_search/robustness_report.py rows.*.jsonl
 
 **The embedded model.** `--place embedded` is the same on a CPU, much smaller: 7.5 million parameters, two
-tasks, 120 steps of 8 rows, two seeds, no rate for the head. The grid is 1e-3 to 1e-2 for both methods, around
+tasks, 100 steps of 8 rows, two seeds, no rate for the head. The grid is 1e-3 to 1e-2 for both methods, around
 3e-3, which earlier studies of this model chose for both; LoRA's customary rate lies below it, since it is
 that of larger models, and the shadow's default is its lowest rate.
 """
