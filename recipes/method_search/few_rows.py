@@ -4,8 +4,8 @@
         [--place gpu]
 
 Each call writes to JOBS what the rows allow, the most telling first; `search.py` runs it. With --until TIME,
-in seconds since 1970, it goes on doing so, while `search.py --until TIME` works on the file. Written down
-before any run:
+in seconds since 1970, it goes on doing so, while `search.py --until TIME` works on the file. A job waits
+until its model's folder holds a file READY. Written down before any run:
 
 **Hypothesis.** To correct activations overfits less than to change weights (JoLA and T-Few are published to
 win with 100 to 1,000 rows): with few rows the shadow's gap to LoRA is smaller than with all, or turns.

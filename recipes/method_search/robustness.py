@@ -3,7 +3,9 @@
     python recipes/method_search/robustness.py --rows "rows.*.jsonl" --jobs jobs.jsonl [--until TIME]
         [--place gpu]
 
-Each call writes to JOBS all jobs, the most telling first; `search.py` runs them. Written down before any run:
+Each call writes to JOBS all jobs, the most telling first; `search.py` runs them. With --until TIME, in seconds
+since 1970, it goes on doing so, and leaves out what would not end by then. A job waits until its model's
+folder holds a file READY. Written down before any run:
 
 **Question.** Most users never search. They take one default for every task, and one rate for body and head,
 as trainers have. What does each method reach so, how much less than with a rate that is tuned for each task,
