@@ -277,4 +277,4 @@ def test_both_comparisons_run_from_their_plans_to_their_reports(tmp_path, monkey
         )
         run(f"method_search/{planner}.py", *words)
         planned = (tmp_path / planner).read_text(encoding="utf-8").splitlines()
-        assert len(planned) == {"few_rows": 24, "robustness": 44}[planner]
+        assert len(planned) == {"few_rows": 12, "robustness": 22}[planner]
