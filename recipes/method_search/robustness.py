@@ -3,9 +3,9 @@
     python recipes/method_search/robustness.py --rows "rows.*.jsonl" --jobs jobs.jsonl [--until TIME]
         [--place gpu]
 
-Each call writes to JOBS all jobs, the most telling first; `search.py` runs them. With --until TIME, in seconds
-since 1970, it goes on doing so, and leaves out what would not end by then. A job waits until its model's
-folder holds a file READY. Written down before any run:
+Each call writes to JOBS all jobs, the most telling first; `search.py` runs them. With --until TIME, in
+seconds since 1970, it goes on doing so, and leaves out what would not end by then. A job waits until its
+model's folder holds a file READY. Written down before any run:
 
 **Question.** Most users never search. They take one default for every task, and one rate for body and head,
 as trainers have. What does each method reach so, how much less than with a rate that is tuned for each task,
@@ -48,8 +48,8 @@ short, then the third.
     python recipes/method_search/robustness_report.py rows.*.jsonl
 
 **The embedded model.** `--place embedded` is the same on a CPU, much smaller: 7.5 million parameters, the
-subset of clinc150 that ships in the package, 100 steps of 8 rows, two seeds, no rate for the head. The grid is
-1e-3 to 1e-2 for both methods, around 3e-3, which earlier studies of this model chose for both; LoRA's
+subset of clinc150 that ships in the package, 100 steps of 8 rows, two seeds, no rate for the head. The grid
+is 1e-3 to 1e-2 for both methods, around 3e-3, which earlier studies of this model chose for both; LoRA's
 customary rate lies below it, since it is that of larger models, and the shadow's default is its lowest rate.
 """
 
