@@ -46,7 +46,7 @@ rows, so that five are left after 28 minutes in all at the slowest of those time
 
 **The embedded model.** `--place embedded` is the same on a CPU, much smaller: 7.5 million parameters, the
 subset of clinc150 that ships in the package, 100 steps of 8 rows (5 and 1.25 passes), three settings (rates
-of 3e-3 for both methods times 2 and 1, and dropout), three seeds that chose nothing. It shows that the recipe
+of 3e-3 for both methods times 2 and 1, and dropout), two seeds that chose nothing. It shows that the recipe
 runs, and what so small a model says. newsgroups20 was to be there, too. Its first four runs, of both methods,
 answered no better than chance; it was left out then, after eight runs in all.
 """

@@ -62,7 +62,7 @@ PLACES = {
         factors=(2, 1),
         grid=dict.fromkeys(METHODS, (1e-3, 2e-3, 3e-3, 5e-3, 1e-2)),
         default=_DEFAULT,
-        more=3,
+        more=2,
         # The subset of clinc150 that ships in the package.
         commonest={"clinc150": 0.143},
     ),
