@@ -60,7 +60,7 @@ PLACES = {
         steps=100,
         tuned={"lora": (3e-3, 3e-3), "shadow": (3e-3, 3e-3)},
         factors=(2, 1),
-        grid=dict.fromkeys(METHODS, (1e-3, 2e-3, 3e-3, 5e-3, 1e-2)),
+        grid=dict.fromkeys(METHODS, (1e-3, 3e-3, 1e-2)),
         default=_DEFAULT,
         more=2,
         # The subset of clinc150 that ships in the package.

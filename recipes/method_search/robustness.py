@@ -49,8 +49,9 @@ short, then the third.
 
 **The embedded model.** `--place embedded` is the same on a CPU, much smaller: 7.5 million parameters, the
 subset of clinc150 that ships in the package, 100 steps of 8 rows, two seeds, no rate for the head. The grid
-is 1e-3 to 1e-2 for both methods, around 3e-3, which earlier studies of this model chose for both; LoRA's
-customary rate lies below it, since it is that of larger models, and the shadow's default is its lowest rate.
+is 1e-3, 3e-3 and 1e-2 for both methods, around 3e-3, which earlier studies of this model chose for both.
+LoRA's customary rate lies below it, since it is that of larger models, and the shadow's default is its lowest
+rate.
 """
 
 import functools

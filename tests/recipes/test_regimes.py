@@ -277,4 +277,17 @@ def test_both_comparisons_run_from_their_plans_to_their_reports(tmp_path, monkey
         )
         run(f"method_search/{planner}.py", *words)
         planned = (tmp_path / planner).read_text(encoding="utf-8").splitlines()
-        assert len(planned) == {"few_rows": 12, "robustness": 22}[planner]
+        assert len(planned) == {"few_rows": 12, "robustness": 14}[planner]
+
+
+@pytest.mark.parametrize(
+    ("name", "reporter"), [("few_rows", few_rows_report), ("robustness", robustness_report)]
+)
+def test_a_page_says_what_its_rows_do(name, reporter):
+    """Catches a page whose tables are not those of its rows."""
+    folder = ROOT / "results/quality" / name
+    rows = reporter.Rows(paired_runs.read_rows(folder / "rows.jsonl"), places.PLACES["embedded"])
+    page = (folder / "details.md").read_text(encoding="utf-8")
+    lines = [line for line in reporter.report(rows).splitlines() if line[:2] in ("| ", "- ")]
+    assert len(lines) > 10
+    assert [line for line in lines if not line.startswith("| ---") and line not in page] == []
