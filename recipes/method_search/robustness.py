@@ -29,9 +29,8 @@ are alike, so that the interval is too narrow, if anything. *Slack*: the mean ov
 **Decision.** Primary: shadow minus LoRA at the defaults, six classifications, four seeds; one leads if the 95
 % interval of the points over items and seeds excludes zero, else they are level. Second, judged alone: the
 difference of the regrets in points; the method with the lower one is called more robust if its 95 % interval
-over items and seeds excludes zero. Everything else is secondary. A run that diverged
-is never right; means of nats leave it out and say so. One that was out of memory is no result: it is tried
-again, twice at most.
+over items and seeds excludes zero. Everything else is secondary. A run that diverged is never right; means of
+nats leave it out and say so. One that was out of memory is no result: it is tried again, twice at most.
 
 **Cost.** The grid takes 160 runs of 150 steps (defaults among them), the setting with a head's rate 24, both
 from two more seeds 56: 240 runs. Eight processes on a GPU took 29 to 50 s for one (results/quality/steps),
