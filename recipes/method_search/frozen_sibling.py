@@ -9,12 +9,13 @@ choices are by validation nll on the first seed: one for the three classificatio
 its token loss.
 """
 
+import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from head_rate import main, read, replace
+from planning import Ended, Job, command_line, read, repeat, replace, with_tries
 
 BASE, SIBLING = "models/qwen2.5-coder-1.5b", "models/qwen2.5-coder-0.5b"
 # The output of `shadowpeft pretrain --train-parts projection`.
@@ -35,8 +36,6 @@ PROJECTION = 3e-4
 # As many more steps as a frozen sibling takes longer.
 STEPS, LONGER = 150, 180
 MATHS: dict[str, Any] = {"validation_rows": 1000, "eval_batch_size": 400}
-
-Job = dict[str, Any]
 
 
 class Arm(NamedTuple):
@@ -112,23 +111,13 @@ def on(setting: Setting, seed: int, tasks: Iterable[str] = TASKS) -> list[Job]:
     return [job(setting, task, seed) for task in tasks]
 
 
-class Measured:
+class Measured(Ended):
     """What each setting lost on each task from each seed: nats an item, of gsm8k nats a token."""
-
-    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
-        self.lost: dict[tuple[str, str, int], float] = {}
-        for row in rows:
-            made = row["job"]
-            lost = row["metrics"].get("nll", row["metrics"].get("loss", float("inf")))
-            # A run that diverged is worse than all others.
-            self.lost[made["name"], made["task"], made["seed"]] = lost if lost == lost else float("inf")
 
     def mean(self, setting: Setting, tasks: Sequence[str]) -> float | None:
         """Average a setting's loss from the first seed; `None` if a run has not ended."""
-        keys = [(setting.name, task, FIRST) for task in tasks]
-        if not all(key in self.lost for key in keys):
-            return None
-        return sum(self.lost[key] for key in keys) / len(keys)
+        model = ARMS[setting.arm].model
+        return self.mean_of([(setting.name, model, task, FIRST) for task in tasks])
 
     def best(self, arm: str, tasks: Sequence[str]) -> Setting | None:
         """Return an arm's best setting on tasks; `None` until all that are always tried have ended."""
@@ -185,11 +174,12 @@ def is_ready(one: Job) -> bool:
     return all((Path(folder) / "READY").exists() for folder in folders)
 
 
-def write(jobs: Path, rows: str, any_model: bool) -> None:
+def write(given: argparse.Namespace) -> None:
     """Write the file of jobs anew, if there are others than before."""
-    lines = [json.dumps(one) for one in plan(Measured(read(rows))) if any_model or is_ready(one)]
-    replace(jobs, lines)
+    measured = Measured(read(given.rows))
+    jobs = with_tries(plan(measured), measured)
+    replace(given.jobs, [json.dumps(one) for one in jobs if given.any_model or is_ready(one)])
 
 
 if __name__ == "__main__":
-    main(__doc__, write)
+    repeat(command_line(__doc__).parse_args(), write)

@@ -9,13 +9,13 @@ rounds after it, then on three seeds.
 """
 
 import argparse
-import glob
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from planning import Ended, Job, command_line, read, repeat, with_tries
 
 MODELS = ("models/gemma-3-270m", "models/qwen2.5-coder-0.5b")
 TASKS = ("amazon5", "newsgroups20", "clinc150")
@@ -37,8 +37,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "whole": {"change": {"reads_shadow": False, "whole": True}, "config": {"shadow_loss_weight": 0.0}},
     "mean": {"change": {"backbone": "mean"}},
 }
-
-Job = dict[str, Any]
 
 
 class Rates(NamedTuple):
@@ -102,28 +100,17 @@ def grid() -> list[Rates]:
     return [*COUPLED_RATES, *(one for two in zip(*heads, strict=True) for one in two)]
 
 
-class Measured:
+class Measured(Ended):
     """Validation nll of each setting on each pair and seed."""
 
-    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
-        self.nll: dict[tuple[str, str, str, int], float] = {}
-        for row in rows:
-            nll = row["metrics"].get("nll", row["metrics"].get("loss", float("inf")))
-            # A run that diverged is worse than all others.
-            self.nll[self._key(row["job"])] = nll if nll == nll else float("inf")
-
-    @staticmethod
-    def _key(job: Job) -> tuple[str, str, str, int]:
-        return job["name"], job["model"], job["task"], job["seed"]
-
     def has(self, jobs: Iterable[Job]) -> bool:
-        """Return whether all jobs have ended, well or not."""
-        return all(self._key(one) in self.nll for one in jobs)
+        """Return whether all jobs have ended, or have failed too often to be tried again."""
+        return all(map(self.is_over, jobs))
 
     def mean(self, rates: Rates, seeds: Sequence[int]) -> float:
-        """Average a setting's nll over all pairs and the seeds; infinite where one is missing or failed."""
-        keys = [(rates.name, *pair, seed) for pair in PAIRS for seed in seeds]
-        return sum(self.nll.get(key, float("inf")) for key in keys) / len(keys)
+        """Average a setting's nll over all pairs and the seeds; infinite where one is missing."""
+        mean = self.mean_of([(rates.name, *pair, seed) for pair in PAIRS for seed in seeds])
+        return float("inf") if mean is None else mean
 
     def ranked(self, rates: Iterable[Rates], method: str, seeds: Sequence[int]) -> list[Rates]:
         """Sort a method's settings with a rate for the head, the best first."""
@@ -190,18 +177,13 @@ def next_steps(measured: Measured, tried: Sequence[Rates], method: str) -> list[
     return list(dict.fromkeys(near for near in steps if near not in tried))[:STEPS_A_ROUND]
 
 
-def read(pattern: str) -> list[dict[str, Any]]:
-    """Read the rows of all processes; a line that is still being written is left for the next time."""
-    texts = [Path(path).read_text(encoding="utf-8") for path in sorted(glob.glob(pattern))]
-    lines = [line for text in texts for line in text.splitlines(keepends=True)]
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def add(jobs: Path, rows: str, any_model: bool) -> None:
-    """Add to a file the jobs that the rows allow and that are not in it."""
+def add(given: argparse.Namespace) -> None:
+    """Add to the file the jobs that the rows allow and that are not in it, failed ones once more."""
+    jobs, measured = given.jobs, Measured(read(given.rows))
     known = set(jobs.read_text(encoding="utf-8").splitlines()) if jobs.exists() else set()
-    for stage, wanted in stages(Measured(read(rows))):
-        ready = (one for one in wanted if any_model or (Path(one["model"]) / "READY").exists())
+    for stage, wanted in stages(measured):
+        tries = with_tries(wanted, measured)
+        ready = (one for one in tries if given.any_model or (Path(one["model"]) / "READY").exists())
         new = [line for line in map(json.dumps, ready) if line not in known]
         if not new:
             continue
@@ -211,33 +193,5 @@ def add(jobs: Path, rows: str, any_model: bool) -> None:
         print(f"{time.time():.0f} {stage}: {len(new)} jobs", flush=True)
 
 
-def replace(jobs: Path, lines: Sequence[str]) -> None:
-    """Write the file of jobs anew, if there are others than before."""
-    text = "".join(line + "\n" for line in lines)
-    if jobs.exists() and jobs.read_text(encoding="utf-8") == text:
-        return
-    # Under another name first: a process must not read half a file.
-    new = jobs.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, jobs)
-    print(f"{time.time():.0f}: {len(lines)} jobs", flush=True)
-
-
-def main(doc: str | None = __doc__, update: Callable[[Path, str, bool], None] = add) -> None:
-    """Write the jobs, and with --until again and again as rows come in."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--jobs", required=True, type=Path)
-    parser.add_argument("--until", type=float)
-    parser.add_argument(
-        "--any-model", action="store_true", help="begin jobs of models without a file READY, too"
-    )
-    given = parser.parse_args()
-    update(given.jobs, given.rows, given.any_model)
-    while given.until is not None and time.time() < given.until:
-        time.sleep(1)
-        update(given.jobs, given.rows, given.any_model)
-
-
 if __name__ == "__main__":
-    main()
+    repeat(command_line(__doc__).parse_args(), add)

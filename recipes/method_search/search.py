@@ -6,9 +6,10 @@
 A job is one line of JSON: {"name": ..., "task": ..., "method": "shadow" or another one of `shadowpeft
 compare`, "learning_rate": ..., "alpha": ..., "backbone_learning_rate": ..., "model": one in place of --model,
 "config": {settings of ShadowConfig}, "study": {settings of a study}, "change": {options of `Change`},
-"rates": {part: factor}, "loss_weights": [at the first step, at the last], "detached": true to measure the
-detached model, too, and for a task that is answered in words not the loss alone, "answered": true for the
-words without the detached model, "final": true to read the test split as a study's final runs do}. Budgets,
+"rates": {part: factor}, "loss_weights": [at the first step, at the last], "rows": how many rows to train on,
+drawn by the seed, "detached": true to measure the detached model, too, and for a task that is answered in
+words not the loss alone, "answered": true for the words without the detached model, "final": true to read the
+test split as a study's final runs do}. Budgets,
 data, training and measuring are those of `shadowpeft compare`.
 
 Any number of these commands, on one GPU or several, may work on the same JOBS with the same --claims folder:
@@ -31,6 +32,7 @@ from typing import Any
 from change import Change, change_adapter
 from kept import keep_encoded, kept_answers
 from rates import loss_weights, rates
+from row_draws import rows_drawn
 
 from shadowpeft.compare import run_cell
 from shadowpeft.compare.cell import Cell
@@ -64,10 +66,15 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         work = run_both
     elif job.get("answered"):
         work = functools.partial(run_both, modes=("attached",))
-    with changed(changes), rates(job.get("rates", {})) as used, loss_weights(job.get("loss_weights")):
+    with (
+        changed(changes),
+        rates(job.get("rates", {})) as used,
+        loss_weights(job.get("loss_weights")),
+        rows_drawn(job.get("rows")) as drawn,
+    ):
         rows = attempt(cell, study, work)
     also = [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]
-    return {"job": job, **rows[0], "rates_used": used, "also": also}
+    return {"job": job, **rows[0], "rates_used": used, "drawn": drawn, "also": also}
 
 
 @contextmanager

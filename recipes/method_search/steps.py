@@ -41,16 +41,11 @@ steps, 36 runs, 21,600 steps; 50 steps, 48 runs, 2,400 steps; then 150 steps, 36
 they come. Some 660 s of two GPUs without the last.
 """
 
-import argparse
 import functools
-import json
-import math
-import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from head_rate import main, read, replace
+from planning import Ended, Job, Pair, command_line, lowest, repeat, with_tries, write
 
 GEMMA, QWEN = "models/gemma-3-270m", "models/qwen2.5-coder-0.5b"
 MODELS = (GEMMA, QWEN)
@@ -73,14 +68,6 @@ FACTORS: dict[str, dict[int, tuple[float, ...]]] = {
 # The tasks of the longest runs.
 LONGEST = ("newsgroups20", "clinc150", MATHS)
 LENGTHS = (50, 150, 600, 2000)
-TRIES = 3
-# Seconds of a step while others share the GPU, until rows say it; and what a run takes besides.
-PACE = {"lora": 0.27, "shadow": 0.19}
-BESIDES = 25.0
-
-Job = dict[str, Any]
-Pair = tuple[str, str]
-Key = tuple[str, str, str, int]
 
 
 class Setting(NamedTuple):
@@ -132,32 +119,12 @@ def tried(method: str, steps: int, task: str) -> list[Setting]:
     return [Setting(method, steps, factor) for factor in FACTORS[kind_of(task)][steps]]
 
 
-class Measured:
-    """What the rows say: losses, runs that were out of memory, and seconds a step."""
-
-    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
-        self.lost: dict[Key, float] = {}
-        self.failures: dict[Key, int] = {}
-        self.pace = dict(PACE)
-        long: dict[str, list[float]] = {method: [] for method in METHODS}
-        for row in rows:
-            made, key = row["job"], key_of(row["job"])
-            if row["status"] != "ok":
-                self.failures[key] = self.failures.get(key, 0) + 1
-                continue
-            lost = row["metrics"].get("nll", row["metrics"].get("loss", math.inf))
-            # A run that diverged is worse than all others.
-            self.lost[key] = lost if lost == lost else math.inf
-            if made["study"]["steps"] >= 600:
-                long[made["method"]].append(row["train_seconds"] / made["study"]["steps"])
-        self.pace |= {method: sum(paces) / len(paces) for method, paces in long.items() if paces}
+class Measured(Ended):
+    """What the rows say of settings."""
 
     def mean(self, setting: Setting, pairs: Sequence[Pair]) -> float | None:
         """Average a setting's loss from the first seed over pairs; `None` if a run has not ended."""
-        keys = [(setting.name(task), model, task, FIRST) for model, task in pairs]
-        if not all(key in self.lost for key in keys):
-            return None
-        return sum(self.lost[key] for key in keys) / len(keys)
+        return self.mean_of([(setting.name(task), model, task, FIRST) for model, task in pairs])
 
     def best(self, method: str, steps: int, pair: Pair) -> Setting | None:
         """Return a method's setting of a length for a pair; `None` until all that is tried has ended."""
@@ -165,19 +132,7 @@ class Measured:
         if len(candidates) == 1:
             return candidates[0]
         pairs = chosen_together(pair)
-        means = {setting: self.mean(setting, pairs) for setting in candidates}
-        if None in means.values():
-            return None
-        return min(means, key=lambda setting: means[setting] or 0.0)
-
-    def seconds(self, one: Job) -> float:
-        """Return what a job will take."""
-        return float(1.1 * self.pace[one["method"]] * one["study"]["steps"] + BESIDES)
-
-
-def key_of(one: Job) -> Key:
-    """Return the setting, pair and seed of a job; those of another try of it are the same."""
-    return one["name"], one["model"], one["task"], one["seed"]
+        return lowest({setting: self.mean(setting, pairs) for setting in candidates})
 
 
 def chosen_together(pair: Pair) -> list[Pair]:
@@ -217,33 +172,14 @@ def plan(measured: Measured) -> list[Job]:
     jobs += repeated(measured, 600)
     jobs += searched(50) + repeated(measured, 50)
     jobs += searched(150) + repeated(measured, 150)
-    tries = []
-    for one in jobs:
-        again = range(1, min(TRIES, measured.failures.get(key_of(one), 0) + 1))
-        tries += [one, *(one | {"again": at} for at in again)]
-    return tries
+    return with_tries(jobs, measured)
 
 
-def fits(one: Job, measured: Measured, until: float | None, now: float) -> bool:
-    """Return whether a job that began now would end in time, or has ended."""
-    return until is None or key_of(one) in measured.lost or now + measured.seconds(one) < until
-
-
-def write(jobs: Path, rows: str, any_model: bool, until: float | None = None) -> None:
-    """Write the file of jobs anew, if there are others than before."""
-    measured = Measured(read(rows))
-    ready = (one for one in plan(measured) if any_model or (Path(one["model"]) / "READY").exists())
-    lines = [json.dumps(one) for one in ready if fits(one, measured, until, time.time())]
-    replace(jobs, lines)
-
-
-def end() -> float | None:
-    """Return the --until of the command line."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--until", type=float)
-    until: float | None = parser.parse_known_args()[0].until
-    return until
+def planned(rows: Sequence[dict[str, Any]]) -> tuple[list[Job], Measured]:
+    """Return all jobs that the rows allow, and what has ended."""
+    measured = Measured(rows)
+    return plan(measured), measured
 
 
 if __name__ == "__main__":
-    main(__doc__, functools.partial(write, until=end()))
+    repeat(command_line(__doc__).parse_args(), functools.partial(write, plan=planned))

@@ -14,15 +14,26 @@ Raises:
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from head_rate_report import table
 from measurements import LORA, SHADOW
+from paired_runs import (
+    DIFFERENCE,
+    NAMES,
+    Row,
+    Run,
+    compared,
+    failures,
+    lost,
+    points,
+    read_rows,
+    refuse_unequal,
+)
+from planning import Key, Pair, key_of
 from steps import (
     CLASSIFIED,
     FIRST,
@@ -32,29 +43,20 @@ from steps import (
     METHODS,
     MODELS,
     MORE,
-    QWEN,
     TASKS,
-    Key,
     Measured,
-    Pair,
     Setting,
-    key_of,
     tried,
 )
 
-from shadowpeft.reporting.stats import average, mean_of_means, paired
+from shadowpeft.reporting.stats import mean_of_means
 
-TOLERANCE = 0.01
 CLASSIFIED_PAIRS = [(model, task) for model in MODELS for task in CLASSIFIED]
 MATHS_PAIRS = [(model, MATHS) for model in MODELS]
 ALL_PAIRS = CLASSIFIED_PAIRS + MATHS_PAIRS
-NAMES = {GEMMA: "gemma", QWEN: "qwen"}
 SEEDS = (FIRST, *MORE)
 # Which seeds a difference is over: those that all lengths have, those that chose nothing, all there are.
 WHICH = {"both": SEEDS, "the second": MORE, "all": tuple(range(1000, 1006))}
-
-Row = dict[str, Any]
-Run = tuple[Row, Row]
 
 
 class Rows:
@@ -98,32 +100,6 @@ def as_here(row: Row) -> Row:
     if "study" in made or made["name"] not in (LORA, SHADOW):
         return row
     return {**row, "job": {**made, "name": f"{made['name']} 150", "study": {"steps": 150}}}
-
-
-def lost(row: Row) -> float:
-    """Return nats an item, of gsm8k nats a token."""
-    return float(row["metrics"]["nll" if "nll" in row["metrics"] else "loss"])
-
-
-def points(row: Row) -> float:
-    """Return percent of the items answered right; not a number on gsm8k, where nothing is answered."""
-    return 100 * float(row["metrics"].get("accuracy", math.nan))
-
-
-def refuse_unequal(rows: Rows) -> str:
-    """Return how many parameters each method trains; stop if they are not equal."""
-    sizes: dict[tuple[str, str, str], int] = {}
-    for row in rows.by_key.values():
-        made = row["job"]
-        sizes[made["model"], made["task"], made["method"]] = row["trainable"]
-    said = []
-    for model, task in ALL_PAIRS:
-        lora, shadow = (sizes.get((model, task, method)) for method in METHODS)
-        if lora and shadow and abs(shadow / lora - 1) > TOLERANCE:
-            raise SystemExit(f"the shadow trains {shadow:,} parameters, LoRA {lora:,} ({model}, {task})")
-        if lora and shadow:
-            said.append(f"{NAMES[model]} {task} {shadow:,} and {lora:,}")
-    return "; ".join(dict.fromkeys(said))
 
 
 def settings(rows: Rows) -> Iterable[list[str]]:
@@ -177,37 +153,6 @@ def by_task(rows: Rows, steps: int) -> Iterable[list[str]]:
             reached.append(f"{share}{np.mean([lost(row) for row in of]):.4f}")
         cells = compared({pair: found}) or []
         yield [f"{NAMES[pair[0]]} {pair[1]}", *reached, *cells[1:]]
-
-
-def compared(runs: dict[Pair, dict[int, Run]]) -> list[str]:
-    """Compare the runs that both have: pairs, seeds, points with their intervals, and nats.
-
-    All means are of the pairs' means.
-    """
-    if not runs:
-        return []
-    seeds = sorted({seed for found in runs.values() for seed in found})
-    nats = [[lost(one) - lost(two) for one, two in found.values()] for found in runs.values()]
-    every = [one for of in nats for one in of]
-    mean, width = np.mean([np.mean(of) for of in nats]), mean_of_means(nats)
-    margin = f" ± {width.margin:.4f}" if width and width.margin is not None else ""
-    cells = [f"{len(runs)}", " ".join(map(str, seeds))]
-    if any(task == MATHS for _, task in runs):
-        cells += [""] * 3
-    else:
-        cells += _points(runs)
-    return [*cells, f"{mean:+.4f}{margin}", f"{sum(one < 0 for one in every)} of {len(every)}"]
-
-
-def _points(runs: dict[Pair, dict[int, Run]]) -> list[str]:
-    marks = []
-    for (_, task), found in runs.items():
-        ours, theirs = ({seed: run[at]["correct"] for seed, run in found.items()} for at in (0, 1))
-        marks.append((task, paired(ours, theirs)))
-    result = average(marks)
-    spans = [f"{100 * span[0]:+.2f} to {100 * span[1]:+.2f}" if span else "" for span in
-             (result.items, result.items_and_seeds)]  # fmt: skip
-    return [f"{100 * result.value:+.2f}", *spans]
 
 
 def change(rows: Rows, first: int, second: int) -> Iterable[str]:
@@ -380,19 +325,6 @@ def _pace(times: Times, pair: Pair, method: str) -> float | None:
     return times.usual(pair, method)
 
 
-def failures(rows: Rows) -> Iterable[str]:
-    """Yield a line for each run that failed, and one that counts those that were never done."""
-    for row in rows.all:
-        if row["status"] != "ok":
-            made = row["job"]
-            ended = "ended at another try" if key_of(made) in rows.by_key else "never ended"
-            what = f"{made['name']}, {NAMES[made['model']]} {made['task']}, seed {made['seed']}"
-            yield f"- {what}: {row['status']}, {ended}"
-    ended = [row for row in rows.all if row["status"] == "ok"]
-    diverged = sum(not lost(row) < math.inf for row in ended)
-    yield f"- {len(ended)} of {len(rows.all)} runs ended, {diverged} of them diverged."
-
-
 def picture(rows: Rows, times: Times, path: Path) -> None:
     """Draw loss over steps (above) and over seconds alone (below), one panel a task."""
     from shadowpeft.compare.plot_style import look, plt, study_style
@@ -425,10 +357,6 @@ def picture(rows: Rows, times: Times, path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-DIFFERENCE = (
-    "pairs", "seeds", "points", "95 % over items", "95 % over items and seeds", "nats ± 95 % over seeds",
-    "lower nats in",
-)  # fmt: skip
 HEADS = {
     "Settings from the first seed": (
         "steps", "method", "factor", "rates", "rates on gsm8k", "pairs", "nll", "points", "gsm8k gemma",
@@ -441,7 +369,7 @@ HEADS = {
 
 def report(rows: Rows, times: Times, short: bool = False) -> str:
     """Return the whole report; `short` for the differences alone."""
-    said = [f"Trained parameters, shadow and LoRA: {refuse_unequal(rows)}"]
+    said = [f"Trained parameters, shadow and LoRA: {refuse_unequal(rows.by_key.values())}"]
 
     def add(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
         said.append(f"\n## {title}\n\n{table(heads, lines)}")
@@ -466,14 +394,7 @@ def report(rows: Rows, times: Times, short: bool = False) -> str:
     )  # fmt: skip
     add("Shadow minus LoRA after equal seconds", heads, equal_seconds(rows, times))
     said.append("\n## Failures\n")
-    return "\n".join([*said, *failures(rows)])
-
-
-def read_rows(path: Path | None) -> list[Row]:
-    """Read rows; none without a file."""
-    if path is None:
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return "\n".join([*said, *failures(rows.all)])
 
 
 def main() -> None:

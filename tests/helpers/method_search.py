@@ -7,6 +7,8 @@ from helpers.recipes import ROOT
 sys.path.append(str(ROOT / "recipes" / "method_search"))
 
 import change
+import few_rows
+import few_rows_report
 import frozen_sibling
 import frozen_sibling_report
 import head_rate
@@ -14,7 +16,13 @@ import head_rate_report
 import kept
 import measurements
 import mixed_answers
+import paired_runs
+import places
+import planning
 import rates
+import robustness
+import robustness_report
+import row_draws
 import search
 import step_times
 import steps
@@ -22,6 +30,8 @@ import steps_report
 
 __all__ = [
     "change",
+    "few_rows",
+    "few_rows_report",
     "frozen_sibling",
     "frozen_sibling_report",
     "head_rate",
@@ -29,7 +39,13 @@ __all__ = [
     "kept",
     "measurements",
     "mixed_answers",
+    "paired_runs",
+    "places",
+    "planning",
     "rates",
+    "robustness",
+    "robustness_report",
+    "row_draws",
     "search",
     "step_times",
     "steps",

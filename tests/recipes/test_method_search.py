@@ -14,6 +14,8 @@ from helpers.method_search import (
     kept,
     measurements,
     mixed_answers,
+    paired_runs,
+    planning,
     rates,
     search,
     step_times,
@@ -24,7 +26,7 @@ from helpers.recipes import ROOT, run
 from transformers import AutoModelForSequenceClassification, Gemma3TextConfig, Qwen2Config
 
 from shadowpeft import ShadowConfig, attach
-from shadowpeft.compare import run_cell, tasks, training
+from shadowpeft.compare import measure, run_cell, tasks, training
 from shadowpeft.compare.examples import ClassCollator
 from shadowpeft.compare.methods import Built
 from shadowpeft.compare.peft_methods import peft_config, peft_model
@@ -218,7 +220,7 @@ def planned(rows):
 
 
 def row_of(job, nll):
-    return {"job": job, "metrics": {"nll": nll}}
+    return {"job": job, "status": "ok", "error": None, "metrics": {"nll": nll}}
 
 
 def test_the_plan_goes_on_as_far_as_the_rows_allow():
@@ -226,9 +228,9 @@ def test_the_plan_goes_on_as_far_as_the_rows_allow():
     assert list(planned([])) == ["grid", "coupled"]
     jobs = planned([])["grid"]
     assert len(jobs) == 6 * (2 + 12)
-    # The best settings are at the edge of the grid, the diverged runs are not numbers.
+    # The best settings are at the edge of the grid, all others diverged.
     rows = [
-        row_of(job, 1.0 if job["name"] in ("lora 0.0003/0.003", "shadow 0.002/0.01") else float("nan"))
+        row_of(job, 1.0) if job["name"] in ("lora 0.0003/0.003", "shadow 0.002/0.01") else diverged(job)
         for job in jobs
     ]
     found = planned(rows)
@@ -243,8 +245,9 @@ def test_the_planner_adds_each_job_once_when_its_model_is_there(tmp_path, monkey
     (tmp_path / head_rate.MODELS[1]).mkdir(parents=True)
     (tmp_path / head_rate.MODELS[1] / "READY").touch()
     rows.write_text('{"job": ', encoding="utf-8")  # a row that is still being written
+    given = planning.command_line(None).parse_args(["--rows", "rows.*.jsonl", "--jobs", str(jobs)])
     for _ in range(2):
-        head_rate.add(jobs, "rows.*.jsonl", any_model=False)
+        head_rate.add(given)
         there = [json.loads(line) for line in jobs.read_text(encoding="utf-8").splitlines()]
         assert {job["model"] for job in there} == {head_rate.MODELS[1]}
         assert len(there) == 3 * (14 + 4)
@@ -321,7 +324,8 @@ def test_the_siblings_jobs_follow_the_rows(tmp_path):
     assert {"lora 0.0001/0.003", "frozen 0.00025/0.003"} <= {one["name"] for one in then}
     assert len({json.dumps(one) for one in then}) == len(then)
     jobs = tmp_path / "jobs.jsonl"
-    frozen_sibling.write(jobs, str(tmp_path / "none"), any_model=False)
+    words = ["--rows", str(tmp_path / "none"), "--jobs", str(jobs)]
+    frozen_sibling.write(planning.command_line(None).parse_args(words))
     assert jobs.read_text(encoding="utf-8") == ""
 
 
@@ -340,28 +344,78 @@ def test_the_siblings_report_refuses_another_size():
         frozen_sibling_report.report(frozen_sibling_report.Rows(rows), None)
 
 
-def steps_row(one, lost, status="ok"):
+def diverged(one):
+    """The row of a run whose model computes no numbers."""
+    return {"job": one, "status": "crashed", "error": f"UserError: {measure._DIVERGED} (x.py:1: y)"}
+
+
+def out_of_memory(one):
+    return {"job": one, "status": "out-of-memory", "error": "no room", "metrics": {}}
+
+
+def steps_row(one, lost):
     metric = "loss" if one["task"] == "gsm8k" else "nll"
-    return {"job": one, "status": status, "metrics": {metric: lost}, "train_seconds": 100.0}
+    return {
+        "job": one,
+        "status": "ok",
+        "error": None,
+        "metrics": {metric: lost},
+        "train_seconds": 100.0,
+    }
 
 
 def test_a_run_out_of_memory_is_tried_again_and_is_not_one_that_diverged():
     """Catches a lost run that counts as the worst, or for ever keeps others back, and endless tries."""
     jobs = steps.plan(steps.Measured([]))
     one = next(job for job in jobs if job["task"] == "gsm8k" and job["study"]["steps"] == 600)
-    failed = steps_row(one, 0.0, "out-of-memory") | {"metrics": {}}
+    failed = out_of_memory(one)
     for failures, tries in ((1, 2), (2, 3), (5, 3)):
         measured = steps.Measured([failed] * failures)
-        again = [job for job in steps.plan(measured) if steps.key_of(job) == steps.key_of(one)]
+        again = [job for job in steps.plan(measured) if planning.key_of(job) == planning.key_of(one)]
         assert again == [one, *({**one, "again": at} for at in range(1, tries))]
-        assert steps.key_of(one) not in measured.lost
+        assert planning.key_of(one) not in measured.lost
     pair = one["model"], "gsm8k"
     both = [job for job in jobs if (job["model"], job["task"]) == pair and job["study"]["steps"] == 600]
     lora = [job for job in both if job["method"] == "lora"]
-    rows = [steps_row(lora[0], float("nan")), steps_row(lora[1], 0.8)]
+    rows = [diverged(lora[0]), steps_row(lora[1], 0.8)]
     assert steps.Measured([failed, rows[1]]).best("lora", 600, pair) is None
     found = steps.Measured([failed, *rows]).best("lora", 600, pair)
     assert found.name("gsm8k") == lora[1]["name"]
+
+
+def test_no_planner_takes_a_run_out_of_memory_for_one_that_diverged():
+    """Catches a planner that goes on without a lost run, chooses by it, or tries it for ever."""
+    jobs = planned([])["grid"]
+    rows = [row_of(job, 1.0) for job in jobs[1:]]
+    assert "round 1" not in planned([*rows, out_of_memory(jobs[0])])
+    assert "round 1" in planned([*rows, *[out_of_memory(jobs[0])] * 3])
+    assert "round 1" in planned([*rows, diverged(jobs[0])])
+    tried = [
+        one
+        for one in frozen_sibling.plan(frozen_sibling.Measured([]))
+        if one["name"].split()[0] in frozen_sibling.TRIED
+    ]
+    first = tried[0]["name"]
+    rows = [row_of(one, float(one["name"] != first)) for one in tried[1:]]
+    best = {
+        what: frozen_sibling.Measured([*rows, row]).best("lora", frozen_sibling.CLASSIFIED)
+        for what, row in (("lost", out_of_memory(tried[0])), ("diverged", diverged(tried[0])))
+    }
+    assert best["lost"] is None
+    assert best["diverged"].name != first
+
+
+def test_a_failed_run_of_any_planner_is_tried_again(tmp_path):
+    """Catches a planner that never writes a failed job anew."""
+    for update in (head_rate.add, frozen_sibling.write):
+        jobs, rows = tmp_path / f"{update.__module__}.jobs", tmp_path / f"{update.__module__}.rows"
+        words = ["--rows", str(rows), "--jobs", str(jobs), "--any-model"]
+        given = planning.command_line(None).parse_args(words)
+        update(given)
+        first = json.loads(jobs.read_text(encoding="utf-8").splitlines()[0])
+        rows.write_text(json.dumps(out_of_memory(first)) + "\n", encoding="utf-8")
+        update(given)
+        assert json.dumps({**first, "again": 1}) in jobs.read_text(encoding="utf-8").splitlines()
 
 
 def test_the_second_seed_follows_the_choice_and_no_run_begins_too_late():
@@ -380,8 +434,8 @@ def test_the_second_seed_follows_the_choice_and_no_run_begins_too_late():
     measured = steps.Measured(rows[:1])
     longest = next(job for job in jobs if job["study"]["steps"] == 2000 and job["method"] == "lora")
     seconds = measured.seconds(longest)
-    assert steps.fits(longest, measured, seconds + 1, 0.0)
-    assert not steps.fits(longest, steps.Measured([]), seconds - 1, 0.0)
+    assert planning.fits(longest, measured, seconds + 1, 0.0)
+    assert not planning.fits(longest, steps.Measured([]), seconds - 1, 0.0)
 
 
 def test_the_rows_on_length_are_of_the_jobs_that_were_planned():
@@ -420,7 +474,7 @@ def test_unequal_sizes_are_refused_on_length():
     for row in rows:
         row["trainable"] += 90_000 * (row["job"]["method"] == "shadow")
     with pytest.raises(SystemExit, match="the shadow trains 3,881,232 parameters, LoRA 3,796,992"):
-        steps_report.refuse_unequal(steps_report.Rows(rows))
+        paired_runs.refuse_unequal(steps_report.Rows(rows).by_key.values())
 
 
 def test_a_step_is_timed_with_either_loss(tmp_path, monkeypatch):
