@@ -1,4 +1,4 @@
-"""Read what `run.py` wrote: calibrate, resample, and compare the detached shadow with a small LoRA.
+"""Read what `run.py` wrote: calibrate, resample, and compare the detached shadow with the small model alone.
 
     python recipes/route_clinc/summary.py --answers OUT --output FOLDER [--risk 0.03] [--resamples 20]
 
@@ -30,7 +30,14 @@ from shadowpeft.route.goals import Goal, Risk, Share
 from shadowpeft.route.identity import hash_of_rows
 from shadowpeft.route.policy import Policy
 
-PAIRS = (("detached", "attached"), ("small_lora", "cloud_lora"), ("small_lora", "attached"))
+PAIRS = (
+    ("detached", "attached"),
+    ("detached", "cloud_lora"),
+    ("small_lora", "cloud_lora"),
+    ("small_lora", "attached"),
+    ("small_full", "cloud_lora"),
+    ("small_full", "attached"),
+)
 SETS = ("calibration", "test", "shifted")
 REMOTE = "[REMOTE]"
 # How far a realised share may be from the promised one.
