@@ -66,6 +66,7 @@ body {{ max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 table {{ border-collapse: collapse; font-size: .9rem; }}
 th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }}
+td {{ white-space: nowrap; }} th {{ vertical-align: bottom; }}
 .wide {{ overflow-x: auto; }}
 img {{ max-width: min(100%, 40rem); display: block; }}
 </style></head><body>
