@@ -124,6 +124,17 @@ def resampled(
     return found
 
 
+def cost_of(rows: dict[str, Answered]) -> dict[str, float]:
+    """Return what an answer takes: a part that every one has, and one for each token (least squares)."""
+    timed = [row for row in rows.values() if row.seconds is not None]
+    tokens, milliseconds = [len(row.tokens.logprobs) for row in timed], [1000 * row.seconds for row in timed]
+    found = {"ms": statistics.mean(milliseconds), "tokens": statistics.mean(tokens)}
+    if len(set(tokens)) > 1:
+        each, every = np.polyfit(tokens, milliseconds, 1)
+        found |= {"ms_of_every_answer": float(every), "ms_a_token": float(each)}
+    return found
+
+
 def summary_of(
     edge: dict[str, Answered], cloud: dict[str, Answered], folder: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -138,6 +149,7 @@ def summary_of(
     goal = Risk(args.risk, 0.95)
     pool = sets["calibration"] + sets["test"]
     found: dict[str, Any] = {"edge_seconds": seconds[0], "cloud_seconds": seconds[1]}
+    found |= {"edge_cost": cost_of(edge), "cloud_cost": cost_of(cloud)}
     found["resampled_risk"] = resampled(pool, goal, lambda p: p.counts.sent / p.counts.rows, args)
     try:
         policy = policy_of(sets["calibration"], goal, args)

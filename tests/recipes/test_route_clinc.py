@@ -88,6 +88,19 @@ def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     assert one["resampled_risk"]["resamples"] == 1
     assert one["test"]["risk"][0] < one["shifted"]["risk"][0]
     assert said.count("| detached, attached |") == 2
+    assert one["edge_cost"] == {"ms": pytest.approx(10), "tokens": 2}
+
+
+def test_what_an_answer_takes_is_told_by_its_tokens(monkeypatch):
+    """Catches a fit in other units, or of answers that were not timed."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / FOLDER))
+    cost_of = runpy.run_path(str(ROOT / "recipes" / FOLDER / "summary.py"))["cost_of"]
+    rows = {}
+    for at, (count, seconds) in enumerate(((1, 0.006), (2, 0.008), (4, 0.012), (9, None))):
+        row = replace(made_up(1)[0], tokens=TokenScores([-0.1] * count), seconds=seconds)
+        rows[f"test:{at}"] = row
+    found = cost_of(rows)
+    assert found == pytest.approx({"ms": 26 / 3, "tokens": 7 / 3, "ms_of_every_answer": 4, "ms_a_token": 2})
 
 
 @pytest.mark.slow
