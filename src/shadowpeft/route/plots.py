@@ -77,7 +77,8 @@ def quality_plot(
     for (name, (share, value)), marker in zip(points.items(), "oXsP", strict=False):
         axes.scatter(100 * share, 100 * value, 60, "black", marker=marker, zorder=3, label=name)
     axes.set(xlabel="requests sent to the cloud, %", ylabel="requests answered rightly, %", xlim=(-1, 101))
-    axes.legend(frameon=False)
+    # Beside the curves: they may run through any corner.
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return _picture(figure)
 
 

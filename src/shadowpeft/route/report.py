@@ -225,12 +225,24 @@ def _quality(policy: Policy, rows: Sequence[Answered], shown: str) -> Part | Non
     text = (
         f"Share of the {shown} requests that are answered rightly, by the share sent to the cloud, the least "
         "sure first. The oracle knows which answers only the cloud has right. The band is a 95 % bootstrap "
-        "over rows."
+        f"over rows.{_loss(quality or 0.0, edge)}"
     )
     return Part(
         "Quality against what is sent", text, ("", "sent", "answered rightly"), table_rows,
         {"quality against share sent": picture},
     )  # fmt: skip
+
+
+def _loss(quality: float, edge: float) -> str:
+    """Say so if sending requests to the cloud makes fewer of them right."""
+    if quality >= edge:
+        return ""
+    return (
+        f" Here the policy answers fewer requests rightly than the edge alone ({_percent(quality)}, "
+        f"{_percent(edge)}): of the requests that are sent the cloud has fewer right than the edge had. The "
+        "promised risk is of what the edge keeps, and this cloud is no help; take a better one, or let the "
+        "edge answer all."
+    )
 
 
 def _scores(policy: Policy, calibration: Sequence[Answered]) -> Part | None:
