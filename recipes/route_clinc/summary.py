@@ -2,11 +2,11 @@
 
     python recipes/route_clinc/summary.py --answers OUT --output FOLDER [--risk 0.03] [--resamples 20]
 
-For each pair of an edge and a cloud it joins their answers into `PAIR/calibration.jsonl`, `PAIR/test.jsonl`
-and `PAIR/shifted.jsonl`, answered rows for `shadowpeft calibrate --data ... --test ... --shifted ...`. It
-calibrates on the calibration rows and measures on the others. Then it halves calibration and test rows anew,
-label by label, --resamples times, calibrates on one half and measures on the other. It prints a Markdown
-table, and writes all figures to `summary.json`.
+`OUT` holds the answers as they were written, or packed by gzip. For each pair of an edge and a cloud it joins
+their answers into `PAIR/calibration.jsonl`, `PAIR/test.jsonl` and `PAIR/shifted.jsonl`, answered rows for
+`shadowpeft calibrate --data ... --test ... --shifted ...`. It calibrates on the calibration rows and measures
+on the others. Then it halves calibration and test rows anew, label by label, --resamples times, calibrates on
+one half and measures on the other. It prints a Markdown table, and writes all figures to `summary.json`.
 """
 
 import argparse
@@ -209,8 +209,8 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=20)
     args = parser.parse_args()
     names = {name for pair in PAIRS for name in pair}
-    files = {name: args.answers / f"{name}.jsonl" for name in names}
-    models = {name: read(path) for name, path in files.items() if path.exists()}
+    files = [args.answers / f"{name}{ending}" for name in names for ending in (".jsonl", ".jsonl.gz")]
+    models = {path.name.partition(".")[0]: read(path) for path in files if path.exists()}
     found, rows = {}, []
     for edge, cloud in PAIRS:
         if edge in models and cloud in models:

@@ -1,5 +1,6 @@
 """The recipe of the robot task, run small."""
 
+import gzip
 import json
 import runpy
 import sys
@@ -75,6 +76,10 @@ def answers(folder, name, shift, seed):
 def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     for name, shift, seed in (("detached", 5, 0), ("attached", 6, 1), ("small_lora", 4.5, 2)):
         answers(tmp_path / "answers", name, shift, seed)
+    # What is kept of a run is packed.
+    plain = tmp_path / "answers" / "attached.jsonl"
+    (tmp_path / "answers" / "attached.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
     words = ("--risk", 0.2, "--resamples", 1)
     said = run(
         f"{FOLDER}/summary.py", "--answers", tmp_path / "answers", "--output", tmp_path / "out", *words
