@@ -68,7 +68,7 @@ def quality_plot(
         points: share and quality of what has no curve, by name.
         random: the two ends of the line of sending at random.
     """
-    figure, axes = _axes()
+    figure, axes = _axes(width=8.4)
     for (name, (shares, quality)), colour in zip(curves.items(), _COLOURS, strict=False):
         axes.plot(100 * shares, 100 * quality, color=colour, linewidth=1.6, label=name)
     shares = next(iter(curves.values()))[0]
@@ -82,8 +82,8 @@ def quality_plot(
     return _picture(figure)
 
 
-def _axes() -> tuple[Figure, plt.Axes]:
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+def _axes(width: float = 6.4) -> tuple[Figure, plt.Axes]:
+    figure, axes = plt.subplots(figsize=(width, 4.2))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
