@@ -2,21 +2,28 @@
 
     python recipes/route_clinc/run.py --data DATA --model BASE --small SMALLER --output OUT [flags]
 
-`DATA` is what `prepare.py` writes. Three trainings, each from two learning rates:
+`DATA` is what `prepare.py` writes. SMALLER is the folder of a model with BASE's tokens, or of a shadow that
+was pretrained beside BASE. Each training is made from several learning rates:
 
-- `shadow`: SMALLER becomes the explicit shadow of BASE, its projection fitted first. One training gives
+- `shadow`: SMALLER becomes the shadow of BASE; the projection of a model is fitted first. One training gives
   `attached.jsonl` and `detached.jsonl`. The rates are those of the shadow's backbone and projection.
-- `small`: LoRA on SMALLER alone (`small_lora.jsonl`), the small model that needs no large one.
+- `small`: LoRA on SMALLER alone (`small_lora.jsonl`), the small model that needs no large one. A pretrained
+  shadow is detached for it, and so has BASE's embeddings and head.
+- `small_full`, with --full-rates: all weights of SMALLER alone (`small_full.jsonl`).
 - `cloud`: LoRA on BASE (`cloud_lora.jsonl`), merged, a cloud without a shadow.
 
 After each training the dev rows say how many answers are right. What is better than the rate before answers
-calibration, test and shifted rows, and some test rows again one at a time, for their seconds. Files are
-written after every step, so that what was computed is kept wherever the run ends; a training that would not
-end within --budget seconds is left out. `run.json` holds settings, times and accuracies.
+calibration, test and shifted rows, and some test rows again one at a time, for their seconds; the models of a
+training take turns at each row. --clock processor counts what this process works, which other work on a CPU
+does not touch, and wants one thread. Files are written after every step, so that what was computed is kept
+wherever the run ends; a training that would not end within --budget seconds is left out. `run.json` holds
+settings, times and accuracies. With --adapter the chosen adapter is kept, and the detached answers bear its
+hash.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -27,25 +34,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig
+from trainings import Models, Trainings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shadowpeft import ShadowConfig, ShadowedModel, attach
-from shadowpeft.compare.peft_methods import peft_model
-from shadowpeft.compare.training import Training, train
-from shadowpeft.data.encode import encode
-from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row, read_rows
-from shadowpeft.data.tokenizers import padding_id
+from shadowpeft.evaluation.roles import identity_of
 from shadowpeft.evaluation.scored import scored_answers
-from shadowpeft.pretrain import warm
 from shadowpeft.reporting import provenance
 from shadowpeft.route import answered
 from shadowpeft.route.answered import Answered, Answerer
 from shadowpeft.storage import stock_models
 
 SETS = ("calibration", "test", "shifted")
-Models = dict[str, PreTrainedModel]
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 class Arm(NamedTuple):
@@ -66,10 +67,8 @@ class Recipe:
     """One run: its settings, its rows and what is known so far."""
 
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
-        self.args, self.scratch, self.began = args, scratch, time.perf_counter()
-        self.device = torch.device(args.device)
-        self.on_gpu = self.device.type == "cuda"
-        self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
+        self.args, self.began = args, time.perf_counter()
+        self.on_gpu = torch.device(args.device).type == "cuda"
         self.tokenizer: PreTrainedTokenizerBase = stock_models.load_tokenizer(args.model)
         self.rows = {name: self._read(name) for name in ("train", "dev", *SETS)}
         self.best: dict[str, float] = {}
@@ -81,6 +80,9 @@ class Recipe:
             "rows": {name: len(rows) for name, rows in self.rows.items()},
             "trainings": [],
         }
+        self.trainings = Trainings(
+            args, self.tokenizer, self.rows["train"], self.rows["dev"], scratch=scratch, say=self.say
+        )
 
     def _read(self, name: str) -> list[Row]:
         rows = read_rows(str(self.args.data / f"{name}.jsonl"))[: self.args.rows]
@@ -100,69 +102,6 @@ class Recipe:
         text = json.dumps(self.record, indent=1)
         (self.args.output / "run.json").write_text(text + "\n", encoding="utf-8")
 
-    def load(self, source: str) -> PreTrainedModel:
-        """Load a model as it answers: in bfloat16 on a GPU."""
-        model = stock_models.load_model(source, self.dtype)
-        return model.to(self.device).eval()  # type: ignore[arg-type]
-
-    # Trainings
-
-    def shadow(self, rate: float) -> Models:
-        """Train the shadow beside the base; return what answers attached and detached."""
-        base = stock_models.load_model(self.args.model, self.dtype).to(self.device)  # type: ignore[arg-type]
-        small = stock_models.load_model(self.args.small, torch.float32).to(self.device)  # type: ignore[arg-type]
-        config = ShadowConfig(
-            r=self.args.shadow_rank, alpha=self.args.alpha, shadow_loss_weight=self.args.shadow_loss_weight
-        )
-        model = attach(base, config, small)
-        if model.adapter.shadow.projection is not None:
-            ids = [
-                torch.tensor([self._ids(row)], device=self.device)
-                for row in self.rows["train"] + self.rows["dev"]
-            ]
-            fit = warm.start(model.adapter.shadow, base, small, "weighted", text=ids, held_out=ids[:50])
-            self.say(f"the projection misses {fit.in_logits:.3g} of the smaller model's logits")
-        self._fit(model, self.args.shadow_rate, backbone_rate=rate)
-        folder = self.scratch / f"adapter-{rate:g}"
-        model.save_pretrained(folder)
-        del model, base, small
-        # Read again in the type that it answers in.
-        shadowed = ShadowedModel.from_pretrained(self.load(self.args.model), folder)
-        return {"detached": shadowed.detached(), "attached": shadowed}
-
-    def lora(self, source: str, name: str, rate: float) -> Models:
-        """Train LoRA on a model; return it merged."""
-        rank = self.args.lora_rank
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = peft_model(stock_models.load_model(source, self.dtype).to(self.device), config)  # type: ignore[arg-type]
-        self._fit(model, rate)
-        return {name: model.merge_and_unload().to(self.dtype).eval()}
-
-    def _ids(self, row: Row) -> list[int]:
-        return encode(row, self.tokenizer, self.args.max_length)["input_ids"]
-
-    def _fit(self, model: Any, rate: float, backbone_rate: float | None = None) -> None:
-        for weight in model.parameters():
-            if weight.requires_grad:
-                # In bfloat16 small steps would be lost.
-                weight.data = weight.data.float()
-        examples = [encode(row, self.tokenizer, self.args.max_length) for row in self.rows["train"]]
-        outcome = train(
-            model,
-            examples,
-            Collator(padding_id(self.tokenizer)),
-            Training(
-                self.args.steps,
-                self.args.batch_size,
-                rate,
-                self.args.seed,
-                self.device,
-                bf16=self.on_gpu,
-                backbone_learning_rate=backbone_rate,
-            ),
-        )
-        self.say(f"trained {self.args.steps} steps in {outcome.seconds:.0f} s, loss {outcome.train_loss:.3f}")
-
     # Answers
 
     def answers(self, model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> Any:
@@ -177,22 +116,24 @@ class Recipe:
         found = self.answers(model, self.rows["dev"], self.args.eval_batch_size)
         return sum(each.right for each in found) / len(found)
 
-    def write(self, name: str, model: PreTrainedModel) -> None:
-        """Let a model answer all sets, time some single answers, and write them."""
-        # Names without paths: a record says nothing of where it was made.
-        by = Answerer(f"{Path(self.args.model).name}, {name}")
-        found, seconds = [], self._single(model)
+    def write(self, models: Models) -> None:
+        """Let models answer all sets, time some single answers, and write them."""
+        seconds = self._single(models)
+        for name, model in models.items():
+            self._write(name, model, seconds[name])
+
+    def _write(self, name: str, model: PreTrainedModel, seconds: dict[str, float]) -> None:
+        found, by = [], self._answerer(name)
         for part in SETS:
             rows = self.rows[part]
             for row, each in zip(rows, self.answers(model, rows, self.args.eval_batch_size), strict=True):
-                tokens = _rounded(each.tokens)
                 found.append(
                     Answered(
                         row.where,
                         each.answer,
                         each.expected,
                         each.right,
-                        tokens,
+                        _rounded(each.tokens),
                         by,
                         None,
                         seconds.get(row.where),
@@ -211,14 +152,24 @@ class Recipe:
         }
         self.say(f"{name}: {', '.join(f'{part} {100 * share:.1f} %' for part, share in shares.items())}")
 
-    def _single(self, model: PreTrainedModel) -> dict[str, float]:
+    def _answerer(self, name: str) -> Answerer:
+        # Names without paths: a record says nothing of where it was made.
+        if name == "detached" and self.args.adapter is not None:
+            by = identity_of(self.args.name, str(self.args.adapter))
+            return replace(by, adapter=self.args.adapter.name)
+        return Answerer(f"{self.args.name}, {name}")
+
+    def _single(self, models: Models) -> dict[str, dict[str, float]]:
         """Time answers to the first test rows, one at a time; one more runs before, so that all is warm."""
-        rows, found = self.rows["test"][: self.args.timed], {}
-        self.answers(model, rows[:1], 1)
+        rows, found = self.rows["test"][: self.args.timed], {name: {} for name in models}
+        clock = CLOCKS[self.args.clock]
+        for model in models.values():
+            self.answers(model, rows[:1], 1)
         for row in rows:
-            began = time.perf_counter()
-            self.answers(model, [row], 1)
-            found[row.where] = round(time.perf_counter() - began, 5)
+            for name, model in models.items():
+                began = clock()
+                self.answers(model, [row], 1)
+                found[name][row.where] = round(clock() - began, 5)
         return found
 
 
@@ -236,10 +187,12 @@ def _rounded(tokens: Any) -> Any:
 def arms_of(recipe: Recipe) -> Iterator[tuple[Arm, float]]:
     """Yield each training with a rate: the first rate of all, then the second."""
     args = recipe.args
+    make = recipe.trainings
     arms = [
-        Arm("shadow", args.shadow_rates, recipe.shadow),
-        Arm("small", args.lora_rates, lambda rate: recipe.lora(args.small, "small_lora", rate)),
-        Arm("cloud", args.lora_rates, lambda rate: recipe.lora(args.model, "cloud_lora", rate)),
+        Arm("shadow", args.shadow_rates, make.shadow),
+        Arm("small", args.lora_rates, lambda rate: make.lora(make.small(), "small_lora", rate)),
+        Arm("small_full", args.full_rates, lambda rate: make.full(make.small(), "small_full", rate)),
+        Arm("cloud", args.lora_rates, lambda rate: make.lora(make.base(), "cloud_lora", rate)),
     ]
     for at in range(max(len(arm.rates) for arm in arms)):
         yield from ((arm, arm.rates[at]) for arm in arms if at < len(arm.rates))
@@ -264,8 +217,9 @@ def run(recipe: Recipe) -> None:
         if mean > recipe.best.get(arm.name, -1.0):
             recipe.best[arm.name] = mean
             recipe.record.setdefault("chosen", {})[arm.name] = rate
-            for name, model in models.items():
-                recipe.write(name, model)
+            if arm.name == "shadow" and recipe.args.adapter is not None:
+                shutil.copytree(recipe.trainings.folder(rate), recipe.args.adapter, dirs_exist_ok=True)
+            recipe.write(models)
         del models
         if recipe.on_gpu:
             torch.cuda.empty_cache()
@@ -282,6 +236,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--small", required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, help="folder that keeps the chosen adapter")
+    parser.add_argument("--name", help="what the records call BASE; the name of its folder by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -289,17 +245,20 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--max-new-tokens", type=int, default=12)
     parser.add_argument("--shadow-rate", type=float, default=1e-3)
-    parser.add_argument("--shadow-rates", type=float, nargs="+", default=[2e-5, 5e-5])
+    parser.add_argument("--shadow-rates", type=float, nargs="*", default=[2e-5, 5e-5])
     parser.add_argument("--shadow-rank", type=int, default=32)
     parser.add_argument("--alpha", type=float, default=0.3)
     parser.add_argument("--shadow-loss-weight", type=float, default=1.0)
-    parser.add_argument("--lora-rates", type=float, nargs="+", default=[2e-4, 5e-4])
+    parser.add_argument("--lora-rates", type=float, nargs="*", default=[2e-4, 5e-4])
     parser.add_argument("--lora-rank", type=int, default=16)
+    parser.add_argument("--full-rates", type=float, nargs="*", default=[])
     parser.add_argument("--timed", type=int, default=40)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--budget", type=float, default=420.0)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    args.name = args.name or Path(args.model).name
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         run(Recipe(args, Path(scratch)))

@@ -1,12 +1,12 @@
-"""Read what `run.py` wrote: calibrate, resample, and compare the detached shadow with a small LoRA.
+"""Read what `run.py` wrote: calibrate, resample, and compare the detached shadow with the small model alone.
 
     python recipes/route_clinc/summary.py --answers OUT --output FOLDER [--risk 0.03] [--resamples 20]
 
-For each pair of an edge and a cloud it joins their answers into `PAIR/calibration.jsonl`, `PAIR/test.jsonl`
-and `PAIR/shifted.jsonl`, answered rows for `shadowpeft calibrate --data ... --test ... --shifted ...`. It
-calibrates on the calibration rows and measures on the others. Then it halves calibration and test rows anew,
-label by label, --resamples times, calibrates on one half and measures on the other. It prints a Markdown
-table, and writes all figures to `summary.json`.
+`OUT` holds the answers as they were written, or packed by gzip. For each pair of an edge and a cloud it joins
+their answers into `PAIR/calibration.jsonl`, `PAIR/test.jsonl` and `PAIR/shifted.jsonl`, answered rows for
+`shadowpeft calibrate --data ... --test ... --shifted ...`. It calibrates on the calibration rows and measures
+on the others. Then it halves calibration and test rows anew, label by label, --resamples times, calibrates on
+one half and measures on the other. It prints a Markdown table, and writes all figures to `summary.json`.
 """
 
 import argparse
@@ -30,7 +30,14 @@ from shadowpeft.route.goals import Goal, Risk, Share
 from shadowpeft.route.identity import hash_of_rows
 from shadowpeft.route.policy import Policy
 
-PAIRS = (("detached", "attached"), ("small_lora", "cloud_lora"), ("small_lora", "attached"))
+PAIRS = (
+    ("detached", "attached"),
+    ("detached", "cloud_lora"),
+    ("small_lora", "cloud_lora"),
+    ("small_lora", "attached"),
+    ("small_full", "cloud_lora"),
+    ("small_full", "attached"),
+)
 SETS = ("calibration", "test", "shifted")
 REMOTE = "[REMOTE]"
 # How far a realised share may be from the promised one.
@@ -117,6 +124,17 @@ def resampled(
     return found
 
 
+def cost_of(rows: dict[str, Answered]) -> dict[str, float]:
+    """Return what an answer takes: a part that every one has, and one for each token (least squares)."""
+    timed = [row for row in rows.values() if row.seconds is not None]
+    tokens, milliseconds = [len(row.tokens.logprobs) for row in timed], [1000 * row.seconds for row in timed]
+    found = {"ms": statistics.mean(milliseconds), "tokens": statistics.mean(tokens)}
+    if len(set(tokens)) > 1:
+        each, every = np.polyfit(tokens, milliseconds, 1)
+        found |= {"ms_of_every_answer": float(every), "ms_a_token": float(each)}
+    return found
+
+
 def summary_of(
     edge: dict[str, Answered], cloud: dict[str, Answered], folder: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -131,6 +149,7 @@ def summary_of(
     goal = Risk(args.risk, 0.95)
     pool = sets["calibration"] + sets["test"]
     found: dict[str, Any] = {"edge_seconds": seconds[0], "cloud_seconds": seconds[1]}
+    found |= {"edge_cost": cost_of(edge), "cloud_cost": cost_of(cloud)}
     found["resampled_risk"] = resampled(pool, goal, lambda p: p.counts.sent / p.counts.rows, args)
     try:
         policy = policy_of(sets["calibration"], goal, args)
@@ -190,8 +209,8 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=20)
     args = parser.parse_args()
     names = {name for pair in PAIRS for name in pair}
-    files = {name: args.answers / f"{name}.jsonl" for name in names}
-    models = {name: read(path) for name, path in files.items() if path.exists()}
+    files = [args.answers / f"{name}{ending}" for name in names for ending in (".jsonl", ".jsonl.gz")]
+    models = {path.name.partition(".")[0]: read(path) for path in files if path.exists()}
     found, rows = {}, []
     for edge, cloud in PAIRS:
         if edge in models and cloud in models:

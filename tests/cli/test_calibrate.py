@@ -59,6 +59,7 @@ def test_answers_of_an_earlier_run_serve_again(answers, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "at most 5.0 % of the kept answers" in said
     assert f"of 300 sent, {found['test']['errors']} of {found['test']['kept']} kept answers wrong" in said
+    assert f"by the edge alone {100 * found['test']['edge']:.1f} %" in said
 
 
 def test_the_shadow_alone_is_the_edge_and_the_attached_model_the_cloud(

@@ -1,17 +1,30 @@
 """The recipe of the robot task, run small."""
 
+import gzip
 import json
-from dataclasses import replace
+import runpy
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 
 import pytest
 from helpers.answered import REMOTE, made_up
-from helpers.recipes import run, write_rows
+from helpers.recipes import ROOT, run, write_rows
+from helpers.servers import Canned, policy, running
 from helpers.tiny import qwen3_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shadowpeft.embedded import MODEL
+from shadowpeft import attach
+from shadowpeft.data.rows import Row
+from shadowpeft.embedded import MODEL, SHADOW
+from shadowpeft.evaluation.roles import identity_of
+from shadowpeft.evaluation.scored import scored_answers
 from shadowpeft.route import answered
+from shadowpeft.route.answered import Answered, Answerer
 from shadowpeft.route.policy import Policy
+from shadowpeft.route.scores import TokenScores
+from shadowpeft.serve.app import Gateway, Served
+from shadowpeft.serve.routed import Role, Routed
 
 FOLDER = "route_clinc"
 
@@ -63,6 +76,10 @@ def answers(folder, name, shift, seed):
 def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     for name, shift, seed in (("detached", 5, 0), ("attached", 6, 1), ("small_lora", 4.5, 2)):
         answers(tmp_path / "answers", name, shift, seed)
+    # What is kept of a run is packed.
+    plain = tmp_path / "answers" / "attached.jsonl"
+    (tmp_path / "answers" / "attached.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
     words = ("--risk", 0.2, "--resamples", 1)
     said = run(
         f"{FOLDER}/summary.py", "--answers", tmp_path / "answers", "--output", tmp_path / "out", *words
@@ -76,6 +93,19 @@ def test_the_summary_is_of_the_pairs_that_it_names(tmp_path):
     assert one["resampled_risk"]["resamples"] == 1
     assert one["test"]["risk"][0] < one["shifted"]["risk"][0]
     assert said.count("| detached, attached |") == 2
+    assert one["edge_cost"] == {"ms": pytest.approx(10), "tokens": 2}
+
+
+def test_what_an_answer_takes_is_told_by_its_tokens(monkeypatch):
+    """Catches a fit in other units, or of answers that were not timed."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / FOLDER))
+    cost_of = runpy.run_path(str(ROOT / "recipes" / FOLDER / "summary.py"))["cost_of"]
+    rows = {}
+    for at, (count, seconds) in enumerate(((1, 0.006), (2, 0.008), (4, 0.012), (9, None))):
+        row = replace(made_up(1)[0], tokens=TokenScores([-0.1] * count), seconds=seconds)
+        rows[f"test:{at}"] = row
+    found = cost_of(rows)
+    assert found == pytest.approx({"ms": 26 / 3, "tokens": 7 / 3, "ms_of_every_answer": 4, "ms_a_token": 2})
 
 
 @pytest.mark.slow
@@ -104,3 +134,69 @@ def test_models_are_trained_and_answer(tmp_path):
     ]
     assert [line["where"] for line in lines][::4] == ["calibration:1", "test:1", "shifted:1"]
     assert sum("seconds" in line for line in lines) == 1
+
+
+@pytest.mark.slow
+def test_a_pretrained_shadow_is_the_smaller_model(tmp_path):
+    """Catches a shadow that starts at random, a small model of other weights, another adapter's hash."""
+    for name in ("train", "dev", "calibration", "test", "shifted"):
+        rows = [{"prompt": f"Request: {name} {at}\nIntent:", "completion": " [REMOTE]"} for at in range(4)]
+        write_rows(tmp_path / "rows" / f"{name}.jsonl", rows)
+    few = ("--steps", 1, "--batch-size", 2, "--timed", 2, "--max-new-tokens", 3)
+    # A rate of nothing keeps what the trainings start from.
+    rates = [word for name in ("shadow", "lora", "full") for word in (f"--{name}-rates", 0.0)]
+    run(
+        f"{FOLDER}/run.py", "--data", tmp_path / "rows", "--model", MODEL, "--small", SHADOW,
+        "--output", tmp_path / "out", "--adapter", tmp_path / "kept", "--name", "embedded",
+        "--shadow-rate", 0.0, *few, *rates,
+    )  # fmt: skip
+    found = {
+        name: [
+            json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text("utf-8").splitlines()
+        ]
+        for name in ("detached", "attached", "small_lora", "small_full", "cloud_lora")
+    }
+    start = attach(AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32"), shadow=SHADOW).detached()
+    rows = [Row({"prompt": "Request: test 0\nIntent:", "completion": " [REMOTE]"}, "test:1")]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    (expected,) = scored_answers(start, tokenizer, rows, max_new_tokens=3, progress=False)
+    for name in ("detached", "small_lora", "small_full"):
+        line = found[name][4]
+        assert (line["where"], line["answer"]) == ("test:1", expected.answer)
+        assert line["logprobs"] == pytest.approx(expected.tokens.logprobs, abs=1e-4)
+    assert found["attached"][4]["logprobs"] == pytest.approx(found["cloud_lora"][4]["logprobs"], abs=1e-4)
+    by = identity_of("embedded", str(tmp_path / "kept"))
+    assert found["detached"][0]["by"] == asdict(replace(by, adapter="kept"))
+    assert [sum("seconds" in line for line in found[name]) for name in ("detached", "attached")] == [2, 2]
+
+
+@pytest.mark.parametrize("cloud_says", ["pay bill", "stop it"])
+def test_the_replay_compares_the_gateway_with_the_files(cloud_says, tmp_path, monkeypatch, capsys):
+    """Catches a comparison that cannot fail: the cloud behind the gateway is or is not that of the file."""
+    edge, cloud = Canned("play music", -0.1), Canned(cloud_says)
+    by, rules = Answerer("tiny"), policy(score="min_logprob", deferral=REMOTE)
+    rules.save(tmp_path / "routing.json")
+    rows = [{"prompt": f"Request: {at}\nIntent:", "completion": " pay bill"} for at in range(4)]
+    write_rows(tmp_path / "test.jsonl", rows)
+    for name, answer in (("edge", "play music"), ("cloud", "pay bill")):
+        scores = TokenScores([-0.01, -0.1], [4.99, 1.0], None)
+        found = [Answered(f"test:{at}", answer, "pay bill", False, scores, by) for at in range(1, 5)]
+        answered.write(found, tmp_path / f"{name}.jsonl")
+    routed = Routed(Role(edge, "canned"), Role(cloud, "canned"), rules)
+    gateway = Gateway({"routed": Served(routed, "routed", has_roles=True)})
+    with running(gateway.app(), edge, cloud) as address:
+        words = [
+            "replay.py", address, "--data", str(tmp_path / "test.jsonl"), "--policy", str(tmp_path),
+            "--edge", str(tmp_path / "edge.jsonl"), "--cloud", str(tmp_path / "cloud.jsonl"),
+            "--output", str(tmp_path / "replay.jsonl"), "--requests", "3",
+        ]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", words)
+        raises = pytest.raises(SystemExit, match="otherwise") if cloud_says == "stop it" else nullcontext()
+        with raises:
+            runpy.run_path(str(ROOT / "recipes" / FOLDER / "replay.py"), run_name="__main__")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["requests"], found["sent"], found["right"]) == (3, 0, 0)
+    assert found["other_cloud_answer"] == (3 if cloud_says == "stop it" else 0)
+    assert found["other_route"] == found["other_answer"] == found["other_score"] == 0
+    lines = (tmp_path / "replay.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["score"] for line in lines] == [-0.1] * 3

@@ -74,6 +74,13 @@ def test_other_ways_stand_beside_the_policy(tmp_path):
         assert len(cells(quality, name)) == 3
 
 
+@pytest.mark.parametrize(("cloud", "is_said"), [(0.0, True), (0.97, False)])
+def test_a_cloud_that_makes_fewer_answers_right_is_named(cloud, is_said, tmp_path):
+    """Catches a report that recommends a policy by which answers are lost."""
+    _, text, _ = written(tmp_path, Risk(0.05, 0.95), made_up(600, shift=5.0, deferred=0.1, cloud=cloud))
+    assert ("fewer requests rightly than the edge alone" in text) == is_said
+
+
 def test_without_a_cloud_or_entropies_their_parts_are_left_out(tmp_path):
     rows = [
         replace(row, cloud_right=None, tokens=replace(row.tokens, entropies=None))

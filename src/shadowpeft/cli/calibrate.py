@@ -201,5 +201,10 @@ def _print(policy: "Policy", summary: dict[str, Any], output: Path, as_json: boo
     for name, found in summary.items():
         wrong = f"{found['errors']:,} of {found['kept']:,} kept answers wrong"
         shown[name] = f"{found['rows'] - found['kept']:,} of {found['rows']:,} sent, {wrong}"
+        if found["quality"] is not None:
+            routed, edge, cloud = (f"{100 * found[each]:.1f} %" for each in ("quality", "edge", "cloud"))
+            shown[name] += (
+                f"; {routed} answered rightly, by the edge alone {edge}, by the cloud alone {cloud}"
+            )
     shown |= {"policy": output / NAME, "report": output / HTML}
     print_result(shown, as_json=False)

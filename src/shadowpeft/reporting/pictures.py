@@ -16,9 +16,9 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 GREY = "#7f7f7f"
 
 
-def new_axes() -> tuple[Figure, Axes]:
-    """Return a figure with one panel, open at the top and on the right."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+def new_axes(width: float = 6.4) -> tuple[Figure, Axes]:
+    """Return a figure with one panel, open at the top and on the right; wider for a legend beside it."""
+    figure, axes = plt.subplots(figsize=(width, 4.2))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

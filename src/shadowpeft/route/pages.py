@@ -50,10 +50,8 @@ def as_html(title: str, lead: str, parts: Sequence[Part]) -> str:
 
 def _html_table(part: Part) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in part.heads)
-    # A percentage stays on one line.
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text).replace(' %', '&nbsp;%')}</td>" for text in row) + "</tr>"
-        for row in part.rows
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in part.rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -68,6 +66,7 @@ body {{ max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 table {{ border-collapse: collapse; font-size: .9rem; }}
 th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }}
+td {{ white-space: nowrap; }} th {{ vertical-align: bottom; }}
 .wide {{ overflow-x: auto; }}
 img {{ max-width: min(100%, 40rem); display: block; }}
 </style></head><body>

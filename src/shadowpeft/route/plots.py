@@ -58,7 +58,7 @@ def quality_plot(
         points: share and quality of what has no curve, by name.
         random: the two ends of the line of sending at random.
     """
-    figure, axes = new_axes()
+    figure, axes = new_axes(width=8.4)
     for (name, (shares, quality)), colour in zip(curves.items(), COLOURS, strict=False):
         axes.plot(100 * shares, 100 * quality, color=colour, linewidth=1.6, label=name)
     shares = next(iter(curves.values()))[0]
@@ -67,5 +67,6 @@ def quality_plot(
     for (name, (share, value)), marker in zip(points.items(), "oXsP", strict=False):
         axes.scatter(100 * share, 100 * value, 60, "black", marker=marker, zorder=3, label=name)
     axes.set(xlabel="requests sent to the cloud, %", ylabel="requests answered rightly, %", xlim=(-1, 101))
-    axes.legend(frameon=False)
+    # Beside the curves: they may run through any corner.
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return as_data(figure)

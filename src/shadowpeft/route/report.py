@@ -81,8 +81,8 @@ def _lead(policy: Policy) -> str:
         f"Edge: {by}. An answer is kept if its score {policy.score} ({kind_of(policy.score).doc}) is at "
         f"least {policy.threshold:.6g}.{never} {promise_of(policy)} Calibrated on {counts.rows:,} rows of "
         f"{policy.data} (SHA-256 {policy.data_hash[:12]}): P(error) was fitted on {counts.fitted:,} of "
-        f"them; of the other {counts.held:,}, {counts.kept:,} answers are kept and {counts.errors:,} of "
-        "these are wrong."
+        f"them; of the other {counts.held:,}, {counts.kept:,} answers are kept, {counts.errors:,} of "
+        "them wrong."
     )
 
 
@@ -107,8 +107,8 @@ def promise_of(policy: Policy) -> str:
 
 def _promised(policy: Policy, sets: Mapping[str, Sequence[Answered]]) -> Part:
     heads = (
-        "", "rows", "sent", "95 %", "kept", "wrong", "risk", "95 %", "right but sent", "answered rightly",
-        "edge alone", "cloud alone", "of the cloud's",
+        "", "rows", "sent", "sent, 95 % interval", "kept", "wrong", "risk", "risk, 95 % interval",
+        "right but sent", "answered rightly", "by edge alone", "by cloud alone", "of cloud alone",
     )  # fmt: skip
     promise, counts = policy.promise, policy.counts
     risk = promise.risk if isinstance(promise, RiskPromise) else None
@@ -120,8 +120,11 @@ def _promised(policy: Policy, sets: Mapping[str, Sequence[Answered]]) -> Part:
     ]
     text = (
         "Sent: share of the requests that go to the cloud. Risk: share of wrong answers among those kept. "
-        "The held-out half chose or checked the threshold; test and shifted rows had no part in it. A "
-        "promise holds for requests like those of the calibration, and says nothing of shifted ones."
+        "Right but sent: answers of the edge that were right and went to the cloud all the same. Answered "
+        "rightly: share of all requests under this policy; beside it what the edge and the cloud answer "
+        "rightly alone, and the policy's share as a part of the cloud's. The held-out half chose or checked "
+        "the threshold; test and shifted rows had no part in it. A promise holds for requests like those of "
+        "the calibration, and says nothing of shifted ones."
     )
     return Part("Promised and realised", text, heads, rows)
 
@@ -160,7 +163,8 @@ def _calibration(policy: Policy, sets: Mapping[str, Sequence[Answered]], shown: 
     text = (
         "Before: the probability that the model gives its whole answer. After: 1 - P(error) of the policy. "
         "ECE is the mean distance between what is said and what is right, over ten bins. AUROC is the chance "
-        f"that a right answer scores higher than a wrong one. The picture shows the {shown} rows."
+        f"that a right answer scores higher than a wrong one. The picture shows the {shown} rows, with a dot "
+        "for each bin; the larger the dot, the more answers it stands for."
     )
     return Part(
         "How sure, and how often right", text, ("", "ECE before", "ECE after", "AUROC"), rows, pictures
@@ -221,12 +225,24 @@ def _quality(policy: Policy, rows: Sequence[Answered], shown: str) -> Part | Non
     text = (
         f"Share of the {shown} requests that are answered rightly, by the share sent to the cloud, the least "
         "sure first. The oracle knows which answers only the cloud has right. The band is a 95 % bootstrap "
-        "over rows."
+        f"over rows.{_loss(quality or 0.0, edge)}"
     )
     return Part(
         "Quality against what is sent", text, ("", "sent", "answered rightly"), table_rows,
         {"quality against share sent": picture},
     )  # fmt: skip
+
+
+def _loss(quality: float, edge: float) -> str:
+    """Say so if sending requests to the cloud makes fewer of them right."""
+    if quality >= edge:
+        return ""
+    return (
+        f" Here the policy answers fewer requests rightly than the edge alone ({_percent(quality)}, "
+        f"{_percent(edge)}): of the requests that are sent the cloud has fewer right than the edge had. The "
+        "promised risk is of what the edge keeps, and this cloud is no help; take a better one, or let the "
+        "edge answer all."
+    )
 
 
 def _scores(policy: Policy, calibration: Sequence[Answered]) -> Part | None:

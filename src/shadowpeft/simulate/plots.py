@@ -14,7 +14,7 @@ _MARKERS = "osD^vPX*"
 
 def right_by_seconds(found: Mapping[str, Figures], robots: int) -> str:
     """Draw what is answered rightly over the mean seconds, a point for each strategy."""
-    figure, axes = new_axes()
+    figure, axes = new_axes(width=8.4)
     for (name, one), colour, marker in zip(found.items(), cycle(COLOURS), cycle(_MARKERS), strict=False):
         axes.scatter(one.mean, 100 * one.right, 60, colour, marker=marker, label=name, zorder=3)
     axes.set(xlabel=f"mean seconds of an answer, {_fleet(robots)}", ylabel="answered rightly, %")
@@ -24,7 +24,7 @@ def right_by_seconds(found: Mapping[str, Figures], robots: int) -> str:
 
 def cost_by_right(found: Mapping[str, Figures], robots: int) -> str:
     """Draw the price of 1,000 requests over what is answered wrongly, a point for each strategy."""
-    figure, axes = new_axes()
+    figure, axes = new_axes(width=8.4)
     for (name, one), colour, marker in zip(found.items(), cycle(COLOURS), cycle(_MARKERS), strict=False):
         axes.scatter(100 * (1 - one.right), one.cost, 60, colour, marker=marker, label=name, zorder=3)
     axes.set(xlabel=f"not answered rightly, %, {_fleet(robots)}", ylabel="price of 1,000 requests")
@@ -34,7 +34,7 @@ def cost_by_right(found: Mapping[str, Figures], robots: int) -> str:
 
 def slowest_by_fleet(fleets: Sequence[int], found: Mapping[str, Sequence[Figures]]) -> str:
     """Draw the seconds that 99 % of the answers do not exceed over the size of the fleet."""
-    figure, axes = new_axes()
+    figure, axes = new_axes(width=8.4)
     for (name, each), colour, marker in zip(found.items(), cycle(COLOURS), cycle(_MARKERS), strict=False):
         axes.plot(fleets, [one.p99 for one in each], color=colour, marker=marker, linewidth=1.4, label=name)
     axes.set(xlabel="robots", ylabel="seconds that 99 % of the answers do not exceed")
