@@ -1,0 +1,13 @@
+"""The scripts of recipes/portability as modules, as they see each other when one of them is run."""
+
+import sys
+
+from helpers.recipes import ROOT
+
+sys.path.append(str(ROOT / "recipes" / "portability"))
+
+import adapters
+import report
+import upgrade
+
+__all__ = ["adapters", "report", "upgrade"]
