@@ -2,10 +2,11 @@
 
     python -u recipes/portability/measure.py --data DATA --output ROWS.jsonl [--model MODEL] [--budget S]
 
-DATA holds wiki_en/ and dolly/ (docs/reference/tasks.md says in what form); MODEL is a folder, by default the
-embedded model. It appends a JSON line to ROWS for all that is measured, as it goes, and says on stderr what
-it does. `report.py ROWS` writes the tables. With --budget no training or refitting begins that could not end
-in time; what comes first is what the question needs most. On one GPU, half an hour, not run yet:
+DATA holds wiki_en/ (train and validation, with `text`) and dolly/ (train, with databricks-dolly-15k's fields)
+as .jsonl or .jsonl.gz; MODEL is a folder, by default the embedded model. It appends a JSON line to ROWS for
+all that is measured, as it goes, and says on stderr what it does. `report.py ROWS` writes the tables. With
+--budget no training or refitting begins that could not end in time; what comes first is what the question
+needs most. On one GPU, half an hour, not run yet:
 
     python -u recipes/portability/measure.py --data DATA --output ROWS.jsonl --device cuda --bf16 \\
         --budget 1700 --model models/qwen2.5-coder-0.5b --steps 150 --batch-size 16 --rates 5e-4 1e-3 2e-3 \\

@@ -19,6 +19,7 @@ from shadowpeft.compare.training import precision
 from shadowpeft.data.encode import Example
 from shadowpeft.data.packing import Collator
 from shadowpeft.data.rows import Row, read_rows
+from shadowpeft.train.attention import sound_attention
 
 WARMUP, SHORTEST = 20, 200
 State = dict[str, Tensor]
@@ -99,9 +100,10 @@ def upgraded(
         for group in optimizer.param_groups:
             group["lr"] = args.upgrade_rate * min(1.0, (step + 1) / WARMUP)
         batch = collate(rows[step * args.upgrade_batch : (step + 1) * args.upgrade_batch])
-        with precision(base.device, args.bf16):
-            loss = base(**{name: part.to(base.device) for name, part in batch.items()}).loss
-        loss.backward()
+        with sound_attention():
+            with precision(base.device, args.bf16):
+                loss = base(**{name: part.to(base.device) for name, part in batch.items()}).loss
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
