@@ -231,10 +231,14 @@ class Experiment:
             self.trained[method, seed] = made
             self.report(model, method, 0, seed, "v1", rate=self.rates[method], **costs(made))
 
-    def on_v2(self, stage: int, seed: int) -> None:
-        """Report v1's adapters on a later stage, as they are and refitted."""
-        for method, parts in PARTS.items():
+    def untouched(self, stage: int, seed: int) -> None:
+        """Report v1's adapters on a later stage, as they are."""
+        for method in adapters.METHODS:
             self.report(self.carried(method, stage, seed), method, stage, seed, "untouched")
+
+    def refit(self, stage: int, seed: int) -> None:
+        """Report v1's adapters on a later stage, refitted part by part."""
+        for method, parts in PARTS.items():
             for part in parts:
                 factor = self.factors[method, part]
                 model, made = self.refitted(method, stage, seed, part, factor)

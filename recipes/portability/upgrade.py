@@ -91,7 +91,7 @@ def upgraded(
     ids = encode_texts(drawn, tokenizer, args.upgrade_length)
     rows = [Example(input_ids=row, labels=row) for row in ids]
     weights = list(base.requires_grad_(True).parameters())
-    optimizer = torch.optim.AdamW(weights, lr=args.upgrade_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=args.upgrade_rate, weight_decay=0.0, fused=True)
     collate = Collator(pad, mask=False)
     base.train()
     seconds = cpu_seconds = 0.0
