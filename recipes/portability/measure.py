@@ -25,7 +25,8 @@ dolly, at one rate: stages of one run. How far each has moved: the loss on held-
 prompts, and ||v2 - v1|| / ||v1||. The embedded model has read wiki and dolly before, many times: its v2 is a
 base that was trained on, and not one that learned something new. --upgrade-rate is chosen by the held-out
 losses of v2 alone, before any adapter is trained: of the embedded model, 300 steps of 128 tokens from another
-seed at 1e-4 took wiki from 2.658 to 2.668 and dolly from 2.992 to 2.892; at 3e-4 both rose, to 2.965 and 3.227.
+seed at 1e-4 took wiki from 2.658 to 2.668 and dolly from 2.992 to 2.892; at 3e-4 both rose, to 2.965 and
+3.227.
 
 **Adapters.** LoRA on all linear layers at --rank, and `normed` with a random shadow and as many trainable
 parameters (shadowpeft.compare.matching). Task: the package's subset of CLINC150 as language: the answer is
