@@ -109,7 +109,7 @@ def flags() -> argparse.Namespace:
     parser.add_argument("--refit-factors", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--upgrade-rate", type=float, default=1e-4)
     parser.add_argument("--upgrade-batch", type=int, default=1)
-    parser.add_argument("--upgrade-length", type=int, default=96)
+    parser.add_argument("--upgrade-length", type=int, default=64)
     parser.add_argument("--upgrade-seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=128, help="texts of each source")
     parser.add_argument("--validation-rows", type=int, default=300)
