@@ -2,8 +2,6 @@
 
 import argparse
 import gc
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +10,11 @@ import adapters
 import torch
 import upgrade
 from adapters import Graded
+from resume import Adapter, Row, Rows, Work, say
 
-from shadowpeft.compare.training import TrainingOutcome
 from shadowpeft.data.encode import Example, encode_all
-from shadowpeft.data.rows import Row, read_rows
+from shadowpeft.data.rows import Row as Pair
+from shadowpeft.data.rows import read_rows
 from shadowpeft.data.tokenizers import padding_id
 from shadowpeft.reporting import provenance
 from shadowpeft.storage import stock_models
@@ -23,9 +22,10 @@ from shadowpeft.storage import stock_models
 SEARCHED, LONGEST_ROW = 1000, 256
 # Added to a seed for the order of rows in refitting.
 OTHER_ORDER = 100
-PARTS = {"lora": ("everything",), "shadow": ("boundaries", "shadow", "everything")}
-# What a part of the shadow that is frozen leaves as it is need not be measured again.
-ATTACHED_ALONE = ("boundaries",)
+REFITTED = (
+    ("lora", "everything"), ("shadow", "boundaries"), ("shadow", "shadow"), ("shadow", "everything"),
+)  # fmt: skip
+BOTH = ("attached", "detached")
 
 
 class Task(NamedTuple):
@@ -33,14 +33,6 @@ class Task(NamedTuple):
 
     rows: dict[str, list[Example]]
     prompts: list[str]
-
-
-class Adapter(NamedTuple):
-    """A trained adapter, and what it cost."""
-
-    state: adapters.State
-    outcome: TrainingOutcome
-    cpu_seconds: float
 
 
 class OutOfTime(Exception):
@@ -54,7 +46,7 @@ def read_task(folder: Path, tokenizer: Any, args: argparse.Namespace) -> Task:
     for split, limit in limits.items():
         some = read_rows(folder / f"{split}.jsonl")[:limit]
         pairs = [
-            Row({name: row.fields[name] for name in ("prompt", "completion")}, row.where) for row in some
+            Pair({name: row.fields[name] for name in ("prompt", "completion")}, row.where) for row in some
         ]
         rows[split] = encode_all(pairs, tokenizer, LONGEST_ROW)
         if split == "validation":
@@ -65,12 +57,15 @@ def read_task(folder: Path, tokenizer: Any, args: argparse.Namespace) -> Task:
 class Experiment:
     """What all pieces of work share.
 
+    A command that is repeated goes on where it was stopped.
+
     Attributes:
+        rows: what was measured.
+        work: what was trained.
         base: the stock model, whose copies get the weights of a stage.
         stages: v1 and v2 after each number of steps.
         rates: each method's rate, once chosen.
         factors: the factor of each method and part for refitting, once chosen.
-        trained: the adapters that were trained on v1, by method and seed.
         texts: what v2 is trained on, and what is held out.
     """
 
@@ -83,10 +78,11 @@ class Experiment:
         self.settings = {
             method: adapters.settings_of(args.model, method, args.rank) for method in adapters.METHODS
         }
+        facts = {"model": Path(args.model).name, "device": args.device_name}
+        self.rows, self.work = Rows(args.output, facts), Work(args.work)
         self.stages = {0: upgrade.Stage(0, upgrade.state_of(self.base), 0.0, 0.0)}
         self.rates: dict[str, float] = {}
         self.factors: dict[tuple[str, str], float] = {}
-        self.trained: dict[tuple[str, int], Adapter] = {}
         self.texts = upgrade.read_texts(args.data, args.held_out)
         say(f"{len(self.texts.train)} texts for v2, {len(self.task.rows['train'])} rows to train on")
 
@@ -110,30 +106,27 @@ class Experiment:
         """Note how long a piece of work took."""
         self.longest[kind] = max(self.longest.get(kind, 0.0), time.perf_counter() - began)
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row to the file and say so."""
-        facts = {"model": Path(self.args.model).name, "device": self.args.device_name}
-        with self.args.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, **facts}) + "\n")
-        shown = {
-            name: value for name, value in row.items() if name not in ("correct", "settings", "versions")
-        }
-        say(json.dumps(shown))
-
     def flags_row(self) -> None:
         """Write what is run, and with what."""
         flags = {name: str(value) for name, value in vars(self.args).items()}
+        self.rows.refuse_other(flags)
         facts = {"versions": provenance.versions(), "commit": provenance.commit()}
-        self.write({"what": "run", "settings": self.settings, **facts, "flags": flags})
+        self.rows.write({"what": "run", "settings": self.settings, **facts, "flags": flags})
 
     def upgrade(self) -> None:
-        """Measure v1, make v2, and measure it at each stage."""
-        self.text_row(0)
+        """Make v2, and measure it at each stage, beside v1."""
+        for stage in self.work.made("v2", self.make_v2):
+            self.stages[stage["steps"]] = upgrade.Stage(**stage)
+        for steps in self.stages:
+            if not self.rows.find(what="base", stage=steps):
+                self.text_row(steps)
+
+    def make_v2(self) -> list[dict[str, Any]]:
+        """Train v2 and return its stages as plain values."""
         base = upgrade.at(self.base, self.stages[0].state, torch.float32)
         stages = sorted(self.args.stages)
-        for stage in upgrade.upgraded(base, self.texts.train, self.tokenizer, self.pad, stages, self.args):
-            self.stages[stage.steps] = stage
-            self.text_row(stage.steps)
+        made = upgrade.upgraded(base, self.texts.train, self.tokenizer, self.pad, stages, self.args)
+        return [stage._asdict() for stage in made]
 
     def text_row(self, steps: int) -> None:
         """Write how a stage differs from v1: its losses, its weights, and its answers without an adapter."""
@@ -142,20 +135,28 @@ class Experiment:
         texts = {**self.texts.held_out, "prompts": self.task.prompts[: self.args.held_out]}
         found = upgrade.losses(base, texts, self.tokenizer, self.pad, self.args)
         answers = adapters.graded(base, self.task.rows["validation"], self.pad, self.args)
-        self.write({
+        self.rows.write({
             "what": "base", "stage": steps, "losses": found,
             "moved": upgrade.moved(base, v1.state, stage.state), **shown(answers), "split": "validation",
             "train_seconds": stage.seconds, "train_cpu_seconds": stage.cpu_seconds,
         })  # fmt: skip
 
-    def train(self, method: str, stage: int, seed: int, rate: float) -> tuple[Any, Adapter]:
+    def train(self, method: str, stage: int, seed: int, rate: float) -> Adapter:
         """Train a fresh adapter on a stage."""
         self.begin("training")
         began = time.perf_counter()
         model = adapters.put(self.copy(stage), method, self.settings[method], seed)
         made = self.fitted(model, self.args.steps, rate, seed)
         self.end("training", began)
-        return model, made
+        return made
+
+    def on_v1(self, method: str, seed: int, rate: float) -> Adapter:
+        """Return the adapter trained on v1; it is trained once."""
+
+        def make() -> dict[str, Any]:
+            return self.train(method, 0, seed, rate)._asdict()
+
+        return Adapter(**self.work.made(f"{method}-{seed}-{rate:g}", make))
 
     def fitted(self, model: Any, steps: int, rate: float, seed: int) -> Adapter:
         """Train what is trainable of a model."""
@@ -164,92 +165,99 @@ class Experiment:
             model, self.task.rows["train"], self.pad, steps=steps, rate=rate, seed=seed, args=self.args
         )
         spent = time.process_time() - cpu
-        return Adapter(adapters.state_of(model), outcome, spent)
+        return Adapter(adapters.state_of(model), outcome.steps, outcome.seconds, spent)
 
-    def carried(self, method: str, stage: int, seed: int) -> Any:
-        """Return v1's adapter on a later stage."""
-        state = self.trained[method, seed].state
-        return adapters.carried(self.copy(stage), method, self.settings[method], state)
+    def carried(self, method: str, stage: int, made: Adapter) -> Any:
+        """Return an adapter on a stage."""
+        return adapters.carried(self.copy(stage), method, self.settings[method], made.state)
 
     def refitted(self, method: str, stage: int, seed: int, part: str, factor: float) -> tuple[Any, Adapter]:
-        """Carry an adapter over and refit a part of it; rows come in another order than on v1."""
+        """Carry v1's adapter over and refit a part of it; rows come in another order than on v1."""
+        rate = self.rates[method]
+        trained = self.on_v1(method, seed, rate)
         self.begin("refitting")
         began = time.perf_counter()
-        model = self.carried(method, stage, seed)
+        model = self.carried(method, stage, trained)
         adapters.train_only(model, part)
-        made = self.fitted(model, self.args.refit_steps, factor * self.rates[method], seed + OTHER_ORDER)
+        made = self.fitted(model, self.args.refit_steps, factor * rate, seed + OTHER_ORDER)
         self.end("refitting", began)
         return model, made
 
-    def validated(self, model: Any) -> Graded:
-        """Measure a model on the validation rows."""
-        return adapters.graded(model, self.task.rows["validation"], self.pad, self.args)
+    def validated(self, model: Any, **named: Any) -> Row:
+        """Measure a model on the validation rows and write its row."""
+        found = adapters.graded(model, self.task.rows["validation"], self.pad, self.args)
+        return self.rows.write({**named, **shown(found)})
 
-    def report(self, model: Any, method: str, stage: int, seed: int, arm: str, **cost: Any) -> None:
-        """Measure a model on the test rows, attached and detached, and write its rows."""
-        modes = [("attached", model)]
-        if method == "shadow" and arm not in ATTACHED_ALONE:
-            modes.append(("detached", model.detached()))
-        for mode, one in modes:
+    def missing(self, method: str, stage: int, seed: int, arm: str) -> dict[str, Any] | None:
+        """Return what names the rows of an arm, `None` if all of them are written.
+
+        A frozen shadow answers detached as it did, so that it is not measured again.
+        """
+        named = {"what": "adapter", "method": method, "stage": stage, "seed": seed, "arm": arm}
+        modes = BOTH if method == "shadow" and arm != "boundaries" else BOTH[:1]
+        left = [mode for mode in modes if not self.rows.find(mode=mode, **named)]
+        return {**named, "modes": left} if left else None
+
+    def report(self, model: Any, named: dict[str, Any], **cost: Any) -> None:
+        """Measure a model on the test rows, attached or detached, and write its rows."""
+        fields = {name: value for name, value in named.items() if name != "modes"}
+        for mode in named["modes"]:
+            one = model if mode == "attached" else model.detached()
             found = adapters.graded(one, self.task.rows["test"], self.pad, self.args)
-            self.write({
-                "what": "adapter", "method": method, "mode": mode, "stage": stage, "seed": seed, "arm": arm,
-                **shown(found), "split": "test", **cost,
-            })  # fmt: skip
+            self.rows.write({**fields, "mode": mode, **shown(found), "split": "test", **cost})
 
     def search(self) -> None:
         """Choose each method's rate on v1."""
         for method in adapters.METHODS:
             found = {}
             for rate in self.args.rates:
-                model, made = self.train(method, 0, SEARCHED, rate)
-                graded = self.validated(model)
-                found[rate] = graded.nll
-                self.write({"what": "search", "method": method, "rate": rate, **shown(graded), **costs(made)})
-                if found[rate] == min(found.values()):
-                    self.trained[method, SEARCHED], self.rates[method] = made, rate
+                named = {"what": "search", "method": method, "rate": rate}
+                row = self.rows.find(**named)
+                if row is None:
+                    made = self.on_v1(method, SEARCHED, rate)
+                    row = self.validated(self.carried(method, 0, made), **named, **costs(made))
+                found[rate] = row["nll"]
+            self.rates[method] = min(found, key=lambda rate: found[rate])
 
     def search_refit(self) -> None:
         """Choose the factor of each refitting arm on the last stage."""
-        for method, parts in PARTS.items():
-            for part in parts:
-                found = {}
-                for factor in self.args.refit_factors:
+        for method, part in REFITTED:
+            found = {}
+            for factor in self.args.refit_factors:
+                named = {"what": "search refit", "method": method, "arm": part, "factor": factor}
+                row = self.rows.find(**named)
+                if row is None:
                     model, made = self.refitted(method, self.last, SEARCHED, part, factor)
-                    graded = self.validated(model)
-                    found[factor] = graded.nll
-                    self.write({
-                        "what": "search refit", "method": method, "arm": part, "factor": factor,
-                        **shown(graded), **costs(made),
-                    })  # fmt: skip
-                self.factors[method, part] = min(found, key=lambda factor: found[factor])
+                    row = self.validated(model, **named, **costs(made))
+                found[factor] = row["nll"]
+            self.factors[method, part] = min(found, key=lambda factor: found[factor])
 
-    def on_v1(self, seed: int) -> None:
-        """Train and report both adapters on v1."""
+    def as_trained(self, stage: int, seed: int) -> None:
+        """Report v1's adapters as they are, on v1 or on a later stage."""
         for method in adapters.METHODS:
-            model, made = self.train(method, 0, seed, self.rates[method])
-            self.trained[method, seed] = made
-            self.report(model, method, 0, seed, "v1", rate=self.rates[method], **costs(made))
-
-    def untouched(self, stage: int, seed: int) -> None:
-        """Report v1's adapters on a later stage, as they are."""
-        for method in adapters.METHODS:
-            self.report(self.carried(method, stage, seed), method, stage, seed, "untouched")
+            named = self.missing(method, stage, seed, "untouched" if stage else "v1")
+            if named:
+                made = self.on_v1(method, seed, self.rates[method])
+                cost = {} if stage else {"rate": self.rates[method], **costs(made)}
+                self.report(self.carried(method, stage, made), named, **cost)
 
     def refit(self, stage: int, seed: int) -> None:
         """Report v1's adapters on a later stage, refitted part by part."""
-        for method, parts in PARTS.items():
-            for part in parts:
+        for method, part in REFITTED:
+            named = self.missing(method, stage, seed, part)
+            if named:
                 factor = self.factors[method, part]
                 model, made = self.refitted(method, stage, seed, part, factor)
-                rate = factor * self.rates[method]
-                self.report(model, method, stage, seed, part, rate=rate, **costs(made))
+                self.report(model, named, rate=factor * self.rates[method], **costs(made))
 
     def anew(self, seed: int) -> None:
         """Train and report fresh adapters on the last stage."""
         for method in adapters.METHODS:
-            model, made = self.train(method, self.last, seed, self.rates[method])
-            self.report(model, method, self.last, seed, "anew", rate=self.rates[method], **costs(made))
+            named = self.missing(method, self.last, seed, "anew")
+            if named:
+                made = self.train(method, self.last, seed, self.rates[method])
+                model = self.carried(method, self.last, made)
+                self.report(model, named, rate=self.rates[method], **costs(made))
 
 
 def shown(found: Graded) -> dict[str, Any]:
@@ -262,10 +270,6 @@ def costs(made: Adapter) -> dict[str, Any]:
     """Return the fields of a row that say what a training cost."""
     trainable = sum(weight.numel() for weight in made.state.values())
     return {
-        "trainable": trainable, "steps": made.outcome.steps, "train_seconds": made.outcome.seconds,
+        "trainable": trainable, "steps": made.steps, "train_seconds": made.seconds,
         "train_cpu_seconds": made.cpu_seconds,
     }  # fmt: skip
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,8 @@ DATA holds wiki_en/ (train and validation, with `text`) and dolly/ (train, with 
 as .jsonl or .jsonl.gz; MODEL is a folder, by default the embedded model. It appends a JSON line to ROWS for
 all that is measured, as it goes, and says on stderr what it does. `report.py ROWS` writes the tables. With
 --budget no training or refitting begins that could not end in time; what comes first is what the question
-needs most. On one GPU, half an hour, not run yet:
+needs most. The same command again goes on where it was stopped, with v2 and the adapters that it left in
+ROWS.work. On one GPU, half an hour, not run yet:
 
     python -u recipes/portability/measure.py --data DATA --output ROWS.jsonl --device cuda --bf16 \\
         --budget 1700 --model models/qwen2.5-coder-0.5b --batch-size 16 --test-rows 1000 \\
@@ -63,7 +64,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from experiment import Experiment, OutOfTime, say
+from experiment import Experiment, OutOfTime
+from resume import say
 
 from shadowpeft.compare.workers import silence
 from shadowpeft.embedded import CLINC150, MODEL
@@ -78,9 +80,8 @@ def run(experiment: Experiment) -> None:
     experiment.search()
     experiment.search_refit()
     for seed in args.seeds:
-        experiment.on_v1(seed)
-        for stage in sorted(args.stages, reverse=True):
-            experiment.untouched(stage, seed)
+        for stage in (0, *sorted(args.stages, reverse=True)):
+            experiment.as_trained(stage, seed)
         experiment.refit(experiment.last, seed)
         experiment.anew(seed)
     for stage in sorted(args.stages)[:-1]:
@@ -94,6 +95,7 @@ def flags() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with wiki_en and dolly")
     parser.add_argument("--output", type=Path, required=True, help="file of rows, appended to")
+    parser.add_argument("--work", type=Path, help="folder of what was trained, by default OUTPUT.work")
     parser.add_argument("--model", default=str(MODEL), help="folder of the base")
     parser.add_argument("--task", type=Path, default=CLINC150, help="folder with train, validation and test")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -117,6 +119,7 @@ def flags() -> argparse.Namespace:
     parser.add_argument("--eval-batch-size", type=int, default=100)
     args = parser.parse_args()
     args.device_name = provenance.where_it_ran(torch.device(args.device))["device"]
+    args.work = args.work or args.output.with_suffix(".work")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     return args
 
