@@ -8,6 +8,7 @@ sys.path.append(str(ROOT / "recipes" / "portability"))
 
 import adapters
 import report
+import resume
 import upgrade
 
-__all__ = ["adapters", "report", "upgrade"]
+__all__ = ["adapters", "report", "resume", "upgrade"]

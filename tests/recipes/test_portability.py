@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.portability import adapters, report, upgrade
+from helpers.portability import adapters, report, resume, upgrade
 from helpers.recipes import run, write_rows
 from helpers.tiny import qwen3_config
 from transformers import Qwen3ForCausalLM
@@ -153,6 +153,30 @@ def test_unequal_sizes_are_refused() -> None:
         report.Rows(made)
 
 
+def test_rows_of_other_flags_are_refused(tmp_path: Path) -> None:
+    """Catches rows of two experiments in one file, and a budget that may not be raised."""
+    rows = resume.Rows(tmp_path / "rows.jsonl", {"device": "cpu"})
+    rows.write({"what": "run", "flags": {"steps": "4", "budget": "10"}})
+    again = resume.Rows(tmp_path / "rows.jsonl", {"device": "cpu"})
+    again.refuse_other({"steps": "4", "budget": "20"})
+    with pytest.raises(SystemExit, match="got another steps; give another --output"):
+        again.refuse_other({"steps": "5", "budget": "10"})
+
+
+def test_what_was_trained_is_trained_once(tmp_path: Path) -> None:
+    """Catches work that is done again, and one that comes back as something else."""
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"state": {"weight": torch.arange(3.0)}, "steps": 4}
+
+    first, second = (resume.Work(tmp_path).made("lora", make) for _ in range(2))
+    assert len(made) == 1
+    assert torch.equal(first["state"]["weight"], second["state"]["weight"])
+    assert second["steps"] == 4
+
+
 @pytest.mark.slow
 def test_the_recipe_measures(tmp_path: Path) -> None:
     """Catches a recipe that no longer runs, a v2 that is v1, and an arm that is another one."""
@@ -176,7 +200,8 @@ def test_the_recipe_measures(tmp_path: Path) -> None:
         4,
     ]
     output = tmp_path / "rows.jsonl"
-    run("portability/measure.py", "--data", tmp_path, "--output", output, *few)
+    words = ("portability/measure.py", "--data", tmp_path, "--output", output, *few)
+    run(*words)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     bases = [one for one in rows if one["what"] == "base"]
     assert [one["stage"] for one in bases] == [0, 2, 4]
@@ -191,3 +216,12 @@ def test_the_recipe_measures(tmp_path: Path) -> None:
     assert len(found) == 2 * (3 + 2 * 9 + 3)
     assert len(set(found.values())) == len(found)
     assert "## Differences" in run("portability/report.py", output)
+    # Stopped before its last row, the command writes that row again as it was, and says what it ran.
+    lines = output.read_text(encoding="utf-8").splitlines()
+    output.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
+    run(*words)
+    *same, started, last = output.read_text(encoding="utf-8").splitlines()
+    assert same == lines[:-1]
+    assert json.loads(started)["what"] == "run"
+    assert json.loads(last)["correct"] == rows[-1]["correct"]
+    assert json.loads(last)["nll"] == pytest.approx(rows[-1]["nll"])
