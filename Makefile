@@ -23,7 +23,7 @@ test-slow: .venv/.dev
 
 # What is left of the tests of families whose traits others have; for whoever changes arch, decoder or model.
 test-families: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "families and not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m families
 
 # A chosen tenth of the tests, on the oldest and a middle transformers that we support; `test` runs on the newest.
 test-versions: .venv/.dev

@@ -28,8 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _says_most(item: pytest.Item) -> bool:
     """Return whether a test would notice most of what can be wrong in a family's row."""
-    names = ("test_training_moves_the_whole_shadow", "test_the_shell_takes")
-    return "tests/arch/" in item.nodeid or any(name in item.nodeid for name in names)
+    return "tests/arch/" in item.nodeid or "test_training_moves_the_whole_shadow" in item.nodeid
 
 
 def _words_of(item: pytest.Item) -> Iterator[str]:

@@ -53,10 +53,10 @@ def test_dropout_is_the_reference_s_with_the_same_mask(
     torch.manual_seed(11)
     seed = torch.randint(2**62, (1,), device=DEVICE)
 
-    def masked(x: Tensor, p: float, training: bool) -> Tensor:
+    def masked(x: Tensor, p: float) -> Tensor:
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
         site = 1 if width == kind.U else 0
-        return x * mask(seed, rows, width, site, p).to(x.dtype).view(x.shape) if training else x
+        return x * mask(seed, rows, width, site, p).to(x.dtype).view(x.shape)
 
     torch.manual_seed(11)
     got = run(op.boundary, drawn)
