@@ -242,8 +242,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "hidden_dropout": 0.0, "attention_dropout": 0.0,
     },
 }  # fmt: skip
-# What their rows say is also said in others, so what breaks them breaks one of those. A few of their tests
-# run with the slow ones, the others by themselves (`make test-families`).
+# What their rows say is also said in others, so what breaks them breaks one of those. Some of their tests
+# run in CI (conftest.py says which), the others by themselves (`make test-families`).
 LIKE_ANOTHER = {
     "apertus", "arcee", "bitnet", "cohere", "cohere2_moe", "cwm", "deepseek_v2", "deepseek_v32", "dots1",
     "ernie4_5", "ernie4_5_moe", "exaone_moe", "flex_olmo", "gemma4_unified_text", "glm", "glm4_moe",

@@ -85,7 +85,7 @@ def test_texts_and_caches_are_those_of_plain_decoding(
         return
     try:
         plain(shadowed.base, ids, **STATIC)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         pytest.skip(f"transformers itself fails: {error}")
     want = plain(shadowed, ids)
     draft_from(monkeypatch, want.sequences, wrong=(12, 13, 18, 24))
