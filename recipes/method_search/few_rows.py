@@ -51,12 +51,10 @@ runs, and what so small a model says. newsgroups20 was to be there, too. Its fir
 answered no better than chance; it was left out then, after eight runs in all.
 """
 
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from places import METHODS, PLACES, Place, job, options
-from planning import Ended, Job, Pair, key_of, lowest, repeat, with_tries, write
+from places import METHODS, Place, job, keep_planning
+from planning import Ended, Job, Pair, key_of, lowest, with_tries
 
 SIZES = (160, 640)
 FIRST = 1020
@@ -132,12 +130,5 @@ def plan(place: Place, ended: Ended) -> list[Job]:
     return with_tries(jobs, ended)
 
 
-def planned(place: Place, rows: Sequence[dict[str, Any]]) -> tuple[list[Job], Ended]:
-    """Return all jobs that the rows allow, and what has ended."""
-    ended = Ended(rows)
-    return plan(place, ended), ended
-
-
 if __name__ == "__main__":
-    given = options(__doc__)
-    repeat(given, functools.partial(write, plan=functools.partial(planned, PLACES[given.place])))
+    keep_planning(__doc__, plan)

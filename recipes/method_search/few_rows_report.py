@@ -9,9 +9,7 @@ Raises:
     SystemExit: the shadow trained over 1 % more or fewer parameters than LoRA, or on other rows.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from few_rows import FIRST, METHODS, SIZES, best, seeds, tried
@@ -25,11 +23,10 @@ from paired_runs import (
     failures,
     lost,
     points,
-    read_rows,
     refuse_unequal,
     results,
 )
-from places import PLACES, Place
+from places import Place, rows_and_place
 from planning import Ended, Pair, key_of
 
 
@@ -138,15 +135,5 @@ def report(rows: Rows) -> str:
     return "\n".join(said)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("rows", nargs="+", type=Path)
-    parser.add_argument("--place", choices=list(PLACES), default="gpu")
-    given = parser.parse_args()
-    print(report(Rows([row for path in given.rows for row in read_rows(path)], PLACES[given.place])))
-
-
 if __name__ == "__main__":
-    main()
+    print(report(Rows(*rows_and_place(__doc__))))

@@ -1,10 +1,13 @@
 """Where few rows and robustness are measured: models, tasks and each method's rates there."""
 
 import argparse
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from planning import Job, Pair, command_line
+from paired_runs import read_rows
+from planning import Ended, Job, Pair, command_line, repeat, write
 
 MATHS = "gsm8k"
 METHODS = ("lora", "shadow")
@@ -69,11 +72,26 @@ PLACES = {
 }
 
 
-def options(doc: str | None) -> argparse.Namespace:
-    """Return the command line of a planner, with its place."""
+def keep_planning(doc: str | None, plan: Callable[[Place, Ended], list[Job]]) -> None:
+    """Write the jobs of a planner's command line, as often as it says."""
     parser = command_line(doc)
     parser.add_argument("--place", choices=list(PLACES), default="gpu")
-    return parser.parse_args()
+    given = parser.parse_args()
+
+    def planned(rows: list[dict[str, Any]]) -> tuple[list[Job], Ended]:
+        ended = Ended(rows)
+        return plan(PLACES[given.place], ended), ended
+
+    repeat(given, functools.partial(write, plan=planned))
+
+
+def rows_and_place(doc: str | None) -> tuple[list[dict[str, Any]], Place]:
+    """Return what a report's command line names: the rows of all files, and where they were measured."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="+", type=Path)
+    parser.add_argument("--place", choices=list(PLACES), default="gpu")
+    given = parser.parse_args()
+    return [row for path in given.rows for row in read_rows(path)], PLACES[given.place]
 
 
 def job(place: Place, pair: Pair, method: str, *, body: float, head: float | None, seed: int) -> Job:

@@ -53,12 +53,10 @@ LoRA's customary rate lies below it, since it is that of larger models, and the 
 rate.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
-from places import METHODS, PLACES, Place, job, once, options
-from planning import Ended, Job, Pair, repeat, with_tries, write
+from places import METHODS, Place, job, keep_planning, once
+from planning import Ended, Job, Pair, with_tries
 
 GRID_SEEDS, MORE_SEEDS = (1010, 1011), (1012, 1013)
 
@@ -106,12 +104,5 @@ def plan(place: Place, ended: Ended) -> list[Job]:
     return with_tries(jobs, ended)
 
 
-def planned(place: Place, rows: Sequence[dict[str, Any]]) -> tuple[list[Job], Ended]:
-    """Return all jobs, and what has ended."""
-    ended = Ended(rows)
-    return plan(place, ended), ended
-
-
 if __name__ == "__main__":
-    given = options(__doc__)
-    repeat(given, functools.partial(write, plan=functools.partial(planned, PLACES[given.place])))
+    keep_planning(__doc__, plan)

@@ -10,10 +10,8 @@ Raises:
     SystemExit: the shadow trained over 1 % more or fewer parameters than LoRA.
 """
 
-import argparse
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from head_rate_report import table
@@ -27,12 +25,11 @@ from paired_runs import (
     lost,
     mean_nats,
     points,
-    read_rows,
     refuse_unequal,
     results,
     spans_of,
 )
-from places import METHODS, PLACES, Place, job
+from places import METHODS, Place, job, rows_and_place
 from planning import Pair, key_of
 from robustness import GRID_SEEDS, MORE_SEEDS
 
@@ -227,15 +224,5 @@ def report(rows: Rows) -> str:
     return "\n".join([*said, "\n## Failures\n", *failures(rows.all)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("rows", nargs="+", type=Path)
-    parser.add_argument("--place", choices=list(PLACES), default="gpu")
-    given = parser.parse_args()
-    print(report(Rows([row for path in given.rows for row in read_rows(path)], PLACES[given.place])))
-
-
 if __name__ == "__main__":
-    main()
+    print(report(Rows(*rows_and_place(__doc__))))

@@ -33,7 +33,7 @@ def figures(system, by, rows, seconds=None, how=HOW, **more):
     waits = np.full(len(coming), 99.0)
     waits[first:] = np.arange(count) + 1.0 if seconds is None else seconds
     log = log_of([NOBODY] * first + by, waits, **more)
-    return figures_of(system, how, coming, log, 1), coming
+    return figures_of(system, how, coming, log), coming
 
 
 def test_shares_are_what_a_hand_counts():

@@ -23,7 +23,7 @@ def drawn(monkeypatch):
 def found():
     how = strategy([1, 0], answers([1, 0], 0.1), answers([1, 1], 1.0))
     coming = arrivals(SYSTEM, 1, 2, 0)
-    return figures_of(SYSTEM, how, coming, Fleet(SYSTEM, how, coming, Outages([], [])).run(), 1)
+    return figures_of(SYSTEM, how, coming, Fleet(SYSTEM, how, coming, Outages([], [])).run())
 
 
 def test_each_strategy_is_a_point(drawn, found):

@@ -18,7 +18,7 @@ CLOUD = strategy([0], None, answers([True], 15.0), "cloud")
 
 def figures(how, robots=1, system=SYSTEM):
     coming = arrivals(system, robots, 1, 0)
-    return figures_of(system, how, coming, Fleet(system, how, coming, Outages([], [])).run(), robots)
+    return figures_of(system, how, coming, Fleet(system, how, coming, Outages([], [])).run())
 
 
 def test_a_fleet_needs_as_many_requests_as_its_queues_take_to_settle():

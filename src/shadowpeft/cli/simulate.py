@@ -1,7 +1,6 @@
 """`shadowpeft simulate`: what edge and cloud would come to, for one robot or a fleet."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from shadowpeft.route.answered import Answered
     from shadowpeft.simulate.run import Result
 
-NEEDS = ("simpy", "scipy", "matplotlib", "rich")
+NEEDS = ("simpy", "matplotlib", "rich")
 # Outages that a simulation must have to say something of them.
 _OUTAGES = 20
 
@@ -89,7 +88,7 @@ def _warn_of_few_outages(system: System) -> None:
     if system.away == 0:
         return
     cycle = system.away_minutes / system.away / 60
-    few: Sequence[int] = [robots for robots in system.fleets() if system.hours(robots) < _OUTAGES * cycle]
+    few = [robots for robots in system.fleets() if system.hours(robots) < _OUTAGES * cycle]
     if few:
         robots = max(few)
         need = robots * system.per_minute * 60 * _OUTAGES * cycle

@@ -117,8 +117,7 @@ def kept_of(rows: Sequence[Answered], policy: Policy) -> np.ndarray:
             f"{by.model}; see that each policy stands with the rows of its own model",
             stacklevel=2,
         )
-    has_tokens = np.array([len(row.tokens.logprobs) > 0 for row in rows])
-    return has_tokens & (tabulate(rows, policy.score, policy.deferral).scores >= policy.threshold)
+    return tabulate(rows, policy.score, policy.deferral).scores >= policy.threshold
 
 
 def matched(rows: Sequence[Answered], to: Sequence[Answered], name: str) -> list[Answered]:

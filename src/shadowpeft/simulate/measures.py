@@ -56,7 +56,7 @@ class Figures:
         return self.offered >= system.cloud_slots or self.edge_load >= 1
 
 
-def figures_of(system: System, strategy: Strategy, arrivals: Arrivals, log: Log, robots: int) -> Figures:
+def figures_of(system: System, strategy: Strategy, arrivals: Arrivals, log: Log) -> Figures:
     """Measure a simulation; the first tenth of the requests is left out, but for what is offered and
     what it costs, which are of all of them."""
     first = int(WARM_UP * len(arrivals))

@@ -62,7 +62,7 @@ def simulate(system: System, strategies: Sequence[Strategy]) -> Result:
                 away = outages(system, float(coming.times[-1]), robots, seed)
                 for each in strategies:
                     log = Fleet(system, each, coming, away).run()
-                    figures = figures_of(system, each, coming, log, robots)
+                    figures = figures_of(system, each, coming, log)
                     found[robots, each.name].append(figures)
                     bar.advance()
             print(f"simulated {robots:,} {plural(robots, 'robot')}", file=sys.stderr)
