@@ -14,18 +14,16 @@ import gc
 import json
 import os
 import sys
-from collections import Counter
 from typing import Any
 
 import torch
+from kernel_times import kernel_times
 from torch.profiler import ProfilerActivity, profile
 
 from shadowpeft.bench import measure, methods, shapes
 from shadowpeft.bench.settings import TrainBench
 from shadowpeft.bench.snapshot import BaseSnapshot
 from shadowpeft.bench.specs import Spec
-
-KEPT = 60  # kernels that are named; the others are summed
 
 
 def kernels_of(
@@ -37,23 +35,7 @@ def kernels_of(
     timed = TrainBench(**{**vars(settings), "warmup": 0, "repeats": steps})
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         turn = measure.train(runner, snapshot.base, ids_BT, timed)
-    time, count = Counter[str](), Counter[str]()
-    begun, ended = [], []
-    for event in found.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            time[event.name] += event.time_range.elapsed_us()
-            count[event.name] += 1
-            begun.append(event.time_range.start)
-            ended.append(event.time_range.end)
-    top = [
-        {"kernel": name[:160], "us": round(us / steps, 1), "launches": count[name] / steps}
-        for name, us in time.most_common(KEPT)
-    ]
-    rest = sum(time.values()) - sum(us for _, us in time.most_common(KEPT))
-    return {
-        "ms": turn.ms, "span_us": round((max(ended) - min(begun)) / steps, 1),
-        "busy_us": round(sum(time.values()) / steps, 1), "kernels": top, "rest_us": round(rest / steps, 1),
-    }  # fmt: skip
+    return {"ms": turn.ms, **kernel_times(found, steps)}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, arch, attach
 from shadowpeft.arch.versions import bridge_former_cache_name
+from shadowpeft.bench import liger
 from shadowpeft.bench.settings import Bench
 from shadowpeft.bench.specs import Spec
 from shadowpeft.config import Variant
@@ -126,7 +127,10 @@ def _base(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
 
 
 def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
-    """Apply LoRA or DoRA; at a depth on the upper blocks alone, so that no gradient goes below them."""
+    """Apply LoRA, alone or with liger-kernel's patches, or DoRA.
+
+    At a depth on the upper blocks alone, so that no gradient goes below them.
+    """
     from peft import LoraConfig
 
     first = spec.block(len(arch.blocks_of(base)))
@@ -137,6 +141,8 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
         target_modules=upper if first else "all-linear",
         use_dora=spec.method == "dora",
     )
+    # Before PEFT puts LoRA's layers in place of the linear ones of an MLP.
+    rotated = liger.patch(base) if spec.method == "lora-liger" else contextlib.nullcontext
     model = _by_peft(base, config, spec)
     if spec.method == "lora-chunked":
         return AppliedMethod(
@@ -146,7 +152,20 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
             prefill=_no_prefill,
             inject_from=first,
         )
-    return _plain(model, use_cache=False, inject_from=first)
+    plain = _plain(model, use_cache=False, inject_from=first)
+    if spec.method == "lora-liger":
+        return replace(plain, loss=_within(rotated, plain.loss), prefill=_no_prefill)
+    return plain
+
+
+def _within(context: Callable[[], Any], loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a loss that is computed within a context."""
+
+    def computed(*inputs: Tensor) -> Tensor:
+        with context():
+            return loss(*inputs)
+
+    return computed
 
 
 def _peft_shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
@@ -177,6 +196,7 @@ _METHODS: dict[str, Callable[[Spec, PreTrainedModel, Bench], AppliedMethod]] = {
     "base-chunked": _base,
     "lora": _lora,
     "lora-chunked": _lora,
+    "lora-liger": _lora,
     "dora": _lora,
     "peft-shadow": _peft_shadow,
     "shadow-peft": _shadow_peft,

@@ -15,6 +15,7 @@ _COLOURS = {
     **{method: colour for method, (colour, _) in STYLES.items()},
     "base-chunked": STYLES["base"][0],
     "lora-chunked": STYLES["lora"][0],
+    "lora-liger": STYLES["lora"][0],
     "shadow-peft": STYLES["shadow-paper"][0],
 }
 

@@ -26,6 +26,7 @@ _KNOWN = {
     "base-chunked": _Traits(trains_only=True, trains_nothing=True, compiles=True),
     "lora": _Traits(takes_depth=True, compiles=True),
     "lora-chunked": _Traits(trains_only=True, takes_depth=True, compiles=True),
+    "lora-liger": _Traits(trains_only=True),
     "dora": _Traits(),
     "peft-shadow": _Traits(),
     "shadow-peft": _Traits(),

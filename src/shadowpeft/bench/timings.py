@@ -8,7 +8,7 @@ from shadowpeft.bench.measure import Runner, Turn
 from shadowpeft.bench.measurements import Measurement
 from shadowpeft.bench.methods import config_of
 from shadowpeft.bench.settings import Bench, TrainBench
-from shadowpeft.bench.snapshot import Children
+from shadowpeft.bench.snapshot import Changes
 from shadowpeft.bench.specs import Spec
 
 
@@ -25,7 +25,7 @@ class Timings:
 
     facts: Measurement
     turns: list[Turn] = field(default_factory=list)
-    kept: tuple[Runner, Children] | None = None
+    kept: tuple[Runner, Changes] | None = None
     status: str = "ok"
 
     def measurement(self) -> Measurement:
