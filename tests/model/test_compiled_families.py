@@ -31,6 +31,8 @@ def assert_same_step(compiled: ShadowedModel, model: ShadowedModel) -> None:
     torch.testing.assert_close(gradients(model), expected, rtol=1e-4, atol=1e-6)
 
 
+# Jamba's own code asks a cached function which torch there is.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 # Six seconds each, and the row's trait is also tested on Llama (`test_shadowed.py`).
 @pytest.mark.families
 @pytest.mark.parametrize("model_type", WHOLE)
