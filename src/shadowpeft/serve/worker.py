@@ -124,8 +124,11 @@ class Together:
 
     def _give(self, rows: Sequence[Any], chosen: Sequence[Chosen], emit: Emit) -> None:
         pieces = [(job, job.take(each)) for job, each in zip(rows, chosen, strict=True)]
-        emit([(job, piece) for job, piece in pieces if piece is not None])
-        self._batch.drop_finished()
+        try:
+            self._batch.drop_finished()
+        finally:
+            # Last: the event loop wakes, and would wait for the interpreter as long as this thread has work.
+            emit([(job, piece) for job, piece in pieces if piece is not None])
 
 
 class Alone:
