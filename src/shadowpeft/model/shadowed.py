@@ -255,31 +255,19 @@ class ShadowedModel(  # type: ignore[misc]
         if self.task != "causal-lm":
             ends_B = heads.ends_of_rows(self.config, input_ids, rows=_rows(input_ids, inputs_embeds))
         out, first_state_BTD, both_caches = self._run_shadowed(chosen, inputs, given_cache, use_cache, kwargs)
-        result: ShadowedCausalLMOutput | ShadowedClassifierOutput
-        if self.task == "causal-lm":
-            if skip_logits is None:
-                wants_logits = output_shadow_logits or return_dict is False
-                skip_logits = self.training and targets.given and not wants_logits
-            result = heads.language_output(
-                base,
-                chosen,
-                out.last_hidden_state,
-                s_BTD=first_state_BTD,
-                targets=targets,
-                logits_to_keep=logits_to_keep,
-                keep_shadow_logits=output_shadow_logits,
-                skip_logits=skip_logits,
-            )
-        else:
-            result = heads.classifier_output(
-                self.config,
-                chosen,
-                out.last_hidden_state,
-                s_BTD=first_state_BTD,
-                targets=targets,
-                ends_B=ends_B,
-                keep_shadow_logits=output_shadow_logits,
-            )
+        if skip_logits is None:
+            wants_logits = output_shadow_logits or return_dict is False
+            skip_logits = self.training and targets.given and not wants_logits
+        result = self._result(
+            chosen,
+            out.last_hidden_state,
+            s_BTD=first_state_BTD,
+            targets=targets,
+            ends_B=ends_B,
+            logits_to_keep=logits_to_keep,
+            keep_shadow_logits=output_shadow_logits,
+            skip_logits=skip_logits,
+        )
         if self.training and result.loss is not None and torch.is_grad_enabled():
             require_gradient(result.loss, adapter or self.active_adapter)
         if use_cache:
@@ -288,6 +276,39 @@ class ShadowedModel(  # type: ignore[misc]
         if return_dict is False:
             return result.to_tuple()
         return result
+
+    def _result(
+        self,
+        adapter: Adapter,
+        h_BTD: Tensor,
+        s_BTD: Tensor,
+        targets: heads.Targets,
+        ends_B: Tensor | int,
+        logits_to_keep: int | Tensor,
+        keep_shadow_logits: bool,
+        skip_logits: bool,
+    ) -> ShadowedCausalLMOutput | ShadowedClassifierOutput:
+        """Compute logits and losses from what the decoder returned and s^(0)."""
+        if self.task == "causal-lm":
+            return heads.language_output(
+                self._base(),
+                adapter,
+                h_BTD,
+                s_BTD=s_BTD,
+                targets=targets,
+                logits_to_keep=logits_to_keep,
+                keep_shadow_logits=keep_shadow_logits,
+                skip_logits=skip_logits,
+            )
+        return heads.classifier_output(
+            self.config,
+            adapter,
+            h_BTD,
+            s_BTD=s_BTD,
+            targets=targets,
+            ends_B=ends_B,
+            keep_shadow_logits=keep_shadow_logits,
+        )
 
     def _arguments_of_call(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return a call's other arguments, with the outputs that this model's configuration asks for.
