@@ -1,6 +1,5 @@
 """A study of cells that only note that they ran, and one of tiny tasks on a tiny model."""
 
-import gc
 import json
 from pathlib import Path
 
@@ -13,15 +12,6 @@ from transformers import AutoTokenizer, Qwen3Config
 from shadowpeft.compare import tasks
 from shadowpeft.compare.study import Study
 from shadowpeft.embedded import MODEL
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _frozen_garbage():
-    """Keep what is imported out of garbage collections, which would take most of the time of a cell."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
