@@ -1,5 +1,6 @@
 """Fixtures that several files share, and the switch that skips GPU tests where there is no GPU."""
 
+import gc
 from collections.abc import Iterator
 
 import helpers.asleep
@@ -11,6 +12,31 @@ from helpers.tiny import qwen3_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shadowpeft import ShadowConfig, ShadowedModel, attach
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect the tests without garbage collections, of which each would search all that is there."""
+    gc.disable()
+    found = yield
+    gc.enable()
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects_to_collect() -> None:
+    """Keep what is imported, and the thousands of tests, out of garbage collections.
+
+    A Trainer asks for one in every run: half a second, which is more than most runs here take. The package's
+    benchmarks put back what is kept out.
+    """
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 # Before pytest leaves out what `-m` deselects.

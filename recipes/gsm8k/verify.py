@@ -7,6 +7,8 @@ answers generated attached and detached, versions and device. `--flags` go to `s
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import platform
@@ -21,6 +23,8 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file
+
+from shadowpeft.cli import main as main_of_shadowpeft
 
 SHADOWPEFT = [sys.executable, "-m", "shadowpeft"]
 PROMPT = (
@@ -57,11 +61,10 @@ def losses(output: Path) -> list[tuple[int, float]]:
 
 def answer(*flags: str) -> str:
     """Generate greedily through the command line."""
-    out = subprocess.run(
-        [*SHADOWPEFT, "generate", "--prompt", PROMPT, "--max-new-tokens", "80", "--json", "--raw", *flags],
-        check=True, capture_output=True, text=True,
-     encoding="utf-8")  # fmt: skip
-    return json.loads(out.stdout)
+    words = ["generate", "--prompt", PROMPT, "--max-new-tokens", "80", "--json", "--raw", *flags]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main_of_shadowpeft(words) == 0, "no answer was generated"
+    return json.loads(out.getvalue())
 
 
 def arguments() -> argparse.Namespace:
@@ -121,7 +124,8 @@ def main() -> None:
     }
     print(json.dumps(record), flush=True)
     adapter = ["--model", args.model, "--adapter", str(straight / "adapter")]
-    subprocess.run([*SHADOWPEFT, "export", *adapter, "--output", str(small)], check=True)
+    # What follows a training needs no process of its own, which would import torch again.
+    assert main_of_shadowpeft(["export", *adapter, "--output", str(small)]) == 0, "nothing was exported"
     record["answers"] = {
         "attached": answer(*adapter),
         "detached": answer(*adapter, "--detached"),

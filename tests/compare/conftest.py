@@ -1,6 +1,5 @@
 """A study of cells that only note that they ran, and one of tiny tasks on a tiny model."""
 
-import gc
 import json
 from pathlib import Path
 
@@ -10,18 +9,9 @@ from helpers.noted_studies import data, small  # noqa: F401 - fixtures
 from helpers.tiny_tasks import TASKS, words_of
 from transformers import AutoTokenizer, Qwen3Config
 
-from shadowpeft.compare import tasks
+from shadowpeft.compare import run_cell, tasks
 from shadowpeft.compare.study import Study
 from shadowpeft.embedded import MODEL
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _frozen_garbage():
-    """Keep what is imported out of garbage collections, which would take most of the time of a cell."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +32,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def study(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """The settings of a study of two steps, with the tiny tasks known."""
+    """The settings of a study of two steps, with the tiny tasks known, and with short answers to be timed."""
+    monkeypatch.setattr(run_cell, "TIMED_TOKENS", 4)
     for name, task in TASKS.items():
         monkeypatch.setitem(tasks.TASKS, name, task)
     (tmp_path / "wiki_en").mkdir()

@@ -1,6 +1,6 @@
 """Cells of a study that only note that they ran.
 
-This module holds nothing else, since the processes of the workers import it.
+This module holds nothing else and imports little, since the processes of the workers import it.
 """
 
 import json
@@ -10,12 +10,16 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from shadowpeft.compare import records, run
+from shadowpeft.compare import records
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.study import Study
+
+if TYPE_CHECKING:
+    from shadowpeft.compare.run import StudyResult
 
 TEXT = "A held-out text that is long enough to be measured, and of no task at all. " * 4
 
@@ -99,7 +103,9 @@ def no_report(study: Study, found: list[dict], folder: Path, expected: list[Cell
     return {"averages": [], "missing": []}
 
 
-def go(study: Study, run_cell=measured, **options) -> run.StudyResult:
+def go(study: Study, run_cell=measured, **options) -> "StudyResult":
+    from shadowpeft.compare import run
+
     return run.compare(study, run_cell=run_cell, report=no_report, **options)
 
 

@@ -234,7 +234,8 @@ def test_processors_and_criteria_act_as_in_plain_decoding(
 @torch.no_grad()
 def test_sampled_texts_are_distributed_as_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a draft that is judged by another place's logits, or by those of another step."""
-    drawn, vocabulary, more = 1500, 3, 4
+    # A second round begins behind four tokens; fewer would not show the logits of another step.
+    drawn, vocabulary, more = 700, 3, 4
     config = tiny_config("llama", vocab_size=vocabulary, pad_token_id=None, bos_token_id=None)
     model = perturb(attached(tiny_model("llama", config=config), CONFIG))
     prompt = torch.tensor([[0, 2, 1]])
@@ -340,13 +341,15 @@ def test_graphs_begin_anew_at_every_step(
 @torch.no_grad()
 def test_inductor_writes_the_same(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a step that is right as Python runs it, and wrong as it is compiled."""
-    model = perturb(attached(tiny_model("llama"), CONFIG))
+    # Two blocks, which is all that a compiled step has to hand on from one to the next.
+    config = tiny_config("llama", num_hidden_layers=2)
+    model = perturb(attached(tiny_model("llama", config=config), CONFIG))
     want = plain(model, ids)
     draft_from(monkeypatch, want.sequences, wrong=(12, 13, 18))
-    config = CompileConfig(fullgraph=True)
-    config._compile_all_devices = True
+    settings = CompileConfig(fullgraph=True)
+    settings._compile_all_devices = True
     torch.compiler.reset()
-    found = drafted(model, ids, compile_config=config, **STATIC)
+    found = drafted(model, ids, compile_config=settings, **STATIC)
     assert torch.equal(found.sequences, want.sequences)
     same_keys(found[versions.CACHE], want[versions.CACHE])
 

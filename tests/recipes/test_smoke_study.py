@@ -2,16 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.recipes import ROOT, run
 
 from shadowpeft import cli
 from shadowpeft.embedded import MODEL
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
+CONFIG = ROOT / "recipes" / "compare" / "smoke.yaml"
 
 
 def processor_seconds() -> float:
@@ -27,7 +26,7 @@ def test_the_smoke_study(tmp_path, capsys):
     It is the processor's time that counts: other work on the same cores does not change it.
     """
     began = processor_seconds()
-    subprocess.run([sys.executable, str(RECIPES / "smoke_data.py"), str(tmp_path / "data")], check=True)
+    run("compare/smoke_data.py", tmp_path / "data")
     folders = [
         "--model",
         str(MODEL),
@@ -36,7 +35,7 @@ def test_the_smoke_study(tmp_path, capsys):
         "--output",
         str(tmp_path / "smoke"),
     ]
-    assert cli.main(["compare", "--config", str(RECIPES / "smoke.yaml"), *folders, "--json"]) == 0
+    assert cli.main(["compare", "--config", str(CONFIG), *folders, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["cells"], summary["done"], summary["failed"], summary["missing"]) == (20, 20, {}, [])
     assert processor_seconds() - began < 300
