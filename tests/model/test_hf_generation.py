@@ -436,10 +436,15 @@ def compiled() -> tuple[list[Any], dict[str, Any]]:
     return graphs, {"cache_implementation": "static", "compile_config": config, "do_sample": False}
 
 
+def two_blocks() -> ShadowedModel:
+    """Return a model of two blocks: each more costs seconds of compilation."""
+    return perturb(attached(tiny_model("llama", config=tiny_config("llama", num_hidden_layers=2))))
+
+
 @torch.no_grad()
 def test_one_step_is_compiled_for_all_of_a_generation() -> None:
     """Catches a mask that grows by a token at each step, of which each length would be compiled again."""
-    model, ids, (graphs, settings) = perturb(attached(tiny_model("llama"))), token_ids(2, 7), compiled()
+    model, ids, (graphs, settings) = two_blocks(), token_ids(2, 7), compiled()
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     want = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
@@ -450,7 +455,7 @@ def test_one_step_is_compiled_for_all_of_a_generation() -> None:
 @torch.no_grad()
 def test_a_shorter_generation_is_not_compiled_anew() -> None:
     """Catches a static cache of another length for every call: each would be compiled again."""
-    model, ids, (graphs, settings) = perturb(attached(tiny_model("llama"))), token_ids(2, 7), compiled()
+    model, ids, (graphs, settings) = two_blocks(), token_ids(2, 7), compiled()
     model.generate(ids, max_new_tokens=6, **settings)
     assert graphs
     already = len(graphs)
@@ -461,16 +466,6 @@ def test_a_shorter_generation_is_not_compiled_anew() -> None:
         found = model.generate(prompt, **short)
         assert torch.equal(found, model.generate(prompt, max_new_tokens=3, do_sample=False))
     assert len(graphs) == already
-
-
-@torch.no_grad()
-def test_a_padded_row_is_compiled_once() -> None:
-    """Catches a mask that grows with the text: another shape for every token."""
-    model, (graphs, settings) = perturb(attached(tiny_model("llama"))), compiled()
-    ids, mask, _ = padded([token_ids(1, 5)[0], token_ids(1, 7)[0]], "left")
-    found = model.generate(ids, attention_mask=mask, max_new_tokens=8, **settings)
-    assert torch.equal(found, model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False))
-    assert len(graphs) == 1
 
 
 class NotCompiled:

@@ -8,6 +8,7 @@ import pytest
 from helpers.recipes import ROOT, run, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shadowpeft import embedded
 from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.shadow.adapter import Adapter
 
@@ -250,9 +251,14 @@ def test_recipe_of_the_shadow_s_size():
 
 
 @pytest.mark.slow
-def test_recipe_of_inject_from(monkeypatch):
+def test_recipe_of_inject_from(tmp_path, monkeypatch):
     """Catches a comparison of two runs that are the same."""
     monkeypatch.setattr(Adapter, "__init__", Adapter.__init__)  # which the recipe replaces
+    # As many rows as three steps read: each of six runs would encode all of them.
+    for split in ("train", "validation"):
+        rows = (CLINC150 / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:96]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    monkeypatch.setattr(embedded, "CLINC150", tmp_path)
     rows = [
         json.loads(line)
         for line in run("inject_from/measure.py", "--seeds", 1, "--max-steps", 3, "--rows", 4).splitlines()

@@ -2,16 +2,13 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
+import pytest
 import torch
+from helpers.recipes import run
 from helpers.runs import WORDS, save_base, write_rows
 from helpers.tiny import qwen3_config
 from transformers import AutoModelForCausalLM
-
-SCRIPT = Path(__file__).parents[2] / "recipes" / "warm_starts" / "measure.py"
 
 
 def test_the_table_is_complete_and_true(tmp_path):
@@ -51,15 +48,7 @@ def test_the_table_is_complete_and_true(tmp_path):
         "--output",
         tmp_path / "rows.jsonl",
     ]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, paths + sizes)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr
+    said = run("warm_starts/measure.py", *paths, *sizes)
     rows = {
         row["P"]: row
         for row in map(json.loads, (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines())
@@ -81,7 +70,7 @@ def test_the_table_is_complete_and_true(tmp_path):
         "each method is measured with its own P"
     )
     assert rows["ridge"]["ridge strength"] is not None
-    assert done.stdout.count("\n|") == 8
+    assert said.count("\n|") == 8
 
 
 def test_models_of_one_width_are_one_sentence(tmp_path):
@@ -98,14 +87,7 @@ def test_models_of_one_width_are_one_sentence(tmp_path):
         tmp_path / "data.jsonl",
         "--length=16",
     ]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, words), "--device=cpu"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        encoding="utf-8",
-    )
-    assert done.returncode == 1
-    assert f"both models have the width {qwen3_config().hidden_size}" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(
+        SystemExit, match=f"^[^\n]*both models have the width {qwen3_config().hidden_size}[^\n]*$"
+    ):
+        run("warm_starts/measure.py", *words, "--device=cpu")
