@@ -15,7 +15,8 @@ processor's time (`cpu_of_base`) where the machine is busy.
 The model is the embedded one, with its pretrained shadow as the demo attaches it, or with those of --shadows,
 which are folders and are named by their blocks. --draft-vocabulary N lets drafts be of the first N tokens,
 and --draft-steps N teaches a head for drafts on the model's own answers, to the first 16 tokens of rows of
---prompts (`train.npz` of `recipes/pretrained_shadow`) or to requests of the demo. Works: `free text` goes on
+--prompts (`train.npz` of `recipes/pretrained_shadow`) or to requests of the demo. --accuracy N answers N
+requests, attached and detached. Works: `free text` goes on
 from the beginnings of sentences, for --tokens tokens, beside boundaries that are untrained, so that the
 attached model is its base; `intents` answers requests of the demo's test split to their end, after the demo's
 training (made here, or read from --adapter, or written there). Ways: `base` is the model without a shadow,
@@ -44,6 +45,7 @@ from transformers import AutoTokenizer
 from shadowpeft import ShadowedModel
 from shadowpeft.data.encode import encode_all
 from shadowpeft.data.rows import read_rows
+from shadowpeft.demo.labels import likeliest_labels
 from shadowpeft.demo.methods import fit, with_shadow
 from shadowpeft.demo.run import MAX_LENGTH, load_base, training_rows
 from shadowpeft.demo.settings import PRETRAINED_SHADOW, Settings
@@ -102,6 +104,18 @@ def attached(folders: Sequence[Path]) -> dict[str, Any]:
     return models
 
 
+def accuracy(model: Any, tokenizer: Any, rows: int) -> dict[str, float]:
+    """Return how many requests of the demo's test split are answered rightly, as the demo counts them."""
+    asked = read_rows(str(CLINC150 / "test.jsonl"))[:rows]
+    labels = json.loads((CLINC150 / "labels.json").read_text(encoding="utf-8"))
+    found = {}
+    for role, answering in (("attached", model), ("detached", model.detached())):
+        best = likeliest_labels(answering, tokenizer, [row.fields["prompt"] for row in asked], labels)
+        right = [labels[label] == row.fields["completion"] for label, row in zip(best, asked, strict=True)]
+        found[role] = round(statistics.mean(right), 3)
+    return found
+
+
 def beginnings(file: Path) -> list[list[int]]:
     """Return the first tokens of rows of a token file, evenly spread."""
     ids = np.load(file)["ids"]
@@ -127,6 +141,10 @@ def works(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], 
                 if folder is not None and len(models) > 1:
                     folder = folder / name.replace(" ", "_")
                 models[name] = trained(model, tokenizer, folder, arguments.epochs)
+            for name, model in models.items() if arguments.accuracy else ():
+                found = accuracy(model, tokenizer, arguments.accuracy)
+                told = {"work": work, "shadow": name, "way": "accuracy", "texts": arguments.accuracy}
+                print(json.dumps({**told, **found}), flush=True)
             if arguments.draft_steps:
                 taught = [tokenizer(row.fields["prompt"])["input_ids"] for row in training_rows()][:PROMPTS]
         else:
@@ -229,6 +247,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--adapter", type=Path, help="folder of the demo's trained adapter, or of several")
     parser.add_argument("--epochs", type=float, default=Settings().epochs, help="of the demo's training")
+    parser.add_argument("--accuracy", type=int, default=0, help="test rows of the demo to be answered, too")
     parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS)
     parser.add_argument("--shadows", type=Path, nargs="+", default=[SHADOW], help="shadow folders")
     parser.add_argument("--drafts", nargs="+", default=DRAFTS, help="`draft_tokens` to measure")
