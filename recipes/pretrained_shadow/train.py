@@ -81,6 +81,15 @@ def cut_copy(base: PreTrainedModel, blocks: Sequence[int], neurons: int, ids_BT:
     return shadow
 
 
+def part_of(base: PreTrainedModel, folder: Path, blocks: Sequence[int]) -> Shadow:
+    """Return some blocks of a pretrained shadow, as a smaller shadow to train further."""
+    shadow = shadow_folder.load(base, folder).float()
+    shadow.backbone.layers = torch.nn.ModuleList(shadow.backbone.layers[block] for block in blocks)
+    small = random_blocks(base, len(blocks), shadow.backbone.config.intermediate_size)
+    small.backbone.load_state_dict(shadow.backbone.state_dict(), strict=True)
+    return small
+
+
 def random_blocks(base: PreTrainedModel, blocks: int, neurons: int) -> Shadow:
     """Build the same shadow with random weights."""
     torch.manual_seed(0)
@@ -163,6 +172,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS, help="blocks of the base to copy")
     parser.add_argument("--neurons", type=int, default=NEURONS, help="neurons that the MLP of each keeps")
     parser.add_argument(
+        "--of", type=Path, help="a shadow folder whose blocks are taken instead of the base's, as they are"
+    )
+    parser.add_argument(
         "--fresh", action="store_true", help="random blocks of that shape instead, to compare with"
     )
     parser.add_argument("--batch", type=int, default=128)
@@ -190,6 +202,8 @@ def main(words: list[str] | None = None) -> PretrainResult | None:
     begin = args.output.with_name(args.output.name + ".start")
     if args.fresh:
         shadow = random_blocks(base, len(args.blocks), args.neurons)
+    elif args.of is not None:
+        shadow = part_of(base, args.of, args.blocks)
     else:
         shadow = cut_copy(base, args.blocks, args.neurons, ids.view(16, -1))
     shadow_folder.save(shadow, BaseFacts.of(base), begin, {})

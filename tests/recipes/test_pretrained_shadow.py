@@ -13,7 +13,7 @@ from helpers.runs import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowpeft import ShadowConfig, attach
-from shadowpeft.embedded import MODEL
+from shadowpeft.embedded import MODEL, SHADOW
 from shadowpeft.storage import shadow_folder
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pretrained_shadow"
@@ -114,3 +114,17 @@ def test_copies_keep_the_neurons_that_say_most(tokens):
             shadow.backbone.layers[place].self_attn.q_proj.weight,
             base.model.layers[block].self_attn.q_proj.weight,
         )
+
+
+def test_blocks_of_a_shadow_are_taken_as_they_are() -> None:
+    """Catches another block in a place, a norm that is left out, and a size of the base's."""
+    train = recipe("train")
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    whole = shadow_folder.load(base, SHADOW).float().backbone
+    part = train.part_of(base, SHADOW, (0, 3)).backbone
+    assert part.config.num_hidden_layers == 2
+    assert part.config.intermediate_size == whole.config.intermediate_size
+    assert torch.equal(part.norm.weight, whole.norm.weight)
+    for place, block in enumerate((0, 3)):
+        for name, weight in part.layers[place].named_parameters():
+            assert torch.equal(weight, whole.layers[block].get_parameter(name))
