@@ -110,7 +110,7 @@ def test_deterministic_run_resumes_bit_for_bit(device, command, small_folder, tm
     run = {"cpu": run_here, "auto": run_apart}[device]
     run([*words, "--output", str(tmp_path / "straight")])
     killed = [sys.executable, "-c", KILLED, *words, "--output", str(tmp_path / "killed")]
-    ended = subprocess.run(killed, env=ONE_THREAD, capture_output=True, text=True)
+    ended = subprocess.run(killed, env=ONE_THREAD, capture_output=True, encoding="utf-8")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert checkpoints.latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "checkpoint-4"
     assert "resuming from checkpoint-4" in run([*words, "--output", str(tmp_path / "killed"), "--resume"])
@@ -131,7 +131,7 @@ def run_here(words):
 def run_apart(words):
     """Run a command in a process of its own, and return what it said."""
     program = [sys.executable, "-m", "shadowpeft", *words]
-    ended = subprocess.run(program, env=ONE_THREAD, capture_output=True, text=True)
+    ended = subprocess.run(program, env=ONE_THREAD, capture_output=True, encoding="utf-8")
     assert ended.returncode == 0, ended.stderr
     return ended.stderr
 
