@@ -27,12 +27,11 @@ def pytest_collection() -> Iterator[None]:
 def _few_objects_to_collect() -> None:
     """Keep what is imported, and the thousands of tests, out of garbage collections.
 
-    A Trainer asks for one in every run: half a second, which is more than most runs here take. The package's
-    benchmarks put back what is kept out.
+    A Trainer asks for one in every run: half a second, which is more than most runs here take. Each file's
+    tests add imports, and the package's benchmarks put back what is kept out.
     """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
