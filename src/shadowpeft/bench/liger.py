@@ -8,9 +8,6 @@ from transformers import PreTrainedModel
 
 from shadowpeft.errors import UserError
 
-# What liger-kernel replaces in transformers' file of the model.
-_SHARED = ("apply_rotary_pos_emb", "Qwen3RMSNorm", "Qwen3MLP")
-
 
 def patch(base: PreTrainedModel) -> Callable[[], Any]:
     """Let a model compute its norms, its MLPs, its rotations and its loss with liger-kernel.
@@ -30,26 +27,19 @@ def patch(base: PreTrainedModel) -> Callable[[], Any]:
 
     if not isinstance(base, modeling_qwen3.Qwen3ForCausalLM):
         raise UserError(f"lora-liger is measured on Qwen3, got {type(base).__name__}; leave it out")
-    stock = _read(modeling_qwen3)
+    stock = modeling_qwen3.apply_rotary_pos_emb
+    classes = modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP
     apply_liger_kernel_to_qwen3(model=base)
-    patched = _read(modeling_qwen3)
-    _write(modeling_qwen3, stock)
+    patched = modeling_qwen3.apply_rotary_pos_emb
+    modeling_qwen3.apply_rotary_pos_emb = stock
+    modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP = classes  # type: ignore[misc]
 
     @contextmanager
     def rotated() -> Iterator[None]:
-        _write(modeling_qwen3, patched)
+        modeling_qwen3.apply_rotary_pos_emb = patched
         try:
             yield
         finally:
-            _write(modeling_qwen3, stock)
+            modeling_qwen3.apply_rotary_pos_emb = stock
 
     return rotated
-
-
-def _read(module: Any) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in _SHARED}
-
-
-def _write(module: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(module, name, value)
