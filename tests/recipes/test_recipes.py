@@ -216,20 +216,20 @@ def test_recipe_of_the_kernels(tmp_path):
 def test_recipe_of_a_few_rows(monkeypatch):
     """Catches a way that is not the one of its name, and one that is timed though it is wrong."""
     monkeypatch.syspath_prepend(ROOT / "recipes" / "kernels")
-    few_rows = importlib.import_module("few_rows")
+    recipe = importlib.import_module("decode_boundary")
     ran = []
 
     def ready(run, sets):
         run(sets[0])
         return lambda: 1.0 + len(ran)
 
-    rows_alone, three = few_rows.op._rows, few_rows.op._Boundary.apply
-    monkeypatch.setattr(few_rows.op, "_rows", lambda *given: ran.append("one") or rows_alone(*given))
-    monkeypatch.setattr(few_rows.op._Boundary, "apply", lambda *given: ran.append("three") or three(*given))
-    monkeypatch.setattr(few_rows, "ready", ready)
-    monkeypatch.setattr(few_rows, "ONE", few_rows.ONE[:1])
-    monkeypatch.setattr(few_rows, "THREE", few_rows.THREE[:1])
-    rows = list(few_rows.measured(2, 32, "cpu"))
+    rows_alone, three = recipe.op._rows, recipe.op._Boundary.apply
+    monkeypatch.setattr(recipe.op, "_rows", lambda *given: ran.append("one") or rows_alone(*given))
+    monkeypatch.setattr(recipe.op._Boundary, "apply", lambda *given: ran.append("three") or three(*given))
+    monkeypatch.setattr(recipe, "ready", ready)
+    monkeypatch.setattr(recipe, "ONE", recipe.ONE[:1])
+    monkeypatch.setattr(recipe, "THREE", recipe.THREE[:1])
+    rows = list(recipe.measured(2, 32, "cpu"))
     assert sorted(row["way"] for row in rows) == ["one kernel", "three kernels"]
     assert ran == ["one"] * 2 + ["three"] * 2
     assert [row["best"] for row in rows] == [True, False]

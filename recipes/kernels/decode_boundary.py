@@ -1,6 +1,6 @@
 """Time a boundary of one row or a few, as decoding has them: in one kernel, or in three.
 
-    python recipes/kernels/few_rows.py [--rows 1,5,8] [--widths 1024,2560,4096] [--output FILE]
+    python recipes/kernels/decode_boundary.py [--rows 1,5,8] [--widths 1024,2560,4096] [--output FILE]
 
 One kernel (`rows.cross`) has one program a row, which reads all weights of the boundary by itself; the
 three (`project`, `advance`, `inject`) spread the columns over the device and are launched three times. Each
