@@ -19,7 +19,7 @@ test: .venv/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "not slow and not families"
 
 test-slow: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "slow and not families"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not families"
 
 # What is left of the tests of families whose traits others have; for whoever changes arch, decoder or model.
 test-families: .venv/.dev
