@@ -16,13 +16,14 @@ The model is the embedded one, with its pretrained shadow as the demo attaches i
 which are folders and are named by their blocks. --draft-vocabulary N lets drafts be of the first N tokens,
 and --draft-steps N teaches a head for drafts on the model's own answers, to the first 16 tokens of rows of
 --prompts (`train.npz` of `recipes/pretrained_shadow`) or to requests of the demo. --accuracy N answers N
-requests, attached and detached. Works: `free text` goes on
-from the beginnings of sentences, for --tokens tokens, beside boundaries that are untrained, so that the
-attached model is its base; `intents` answers requests of the demo's test split to their end, after the demo's
-training (made here, or read from --adapter, or written there). Ways: `base` is the model without a shadow,
-which is what a merged LoRA takes; `plain` is attached; a number or `auto` is `draft_tokens`. Everything is
-greedy, and all ways of all shadows take turns on each text. A way that writes other tokens than `plain` ends
-the run.
+requests, attached and detached.
+
+Works: `free text` goes on from the beginnings of sentences, for --tokens tokens, beside boundaries that are
+untrained, so that the attached model is its base; `intents` answers requests of the demo's test split to
+their end, after the demo's training (made here, or read from --adapter, or written there). Ways: `base` is
+the model without a shadow, which is what a merged LoRA takes; `plain` is attached; a number or `auto` is
+`draft_tokens`. Everything is greedy, and all ways of all shadows take turns on each text. A way that writes
+other tokens than `plain` ends the run.
 """
 
 import argparse
@@ -134,33 +135,42 @@ def works(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], 
     for work in arguments.works:
         ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts[work][: arguments.texts]]
         settings: dict[str, Any] = {"max_new_tokens": arguments.tokens, "do_sample": False}
-        taught: list[list[int]] = []
         if work == "intents":
-            for name, model in models.items():
-                folder = arguments.adapter
-                if folder is not None and len(models) > 1:
-                    folder = folder / name.replace(" ", "_")
-                models[name] = trained(model, tokenizer, folder, arguments.epochs)
-            for name, model in models.items() if arguments.accuracy else ():
-                found = accuracy(model, tokenizer, arguments.accuracy)
-                told = {"work": work, "shadow": name, "way": "accuracy", "texts": arguments.accuracy}
-                print(json.dumps({**told, **found}), flush=True)
-            if arguments.draft_steps:
-                taught = [tokenizer(row.fields["prompt"])["input_ids"] for row in training_rows()][:PROMPTS]
+            models = {name: learnt(name, model, tokenizer, arguments) for name, model in models.items()}
         else:
             # Not by `min_new_tokens`, whose processor would take time of its own.
             settings["eos_token_id"] = NO_END
-            if arguments.draft_steps:
-                taught = beginnings(arguments.prompts)
         for name, model in models.items():
-            if arguments.draft_vocabulary is not None:
-                # The tokenizer's first tokens are its special ones, bytes, and what it merged first.
-                model.set_draft_vocabulary(range(arguments.draft_vocabulary))
-            if taught:
-                config = DraftConfig(steps=arguments.draft_steps, max_new_tokens=arguments.tokens)
-                learnt = vars(teach(model, tokenizer, taught, config))
-                print(json.dumps({"work": work, "shadow": name, "way": "taught", **learnt}), flush=True)
+            prepare_drafts(work, name, model, tokenizer, arguments)
         yield work, models, ids, settings
+
+
+def learnt(name: str, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Any:
+    """Train a model on the demo's task, or read its adapter; print how it answers if that is asked for."""
+    folder = arguments.adapter
+    if folder is not None and len(arguments.shadows) > 1:
+        folder = folder / name.replace(" ", "_")
+    model = trained(model, tokenizer, folder, arguments.epochs)
+    if arguments.accuracy:
+        told = {"work": "intents", "shadow": name, "way": "accuracy", "texts": arguments.accuracy}
+        print(json.dumps({**told, **accuracy(model, tokenizer, arguments.accuracy)}), flush=True)
+    return model
+
+
+def prepare_drafts(work: str, name: str, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
+    """Give a model its draft vocabulary, and teach it a head for drafts; print how that went."""
+    if arguments.draft_vocabulary is not None:
+        # The tokenizer's first tokens are its special ones, bytes, and what it merged first.
+        model.set_draft_vocabulary(range(arguments.draft_vocabulary))
+    if not arguments.draft_steps:
+        return
+    if work == "intents":
+        prompts = [tokenizer(row.fields["prompt"])["input_ids"] for row in training_rows()][:PROMPTS]
+    else:
+        prompts = beginnings(arguments.prompts)
+    config = DraftConfig(steps=arguments.draft_steps, max_new_tokens=arguments.tokens)
+    found = vars(teach(model, tokenizer, prompts, config))
+    print(json.dumps({"work": work, "shadow": name, "way": "taught", **found}), flush=True)
 
 
 def timed(model: Any, ids: Tensor, settings: dict[str, Any]) -> tuple[dict[str, float], Any]:

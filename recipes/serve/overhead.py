@@ -114,7 +114,9 @@ def main() -> None:
             ("alone", partial(alone, local, prompt, settings.tokens)),
         ]
         # What comes second finds the prompt's length prepared, so both are first equally often.
-        for name, answer in turns if number % 2 else reversed(turns):
+        if number % 2 == 0:
+            turns.reverse()
+        for name, answer in turns:
             timed(name, answer)
     pipe.send(None)
     worker.join()

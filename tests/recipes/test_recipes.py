@@ -3,8 +3,10 @@
 import gzip
 import importlib
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.recipes import ROOT, run, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -233,6 +235,31 @@ def test_recipe_of_a_few_rows(monkeypatch):
     assert sorted(row["way"] for row in rows) == ["one kernel", "three kernels"]
     assert ran == ["one"] * 2 + ["three"] * 2
     assert [row["best"] for row in rows] == [True, False]
+    monkeypatch.setattr(recipe.op, "_rows", lambda *given: [2 * part for part in rows_alone(*given)])
+    wrong, right = recipe.measured(2, 32, "cpu")
+    assert (wrong["way"], "failed" in wrong, "failed" in right) == ("one kernel", True, False)
+
+
+def test_kernels_of_a_profile_are_a_step_s(monkeypatch):
+    """Catches sums over all steps, and a kernel of the host that is counted."""
+    monkeypatch.syspath_prepend(ROOT / "recipes" / "bench")
+    kernel_times = importlib.import_module("kernel_times")
+    monkeypatch.setattr(kernel_times, "KEPT", 1)
+    gpu, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [("a", 0, 6, gpu), ("b", 8, 10, gpu), ("a", 12, 20, gpu), ("c", 0, 99, host)]
+    found = SimpleNamespace(
+        events=lambda: [
+            SimpleNamespace(
+                name=name,
+                device_type=device,
+                time_range=SimpleNamespace(start=start, end=end, elapsed_us=lambda us=end - start: us),
+            )
+            for name, start, end, device in events
+        ]
+    )
+    assert kernel_times.kernel_times(found, steps=2) == {
+        "span_us": 10, "busy_us": 8, "kernels": [{"kernel": "a", "us": 7, "launches": 1}], "rest_us": 1
+    }  # fmt: skip
 
 
 @pytest.mark.slow

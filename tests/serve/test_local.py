@@ -10,6 +10,8 @@ import torch
 from helpers.families import tiny_model
 from helpers.tokenizers import build_tokenizer
 
+from shadowpeft.generate.batch import Batch
+from shadowpeft.serve import worker
 from shadowpeft.serve.answers import joined
 from shadowpeft.serve.backend import Piece
 from shadowpeft.serve.errors import RequestError
@@ -169,6 +171,33 @@ def test_a_model_that_fails_answers_the_next_request(name, models, monkeypatch, 
     assert asyncio.run(run()) == generated(models[name], "what is")
     assert "secret" not in caplog.text
     assert "RuntimeError in" in caplog.text
+
+
+def test_an_answer_is_sent_once_its_text_has_left_the_batch(models, monkeypatch):
+    """Catches an answer that is lost where that fails, and one that goes out before."""
+    drop, left = Batch.drop_finished, []
+
+    def fails(self):
+        if any(row.finished for row in self.rows):
+            drop(self)
+            left.append(True)
+            raise RuntimeError
+        drop(self)
+
+    async def run() -> str:
+        backend = LocalBackend({"attached": models["attached"]}, 2, max_tokens=90)
+        await backend.start()
+        text = await _whole(backend, GREEDY)
+        await backend.close()
+        return text
+
+    def deliver(items, deliver=worker._deliver):
+        assert left or not any(job.finished for job, _ in items)
+        deliver(items)
+
+    monkeypatch.setattr(Batch, "drop_finished", fails)
+    monkeypatch.setattr(worker, "_deliver", deliver)
+    assert asyncio.run(asyncio.wait_for(run(), 10)) == generated(models["attached"], "what is")
 
 
 @pytest.mark.parametrize(

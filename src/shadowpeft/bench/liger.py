@@ -29,10 +29,12 @@ def patch(base: PreTrainedModel) -> Callable[[], Any]:
         raise UserError(f"lora-liger is measured on Qwen3, got {type(base).__name__}; leave it out")
     stock = modeling_qwen3.apply_rotary_pos_emb
     classes = modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP
-    apply_liger_kernel_to_qwen3(model=base)
-    patched = modeling_qwen3.apply_rotary_pos_emb
-    modeling_qwen3.apply_rotary_pos_emb = stock
-    modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP = classes  # type: ignore[misc]
+    try:
+        apply_liger_kernel_to_qwen3(model=base)
+        patched = modeling_qwen3.apply_rotary_pos_emb
+    finally:
+        modeling_qwen3.apply_rotary_pos_emb = stock
+        modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP = classes  # type: ignore[misc]
 
     @contextmanager
     def rotated() -> Iterator[None]:

@@ -127,10 +127,7 @@ def _base(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
 
 
 def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
-    """Apply LoRA, alone or with liger-kernel's patches, or DoRA.
-
-    At a depth on the upper blocks alone, so that no gradient goes below them.
-    """
+    """Apply LoRA or DoRA; at a depth on the upper blocks alone, so that no gradient goes below them."""
     from peft import LoraConfig
 
     first = spec.block(len(arch.blocks_of(base)))
@@ -141,8 +138,6 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
         target_modules=upper if first else "all-linear",
         use_dora=spec.method == "dora",
     )
-    # Before PEFT puts LoRA's layers in place of the linear ones of an MLP.
-    rotated = liger.patch(base) if spec.method == "lora-liger" else contextlib.nullcontext
     model = _by_peft(base, config, spec)
     if spec.method == "lora-chunked":
         return AppliedMethod(
@@ -152,20 +147,19 @@ def _lora(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
             prefill=_no_prefill,
             inject_from=first,
         )
-    plain = _plain(model, use_cache=False, inject_from=first)
-    if spec.method == "lora-liger":
-        return replace(plain, loss=_within(rotated, plain.loss), prefill=_no_prefill)
-    return plain
+    return _plain(model, use_cache=False, inject_from=first)
 
 
-def _within(context: Callable[[], Any], loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a loss that is computed within a context."""
+def _lora_liger(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
+    """Apply LoRA to a base with liger-kernel's patches."""
+    rotated = liger.patch(base)
+    lora = _lora(spec, base, settings)
 
-    def computed(*inputs: Tensor) -> Tensor:
-        with context():
-            return loss(*inputs)
+    def loss(ids_BT: Tensor) -> Tensor:
+        with rotated():
+            return lora.loss(ids_BT)
 
-    return computed
+    return replace(lora, loss=loss, prefill=_no_prefill)
 
 
 def _peft_shadow(spec: Spec, base: PreTrainedModel, settings: Bench) -> AppliedMethod:
@@ -196,7 +190,7 @@ _METHODS: dict[str, Callable[[Spec, PreTrainedModel, Bench], AppliedMethod]] = {
     "base-chunked": _base,
     "lora": _lora,
     "lora-chunked": _lora,
-    "lora-liger": _lora,
+    "lora-liger": _lora_liger,
     "dora": _lora,
     "peft-shadow": _peft_shadow,
     "shadow-peft": _shadow_peft,
