@@ -221,23 +221,29 @@ def test_recipe_of_a_few_rows(monkeypatch):
     recipe = importlib.import_module("decode_boundary")
     ran = []
 
-    def ready(run, sets):
-        run(sets[0])
+    def graphed(sets):
+        recipe.forward(recipe.op.boundary, sets[0], recipe.RULE)
         return lambda: 1.0 + len(ran)
 
-    rows_alone, three = recipe.op._rows, recipe.op._Boundary.apply
-    monkeypatch.setattr(recipe.op, "_rows", lambda *given: ran.append("one") or rows_alone(*given))
-    monkeypatch.setattr(recipe.op._Boundary, "apply", lambda *given: ran.append("three") or three(*given))
-    monkeypatch.setattr(recipe, "ready", ready)
-    monkeypatch.setattr(recipe, "ONE", recipe.ONE[:1])
-    monkeypatch.setattr(recipe, "THREE", recipe.THREE[:1])
+    def watched(module, name):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: ran.append(name) or run(*given))
+
+    watched(recipe.launch, "_run_cross")
+    watched(recipe.launch, "_run_strips")
+    watched(recipe.op._Boundary, "apply")
+    monkeypatch.setattr(recipe, "graphed", graphed)
+    for tiles in ("ONE", "STRIPS", "BATCH"):
+        monkeypatch.setattr(recipe, tiles, getattr(recipe, tiles)[:1])
     rows = list(recipe.measured(2, 32, "cpu"))
-    assert sorted(row["way"] for row in rows) == ["one kernel", "three kernels"]
-    assert ran == ["one"] * 2 + ["three"] * 2
-    assert [row["best"] for row in rows] == [True, False]
-    monkeypatch.setattr(recipe.op, "_rows", lambda *given: [2 * part for part in rows_alone(*given)])
-    wrong, right = recipe.measured(2, 32, "cpu")
-    assert (wrong["way"], "failed" in wrong, "failed" in right) == ("one kernel", True, False)
+    assert sorted(row["way"] for row in rows) == ["batch", "one kernel", "strips", "strips, early"]
+    assert ran == ["_run_cross"] * 2 + ["_run_strips"] * 4 + ["apply"] * 2
+    assert [row["best"] for row in rows] == [True, False, False, False]
+    alone = recipe.op._rows
+    monkeypatch.setattr(recipe.op, "_rows", lambda *given: [2 * part for part in alone(*given)])
+    *wrong, right = recipe.measured(2, 32, "cpu")
+    assert all("failed" in row for row in wrong)
+    assert "failed" not in right
 
 
 def test_kernels_of_a_profile_are_a_step_s(monkeypatch):

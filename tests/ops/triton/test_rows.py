@@ -1,10 +1,10 @@
-"""The kernel for few rows, as decoding runs it."""
+"""The kernels for few rows, as decoding runs them: one, and three in a graph."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.boundary_cases import BFLOAT16, FLOAT32, KINDS, Kind, draw, errors, in_float64
+from helpers.boundary_cases import BFLOAT16, DEVICE, FLOAT32, KINDS, Kind, draw, errors, in_float64
 from helpers.interpreter import ignore_overflow, rounding  # noqa: F401 - a fixture
 from helpers.poison import poisoned  # noqa: F401 - a fixture
 from torch import Tensor
@@ -23,6 +23,17 @@ TYPES = [
     (torch.bfloat16, torch.float32, None),
     (torch.bfloat16, torch.float32, torch.float32),
 ]
+
+
+@pytest.fixture(autouse=True, params=["one kernel", "three kernels"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run as outside of a graph, or as where one is captured; no test of the one runs the other."""
+    is_in_graph = request.param == "three kernels"
+    monkeypatch.setattr(launch, "is_captured", lambda device: is_in_graph)
+    if DEVICE == "cpu":
+        other = "_run_cross" if is_in_graph else "_run_strips"
+        monkeypatch.delattr(launch, other)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +121,35 @@ def test_it_compiles_whole(launched: list) -> None:
     got = torch.compile(cross, fullgraph=True, backend="aot_eager")(drawn.h, drawn.s)
     assert all(map(torch.equal, got, want))
     assert len(launched) > before
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_graph_waits_for_each_kernel(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Catches a kernel that begins early and reads what the one ahead of it has not written yet."""
+    if way == "one kernel":
+        pytest.skip("it has nobody to wait for")
+    kind = Kind("normed", "rms", (1, 3), 4096, 10, 16, stream=torch.bfloat16)
+    drawn = [draw(kind, seed=seed) for seed in range(40)]
+    h, s = drawn[0].h.clone(), drawn[0].s.clone()
+
+    def cross(apart: bool) -> tuple[Tensor, Tensor]:
+        results = h, s
+        for one in drawn:
+            results = op.boundary(*results, one.crossing)
+            if apart:
+                torch.cuda.synchronize()
+        return results
+
+    cross(apart=True)
+    monkeypatch.undo()  # a graph is recognised by itself
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = cross(apart=False)
+    monkeypatch.setattr(launch, "is_captured", lambda device: True)
+    for _ in range(100):
+        h.normal_()
+        s.normal_()
+        graph.replay()
+        for result, wanted in zip(got, cross(apart=True), strict=True):
+            assert torch.equal(result, wanted)

@@ -33,6 +33,11 @@ class Call:
         self._compiled: Any = None
         self._last: tuple[Any, ...] = ()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the kernel has been compiled and loaded."""
+        return self._compiled is not None
+
     def __call__(self, *arguments: Tensor | float | None) -> None:
         """Launch; tensors and numbers in the kernel's order, without the constants that follow them."""
         if self._compiled is not None:

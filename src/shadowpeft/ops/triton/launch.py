@@ -14,6 +14,7 @@ from triton import cdiv
 from shadowpeft.ops.triton import backward as back
 from shadowpeft.ops.triton import forward as fore
 from shadowpeft.ops.triton import rows as alone
+from shadowpeft.ops.triton import strips as striped
 from shadowpeft.ops.triton.call import Call, kinds_of
 from shadowpeft.ops.triton.case import (
     Arguments,
@@ -23,7 +24,7 @@ from shadowpeft.ops.triton.case import (
     kept_widths,
     power_of_2,
 )
-from shadowpeft.ops.triton.parts import STATS, Tile, splits_for, tile_of
+from shadowpeft.ops.triton.parts import STATS, Tile, begins_early, is_captured, splits_for, tile_of
 
 # Plans kept at once, of some kilobytes each. There is one for each number of rows (batches are padded to many
 # lengths), and forward and backward passes have their own.
@@ -131,6 +132,37 @@ def _rows_plan(case: Case, rows: int, kind: torch.dtype, kinds: tuple[object, ..
     return Call(alone.cross, (rows,), constants, num_warps=tile.warps)
 
 
+class StripsPlan(NamedTuple):
+    """The launches of few rows in a graph: the number of strips, and each kernel."""
+
+    strips: int
+    read: Call
+    move: Call
+    correct: Call
+
+
+@lru_cache(_PLANS)
+def _strips_plan(
+    case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...]
+) -> StripsPlan:
+    """Plan the launches of few rows in a graph."""
+    tile, early = tile_of("strips", kind, rows, max(case.UP, case.RP)), begins_early(device)
+    strips = cdiv(case.D, tile.cols)
+    grid, shape = (rows, strips), {"BD": tile.cols, "EARLY": early}
+    options = {"num_warps": tile.warps}
+    read = case.pick("D U UP NORM OFFSET UNIT UPDATE") | {"WIDE": power_of_2(case.D)} | shape
+    shape |= {"SP": power_of_2(strips)}
+    move = case.pick("D U R UP RP NORM OFFSET UNIT UPDATE INJECT GELU BIAS") | shape
+    correct = case.pick("D R RP UNIT") | shape
+    behind = options | ({"launch_pdl": True} if early else {})
+    return StripsPlan(
+        strips=strips,
+        read=Call(striped.read, grid, read, **options),
+        move=Call(striped.move, grid, move, **behind),
+        correct=Call(striped.correct, grid, correct, **behind),
+    )
+
+
 @lru_cache(_PLANS)
 def _backward_plan(
     case: Case,
@@ -200,6 +232,7 @@ def forget_plans() -> None:
     """Make plans anew: after a change of `parts.TILES`."""
     _forward_plan.cache_clear()
     _rows_plan.cache_clear()
+    _strips_plan.cache_clear()
     _backward_plan.cache_clear()
 
 
@@ -246,20 +279,48 @@ def run_forward(case: Case, given: Arguments) -> tuple[Tensor, Tensor, Tensor, T
 def run_rows(case: Case, given: Arguments) -> tuple[Tensor, Tensor]:
     """Run the forward pass of a few rows and keep nothing for a backward pass.
 
+    A graph that is being captured gets three kernels, which are faster on the device; else there is one,
+    which takes the host less.
+
     Returns:
         h' (empty without an injection) and s' (empty without an update).
     """
-    h, s, w, n = given.h.contiguous(), given.s.contiguous(), given.weights.contiguous(), given.attributes
-    rows = h.numel() // case.D
+    h, s, w = given.h.contiguous(), given.s.contiguous(), given.weights.contiguous()
     out, moved = _result(h, case.INJECT), _result(s, case.UPDATE)
-    if rows:
+    if h.numel():
+        given = given._replace(h=h, s=s, weights=w)
         with _on(h.device):
-            call = _rows_plan(case, rows, h.dtype, kinds_of((h, s, *w)))
-            call(
-                h, s, w.norm_w, w.norm_b, w.tin, w.tin_b, w.tout, w.tout_b, w.gin, w.gin_b, w.gout, w.gout_b,
-                w.down, w.up, moved, out, n.eps, n.gate_shift, n.alpha,
-            )  # fmt: skip
+            run = _run_strips if is_captured(h.device) else _run_cross
+            run(case, given, moved, out)
     return out, moved
+
+
+def _run_cross(case: Case, given: Arguments, moved: Tensor, out: Tensor) -> None:
+    h, s, w, _, n = given
+    call = _rows_plan(case, h.numel() // case.D, h.dtype, kinds_of((h, s, *w)))
+    if h.is_cuda and not call.is_ready:
+        # A graph may be captured next, when no kernel can be compiled and loaded.
+        _run_strips(case, given, moved, out)
+    call(
+        h, s, w.norm_w, w.norm_b, w.tin, w.tin_b, w.tout, w.tout_b, w.gin, w.gin_b, w.gout, w.gout_b,
+        w.down, w.up, moved, out, n.eps, n.gate_shift, n.alpha,
+    )  # fmt: skip
+
+
+def _run_strips(case: Case, given: Arguments, moved: Tensor, out: Tensor) -> None:
+    h, s, w, _, n = given
+    rows = h.numel() // case.D
+    plan = _strips_plan(case, rows, h.dtype, h.device, kinds_of((h, s, *w)))
+    scales = h.new_empty(rows, striped.SCALES.value, dtype=torch.float32)
+    part = h.new_empty(rows, plan.strips, 2 * case.U, dtype=torch.float32)
+    state = h.new_empty(rows, plan.strips, case.R, dtype=torch.float32)
+    plan.read(h, w.norm_w, w.norm_b, w.tin, w.gin, scales, part, n.eps)
+    plan.move(
+        h, s, w.norm_w, w.norm_b, w.tin_b, w.tout, w.tout_b, w.gin_b, w.gout, w.gout_b, w.down, scales, part,
+        moved, state, n.gate_shift,
+    )  # fmt: skip
+    if case.INJECT:
+        plan.correct(h, w.up, scales, state, out, n.alpha)
 
 
 def run_backward(case: Case, given: BackwardArguments) -> list[Tensor]:

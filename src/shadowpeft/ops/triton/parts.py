@@ -38,6 +38,7 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "inject": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     # A program takes one row, whatever is said of rows here.
     "cross": (Tile(1, 1024, 16, 1), Tile(1, 1024, 16, 1), Tile(1, 512, 16, 1)),
+    "strips": (Tile(1, 128, 4, 1), Tile(1, 128, 4, 1), Tile(1, 128, 4, 1)),
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "settle": (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     "retreat": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
@@ -81,6 +82,19 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 3
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def begins_early(device: torch.device) -> bool:
+    """Return whether a kernel may be launched before the one ahead of it has ended: from Hopper on."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def is_captured(device: torch.device) -> bool:
+    """Return whether launches go into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @triton.jit
