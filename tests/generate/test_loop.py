@@ -59,6 +59,9 @@ class Tables:
         assert cache.base == cache.shadow
         return BASE[ids_1T]
 
+    def round(self, token_11: Tensor, past: Past, tokens: int) -> tuple[Tensor, Tensor] | None:
+        return None
+
     def room(self, past: Past) -> int | None:
         return None
 
@@ -66,8 +69,26 @@ class Tables:
         return past
 
 
+class AtOnce(Tables):
+    """The same, whose rounds are one step each."""
+
+    def round(self, token_11: Tensor, past: Past, tokens: int) -> tuple[Tensor, Tensor]:
+        ids, states = [token_11], []
+        for ahead in range(tokens):
+            if ahead:
+                ids.append(self.head(states[-1]).argmax(-1, keepdim=True))
+            states.append(self.shadow(ids[-1], past, ahead))
+        ids_1T = torch.cat(ids, 1)
+        return ids_1T, self.base(ids_1T, torch.cat(states, 1), past)
+
+
 def written(
-    rule: Rule, pace: Pace, length: int = LENGTH, shadow: Tensor = SHADOW, end: int = VOCAB
+    rule: Rule,
+    pace: Pace,
+    length: int = LENGTH,
+    shadow: Tensor = SHADOW,
+    end: int = VOCAB,
+    kind: type[Tables] = Tables,
 ) -> tuple[list[int], Cache, DraftReport]:
     """Continue the text [0] to `length` ids."""
     config = GenerationConfig(max_length=length)
@@ -76,9 +97,7 @@ def written(
     cache: Any = Cache()
     cache.base, cache.shadow = [0], [0]
     first(text, BASE[0][None], rule)
-    _, report = decode(
-        Tables(shadow), text, Past(cache, 1, 1, None, torch.device("cpu")), rule=rule, pace=pace
-    )
+    _, report = decode(kind(shadow), text, Past(cache, 1, 1, None, torch.device("cpu")), rule=rule, pace=pace)
     return text.ids_1T[0].tolist(), cache, report
 
 
@@ -91,9 +110,10 @@ def greedy(length: int) -> list[int]:
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("shadow", [SHADOW, BASE], ids=["often wrong", "always right"])
-def test_greedy_texts_are_those_of_plain_decoding(tokens: int, shadow: Tensor) -> None:
+@pytest.mark.parametrize("kind", [Tables, AtOnce])
+def test_greedy_texts_are_those_of_plain_decoding(tokens: int, shadow: Tensor, kind: type[Tables]) -> None:
     """Catches a draft that is compared with the answer to another position, and rejected tokens that stay."""
-    ids, cache, report = written(Greedy(), Fixed(tokens), 20, shadow)
+    ids, cache, report = written(Greedy(), Fixed(tokens), 20, shadow, kind=kind)
     assert ids == greedy(20)
     # All but the last token are read, by both.
     assert cache.base == cache.shadow == ids[:-1]

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from shadowpeft import ShadowedModel
 from shadowpeft.generate import Past
-from shadowpeft.model import drafting
+from shadowpeft.model import drafting, static_steps
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
 PROMPT = 9
@@ -40,24 +41,39 @@ def draft_from(patch: pytest.MonkeyPatch, text: Tensor, wrong: Sequence[int]) ->
         wrong: the places that get another token.
     """
 
-    def known(steps: Any) -> Any:
-        class Known(steps):  # type: ignore[misc]
-            def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
-                self._next = past.position + ahead + 1
-                return super().shadow(token_11, past, ahead)
+    words_T = text[0].clone()
+    for place in wrong:
+        if place < len(words_T):
+            words_T[place] += 1
+    next_11 = torch.zeros(1, 1, dtype=torch.long)
 
-            def head(self, s_11D: Tensor) -> Tensor:
-                logits_1V = torch.zeros_like(super().head(s_11D))
-                token = int(text[0, self._next]) if self._next < text.shape[1] else 0
-                if self._next in wrong:
-                    token = (token + 1) % logits_1V.shape[1]
-                logits_1V[0, token] = 50.0
-                return logits_1V
+    def known(logits_1V: Tensor) -> Tensor:
+        word_1 = words_T[next_11.clamp(max=len(words_T) - 1)][0] % logits_1V.shape[1]
+        # Behind the end of the text nothing is known.
+        return 50.0 * F.one_hot(word_1 * (next_11[0] < len(words_T)), logits_1V.shape[1])
 
-        return Known
+    # Steps one by one.
+    class Known(drafting._Steps):
+        def shadow(self, token_11: Tensor, past: Past, ahead: int) -> Tensor:
+            next_11.fill_(past.position + ahead + 1)
+            return super().shadow(token_11, past, ahead)
 
-    for name in ("_Steps", "StaticSteps"):
-        patch.setattr(drafting, name, known(getattr(drafting, name)))
+        def head(self, s_11D: Tensor) -> Tensor:
+            return known(super().head(s_11D))
+
+    patch.setattr(drafting, "_Steps", Known)
+    # Steps over a static cache, which may be compiled: so the place is a tensor.
+    shadow_step, head_step = static_steps._shadow_step, static_steps._head_step
+
+    def shadow(network: Any, token_11: Tensor, position_11: Tensor, *given: Any) -> Tensor:
+        next_11.copy_(position_11 + 1)
+        return shadow_step(network, token_11, position_11, *given)
+
+    def head(*given: Any) -> Tensor:
+        return known(head_step(*given))
+
+    patch.setattr(static_steps, "_shadow_step", shadow)
+    patch.setattr(static_steps, "_head_step", head)
 
 
 def drafted(model: ShadowedModel, ids: Tensor, tokens: int | str = 4, **settings: Any) -> Any:

@@ -104,10 +104,17 @@ def test_most_families_draft() -> None:
 
 @pytest.mark.parametrize("wrong", [(), range(100)], ids=["right", "wrong"])
 @pytest.mark.parametrize("tokens", [1, 4, 23, "auto"])
+@pytest.mark.parametrize("unrolled", [0, 99], ids=["one by one", "at once"])
 def test_every_length_of_drafts_writes_the_same(
-    llama: ShadowedModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch, wrong: Sequence[int], tokens: Any
+    llama: ShadowedModel,
+    ids: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Sequence[int],
+    tokens: Any,
+    unrolled: int,
 ) -> None:
     """Catches a pass that reads beyond the room of the cache, or of the positions."""
+    monkeypatch.setattr(drafting, "MOST_UNROLLED", unrolled)
     want = plain(llama, ids, max_new_tokens=55)
     draft_from(monkeypatch, want.sequences, wrong)
     found = drafted(llama, ids, tokens, max_new_tokens=55, **STATIC)
@@ -123,23 +130,24 @@ def test_the_same_tokens_are_drafted(
     if head:
         torch.manual_seed(0)
         torch.nn.init.normal_(llama.adapter.new_draft_head(4).up.weight, std=2.0)
-    scores: dict[str, list[Tensor]] = {}
-    for name in ("_Steps", "StaticSteps"):
-        steps, noted = getattr(drafting, name), scores.setdefault(name, [])
-        monkeypatch.setattr(steps, "head", _noting(steps.head, noted))
+    scores: dict[str, list[Tensor]] = {"apart": [], "static": []}
+    monkeypatch.setattr(drafting._Steps, "head", _noting(drafting._Steps.head, scores["apart"]))
+    monkeypatch.setattr(static_steps, "_head_step", _noting(static_steps._head_step, scores["static"]))
     drafted(llama, ids)
     drafted(llama, ids, **STATIC)
     one, other = (torch.cat(found) for found in scores.values())
-    close(one, other)
+    # A round in one step drafts behind the end of the text, too: in the rounds of the last three tokens.
+    close(one[:-3], other[: len(one) - 3])
+    assert len(one) > 20
     if head:
         llama.adapter.draft_head = None
         drafted(llama, ids)
-        assert (scores["_Steps"][-1] - other[-1]).abs().max() > 1
+        assert (scores["apart"][-1] - one[-1]).abs().max() > 1
 
 
 def _noting(head: Any, noted: list[Tensor]) -> Any:
-    def run(self: Any, s_11D: Tensor) -> Tensor:
-        noted.append(head(self, s_11D).clone())
+    def run(*given: Any) -> Tensor:
+        noted.append(head(*given).clone())
         return noted[-1]
 
     return run
@@ -267,16 +275,21 @@ def test_each_step_is_one_graph_whatever_is_drafted(ids: Tensor, monkeypatch: py
     found = drafted(model, ids, **settings)
     assert torch.equal(found.sequences, want.sequences)
     same_keys(found[versions.CACHE], want[versions.CACHE])
-    assert len(graphs) == 3
+    assert len(graphs) == 1, "a round is one step"
     monkeypatch.undo()
-    # Another length is another pass of the base, and no size is left open for both.
+    torch.compiler.reset()
+    graphs.clear()
+    drafted(model, ids, **settings)
+    # Another length is another round, and no size is left open for both.
     drafted(model, ids, 3, **settings)
-    assert len(graphs) == 4
+    assert len(graphs) == 2
     assert not [node for node in graphs[-1].graph.nodes if "Sym" in str(node.type)]
     for prompt in (ids, ids[:, :5]):
         found = drafted(model, prompt, max_new_tokens=12, **settings)
         assert torch.equal(found.sequences, plain(model, prompt, max_new_tokens=12).sequences)
-    assert len(graphs) == 4
+    assert len(graphs) == 2
+    drafted(model, ids, do_sample=True, **settings)
+    assert len(graphs) == 5, "shadow, head and base, where drafts are drawn"
 
 
 @torch.no_grad()
@@ -308,25 +321,28 @@ def test_what_transformers_does_not_compile_is_not(llama: ShadowedModel, ids: Te
     assert graphs == []
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 def test_graphs_begin_anew_at_every_step(
-    llama: ShadowedModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+    llama: ShadowedModel, ids: Tensor, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches steps whose outputs a replay writes over while they are still read.
 
-    The steps stand for CUDA graphs here: each has one output, which the next call of it overwrites.
+    The steps stand for CUDA graphs here: the next call of one overwrites what it put out.
     """
-    outputs: dict[Any, Tensor] = {}
+    outputs: dict[Any, Any] = {}
 
     def graph(step: Any, _: Any) -> Any:
-        def run(*args: Any) -> Tensor:
+        def run(*args: Any) -> Any:
             found = step(*args)
-            if step in outputs:
-                outputs[step].copy_(found)
+            for tensor, newer in zip(_each(outputs.get(step, ())), _each(found), strict=False):
+                tensor.copy_(newer)
             return outputs.setdefault(step, found)
 
         return run
 
     monkeypatch.setattr(static_steps, "_compiled", graph)
+    if not at_once:
+        monkeypatch.setattr(drafting, "MOST_UNROLLED", 0)
     wanted = {"output_scores": True, "output_logits": True}
     want = plain(llama, ids, **wanted)
     draft_from(monkeypatch, want.sequences, wrong=(13, 18))
@@ -334,6 +350,10 @@ def test_graphs_begin_anew_at_every_step(
     assert torch.equal(found.sequences, want.sequences)
     close(torch.cat(found.logits), torch.cat(want.logits))
     close(torch.cat(found.scores), torch.cat(want.scores))
+
+
+def _each(outputs: Any) -> Sequence[Tensor]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 @pytest.mark.slow

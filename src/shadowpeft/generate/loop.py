@@ -68,6 +68,19 @@ class Steps(Protocol):
         """Let the base read tokens whose s^(0) are known; return its logits, (1, T, V)."""
         ...
 
+    def round(self, token_11: Tensor, past: Past, tokens: int) -> tuple[Tensor, Tensor] | None:
+        """Draft greedily behind a token, and let the base read the drafts, all in one step.
+
+        Args:
+            token_11: the token that is read next.
+            past: what lies behind it.
+            tokens: how many tokens the base is to read.
+
+        Returns:
+            The ids that it read, (1, T), and its logits, (1, T, V); `None` if the steps are taken one by one.
+        """
+        ...
+
     def room(self, past: Past) -> int | None:
         """Return how many tokens one pass may read, `None` for no limit."""
         ...
@@ -108,30 +121,47 @@ def decode(steps: Steps, text: Text, past: Past, rule: Rule, pace: Pace) -> tupl
         before = text.ids_1T.shape[1]
         with _only_what_stays(past, text):
             started = time.perf_counter()
-            ids, states, drafts = _draft(steps, text, past, rule=rule, pace=pace)
-            drafted = time.perf_counter()
-            logits_1TV = steps.base(torch.cat(ids, 1), torch.cat(states, 1), past)
+            logits_1TV, drafts, read, drafting = _draft_and_read(steps, text, past, rule=rule, pace=pace)
             accepted, tested = _verify(logits_1TV, text, drafts, rule)
-            verified = time.perf_counter()
+            verifying = time.perf_counter() - started - drafting
         tokens = text.ids_1T.shape[1] - before
         past = past.moved(tokens)
-        report.add(tested, accepted, tokens, shadow_steps=len(states))
-        pace.note(len(ids), tested, accepted, tokens, seconds=(drafted - started, verified - drafted))
+        report.add(tested, accepted, tokens, shadow_steps=read)
+        pace.note(read, tested, accepted, tokens, seconds=(drafting, verifying))
     return past, report
 
 
-def _draft(
+def _draft_and_read(
     steps: Steps, text: Text, past: Past, rule: Rule, pace: Pace
+) -> tuple[Tensor, list[Draft], int, float]:
+    """Draft behind the last token, and let the base read it with the drafts.
+
+    Returns:
+        The base's logits, (1, T, V), the drafts, T, and the seconds of drafting.
+    """
+    started = time.perf_counter()
+    most, room = min(text.room, pace.start()), steps.room(past)
+    if room is not None:
+        most = min(most, room)
+    token_11 = text.ids_1T[:, -1:].to(past.device)
+    at_once = steps.round(token_11, past, most)
+    if at_once is not None:
+        ids_1T, logits_1TV = at_once
+        return logits_1TV, [Draft(id_1[:, None], None) for id_1 in ids_1T[:, 1:].unbind(1)], most, 0.0
+    ids, states, drafts = _draft(steps, token_11, text, past, most=most, rule=rule, pace=pace)
+    drafting = time.perf_counter() - started
+    return steps.base(torch.cat(ids, 1), torch.cat(states, 1), past), drafts, len(ids), drafting
+
+
+def _draft(
+    steps: Steps, token_11: Tensor, text: Text, past: Past, most: int, rule: Rule, pace: Pace
 ) -> tuple[list[Tensor], list[Tensor], list[Draft]]:
-    """Let the shadow read the last token and its own drafts behind it.
+    """Let the shadow read the last token and its own drafts behind it, up to `most` in all.
 
     Returns:
         The ids that were read, (1, 1) each, the s^(0) of each, and the drafts among the ids.
     """
-    most, room = min(text.room, pace.start()), steps.room(past)
-    if room is not None:
-        most = min(most, room)
-    ids = [text.ids_1T[:, -1:].to(past.device)]
+    ids = [token_11]
     states: list[Tensor] = []
     drafts: list[Draft] = []
     while True:

@@ -23,6 +23,8 @@ from shadowpeft.shadow.adapter import Adapter
 
 # How many tokens the base reads in a pass over a static cache, if draft_tokens is "auto".
 MOST_STATIC = 8
+# A round is one step if it has at most so many of the shadow's blocks, all of which are compiled.
+MOST_UNROLLED = 32
 # Arguments of `_sample` that no model takes.
 _FOR_THE_LOOP = ("synced_gpus", "tokenizer", "assistant_tokenizer")
 
@@ -119,7 +121,8 @@ class DraftingMixin:
         logits_1V = outputs.logits[:, -1]
         model_kwargs = stock._update_model_kwargs_for_generation(outputs, model_kwargs)
         del outputs
-        steps, past = self._start(name, tokens, config, model_kwargs)
+        at_once = isinstance(rule, Greedy) and isinstance(pace, Fixed) and not text.has_processors
+        steps, past = self._start(name, tokens, at_once, config, model_kwargs)
         # Not before the prompt was read, all of whose keys it would keep.
         changed = keep_past(past.cache)
         try:
@@ -165,9 +168,17 @@ class DraftingMixin:
             cache.draft_rows = DraftRows(self._base(), ids_N)
 
     def _start(
-        self, name: str, tokens: int, config: GenerationConfig, model_kwargs: dict[str, Any]
+        self, name: str, tokens: int, at_once: bool, config: GenerationConfig, model_kwargs: dict[str, Any]
     ) -> tuple[generate.Steps, generate.Past]:
-        """Return the steps, and what lies behind the first of them, after the prompt was read."""
+        """Return the steps, and what lies behind the first of them, after the prompt was read.
+
+        Args:
+            name: of the adapter.
+            tokens: how many tokens the base reads in a pass.
+            at_once: nothing decides on a draft but its logits, so that a round can be one step.
+            config: of the generation.
+            model_kwargs: what transformers prepared for the model.
+        """
         stock: Any = self
         positions_1T, mask_1T = model_kwargs["position_ids"], model_kwargs["attention_mask"]
         if mask_1T is not None:
@@ -179,7 +190,10 @@ class DraftingMixin:
         compile_config = None
         if stock._valid_auto_compile_criteria(model_kwargs, config):
             compile_config = config.compile_config or stock._default_compile_config()
-        steps = StaticSteps(stock, name, cache, mask_1T, tokens=tokens, compile_config=compile_config)
+        at_once = at_once and tokens * cache.shadow_blocks <= MOST_UNROLLED
+        steps = StaticSteps(
+            stock, name, cache, mask_1T, tokens=tokens, at_once=at_once, compile_config=compile_config
+        )
         # Its steps have a mask of their own.
         return steps, past._replace(mask_1T=None)
 
@@ -226,6 +240,9 @@ class _Steps:
         }
         out = self._model._run_base(self._adapter, inputs, s_1TD, past.cache, {})
         return arch.logits(self._model._base(), out.last_hidden_state)
+
+    def round(self, token_11: Tensor, past: generate.Past, tokens: int) -> None:
+        """Return `None`: the steps are taken one by one."""
 
     def room(self, past: generate.Past) -> int | None:
         """Return how many tokens one pass may read: those that the rotary factors of the next one serve."""

@@ -42,6 +42,7 @@ class StaticSteps:
         cache: has room for K - 1 tokens behind the last one of the text.
         mask_1T: 1 for tokens and 0 for padding, of the prompt; `None` without padding.
         tokens: K.
+        at_once: drafting and reading are one step, which takes the likeliest drafts.
         compile_config: how to compile the steps; `None` to run them as they are.
     """
 
@@ -52,9 +53,11 @@ class StaticSteps:
         cache: StaticShadowCache,
         mask_1T: Tensor | None,
         tokens: int,
+        at_once: bool,
         compile_config: CompileConfig | None,
     ) -> None:
         self._model, self._adapter, self._tokens = model, model._adapter(name), tokens
+        self._at_once = at_once
         self._rows: DraftRows | None = cache.draft_rows
         device = arch.token_embedding_of(model._base()).weight.device
         if mask_1T is None:
@@ -64,6 +67,7 @@ class StaticSteps:
         self._shadow_step = _compiled(_shadow_step, compile_config)
         self._head_step = _compiled(_head_step, compile_config)
         self._base_step = _compiled(_base_step, compile_config)
+        self._round_step = _compiled(_round_step, compile_config)
 
     def shadow(self, token_11: Tensor, past: generate.Past, ahead: int) -> Tensor:
         """Let the shadow read a token that is `ahead` behind the next one; return its s^(0), (1, 1, D)."""
@@ -90,6 +94,23 @@ class StaticSteps:
         inputs = (_repeat_last(part, self._tokens) for part in (ids_1T, s_1TD, positions_1T))
         logits_1KV = self._base_step(self._model, self._adapter, *inputs, self._mask_1R, past.cache)
         return logits_1KV[:, :tokens]
+
+    def round(self, token_11: Tensor, past: generate.Past, tokens: int) -> tuple[Tensor, Tensor] | None:
+        """Draft greedily, and let the base read the drafts, in one step of K tokens.
+
+        Returns:
+            The ids, (1, T), and the base's logits, (1, T, V), which the next call writes over; `None` if
+            the steps are taken one by one.
+        """
+        if not self._at_once:
+            return None
+        # Where fewer are wanted, the positions of those behind them may not exist.
+        positions_1K = past.positions(0, self._tokens).clamp(max=past.position + tokens - 1)
+        ids_1K, logits_1KV = self._round_step(
+            self._model, self._adapter, self._rows, token_11.flatten()[None], positions_1K, self._mask_1R,
+            past.cache,
+        )  # fmt: skip
+        return ids_1K[:, :tokens], logits_1KV[:, :tokens]
 
     def room(self, past: generate.Past) -> int | None:
         """Return how many tokens one pass may read."""
@@ -126,6 +147,27 @@ def _base_step(
     return arch.logits(model._base(), out.last_hidden_state)
 
 
+def _round_step(
+    model: Runs,
+    adapter: Adapter,
+    rows: DraftRows | None,
+    token_11: Tensor,
+    positions_1K: Tensor,
+    mask_1R: Tensor,
+    cache: StaticShadowCache,
+) -> tuple[Tensor, Tensor]:
+    """Take all steps of a round; nothing but the drafts passes from one to the next."""
+    ids: list[Tensor] = [token_11]
+    states: list[Tensor] = []
+    for position_11 in positions_1K.split(1, dim=1):
+        if states:
+            logits_1V = _head_step(model._base(), adapter, rows, states[-1])
+            ids.append(logits_1V.float().argmax(-1, keepdim=True))
+        states.append(_shadow_step(adapter.shadow, ids[-1], position_11, mask_1R, cache.shadow))
+    ids_1K, s_1KD = torch.cat(ids, 1), torch.cat(states, 1)
+    return ids_1K, _base_step(model, adapter, ids_1K, s_1KD, positions_1K, mask_1R, cache)
+
+
 def _repeat_last(values_1T: Tensor, tokens: int) -> Tensor:
     """Repeat the last value, up to `tokens` values."""
     missing = tokens - values_1T.shape[1]
@@ -133,7 +175,7 @@ def _repeat_last(values_1T: Tensor, tokens: int) -> Tensor:
     return torch.cat([values_1T, *[values_1T[:, -1:]] * missing], dim=1) if missing else values_1T
 
 
-def _compiled(step: Callable[..., Tensor], config: CompileConfig | None) -> Callable[..., Tensor]:
+def _compiled(step: Callable[..., Any], config: CompileConfig | None) -> Callable[..., Any]:
     """Return a step as torch compiles it: once for each model, adapter and shape, in a process."""
     if config is None:
         return step

@@ -85,3 +85,10 @@ def test_work_is_split_until_the_device_is_full() -> None:
     assert [parts.splits_for(programs, 100, cpu) for programs in (1, 2, 3, 4, 9)] == [4, 2, 2, 1, 1]
     assert parts.splits_for(1, most=3, device=cpu) == 2
     assert parts.splits_for(0, most=100, device=cpu) == parts.MOST_SPLITS
+
+
+def test_nothing_begins_early_or_is_captured_off_a_gpu() -> None:
+    """Catches an option of NVIDIA's that is asked for elsewhere."""
+    cpu = torch.device("cpu")
+    assert not parts.begins_early(cpu)
+    assert not parts.is_captured(cpu)

@@ -121,35 +121,3 @@ def test_it_compiles_whole(launched: list) -> None:
     got = torch.compile(cross, fullgraph=True, backend="aot_eager")(drawn.h, drawn.s)
     assert all(map(torch.equal, got, want))
     assert len(launched) > before
-
-
-@pytest.mark.gpu
-@torch.no_grad()
-def test_a_graph_waits_for_each_kernel(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """Catches a kernel that begins early and reads what the one ahead of it has not written yet."""
-    if way == "one kernel":
-        pytest.skip("it has nobody to wait for")
-    kind = Kind("normed", "rms", (1, 3), 4096, 10, 16, stream=torch.bfloat16)
-    drawn = [draw(kind, seed=seed) for seed in range(40)]
-    h, s = drawn[0].h.clone(), drawn[0].s.clone()
-
-    def cross(apart: bool) -> tuple[Tensor, Tensor]:
-        results = h, s
-        for one in drawn:
-            results = op.boundary(*results, one.crossing)
-            if apart:
-                torch.cuda.synchronize()
-        return results
-
-    cross(apart=True)
-    monkeypatch.undo()  # a graph is recognised by itself
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = cross(apart=False)
-    monkeypatch.setattr(launch, "is_captured", lambda device: True)
-    for _ in range(100):
-        h.normal_()
-        s.normal_()
-        graph.replay()
-        for result, wanted in zip(got, cross(apart=True), strict=True):
-            assert torch.equal(result, wanted)
