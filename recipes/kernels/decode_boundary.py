@@ -57,7 +57,7 @@ def ways() -> Iterator[Way]:
         for tile in STRIPS:
             yield Way("strips, early" if early else "strips", tile, ("strips",), changed)
     for tile in BATCH:
-        yield Way("batch", tile, BATCHED, {(op, "ROWS_ALONE"): 0})
+        yield Way("batch", tile, BATCHED, {(op, "ROWS_ALONE"): 0, (launch, "ROWS_ALONE"): 0})
 
 
 def graphed(sets: list[dict[str, Any]]) -> Callable[[], float]:

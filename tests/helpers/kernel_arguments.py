@@ -1,13 +1,13 @@
 """A random boundary as the arguments of the fused kernels. Needs Triton."""
 
 from helpers.boundary_cases import Drawn
-from shadowpeft.ops.triton import op
+from shadowpeft.ops.triton import few, op
 from shadowpeft.ops.triton.case import Arguments, Attributes, Weights
 
 
 def arguments_of(drawn: Drawn) -> Arguments:
     """Return what `op.forward_op` is given for a boundary without dropout."""
-    w, norm = drawn.update or op._NO_UPDATE, op._norm_of(drawn.crossing)
+    w, norm = drawn.update or few.NO_UPDATE, op._norm_of(drawn.crossing)
     assert norm is not None
     attributes = Attributes(
         drawn.rule.variant,

@@ -119,12 +119,23 @@ def norm_parts(norm: Callable[[Tensor], Tensor]) -> NormParts | None:
     if norm is _unchanged:
         return NormParts("none")
     if type(norm) is nn.LayerNorm:
-        if norm.weight is None or norm.bias is None:
+        weight, bias = _parameter(norm, "weight"), _parameter(norm, "bias")
+        if weight is None or bias is None:
             return None
-        return NormParts("layer", norm.weight, norm.bias, norm.eps)
-    if isinstance(norm, nn.Module) and type(norm).__name__ in _RMS_NORMS:
-        eps, offset = _RMS_NORMS[type(norm).__name__]
-        weight = norm.weight
-        assert isinstance(weight, Tensor)
-        return NormParts("rms", weight, eps=getattr(norm, eps), offset=offset)
-    return None
+        return NormParts("layer", weight, bias, norm.eps)
+    known = _RMS_NORMS.get(type(norm).__name__)
+    if known is None or not isinstance(norm, nn.Module):
+        return None
+    eps, offset = known
+    return NormParts("rms", _parameter(norm, "weight"), None, getattr(norm, eps), offset)
+
+
+def _parameter(norm: nn.Module, name: str) -> Tensor | None:
+    """Return a norm's weight or bias.
+
+    It is read at every boundary, and an entry of the dictionary in which torch keeps it takes the host a
+    tenth of the time that the attribute takes. What is not kept there is computed when it is asked for, as a
+    parametrization does.
+    """
+    found = norm._parameters.get(name)
+    return getattr(norm, name) if found is None else found

@@ -1,6 +1,7 @@
 """The kernels for few rows, as decoding runs them: one, and three in a graph."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from shadowpeft.ops import reference
 
 pytest.importorskip("triton")
 
-from shadowpeft.ops.triton import launch, op
+from shadowpeft.ops.triton import few, launch, op
 
 pytestmark = ignore_overflow
 
@@ -40,8 +41,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the calls of this kernel, so that no test runs another by mistake."""
     calls: list[int] = []
-    run = launch.run_rows
+    run, short = launch.run_rows, few.cross
     monkeypatch.setattr(op, "run_rows", lambda *given: calls.append(1) or run(*given))
+
+    def cross(*given: Any) -> Any:
+        crossed = short(*given)
+        calls.extend([1] * (crossed is not None))
+        return crossed
+
+    monkeypatch.setattr(few, "cross", cross)
     return calls
 
 

@@ -1,12 +1,12 @@
 """Hand a compiled kernel its arguments, without Triton's launcher looking at each of them again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 # What a pointer has to be a multiple of for Triton to compile wide loads.
-_ALIGNED = 16
+ALIGNED = 16
 
 
 class Call:
@@ -48,6 +48,21 @@ class Call:
             self._last = tuple(self._constants[name] for name in self._kernel.arg_names[len(arguments) :])
             self._compiled = compiled[self._grid]
 
+    def at(self, places: Sequence[int | None], tensors: Sequence[Tensor | None], *numbers: float) -> None:
+        """Launch, with the tensors' places in memory known: a compiled kernel takes these.
+
+        It would ask each tensor for its place, and the driver whether a GPU can read there.
+
+        Args:
+            places: of the tensors; all on the device of the launch.
+            tensors: come first among the kernel's arguments. They must live until this returns.
+            *numbers: the arguments that follow.
+        """
+        if self._compiled is None:
+            self(*tensors, *numbers)
+            return
+        self._compiled(*places, *numbers, *self._last)
+
 
 def kinds_of(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
     """Return what Triton distinguishes tensors by: the type and the alignment, or `None` for a missing one.
@@ -55,5 +70,5 @@ def kinds_of(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
     What torch allocates anew is always aligned, so it needs no entry.
     """
     return tuple(
-        None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors
+        None if tensor is None else (tensor.dtype, tensor.data_ptr() % ALIGNED == 0) for tensor in tensors
     )

@@ -180,15 +180,17 @@ def case_of(given: Arguments) -> Case:
     """Return what the kernels of a boundary are compiled for."""
     h, _, w, _, attributes = given
     variant, norm, activation, _, dropout, _, _, offset = attributes
-    return _case(
+    gin = None if w.gin is None else w.gin.dtype
+    gout = None if w.gout is None else w.gout.dtype
+    return case_of_kind(
         h.shape[-1], *w.sizes(), variant, norm, activation, offset, dropout > 0,
-        w.tin is not None, w.down is not None, w.tin_b is not None, _is_all_bfloat16(h, w.gin, w.gout),
+        w.tin is not None, w.down is not None, w.tin_b is not None, is_all_bfloat16(h.dtype, gin, gout),
     )  # fmt: skip
 
 
 # Kept, as it is asked for twice at every boundary and a model has a few.
 @functools.cache
-def _case(
+def case_of_kind(
     D: int,
     U: int,
     R: int,
@@ -202,6 +204,7 @@ def _case(
     bias: bool,
     all_bfloat16: bool,
 ) -> Case:
+    """Return the case of boundaries of one kind, as `case_of` reads it from their tensors."""
     drop = _DROPS[variant] if drops else 0
     unit = variant == "normed"
     return Case(
@@ -227,10 +230,11 @@ def _case(
     )
 
 
-def _is_all_bfloat16(h: Tensor, gin: Tensor | None, gout: Tensor | None) -> bool:
+def is_all_bfloat16(h: torch.dtype, gin: torch.dtype | None, gout: torch.dtype | None) -> bool:
+    """Return whether G's weights are no wider than a stream of bfloat16; types, `None` for no weight."""
     # Weights that are rounded, too, on their way to a product (float32 beside a bfloat16 stream) cost as many
     # digits as `Case.FINE` would save.
-    return gin is not None and gout is not None and gin.dtype == gout.dtype == h.dtype == torch.bfloat16
+    return gin == gout == h == torch.bfloat16
 
 
 def kept_widths(w: Weights, norm_is_layer: bool) -> tuple[int, int]:

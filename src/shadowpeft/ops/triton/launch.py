@@ -21,10 +21,22 @@ from shadowpeft.ops.triton.case import (
     BackwardArguments,
     Case,
     Weights,
+    case_of_kind,
+    is_all_bfloat16,
     kept_widths,
     power_of_2,
 )
-from shadowpeft.ops.triton.parts import STATS, Tile, begins_early, is_captured, splits_for, tile_of
+from shadowpeft.ops.triton.parts import (
+    DTYPES,
+    ROWS_ALONE,
+    STATS,
+    WIDEST,
+    Tile,
+    begins_early,
+    is_captured,
+    splits_for,
+    tile_of,
+)
 
 # Plans kept at once, of some kilobytes each. There is one for each number of rows (batches are padded to many
 # lengths), and forward and backward passes have their own.
@@ -123,8 +135,10 @@ def _forward_plan(
 
 
 @lru_cache(_PLANS)
-def _rows_plan(case: Case, rows: int, kind: torch.dtype, kinds: tuple[object, ...]) -> Call:
-    """Plan the one launch of few rows."""
+def _rows_plan(
+    case: Case, rows: int, kind: torch.dtype, device: torch.device, kinds: tuple[object, ...]
+) -> Call:
+    """Plan the one launch of few rows; a compiled kernel is one of a device."""
     tile = tile_of("cross", kind, rows, max(case.UP, case.RP))
     wide = power_of_2(case.D)
     constants = case.pick("D U R UP RP NORM OFFSET UNIT UPDATE INJECT GELU BIAS")
@@ -161,6 +175,48 @@ def _strips_plan(
         move=Call(striped.move, grid, move, **behind),
         correct=Call(striped.correct, grid, correct, **behind),
     )
+
+
+@lru_cache(_PLANS)
+def plan_few(
+    shape: torch.Size,
+    update: torch.Size | None,
+    inject: torch.Size | None,
+    variant: str,
+    norm: str,
+    activation: str,
+    offset: float,
+    device: torch.device,
+    *types: torch.dtype | None,
+) -> Call | None:
+    """Return the one launch of a few rows, `None` where it cannot serve.
+
+    Args:
+        shape: of h.
+        update: shape of T's first matrix, if there is an update.
+        inject: shape of W_down, if there is an injection.
+        variant: the equations.
+        norm: kind of the norm that is read through.
+        activation: of T and G.
+        offset: of the norm.
+        device: of all tensors.
+        *types: of the tensors in the kernel's order, `None` for a missing one. All are aligned.
+    """
+    h, s, _, _, tin, tin_b, _, _, gin, _, gout, _, down, _ = types
+    assert h is not None
+    rows = shape[:-1].numel()
+    U, R = update[0] if update else 0, inject[0] if inject else 0
+    served = {None, *DTYPES}.issuperset((h, s, tin, down)) and max(U, R) <= WIDEST
+    if not served or not 0 < rows <= ROWS_ALONE or (update is None and inject is None):
+        return None
+    case = case_of_kind(
+        shape[-1], U, R, variant, norm, activation, offset, False,
+        update is not None, inject is not None, tin_b is not None, is_all_bfloat16(h, gin, gout),
+    )  # fmt: skip
+    # As `run_rows` says the same, so that both have one plan.
+    as_weights = (h, s, *types[4:], *types[2:4])
+    kinds = tuple(None if kind is None else (kind, True) for kind in as_weights)
+    return _rows_plan(case, rows, h, device, kinds)
 
 
 @lru_cache(_PLANS)
@@ -233,6 +289,7 @@ def forget_plans() -> None:
     _forward_plan.cache_clear()
     _rows_plan.cache_clear()
     _strips_plan.cache_clear()
+    plan_few.cache_clear()
     _backward_plan.cache_clear()
 
 
@@ -297,7 +354,7 @@ def run_rows(case: Case, given: Arguments) -> tuple[Tensor, Tensor]:
 
 def _run_cross(case: Case, given: Arguments, moved: Tensor, out: Tensor) -> None:
     h, s, w, _, n = given
-    call = _rows_plan(case, h.numel() // case.D, h.dtype, kinds_of((h, s, *w)))
+    call = _rows_plan(case, h.numel() // case.D, h.dtype, h.device, kinds_of((h, s, *w)))
     if h.is_cuda and not call.is_ready:
         # A graph may be captured next, when no kernel can be compiled and loaded.
         _run_strips(case, given, moved, out)

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from shadowpeft import arch
 from shadowpeft.errors import ConfigError
 from shadowpeft.ops import reference
-from shadowpeft.ops.reference import Crossing, UpdateWeights
+from shadowpeft.ops.reference import Crossing
+from shadowpeft.ops.triton import few
 from shadowpeft.ops.triton.case import (
     Arguments,
     Attributes,
@@ -30,10 +31,7 @@ from shadowpeft.ops.triton.case import (
     kept_widths,
 )
 from shadowpeft.ops.triton.launch import run_backward, run_forward, run_rows
-from shadowpeft.ops.triton.parts import INTERPRETED, ROWS_ALONE
-
-WIDEST = 128
-DTYPES = (torch.bfloat16, torch.float32)
+from shadowpeft.ops.triton.parts import DTYPES, INTERPRETED, ROWS_ALONE, WIDEST
 
 
 def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
@@ -43,6 +41,9 @@ def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, 
         ConfigError: they cannot serve; the message says why and which setting to change.
     """
     norm = _norm_of(crossing)
+    crossed = _few(h_BTD, s_BTD, crossing, norm)
+    if crossed is not None:
+        return crossed
     reason = _refusal(h_BTD, s_BTD, crossing, norm)
     if norm is None or reason is not None:
         raise ConfigError(f"impl='triton' {reason}; set impl='auto' or 'reference'")
@@ -52,6 +53,9 @@ def boundary(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, 
 def boundary_or_reference(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor]:
     """Compute `reference.boundary` with the fused kernels where they can serve, else as it is written."""
     norm = _norm_of(crossing)
+    crossed = _few(h_BTD, s_BTD, crossing, norm)
+    if crossed is not None:
+        return crossed
     if norm is None or _refusal(h_BTD, s_BTD, crossing, norm) is not None:
         return reference.boundary(h_BTD, s_BTD, crossing)
     return _fused(h_BTD, s_BTD, crossing, norm)
@@ -69,14 +73,22 @@ def _norm_of(crossing: Crossing) -> arch.NormParts | None:
 
 
 _NO_NORM = arch.NormParts("none")
-_NO_UPDATE = UpdateWeights(*(None,) * 8, None, "silu")  # type: ignore[arg-type]
+
+
+def _few(
+    h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormParts | None
+) -> tuple[Tensor, Tensor] | None:
+    """Cross by the short way, where it serves."""
+    if norm is None or _is_watched(h_BTD):
+        return None
+    return few.cross(h_BTD, s_BTD, crossing, norm)
 
 
 def _fused(h_BTD: Tensor, s_BTD: Tensor, crossing: Crossing, norm: arch.NormParts) -> tuple[Tensor, Tensor]:
     update_w, inject_w, rule, _ = crossing
     if update_w is None and inject_w is None:
         return h_BTD, s_BTD
-    w = update_w or _NO_UPDATE
+    w = update_w or few.NO_UPDATE
     seed, dropout = None, 0.0
     if rule.dropout > 0 and (inject_w is not None or rule.variant == "paper"):
         # Drawn by torch, so that its seeds repeat it and checkpointing restores it; kept on the device, so

@@ -15,6 +15,10 @@ import triton.language as tl
 # On a CPU, with TRITON_INTERPRET=1: for tests.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
+# What the kernels serve.
+WIDEST = 128
+DTYPES = (torch.bfloat16, torch.float32)
+
 # Columns that describe a row: in sums over the coordinates (`project`) and, once settled, what the norm makes
 # of it (`scales`).
 STATS = 6
