@@ -10,8 +10,10 @@ code's time to the other's (of turns side by side).
 The model has many narrow blocks, random weights and float32, on one thread of the CPU, so that the host's
 work around the arithmetic is most of it. Ways: `base`, the bare model; `attached`, boundaries in plain torch;
 `crossed`, attached with boundaries that compute nothing: what is around them, which is the same on a GPU;
-`shadow`, the shadow alone. `boundary`, `crossing` and the two ratios follow from these, turn by turn: what a
-block takes in `attached` and in `crossed` beyond `base` and `shadow`, and `attached` over `base`.
+`launched`, attached with fused boundaries up to the launch of a compiled kernel, in whose place a function
+does nothing; `shadow`, the shadow alone. The others follow from these, turn by turn: `boundary` and
+`crossing` are what a block takes in `attached` and in `crossed` beyond `base` and `shadow`, `launch` is what
+it takes in `launched` beyond `crossed`, and there are two ratios to `base`.
 """
 
 import argparse
@@ -34,8 +36,9 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 from shadowpeft import attach
 from shadowpeft.arch import versions
 from shadowpeft.demo.timing import quantile
+from shadowpeft.ops.triton import rows
 
-WAYS = ("base", "attached", "crossed", "shadow")
+WAYS = ("base", "attached", "crossed", "launched", "shadow")
 TOKENS, STEPS = 8, 5
 
 
@@ -48,12 +51,24 @@ def model_of(blocks: int, width: int) -> Any:
     return Qwen3ForCausalLM(config).eval()
 
 
+class Nothing:
+    """Stands in for a kernel, and for what Triton compiles of it."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.arg_names = kernel.arg_names
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., "Nothing"]:
+        return lambda *arguments, **options: self
+
+
 def steps_of(blocks: int, width: int) -> dict[str, Callable[[], None]]:
     """Return for each way a step that leaves its cache as it was."""
     base = model_of(blocks, width)
     models = {"base": base}
-    for way in ("attached", "crossed"):
-        models[way] = attach(model_of(blocks, width), impl="reference").eval()
+    rows.cross = Nothing(rows.cross)
+    for way in ("attached", "crossed", "launched"):
+        impl = "triton" if way == "launched" else "reference"
+        models[way] = attach(model_of(blocks, width), impl=impl).eval()
     models["crossed"]._boundary = lambda h_BTD, s_BTD, crossing: (h_BTD, s_BTD)
     ids_1T = torch.arange(TOKENS)[None]
     last = {
@@ -99,7 +114,8 @@ class Server:
 
     def __init__(self, source: Path, options: argparse.Namespace) -> None:
         words = ["--serve", f"--blocks={options.blocks}", f"--width={options.width}"]
-        environment = {**os.environ, "PYTHONPATH": str(source)}
+        # Interpreted, Triton takes tensors on the CPU.
+        environment = {**os.environ, "PYTHONPATH": str(source), "TRITON_INTERPRET": "1"}
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(
             [sys.executable, __file__, *words], env=environment, encoding="utf-8", **pipes
@@ -128,7 +144,9 @@ def with_differences(turns: list[dict[str, float]], blocks: int) -> list[dict[st
         beside = turn["base"] + turn["shadow"]
         turn["boundary"] = (turn["attached"] - beside) / blocks
         turn["crossing"] = (turn["crossed"] - beside) / blocks
-        turn["attached / base"] = turn["attached"] / turn["base"]
+        turn["launch"] = (turn["launched"] - turn["crossed"]) / blocks
+        for way in ("attached", "launched"):
+            turn[f"{way} / base"] = turn[way] / turn["base"]
     return turns
 
 

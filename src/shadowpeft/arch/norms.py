@@ -23,7 +23,9 @@ def input_norm_of(block: nn.Module, family: Family) -> Callable[[Tensor], Tensor
         return _unchanged
     # Falcon's newer layout has one norm for the attention and one for the MLP, under other names.
     name = "ln_attn" if family.model_type == "falcon" and hasattr(block, "ln_attn") else family.input_norm
-    return getattr(block, name)
+    # From the dictionary in which torch keeps it, as `_parameter`.
+    norm = block._modules.get(name)
+    return getattr(block, name) if norm is None else norm
 
 
 def output_gains(model: PreTrainedModel) -> list[Tensor] | None:

@@ -13,12 +13,17 @@ from transformers.utils import is_accelerate_available
 from shadowpeft.errors import UserError
 
 
-def is_offloaded(modules: Iterable[nn.Module]) -> bool:
+def is_offloaded(read: Iterable[object]) -> bool:
     """Return whether weights of modules, or of the modules directly in them, are on the meta device.
 
     It is asked at every boundary, so it reads torch's own dictionaries: `parameters()` takes far longer.
+
+    Args:
+        read: what is read; anything but a module has no weights.
     """
-    for module in modules:
+    for module in read:
+        if not isinstance(module, nn.Module):
+            continue
         for part in (module, *module._modules.values()):
             for weight in part._parameters.values():  # type: ignore[union-attr]
                 if weight is not None and weight.is_meta:
@@ -27,14 +32,19 @@ def is_offloaded(modules: Iterable[nn.Module]) -> bool:
 
 
 @contextmanager
-def in_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
+def in_memory(read: Iterable[object]) -> Iterator[None]:
     """Bring the offloaded weights of modules, and of modules in them, while the context lasts.
+
+    Args:
+        read: as `is_offloaded` takes it.
 
     Raises:
         UserError: weights are on the meta device, and nothing knows their values.
     """
     with ExitStack() as stack:
-        for module in modules:
+        for module in read:
+            if not isinstance(module, nn.Module):
+                continue
             for name, part in module.named_modules():
                 if any(weight.is_meta for weight in part.parameters(recurse=False)):
                     _bring(stack, part, name)

@@ -47,13 +47,12 @@ class ShadowFrame:
             # `enable_input_require_grads`, which checkpointing calls on a base, gives frozen embeddings a
             # gradient. Cut it, or autograd would keep every block below the first correction.
             h_BTD = h_BTD.detach()
-        enter = partial(
-            self.adapter.enter, index, norm=arch.input_norm_of(block, self.family), boundary=self.boundary
-        )
-        if self.adapter.gradient_checkpointing and self.adapter.training:
+        adapter, norm = self.adapter, arch.input_norm_of(block, self.family)
+        if adapter.gradient_checkpointing and adapter.training:
+            enter = partial(adapter.enter, index, norm=norm, boundary=self.boundary)
             h_BTD, self.state_BTD = checkpoint(enter, h_BTD, self.state_BTD, use_reentrant=False)
         else:
-            h_BTD, self.state_BTD = enter(h_BTD, self.state_BTD)
+            h_BTD, self.state_BTD = adapter.enter(index, h_BTD, self.state_BTD, norm, self.boundary)
         return h_BTD
 
 
@@ -81,6 +80,7 @@ class ShadowedBlock:
 
     def __init__(self, blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> None:
         self.blocks, self.index = blocks, index
+        self._name = str(index)
         self.for_whole_rows = WholeRowsBlock(blocks, index, config)
         vars(self).update(arch.attributes_of(blocks[index], config))
 
@@ -91,7 +91,9 @@ class ShadowedBlock:
         frame = shadow_frame
         if frame is None:
             frame = _frame_of_context.get()
-        block = self.blocks[self.index]
+        # As `nn.ModuleList` finds it; its brackets take the host ten times as long.
+        block = self.blocks._modules[self._name]
+        assert block is not None
         h_BTD = frame.enter(self.index, block, h_BTD)
         if frame.rows_are_whole:
             return self.for_whole_rows(h_BTD, *args, **kwargs)

@@ -128,7 +128,9 @@ class ShadowedModel(  # type: ignore[misc]
         self._facts = base_facts.BaseFacts.of(base)
         self.base: PreTrainedModel | None = base
         blocks = WrappedBlocks(ShadowedBlock, arch.blocks_of(base), base.config)
-        self._decoder = ModuleView(arch.decoder_of(base), {arch.family_of(base).blocks: blocks})
+        # Kept, as it takes the host long to find, and is asked for at every token.
+        self._family = arch.family_of(base)
+        self._decoder = ModuleView(arch.decoder_of(base), {self._family.blocks: blocks})
         self._taken = arguments.taken_by(arch.decoder_of(base))
         self.adapters = nn.ModuleDict()
         self.active_adapter = ""
@@ -272,7 +274,11 @@ class ShadowedModel(  # type: ignore[misc]
             require_gradient(result.loss, adapter or self.active_adapter)
         if use_cache:
             result[versions.CACHE] = both_caches
-        result.hidden_states, result.attentions = out.hidden_states, out.attentions
+        # An output class takes the host long to set even what is `None`.
+        if out.hidden_states is not None:
+            result.hidden_states = out.hidden_states
+        if out.attentions is not None:
+            result.attentions = out.attentions
         if return_dict is False:
             return result.to_tuple()
         return result
@@ -392,15 +398,16 @@ class ShadowedModel(  # type: ignore[misc]
         kwargs: dict[str, Any],
     ) -> Any:
         """Run the base's decoder through its view beside a known s^(0); return the decoder's output."""
-        base = self._base()
-        family, table = arch.family_of(base), arch.token_embedding_of(base).weight
+        family, decoder = self._family, self._decoder.module
+        table = decoder.get_submodule(family.embeddings[0])
+        assert isinstance(table, nn.Embedding)
         mask, positions = inputs["attention_mask"], inputs["position_ids"]
         frame = ShadowFrame(
             adapter,
             self._boundary,
             adapter.start(state_BTD),
             family=family,
-            embeddings_train=inputs.get("inputs_embeds") is not None or table.requires_grad,
+            embeddings_train=inputs.get("inputs_embeds") is not None or table.weight.requires_grad,
             rows_are_whole=rows_are_whole(mask, positions, cache, *kwargs.values()),
         )
         inputs = dict(inputs)
@@ -421,7 +428,9 @@ class ShadowedModel(  # type: ignore[misc]
                 **{versions.CACHE: cache and cache.base},
                 **kwargs,
             )
-        assert frame.crossed == len(arch.blocks_of(base)), (
+        blocks = decoder.get_submodule(family.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        assert frame.crossed == len(blocks), (
             "the base's decoder ran blocks of its own: the shadow was not applied"
         )
         return out

@@ -181,9 +181,9 @@ class Adapter(nn.Module):
         )
 
         own_norm = self.norm
-        read = [part for part in (update, injection, own_norm, norm) if isinstance(part, nn.Module)]
 
         def cross(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
+            read = update, injection, own_norm, norm
             if h_BTD.is_meta or not is_offloaded(read):
                 return compute(h_BTD, s_BTD)
             with in_memory(read):
@@ -192,16 +192,10 @@ class Adapter(nn.Module):
         def compute(h_BTD: Tensor, s_BTD: Tensor) -> Crossed:
             update_w = None if update is None else update.weights(own_norm)
             inject_w = None if injection is None else injection.weights()
-            new_h_BTD: Tensor | None
-            new_s_BTD: Tensor | None
             new_h_BTD, new_s_BTD = boundary(h_BTD, s_BTD, Crossing(update_w, inject_w, rule, norm))
             # A module's call may return only what was computed in it: FSDP gathers the weights for the
             # backward pass when the gradient of a returned tensor arrives.
-            if injection is None:
-                new_h_BTD = None
-            if update is None:
-                new_s_BTD = None
-            return new_h_BTD, new_s_BTD
+            return None if injection is None else new_h_BTD, None if update is None else new_s_BTD
 
         # The weights are read inside the calls of both modules, because FSDP gathers them for that time only.
         run: Callable[[Tensor, Tensor], Crossed] = cross
@@ -209,11 +203,7 @@ class Adapter(nn.Module):
             if weights is not None:
                 run = partial(weights, run)
         new_h_BTD, new_s_BTD = run(h_BTD, s_BTD)
-        if new_h_BTD is not None:
-            h_BTD = new_h_BTD
-        if new_s_BTD is not None:
-            s_BTD = new_s_BTD
-        return h_BTD, s_BTD
+        return h_BTD if new_h_BTD is None else new_h_BTD, s_BTD if new_s_BTD is None else new_s_BTD
 
     # Both are asked at every boundary, so they look into torch's own dictionaries, under the names that an
     # `nn.ModuleList` gives its parts: its brackets take the host several times as long.

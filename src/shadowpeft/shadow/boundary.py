@@ -109,15 +109,7 @@ class Update(BoundaryWeights):
         gate_in_UD, gate_in_U = _read(layers["gate_in"])
         gate_out_DU, gate_out_D = _read(layers["gate_out"])
         return UpdateWeights(
-            transform_in_UD=transform_in_UD,
-            transform_in_U=transform_in_U,
-            transform_out_DU=transform_out_DU,
-            transform_out_D=transform_out_D,
-            gate_in_UD=gate_in_UD,
-            gate_in_U=gate_in_U,
-            gate_out_DU=gate_out_DU,
-            gate_out_D=gate_out_D,
-            norm=norm_weights,
-            activation=self.activation,
-            gate_shift=self.gate_shift,
-        )
+            transform_in_UD, transform_in_U, transform_out_DU, transform_out_D,
+            gate_in_UD, gate_in_U, gate_out_DU, gate_out_D,
+            norm_weights, self.activation, self.gate_shift,
+        )  # fmt: skip
