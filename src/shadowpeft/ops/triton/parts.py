@@ -42,7 +42,8 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
     "inject": (Tile(64, 128, 8, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     # A program takes one row, whatever is said of rows here.
     "cross": (Tile(1, 1024, 16, 1), Tile(1, 1024, 16, 1), Tile(1, 512, 16, 1)),
-    "strips": (Tile(1, 128, 4, 1), Tile(1, 128, 4, 1), Tile(1, 128, 4, 1)),
+    # A program takes a strip of one row; `recipes/kernels/decode_boundary.py` finds the width.
+    "strips": (Tile(1, 256, 8, 1), Tile(1, 256, 8, 1), Tile(1, 256, 8, 1)),
     "pull": (Tile(64, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2)),
     "settle": (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     "retreat": (Tile(32, 128, 8, 2, 128), Tile(16, 64, 4, 2), Tile(16, 64, 4, 1)),
