@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One thread a worker: the models in the tests are too small to gain from more.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# pip compiles what it installs file by file, for a minute and a half; COMPILE uses all cores, and leaves out others' tests.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' "$(CURDIR)/.venv/lib" || true
+# Else each of the tests' many processes compiles the package, and each session the tests, where the shell has this set.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo study-smoke test test-slow test-families test-recipes test-versions coverage lint types docs check clean
 
@@ -57,15 +62,17 @@ check: lint types docs test test-slow test-versions
 
 # torch goes first, so that a torch already in .venv (say, a CPU build) is kept.
 .venv/.torch: constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(INSTALL) torch
 	touch $@
 
 .venv/.demo: pyproject.toml .venv/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	$(INSTALL) --editable '.[demo]'
+	$(COMPILE)
 	touch $@
 
 .venv/.dev: pyproject.toml .venv/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
+	$(COMPILE)
 	touch $@ .venv/.demo
 
 clean:
