@@ -1,10 +1,15 @@
-# Two commands for users: `make demo` and `make test`. Both make and reuse .venv. `make check` is what CI does: all tests, and more.
+# Two commands for users: `make demo` and `make test`. Both make and reuse .venv. `make check` is what CI does, and more.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a worker: the models in the tests are too small to gain from more.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# pip compiles what it installs file by file, for a minute and a half; COMPILE uses all cores, and leaves out others' tests.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' "$(CURDIR)/.venv/lib" || true
+# Else each of the tests' many processes compiles the package, and each session the tests, where the shell has this set.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo study-smoke test test-slow test-families test-versions coverage lint types docs check clean
+.PHONY: demo study-smoke test test-slow test-families test-recipes test-versions coverage lint types docs check clean
 
 demo: .venv/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft demo --report report.html
@@ -14,16 +19,20 @@ study-smoke: .venv/.demo
 	$(BIN)/python recipes/compare/smoke_data.py runs/study-smoke-data
 	HF_HUB_OFFLINE=1 $(BIN)/shadowpeft compare --config recipes/compare/smoke.yaml
 
-# All tests but those marked slow, which `test-slow` runs.
+# All tests but those that the next three targets run.
 test: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "not slow and not families"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m "not slow and not families and not recipe"
 
 test-slow: .venv/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not families"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not families and not recipe"
 
 # What is left of the tests of families whose traits others have; for whoever changes arch, decoder or model.
 test-families: .venv/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m families
+
+# Whole runs of recipes, minutes; for whoever changes one, or what it runs.
+test-recipes: .venv/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal -m recipe
 
 # A chosen tenth of the tests, on the oldest and a middle transformers that we support; `test` runs on the newest.
 test-versions: .venv/.dev
@@ -53,15 +62,17 @@ check: lint types docs test test-slow test-versions
 
 # torch goes first, so that a torch already in .venv (say, a CPU build) is kept.
 .venv/.torch: constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(INSTALL) torch
 	touch $@
 
 .venv/.demo: pyproject.toml .venv/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	$(INSTALL) --editable '.[demo]'
+	$(COMPILE)
 	touch $@
 
 .venv/.dev: pyproject.toml .venv/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
+	$(COMPILE)
 	touch $@ .venv/.demo
 
 clean:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,6 +39,12 @@ def short_run(folder: Path) -> list[str]:
     words = f"train --model {MODEL} --data {rows} --shadow.dropout 0 --json"
     steps = "--max-steps 4 --logging-steps 1 --save-steps 2 --eval-fraction 0.2 --eval-steps 2"
     return [*words.split(), *steps.split()]
+
+
+def folder_of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of pytest, the same in each of its workers."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 def relative_errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:

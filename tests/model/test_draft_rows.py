@@ -135,7 +135,9 @@ def test_a_vocabulary_is_compiled_once(llama: ShadowedModel, ids: Tensor) -> Non
 def test_sampled_texts_are_distributed_as_plain_ones() -> None:
     """Catches a probability of drafts outside of the vocabulary that the residual does not know."""
     drawn, vocabulary, more = 600, 4, 2
-    config = tiny_config("llama", vocab_size=vocabulary, pad_token_id=None, bos_token_id=None)
+    # Two blocks, one of which is corrected: a text takes half the time, and there are hundreds.
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": 2}
+    config = tiny_config("llama", **sizes, pad_token_id=None, bos_token_id=None)
     model = perturb(attached(tiny_model("llama", config=config), CONFIG))
     model.set_draft_vocabulary([0, 2])
     prompt = torch.tensor([[0, 2, 1]])

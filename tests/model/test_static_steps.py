@@ -244,7 +244,9 @@ def test_sampled_texts_are_distributed_as_plain_ones(monkeypatch: pytest.MonkeyP
     """Catches a draft that is judged by another place's logits, or by those of another step."""
     # A second round begins behind four tokens; fewer would not show the logits of another step.
     drawn, vocabulary, more = 700, 3, 4
-    config = tiny_config("llama", vocab_size=vocabulary, pad_token_id=None, bos_token_id=None)
+    # Two blocks, one of which is corrected: a text takes half the time, and there are hundreds.
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": 2}
+    config = tiny_config("llama", **sizes, pad_token_id=None, bos_token_id=None)
     model = perturb(attached(tiny_model("llama", config=config), CONFIG))
     prompt = torch.tensor([[0, 2, 1]])
     texts = list(itertools.product(range(vocabulary), repeat=more))

@@ -49,7 +49,7 @@ def test_acceptance_is_by_position_over_all_texts() -> None:
     assert acceptance(reports) == [0.6, 0.5]
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 def test_the_recipe_measures_several_shadows(tmp_path: Path) -> None:
     """Catches a shadow that is not measured, a flag without effect, and adapters over one another."""
     base, small = load_base(), tmp_path / "small"

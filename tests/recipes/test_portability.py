@@ -177,7 +177,7 @@ def test_what_was_trained_is_trained_once(tmp_path: Path) -> None:
     assert second["steps"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 def test_the_recipe_measures(tmp_path: Path) -> None:
     """Catches a recipe that no longer runs, a v2 that is v1, and an arm that is another one."""
     text = "The river runs past the old town, and people said that it never sleeps. " * 6

@@ -3,16 +3,37 @@
 import gzip
 import importlib
 import json
+import runpy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.families import attached, tiny_model
 from helpers.recipes import ROOT, run, write_rows
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shadowpeft import embedded
+from shadowpeft import ShadowConfig, embedded
 from shadowpeft.embedded import CLINC150, MODEL
 from shadowpeft.shadow.adapter import Adapter
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "draft_cpu/measure.py",
+        "gsm8k/verify.py",
+        "inject_from/measure.py",
+        "method_search/search.py",
+        "portability/measure.py",
+        "portability/report.py",
+    ],
+)
+def test_a_recipe_that_is_marked_recipe_loads_and_tells_its_flags(script):
+    """Catches an import that no longer works, which only `make test-recipes` would notice otherwise."""
+    with pytest.raises(SystemExit) as ended:
+        run(script, "--help")
+    assert ended.value.code == 0
 
 
 @pytest.mark.slow
@@ -61,7 +82,7 @@ def test_recipe_of_a_step_of_the_demo():
     run("demo_settings/step_time.py")
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 def test_recipe_of_the_method_search(tmp_path):
     """Catches a search that no longer runs, and changes of the boundary that change nothing."""
     run("compare/smoke_data.py", tmp_path / "data")
@@ -284,7 +305,18 @@ def test_recipe_of_the_shadow_s_size():
     assert small["trainable"] < full["trainable"]
 
 
-@pytest.mark.slow
+def test_without_updates_the_state_begins_at_the_first_injection(monkeypatch):
+    """Catches a comparison of two adapters that are the same."""
+    script = runpy.run_path(str(ROOT / "recipes" / "inject_from" / "measure.py"))
+    settings = ShadowConfig(inject_from=3)
+    usual = attached(tiny_model("llama"), settings).adapter
+    monkeypatch.setattr(Adapter, "__init__", script["build_without"])
+    without = attached(tiny_model("llama"), settings).adapter
+    assert (usual.reads_from, len(usual.updates), len(usual.injections)) == (1, 2, 1)
+    assert (without.reads_from, len(without.updates), len(without.injections)) == (3, 0, 1)
+
+
+@pytest.mark.recipe
 def test_recipe_of_inject_from(tmp_path, monkeypatch):
     """Catches a comparison of two runs that are the same."""
     monkeypatch.setattr(Adapter, "__init__", Adapter.__init__)  # which the recipe replaces
@@ -307,7 +339,32 @@ def test_recipe_of_inject_from(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.slow
+def test_rows_of_gsm8k_are_prompts_and_completions(tmp_path):
+    write_rows(tmp_path / "gsm8k.jsonl", [{"question": "1 + 1?", "answer": "Add.\n#### 2", "final": "2"}] * 2)
+    run("gsm8k/prepare.py", tmp_path / "gsm8k.jsonl", tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = {"prompt": "Question: 1 + 1?\nAnswer:", "completion": " Add.\n#### 2"}
+    assert [json.loads(line) for line in lines] == [expected] * 2
+
+
+@pytest.mark.parametrize("last_bit", [0.0, 2**-23])
+def test_a_resumed_run_of_gsm8k_is_compared_by_its_bits(last_bit, tmp_path):
+    """Catches a comparison that overlooks the last bit of a weight, and a mean over other steps."""
+    for run_folder, moved in (("straight", 0.0), ("killed", last_bit)):
+        adapter = tmp_path / run_folder / "adapter"
+        adapter.mkdir(parents=True)
+        save_file({"a": torch.tensor([1.0, 1 + moved]), "b": torch.zeros(2)}, adapter / "shadow.safetensors")
+    losses = [{"step": 5 * step, "loss": 10.0 - step} for step in range(10)]
+    write_rows(tmp_path / "straight" / "metrics.jsonl", [*losses, {"step": 50, "eval_loss": 1.0}])
+    compare = runpy.run_path(str(ROOT / "recipes" / "gsm8k" / "verify.py"))["compare"]
+    found = compare(tmp_path / "straight", tmp_path / "killed")
+    assert found["equal_bits"] is (last_bit == 0)
+    assert found["largest_difference"] == last_bit
+    assert found["first_and_last_mean_loss"] == [9.5, 1.5]
+    assert (found["tensors"], len(found["losses"])) == (2, 10)
+
+
+@pytest.mark.recipe
 def test_recipe_of_gsm8k(tmp_path):
     """Train, kill with SIGKILL, resume, compare every bit; then generate attached, detached and exported."""
     rows = [

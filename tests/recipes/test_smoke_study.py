@@ -5,12 +5,30 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
+from helpers.noted_cells import called, go
 from helpers.recipes import ROOT, run
 
 from shadowpeft import cli
+from shadowpeft.compare.study import Study
 from shadowpeft.embedded import MODEL
 
 CONFIG = ROOT / "recipes" / "compare" / "smoke.yaml"
+
+
+def test_the_smoke_study_is_planned_and_its_data_fit(tmp_path):
+    """Catches settings that are refused, data that are too few, and another number of cells.
+
+    The cells are noted and not run; `test_the_smoke_study` runs them.
+    """
+    run("compare/smoke_data.py", tmp_path / "data")
+    words = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    assert ROOT / words["model"] == MODEL
+    folders = {"data_dir": str(tmp_path / "data"), "output": str(tmp_path / "smoke")}
+    study = Study(**{**words, "model": str(MODEL), **folders})
+    result = go(study)
+    assert (result.cells, result.done, result.failed, result.missing) == (20, 20, {}, [])
+    assert len(called(study)) == 20
 
 
 def processor_seconds() -> float:
@@ -18,7 +36,7 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 @pytest.mark.timeout(900)  # minutes where the cores are free; on cores that others use, several times as long
 def test_the_smoke_study(tmp_path, capsys):
     """Run what `make study-smoke` runs: a study on a real model, from the data to the plots, in five minutes.

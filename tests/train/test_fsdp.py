@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers.distributed_worker import CASES, STEPS, Trained, train
 from helpers.families import attached, tiny_config, tiny_model, token_ids
 from helpers.processes import (
     TORCHRUN,
     WORKER,
     accelerate_launch,
+    folder_of_all_workers,
     last_losses,
     launch,
     relative_errors,
@@ -30,11 +32,13 @@ from shadowpeft.train import fsdp
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    """What came of every case in two processes, by way and name."""
-    output = tmp_path_factory.mktemp("together") / "results.pt"
-    done = launch(TORCHRUN, *WORKER, "cases", str(output))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(output, weights_only=True)
+    """What came of every case in two processes, by way and name; of pytest's workers one computes it."""
+    output = folder_of_all_workers(tmp_path_factory) / "together.pt"
+    with FileLock(output.with_suffix(".lock")):
+        if not output.exists():
+            done = launch(TORCHRUN, *WORKER, "cases", str(output))
+            assert done.returncode == 0, done.stderr[-4000:]
+        return torch.load(output, weights_only=True)
 
 
 @cache
