@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from change import Change, change_adapter
 from kept import keep_encoded, kept_answers
 from rates import loss_weights, rates
@@ -174,6 +175,8 @@ def main() -> None:
     ):
         parser.add_argument(flag, type=int, default=default)
     settings = vars(parser.parse_args())
+    if settings["bf16"] and settings["device"] == "auto" and not torch.cuda.is_available():
+        parser.error("--bf16 is for a GPU, and torch finds none; leave it out to run on the processor")
     jobs, output, claims = (settings.pop(name) for name in ("jobs", "output", "claims"))
     until, encoded, answers = (settings.pop(name) for name in ("until", "encoded", "answers"))
     silence()

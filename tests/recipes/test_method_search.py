@@ -209,6 +209,17 @@ def test_a_search_keeps_data_and_answers(tmp_path, monkeypatch):
                 assert "".join(str(int(one)) for one in right) == measured["correct"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_study_for_a_gpu_is_not_run_on_the_processor(tmp_path, monkeypatch, capsys):
+    """Catches a study that goes on for hours where its GPU is hidden."""
+    search = importlib.import_module("search")
+    words = ["--jobs", str(tmp_path / "jobs.jsonl"), "--output", str(tmp_path / "rows.jsonl"), "--bf16"]
+    monkeypatch.setattr(sys, "argv", ["search.py", *words])
+    with pytest.raises(SystemExit):
+        search.main()
+    assert "torch finds none" in capsys.readouterr().err
+
+
 def test_a_job_is_run_once_and_none_after_the_time(tmp_path):
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"name": "a"}\n\n{"name": "b"}\n{"name": "a"}\n', encoding="utf-8")
