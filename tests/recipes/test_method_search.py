@@ -1,6 +1,7 @@
 """The search for a better method: its changes, its rates, the jobs it plans and the figures it reports."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -212,7 +213,6 @@ def test_a_search_keeps_data_and_answers(tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_study_for_a_gpu_is_not_run_on_the_processor(tmp_path, monkeypatch, capsys):
     """Catches a study that goes on for hours where its GPU is hidden."""
-    search = importlib.import_module("search")
     words = ["--jobs", str(tmp_path / "jobs.jsonl"), "--output", str(tmp_path / "rows.jsonl"), "--bf16"]
     monkeypatch.setattr(sys, "argv", ["search.py", *words])
     with pytest.raises(SystemExit):
