@@ -186,3 +186,19 @@ def test_gains_of_a_base_without_values(tmp_path) -> None:
     assert counted.num_parameters(only_trainable=True) == attached(tiny_model("gemma3_text")).num_parameters(
         only_trainable=True
     )
+
+
+class Gathering(dict):
+    """A module's parameters as a sharding library keeps them: whole only once they are asked for."""
+
+    def __getitem__(self, name: str) -> torch.nn.Parameter:
+        return torch.nn.Parameter(torch.ones(8))
+
+
+def test_a_norms_parameters_are_asked_for_as_its_attributes_are() -> None:
+    """Catches a shard that is read for the whole weight."""
+    norm = torch.nn.LayerNorm(8)
+    norm._parameters = Gathering({name: torch.nn.Parameter(torch.ones(0)) for name in ("weight", "bias")})
+    parts = arch.norm_parts(norm)
+    assert parts is not None
+    assert (parts.weight.shape, parts.bias.shape) == (norm.weight.shape, norm.bias.shape) == ((8,), (8,))

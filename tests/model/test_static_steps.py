@@ -72,6 +72,14 @@ def compiled(fullgraph: bool = True) -> tuple[list[Any], dict[str, Any]]:
     return graphs, {**STATIC, "compile_config": config}
 
 
+def eager_rounds(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the settings with which a greedy round is one step, and let it run uncompiled."""
+    patch.setattr(static_steps, "_compiled", lambda step, config: step)
+    config = CompileConfig()
+    config._compile_all_devices = True
+    return {**STATIC, "compile_config": config}
+
+
 # The tokens
 
 
@@ -89,7 +97,7 @@ def test_texts_and_caches_are_those_of_plain_decoding(
         pytest.skip(f"transformers itself fails: {error}")
     want = plain(shadowed, ids)
     draft_from(monkeypatch, want.sequences, wrong=(12, 13, 18, 24))
-    found = drafted(shadowed, ids, **STATIC)
+    found = drafted(shadowed, ids, **eager_rounds(monkeypatch))
     assert torch.equal(found.sequences, want.sequences)
     same_keys(found[versions.CACHE], want[versions.CACHE])
     assert (found.draft_report.rounds, found.draft_report.tokens) == (7, 19)
@@ -104,20 +112,20 @@ def test_most_families_draft() -> None:
 
 @pytest.mark.parametrize("wrong", [(), range(100)], ids=["right", "wrong"])
 @pytest.mark.parametrize("tokens", [1, 4, 23, "auto"])
-@pytest.mark.parametrize("unrolled", [0, 99], ids=["one by one", "at once"])
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "at once"])
 def test_every_length_of_drafts_writes_the_same(
     llama: ShadowedModel,
     ids: Tensor,
     monkeypatch: pytest.MonkeyPatch,
     wrong: Sequence[int],
     tokens: Any,
-    unrolled: int,
+    at_once: bool,
 ) -> None:
     """Catches a pass that reads beyond the room of the cache, or of the positions."""
-    monkeypatch.setattr(drafting, "MOST_UNROLLED", unrolled)
+    settings = eager_rounds(monkeypatch) if at_once else STATIC
     want = plain(llama, ids, max_new_tokens=55)
     draft_from(monkeypatch, want.sequences, wrong)
-    found = drafted(llama, ids, tokens, max_new_tokens=55, **STATIC)
+    found = drafted(llama, ids, tokens, max_new_tokens=55, **settings)
     assert torch.equal(found.sequences, want.sequences)
     same_keys(found[versions.CACHE], want[versions.CACHE])
 
@@ -136,8 +144,11 @@ def test_the_same_tokens_are_drafted(
     drafted(llama, ids)
     drafted(llama, ids, **STATIC)
     one, other = (torch.cat(found) for found in scores.values())
+    close(one, other)
+    scores["static"].clear()
+    drafted(llama, ids, **eager_rounds(monkeypatch))
     # A round in one step drafts behind the end of the text, too: in the rounds of the last three tokens.
-    close(one[:-3], other[: len(one) - 3])
+    close(one[:-3], torch.cat(scores["static"])[: len(one) - 3])
     assert len(one) > 20
     if head:
         llama.adapter.draft_head = None
@@ -153,12 +164,46 @@ def _noting(head: Any, noted: list[Tensor]) -> Any:
     return run
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("most", [2, 6, 20])
+def test_what_the_shadow_read_is_counted(
+    llama: ShadowedModel, ids: Tensor, most: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a report of the tokens that were of use in the place of those that were read."""
+    settings = eager_rounds(monkeypatch) if at_once else STATIC
+    read: list[Tensor] = []
+    monkeypatch.setattr(static_steps, "_shadow_step", _noting(static_steps._shadow_step, read))
+    found = drafted(llama, ids, 8, max_new_tokens=most, **settings)
+    assert found.draft_report.shadow_steps == len(read)
+    assert len(read) == 8 * found.draft_report.rounds or not at_once
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"repetition_penalty": 1.5}, {"do_sample": True}, {"draft_tokens": "auto"}, {"disable_compile": True}],
+)
+def test_what_decides_on_a_draft_is_asked_for_each(
+    llama: ShadowedModel, ids: Tensor, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a round in one step where a processor, a draw or the pace would be left out of it."""
+    settings = {**eager_rounds(monkeypatch), "draft": "shadow", "draft_tokens": 4, **GREEDY}
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("a round was one step")
+
+    monkeypatch.setattr(static_steps, "_round_step", forbidden)
+    llama.generate(ids, **{**settings, **given})
+    with pytest.raises(AssertionError, match="a round was one step"):
+        llama.generate(ids, **settings)
+
+
 def test_learned_positions_end_with_the_text(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches padding that asks for a position which does not exist."""
     model = perturb(attached(tiny_model("gpt2")))
     want = plain(model, ids, max_new_tokens=55).sequences
     draft_from(monkeypatch, want, wrong=(61,))
-    assert torch.equal(drafted(model, ids, 8, max_new_tokens=55, **STATIC).sequences, want)
+    for settings in (STATIC, eager_rounds(monkeypatch)):
+        assert torch.equal(drafted(model, ids, 8, max_new_tokens=55, **settings).sequences, want)
 
 
 def test_a_padded_row_is_read_as_in_plain_decoding(
@@ -342,13 +387,12 @@ def test_graphs_begin_anew_at_every_step(
 
         return run
 
+    settings = eager_rounds(monkeypatch) if at_once else STATIC
     monkeypatch.setattr(static_steps, "_compiled", graph)
-    if not at_once:
-        monkeypatch.setattr(drafting, "MOST_UNROLLED", 0)
     wanted = {"output_scores": True, "output_logits": True}
     want = plain(llama, ids, **wanted)
     draft_from(monkeypatch, want.sequences, wrong=(13, 18))
-    found = drafted(llama, ids, **wanted, **STATIC)
+    found = drafted(llama, ids, **wanted, **settings)
     assert torch.equal(found.sequences, want.sequences)
     close(torch.cat(found.logits), torch.cat(want.logits))
     close(torch.cat(found.scores), torch.cat(want.scores))

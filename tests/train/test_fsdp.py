@@ -36,8 +36,11 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     output = folder_of_all_workers(tmp_path_factory) / "together.pt"
     with FileLock(output.with_suffix(".lock")):
         if not output.exists():
-            done = launch(TORCHRUN, *WORKER, "cases", str(output))
+            # Under another name first: a run that dies must not leave half a file to the other workers.
+            written = output.with_suffix(".new")
+            done = launch(TORCHRUN, *WORKER, "cases", str(written))
             assert done.returncode == 0, done.stderr[-4000:]
+            written.replace(output)
         return torch.load(output, weights_only=True)
 
 

@@ -139,5 +139,8 @@ def _parameter(norm: nn.Module, name: str) -> Tensor | None:
     tenth of the time that the attribute takes. What is not kept there is computed when it is asked for, as a
     parametrization does.
     """
-    found = norm._parameters.get(name)
-    return getattr(norm, name) if found is None else found
+    kept = norm._parameters
+    # Its entry, and not by `get`: a dictionary may gather what it is asked for.
+    if name in kept and (found := kept[name]) is not None:
+        return found
+    return getattr(norm, name)

@@ -74,10 +74,11 @@ class Steps(Protocol):
         Args:
             token_11: the token that is read next.
             past: what lies behind it.
-            tokens: how many tokens the base is to read.
+            tokens: how many of the tokens that the base reads count, T.
 
         Returns:
-            The ids that it read, (1, T), and its logits, (1, T, V); `None` if the steps are taken one by one.
+            The ids that the shadow read, at least T, and the base's logits, (1, T, V); `None` if the steps
+            are taken one by one.
         """
         ...
 
@@ -137,7 +138,8 @@ def _draft_and_read(
     """Draft behind the last token, and let the base read it with the drafts.
 
     Returns:
-        The base's logits, (1, T, V), the drafts, T, and the seconds of drafting.
+        The base's logits, (1, T, V), the drafts, the number of tokens that the shadow read, and the seconds
+        of drafting.
     """
     started = time.perf_counter()
     most, room = min(text.room, pace.start()), steps.room(past)
@@ -146,8 +148,9 @@ def _draft_and_read(
     token_11 = text.ids_1T[:, -1:].to(past.device)
     at_once = steps.round(token_11, past, most)
     if at_once is not None:
-        ids_1T, logits_1TV = at_once
-        return logits_1TV, [Draft(id_1[:, None], None) for id_1 in ids_1T[:, 1:].unbind(1)], most, 0.0
+        ids_1K, logits_1TV = at_once
+        drafts = [Draft(id_1[:, None], None) for id_1 in ids_1K[:, 1:most].unbind(1)]
+        return logits_1TV, drafts, ids_1K.shape[1], 0.0
     ids, states, drafts = _draft(steps, token_11, text, past, most=most, rule=rule, pace=pace)
     drafting = time.perf_counter() - started
     return steps.base(torch.cat(ids, 1), torch.cat(states, 1), past), drafts, len(ids), drafting

@@ -190,7 +190,8 @@ class DraftingMixin:
         compile_config = None
         if stock._valid_auto_compile_criteria(model_kwargs, config):
             compile_config = config.compile_config or stock._default_compile_config()
-        at_once = at_once and tokens * cache.shadow_blocks <= MOST_UNROLLED
+        # What is not compiled gains nothing by it.
+        at_once = at_once and compile_config is not None and tokens * cache.shadow_blocks <= MOST_UNROLLED
         steps = StaticSteps(
             stock, name, cache, mask_1T, tokens=tokens, at_once=at_once, compile_config=compile_config
         )

@@ -33,8 +33,9 @@ class Runs(Protocol):
 class StaticSteps:
     """One adapter's steps of shadow and base over a static cache, for `generate.decode`.
 
-    The shadow reads one token, the base K. Where there are fewer, the last of them is repeated; what that
-    leaves in the cache is cropped with the drafts that are rejected. No step waits for the device.
+    One by one, the shadow reads one token and the base K; where there are fewer, the last of them is
+    repeated. At once, a round is one step, in which both read K. What either leaves in the cache beyond what
+    is taken is cropped with the drafts that are rejected. No step waits for the device.
 
     Args:
         model: the model; nothing is kept on it.
@@ -99,8 +100,8 @@ class StaticSteps:
         """Draft greedily, and let the base read the drafts, in one step of K tokens.
 
         Returns:
-            The ids, (1, T), and the base's logits, (1, T, V), which the next call writes over; `None` if
-            the steps are taken one by one.
+            The ids, (1, K), and the base's logits of the first T, (1, T, V), all of which the next call
+            writes over; `None` if the steps are taken one by one.
         """
         if not self._at_once:
             return None
@@ -110,7 +111,7 @@ class StaticSteps:
             self._model, self._adapter, self._rows, token_11.flatten()[None], positions_1K, self._mask_1R,
             past.cache,
         )  # fmt: skip
-        return ids_1K[:, :tokens], logits_1KV[:, :tokens]
+        return ids_1K, logits_1KV[:, :tokens]
 
     def room(self, past: generate.Past) -> int | None:
         """Return how many tokens one pass may read."""
@@ -187,7 +188,7 @@ def _compiled(step: Callable[..., Any], config: CompileConfig | None) -> Callabl
     if settings["backend"] != "inductor":
         return compiled
 
-    def run(*args: Any) -> Tensor:
+    def run(*args: Any) -> Any:
         # Each step is a CUDA graph of its own, whatever ran before it.
         torch.compiler.cudagraph_mark_step_begin()
         return compiled(*args)

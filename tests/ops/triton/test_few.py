@@ -231,3 +231,12 @@ def test_places_are_given_once_there_is_a_compiled_kernel() -> None:
     prepared.at([x.data_ptr(), None], [x, None], 1.0)
     prepared.at([x.data_ptr(), None], [x, None], 2.0)
     assert kernel.given == [(x, None, 1.0), (x.data_ptr(), None, 2.0, 4)]
+
+
+@torch.no_grad()
+def test_a_graph_is_left_to_its_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the one launch, which is cheap for the host, where the host launches nothing."""
+    drawn = draw(Kind("normed", "rms", (2,), D=40))
+    assert short(drawn) is not None
+    monkeypatch.setattr(launch, "is_captured", lambda device: True)
+    assert short(drawn) is None

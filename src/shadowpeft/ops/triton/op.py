@@ -1,11 +1,11 @@
 """The fused boundary: `reference.boundary` as Triton kernels.
 
-They keep nothing as wide as the model for the backward pass but h and s. Without one, a few rows are crossed
-by one kernel (`rows`).
+They keep nothing as wide as the model for the backward pass but h and s. Without one, a few rows have
+kernels of their own (`rows`, and `strips` in a CUDA graph), to which `few` is the short way.
 
 There are three custom operations, so that `torch.compile(fullgraph=True)` keeps them whole. Where nobody
 looks at operations, the same functions run without them, as a custom operation costs the host more time. The
-kernels are in `forward`, `backward` and `rows`; what they move and how long that takes:
+other kernels are in `forward` and `backward`; what they move and how long that takes:
 docs/develop/kernels.md.
 """
 

@@ -54,7 +54,7 @@ TILES: dict[str, tuple[Tile, Tile, Tile]] = {
 }
 FEW_ROWS = 256
 MOST_SPLITS = 8
-# Up to so many rows one kernel is faster than three (`rows.cross`).
+# Up to so many rows, without gradients, `rows` or in a graph `strips` is faster than `forward`.
 ROWS_ALONE = 64
 
 

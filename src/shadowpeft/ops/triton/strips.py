@@ -8,8 +8,9 @@ where the model is wide. A graph launches at little cost, so here the columns ar
 - `correct` corrects the stream.
 
 `move` and `correct` are launched before the kernel ahead of them has ended (programmatic dependent launch).
-They load their weights, which no kernel of a forward pass writes, and then wait for it. `read` is launched
-as kernels are, so what was written before the boundary is there for all three.
+They load their weights, and then wait for it. `read` is launched as kernels are, behind all that came before
+the boundary. So weights that were computed or copied just then are there for all three; if `read` began
+early, they would not be.
 
 Shape legend: as in `parts`; S strips of a row.
 """
@@ -88,7 +89,7 @@ def move(
 ):  # fmt: skip
     """Move the state of a strip, and sum what the injection reads there."""
     row, strip, strips = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    let_the_next_begin(EARLY)
+    let_the_next_begin(EARLY and INJECT)  # else this is the boundary's last
     start = row.to(tl.int64) * D
     u, r, cols = tl.arange(0, UP), tl.arange(0, RP), strip * BD + tl.arange(0, BD)
     if UPDATE:
