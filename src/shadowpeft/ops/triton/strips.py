@@ -1,7 +1,7 @@
 """The fused boundary for a few rows in a CUDA graph: three kernels, with a program for each strip of a row.
 
-`rows.cross` reads all weights of a boundary by one multiprocessor, which takes as long as twenty launches
-where the model is wide. A graph launches at little cost, so here the columns are spread over the device:
+In `rows.cross` one multiprocessor reads all weights of a boundary, which takes long where the model is wide.
+A graph launches at little cost, so here the columns are spread over the device:
 
 - `read` reads the stream through the norm, and sums what T and G read.
 - `move` moves the state, and sums what the injection reads.
