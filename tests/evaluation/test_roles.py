@@ -1,12 +1,13 @@
 """Who answers for a calibration."""
 
-import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from helpers.rows import row
 
 from shadowpeft.errors import DataError
+from shadowpeft.evaluation import roles
 from shadowpeft.evaluation.roles import (
     LocalRole,
     ServerRole,
@@ -44,28 +45,31 @@ def test_the_cloud_is_whom_it_is_said_to_be():
 
 
 class Slow(NamedTuple):
-    """Takes a known time for a row, and notes what it was asked."""
+    """Takes a known time of a clock for a row, and notes what it was asked."""
 
     seconds: float
+    clock: list[float]
     asked: list
     tokens: int | None = None
 
     def answer(self, rows, progress=True):
         self.asked.append((len(rows), self.tokens))
-        time.sleep(self.seconds * len(rows))
+        self.clock[0] += self.seconds * len(rows)
         return [Scored("two", "two", True, TokenScores((-0.1,) * 4)) for _ in rows]
 
     def within(self, tokens):
         return self._replace(tokens=tokens)
 
 
-def test_seconds_are_those_of_single_answers():
+def test_seconds_are_those_of_single_answers(monkeypatch):
     """Catches the edge's seconds noted as the cloud's, a time without a warm start, and answers cut short."""
-    edge, cloud = Slow(0.01, []), Slow(0.03, [])
+    clock = [100.0]
+    monkeypatch.setattr(roles, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    edge, cloud = Slow(0.01, clock, []), Slow(0.03, clock, [])
     found = answered_rows(ROWS, edge, BY, cloud, None, timed=2)
     assert edge.asked == cloud.asked == [(3, None), (1, 4), (1, 4), (1, 4)]
-    assert [each.seconds is None for each in found] == [False, False, True]
-    assert all(0.01 <= each.seconds < 0.03 <= each.cloud_seconds for each in found[:2])
+    assert [each.seconds for each in found] == [0.01, 0.01, None]
+    assert [each.cloud_seconds for each in found] == [0.03, 0.03, None]
     assert {each.seconds for each in answered_rows(ROWS, edge, BY, cloud, None)} == {None}
     assert {each.cloud_seconds for each in answered_rows(ROWS, edge, BY, None, "big", timed=2)} == {None}
 
@@ -76,7 +80,10 @@ def test_seconds_are_those_of_single_answers():
 )
 def test_seconds_are_of_rows_from_all_over_the_file(timed, measured):
     """Catches the first rows alone, which may be the short ones, and a row that is measured twice."""
-    rows, role = [row(f"rows:{at}", prompt=f"{at}", completion=" two") for at in range(10)], Slow(0.0, [])
+    rows, role = (
+        [row(f"rows:{at}", prompt=f"{at}", completion=" two") for at in range(10)],
+        Slow(0.0, [0.0], []),
+    )
     found = seconds_of(rows, role, role.answer(rows), timed)
     assert [at for at, each in enumerate(found) if each is not None] == measured
     assert len(role.asked) == 1 + 1 + len(measured)

@@ -112,17 +112,21 @@ class Canned:
         text: the answer.
         logprob: of its last word.
         fails_before: a word before which it fails, by number.
-        pause: seconds before each word.
+        held: until it is set, no word is said from `held_from` on.
+        held_from: a word, by number.
         asks: the requests that it got.
+        said: how many words it said.
         closed: how many answers were closed before their end.
     """
 
     text: str = "yes"
     logprob: float = -0.1
     fails_before: int | None = None
-    pause: float = 0.0
+    held: threading.Event | None = None
+    held_from: int = 0
     error: RequestError = field(default_factory=lambda: RequestError("it is away", 503, code="away"))
     asks: list[Ask] = field(default_factory=list)
+    said: int = 0
     closed: int = 0
     models: tuple[str, ...] = ("canned",)
 
@@ -139,11 +143,12 @@ class Canned:
         is_done = False
         try:
             for index, token in enumerate(tokens):
-                if self.pause:
-                    await asyncio.sleep(self.pause)
+                while self.held is not None and index >= self.held_from and not self.held.is_set():
+                    await asyncio.sleep(0.01)
                 if index == self.fails_before:
                     is_done = True
                     raise self.error
+                self.said += 1
                 told = () if ask.top is None else (token,)
                 if index + 1 == len(tokens):
                     is_done = True
@@ -184,6 +189,7 @@ class FakeUpstream:
         parts: of the stream; a number is a pause in seconds, and `None` breaks the connection.
         status: of its replies, one for each request; the last one stays.
         bodies: what it was asked.
+        begun: how many parts it came to.
         left: how many callers left before the end.
     """
 
@@ -191,6 +197,7 @@ class FakeUpstream:
     status: list[int] = field(default_factory=lambda: [200])
     content_type: str = "text/event-stream"
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    begun: int = 0
     left: int = 0
 
     def app(self) -> Starlette:
@@ -215,6 +222,7 @@ class FakeUpstream:
     async def _parts(self) -> AsyncGenerator[bytes, None]:
         try:
             for part in self.parts:
+                self.begun += 1
                 if part is None:
                     raise ConnectionResetError("as the script has it")
                 if isinstance(part, float):

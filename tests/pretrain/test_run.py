@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import redirect_stderr
 from io import StringIO
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import trainer_utils
 
 from shadowpeft import ShadowConfig, UserError, arch, attach
 from shadowpeft.cli import main
+from shadowpeft.pretrain import pace
 from shadowpeft.pretrain.run import pretrain
 from shadowpeft.pretrain.trainer import PretrainProgress
 from shadowpeft.storage import shadow_folder, stock_models
@@ -226,11 +228,17 @@ def test_full_disk_keeps_earlier_checkpoints(command, tmp_path, monkeypatch, cap
 
 def test_run_by_the_clock_ends_and_anneals(base_folder, text_file, tmp_path, monkeypatch):
     """Catches a run that overruns its time, ends at a high learning rate, or without a last evaluation."""
-    monkeypatch.setattr(PretrainProgress, "on_step_end", lambda *_, **__: time.sleep(0.05))
-    clock = {"max_steps": None, "max_seconds": 1.5}
+    now = time.monotonic()
+
+    def second_over(*_: object, **__: object) -> None:
+        nonlocal now
+        now += 1
+
+    monkeypatch.setattr(PretrainProgress, "on_step_end", second_over)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now))
+    clock = {"max_steps": None, "max_seconds": 15.0}
     result = pretrained(base_folder, text_file, tmp_path / "run", **clock)
-    assert 1.5 <= result.seconds < 4
-    assert 2 < result.steps < 30
+    assert 15 <= result.seconds == result.steps <= 16
     assert result.shadow is not None
     rates = logged(tmp_path / "run", "learning_rate")
     assert rates[-1] < 0.1 * max(rates)

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import json
 import socket
-import time
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx2 as httpx
@@ -231,19 +232,26 @@ def test_a_key_is_asked_for():
 # Limits
 
 
-async def ask_all(address: str, count: int) -> list[httpx.Response]:
-    async with httpx.AsyncClient(timeout=20) as client:
-        return await asyncio.gather(
-            *(client.post(f"{address}/chat/completions", json=CHAT) for _ in range(count))
-        )
-
-
 def test_more_than_the_queue_holds_are_told_to_come_again():
     """Catches a server that takes all and answers none, and a queue that loses or overtakes."""
-    backend = Canned("one two", pause=0.2)
+    released = threading.Event()
+    backend = Canned("one two", held=released)
     gateway = gateway_of(backend, limits=Limits(concurrency=2, queue=3))
+
+    async def ask_all(address: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=20) as client:
+            asks = [
+                asyncio.create_task(client.post(f"{address}/chat/completions", json=CHAT)) for _ in range(8)
+            ]
+            # Nobody is answered yet, so the first three replies are refusals.
+            replies = asyncio.as_completed(asks)
+            assert [(await next(replies)).status_code for _ in range(3)] == [429] * 3
+            assert (gateway.gate.inside, gateway.gate.waiting) == (2, 3)
+            released.set()
+            return await asyncio.gather(*asks)
+
     with running(gateway.app()) as address:
-        replies = asyncio.run(ask_all(address, 8))
+        replies = asyncio.run(ask_all(address))
         assert sorted(reply.status_code for reply in replies) == [200] * 5 + [429] * 3
         refused = next(reply for reply in replies if reply.status_code == 429)
         assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("queue_full", "1")
@@ -260,13 +268,13 @@ def test_more_than_the_queue_holds_are_told_to_come_again():
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_takes_too_long_is_ended(stream, monkeypatch):
     monkeypatch.setattr(module, "HEADERS", 0.05)
-    backend = Canned("one two", pause=5.0)
-    gateway = gateway_of(backend, limits=Limits(seconds=0.3))
+    backend = Canned("one two", held=threading.Event())
+    gateway = gateway_of(backend, limits=Limits(seconds=1.0))
     with running(gateway.app()) as address:
         reply = post(address, {**CHAT, "stream": stream})
         assert backend.closed == 1
     assert reply.status_code == (200 if stream else 504)
-    assert "took longer than 0.3 s" in reply.text
+    assert "took longer than 1 s" in reply.text
     assert reply.text.endswith("[DONE]\n\n") == stream
 
 
@@ -286,14 +294,20 @@ def test_silence_is_broken_by_pings(monkeypatch):
     """Catches a caller or proxy that gives up during a long prefill: it waits for headers, then for bytes."""
     monkeypatch.setattr(module, "PING", 0.05)
     monkeypatch.setattr(module, "HEADERS", 0.05)
-    with running(gateway_of(Canned("one", pause=0.4)).app()) as address:
-        began = time.perf_counter()
+    backend = Canned("one", held=threading.Event())
+    with running(gateway_of(backend).app()) as address:
+        text = ""
+        # The headers come while nothing is said.
         with httpx.stream("POST", f"{address}/chat/completions", json={**CHAT, "stream": True}) as reply:
-            assert time.perf_counter() - began < 0.35
-            text = "".join(reply.iter_text())
+            for part in reply.iter_text():
+                text += part
+                if text.count(": ping\n\n") >= 3:
+                    backend.held.set()
+        assert text.endswith("[DONE]\n\n")
+        backend.held.clear()
+        threading.Timer(0.3, backend.held.set).start()
         with client_of(address) as client:
             chunks = list(client.chat.completions.create(model="canned", stream=True, **CHAT))
-    assert text.count(": ping\n\n") >= 3
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["one"]
 
 
@@ -317,28 +331,43 @@ def test_a_failure_is_told_where_the_reply_is(stream, before):
         assert done == "data: [DONE]"
 
 
+def leave_after(address: str, is_so: Callable[[], Any]) -> None:
+    """Ask, and leave without an answer as soon as something is so."""
+
+    async def run() -> None:
+        async with httpx.AsyncClient(timeout=20) as client:
+            asked = asyncio.create_task(client.post(f"{address}/chat/completions", json=CHAT))
+            await asyncio.to_thread(until, is_so)
+            asked.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asked
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_caller_that_leaves_stops_the_work(stream):
     """Catches an answer that is written to its end for nobody, here or at the server behind."""
-    backend = Canned("one " * 50, pause=0.1)
+    backend = Canned("one two", held=threading.Event(), held_from=1)
     gateway = gateway_of(backend)
     with running(gateway.app()) as address:
-        with contextlib.suppress(httpx.TimeoutException):
-            body = {**CHAT, "stream": stream}
-            with httpx.stream("POST", f"{address}/chat/completions", json=body, timeout=0.5) as reply:
+        if stream:
+            body = {**CHAT, "stream": True}
+            with httpx.stream("POST", f"{address}/chat/completions", json=body, timeout=20) as reply:
                 next(reply.iter_text())
+        else:
+            leave_after(address, lambda: backend.said == 1)
         until(lambda: backend.closed == 1)
         until(lambda: gateway.metrics.value("clients_left_total") == 1)
         assert gateway.gate.inside == 0
 
 
 def test_a_caller_that_leaves_stops_the_work_elsewhere():
-    fake = FakeUpstream((b": ping\n\n", 5.0))
+    fake = FakeUpstream((b": ping\n\n", 60.0))
     with running(fake.app()) as there:
         upstream = Upstream("cloud", there)
         with running(gateway_of(upstream).app(), upstream) as address:
-            with pytest.raises(httpx.TimeoutException):
-                httpx.post(f"{address}/chat/completions", json=CHAT, timeout=0.5)
+            leave_after(address, lambda: fake.begun == 2)
             until(lambda: fake.left == 1)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import math
+import threading
 from contextlib import aclosing
 from typing import Any
 
@@ -203,14 +204,15 @@ def test_where_nothing_can_be_continued_the_cloud_begins(changes):
 
 def test_a_caller_that_leaves_stops_both():
     async def run(logprob: float) -> tuple[int, int]:
-        edge, cloud = Canned(EDGE, logprob, pause=0.01), Canned(CLOUD, pause=0.01)
+        # One word is held back, the next one comes, and no more.
+        edge, cloud = Canned(EDGE, logprob, held=threading.Event(), held_from=2), Canned(CLOUD)
         routed = Routed(Role(edge, "e"), Role(cloud, "c"), policy(), Rules(hold=1))
         async with aclosing(routed.answer(streamed())) as pieces:
             await anext(pieces)
         return edge.closed, cloud.closed
 
     assert asyncio.run(run(SURE)) == (1, 0)
-    edge, cloud = Canned("no", UNSURE, pause=0.01), Canned(CLOUD, pause=0.01)
+    edge, cloud = Canned("no", UNSURE), Canned(CLOUD, held=threading.Event(), held_from=1)
 
     async def leave() -> None:
         routed = Routed(Role(edge, "e"), Role(cloud, "c"), policy())
