@@ -22,7 +22,9 @@ def test_the_best_validation_value_is_chosen(small):
     """Catches accuracy minimised, loss maximised, ties that go to the later trial, and a detached row that
     decides."""
     small = replace(small, tie_standard_errors=0)
-    lora = [cell for cell in schedule.search_cells(small) if (cell.task, cell.method) == ("clinc150", "lora")]
+    lora = [
+        cell for cell in schedule.search_cells(small, []) if (cell.task, cell.method) == ("clinc150", "lora")
+    ]
     assert [cell.learning_rate for cell in lora] == [1e-3, 3e-4]
     place = (str(MODEL), "clinc150", "lora")
 
@@ -88,7 +90,7 @@ def twice(small) -> Study:
 def test_the_mean_of_both_seeds_chooses_among_finalists(twice, firsts, seconds, metric, chosen):
     """Catches a choice by either seed alone, a lost run counted as a good one, means read the wrong way
     round, and a choice of nothing."""
-    trials = schedule.search_cells(twice)
+    trials = schedule.search_cells(twice, [])
 
     def run_of(cell: Cell, value: float | str | None) -> dict:
         return (
@@ -102,7 +104,7 @@ def test_the_mean_of_both_seeds_chooses_among_finalists(twice, firsts, seconds, 
 
 def choose(study: Study, firsts: list[dict], seconds: dict[int, dict] | None = None) -> int:
     """Tell the number of the trial that a study of one place chooses; the rows come in any order."""
-    trials = schedule.search_cells(study)
+    trials = schedule.search_cells(study, [])
     rows = [ok(cell, **run) for cell, run in zip(trials, firsts, strict=True)]
     rows += [ok(second_run(trials[number]), **run) for number, run in (seconds or {}).items()]
     (chosen,) = choice.choices(study, rows[::-1]).values()
@@ -174,8 +176,10 @@ def test_a_tie_of_two_seeds_is_narrower_and_of_finalists_alone(falling):
     plan = replace(falling, finalists=2)
     firsts = [{"value": value, "items": 100} for value in (0.5, 0.49, 0.48)]
     assert schedule.finalist_cells(
-        plan, [ok(cell, **run) for cell, run in zip(schedule.search_cells(plan), firsts, strict=True)]
-    ) == [second_run(cell) for cell in schedule.search_cells(plan)[:2]], "the best two, whatever their rates"
+        plan, [ok(cell, **run) for cell, run in zip(schedule.search_cells(plan, []), firsts, strict=True)]
+    ) == [second_run(cell) for cell in schedule.search_cells(plan, [])[:2]], (
+        "the best two, whatever their rates"
+    )
 
     def level(value: float) -> dict[int, dict]:
         return {0: {"value": 0.5, "items": 100}, 1: {"value": value, "items": 100}}

@@ -219,3 +219,32 @@ def test_several_ranks_make_a_scaling_table_and_a_picture(tmp_path):
         "training_time.png",
         "calibration.png",
     }
+
+
+def test_a_grid_that_was_too_narrow_is_told_first(tmp_path):
+    """Catches a table that is silent on rates beyond those tried, or speaks while a step is left."""
+    rows = study_records(methods=("lora",))
+    for rate, value in ((1e-3, 0.6), (3e-4, 0.5)):
+        given = {
+            "stage": "search",
+            "seed": 1000,
+            "learning_rate": rate,
+            "value": value,
+            "split": "validation",
+        }
+        rows.append(record(MODELS[0], "clinc150", "lora", **given))
+    narrow = {
+        "methods": "lora", "trials": 2, "extensions": 0,
+        "search": {"lora": [{"learning_rate": 1e-3}, {"learning_rate": 3e-4}]},
+    }  # fmt: skip
+
+    def lines(**changes) -> list[str]:
+        return (
+            report(study(tmp_path, **{**narrow, **changes}), rows, tmp_path).read_text("utf-8").splitlines()
+        )
+
+    assert lines()[2] == (
+        "**Searches whose best learning rate is at the edge of those tried, so it may lie beyond: "
+        "lora on gemma-270m, clinc150 (0.001, the highest).**"
+    )
+    assert lines(extensions=1)[2].startswith("Models: ")

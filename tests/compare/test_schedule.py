@@ -52,7 +52,7 @@ def test_ranks_and_seeds_of_the_final_cells(small):
         ("clinc150", "base"): 2, ("clinc150", "lora"): 4, ("clinc150", "full"): 2,
         ("gsm8k", "base"): 1, ("gsm8k", "lora"): 4, ("gsm8k", "full"): 2,
     }  # fmt: skip
-    assert {cell.rank for cell in schedule.search_cells(settings)} == {4}
+    assert {cell.rank for cell in schedule.search_cells(settings, [])} == {4}
 
 
 def test_every_place_has_its_first_run_before_any_has_its_second(small):
@@ -66,7 +66,7 @@ def test_every_place_has_its_first_run_before_any_has_its_second(small):
         ("clinc150", "full"),
         ("gsm8k", "full"),
     ]
-    trials = schedule.search_cells(settings)
+    trials = schedule.search_cells(settings, [])
     assert [(cell.task, cell.method) for cell in trials] == 3 * places
     for number, setting in enumerate(settings.candidates("shadow")):
         assert [cell.setting for cell in trials[6 * number + 2 : 6 * number + 4]] == 2 * [setting]
@@ -80,7 +80,7 @@ def test_neighbours_differ_in_task(small):
     """Catches runs side by side that all need the most memory at once."""
     settings = replace(small, methods="lora,shadow,full")
     for cells in (
-        schedule.search_cells(settings),
+        schedule.search_cells(settings, []),
         schedule.final_cells(settings, choice.choices(settings, [])),
     ):
         assert all(one.task != other.task for one, other in itertools.pairwise(cells))
@@ -90,7 +90,7 @@ def test_finalists_run_again_when_all_trials_have_run(small):
     """Catches finalists taken before every trial is known, too many of them, worse ones, another seed, and a
     total that grows midway."""
     settings = replace(small, trials=3, finalists=2)
-    trials = schedule.search_cells(settings)
+    trials = schedule.search_cells(settings, [])
     places = {(cell.task, cell.method) for cell in trials}
     assert ("gsm8k", "base") not in places, "nothing is trained there"
     total = len(schedule.expected(settings, []))
@@ -118,14 +118,14 @@ def test_a_search_of_one_seed_has_no_second_runs(small):
     """Catches a study without the setting whose cells, order, names or choice are not what they were."""
     assert small.finalists == 1
     go(small)
-    trials = [cell.key for cell in schedule.search_cells(small)]
+    trials = [cell.key for cell in schedule.search_cells(small, [])]
     assert [key for key in called(small) if key.startswith("search")] == trials
     assert all("seed=1000 " in key for key in trials)
     rows = written(small)
     last = {method: small.candidates(method)[-1] for method in small.names("methods")}
     strays = [
         ok(second_run(cell), 9.0)
-        for cell in schedule.search_cells(small)
+        for cell in schedule.search_cells(small, [])
         if cell.setting == last[cell.method]
     ]
     assert choice.choices(small, [*rows, *strays]) == choice.choices(small, rows)
@@ -137,7 +137,7 @@ def test_every_method_gets_as_many_finalists(small):
     settings = replace(
         small, methods=",".join(METHODS), tasks="clinc150", trials=3, finalists=2, shadow_model="s"
     )
-    rows = [ok(cell, 0.5) for cell in schedule.search_cells(settings)]
+    rows = [ok(cell, 0.5) for cell in schedule.search_cells(settings, [])]
     methods = [cell.method for cell in schedule.ready(settings, rows)]
     assert {method: methods.count(method) for method in METHODS} == dict.fromkeys(METHODS, 2)
 

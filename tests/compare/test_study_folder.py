@@ -27,12 +27,13 @@ def test_two_studies_in_one_folder(small):
         go(replace(small, seeds=5))
 
 
-OLDER = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
+OLDER = {"extensions": 0, "finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"extensions": 1},
         {"finalists": 2},
         {"test_skip": 1},
         {"test_skip": [1, 2]},
@@ -59,8 +60,8 @@ def test_a_study_file_older_than_a_setting(small, change):
     other = re.escape(f"({name} was {before}, is {value})")
     with pytest.raises(ConfigError, match=f"under other settings {other}; set them back"):
         go(replace(small, **change))
-    assert go(Study(**values, tie_standard_errors=0, test_skip=[])).done == 27
-    assert go(Study(**values, tie_standard_errors=0, test_skip={"gsm8k": 0})).done == 27
+    assert go(Study(**values, extensions=0, tie_standard_errors=0, test_skip=[])).done == 27
+    assert go(Study(**values, extensions=0, tie_standard_errors=0, test_skip={"gsm8k": 0})).done == 27
     with pytest.raises(ConfigError, match=f"has read its test split; .*, or set them back {other}"):
         go(replace(small, **change))
 

@@ -25,7 +25,7 @@ def test_a_worker_that_dies_is_replaced(small):
     """Catches a study that waits for ever for a process that is gone, or loses the cell it was at."""
     done: list[tuple[Cell, list[dict], str]] = []
     settings = replace(small, workers=2, tasks="clinc150")
-    cells = schedule.search_cells(settings) + schedule.cost_cells(settings, choice.choices(settings, []))
+    cells = schedule.search_cells(settings, []) + schedule.cost_cells(settings, choice.choices(settings, []))
     assert len(cells) == 9
     workers.run_cells(cells, settings, deadly, lambda *result: done.append(result))
     assert sorted(cell.key for cell, _, _ in done) == sorted(cell.key for cell in cells)
@@ -44,7 +44,7 @@ def test_out_of_memory_beside_others_is_run_again_alone(small):
     """Catches a cell that is given up, or recorded twice, since its neighbours held the memory."""
     settings = replace(small, workers=2, tasks="clinc150", methods="base,lora,shadow", trials=1)
     done: list[tuple[Cell, list[dict]]] = []
-    cells = schedule.search_cells(settings)
+    cells = schedule.search_cells(settings, [])
     workers.run_cells(cells, settings, crowded, lambda cell, rows, device: done.append((cell, rows)))
     outcomes = sorted((cell.method, rows[0]["status"]) for cell, rows in done)
     assert outcomes == [("base", "ok"), ("lora", "out-of-memory"), ("shadow", "ok")]
@@ -77,7 +77,7 @@ def test_out_of_memory_in_all_its_words(small, error):
     def full(cell: Cell, settings: Study) -> list[dict]:
         raise error
 
-    cell = schedule.search_cells(small)[0]
+    cell = schedule.search_cells(small, [])[0]
     assert workers.attempt(cell, small, full)[0]["status"] == "out-of-memory"
 
 

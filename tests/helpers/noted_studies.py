@@ -32,6 +32,7 @@ def small(data, tmp_path) -> Study:
         "methods": "base,lora,shadow",
         "seeds": 2,
         "trials": 2,
+        "extensions": 0,
         "data_dir": str(data),
         "ood": False,
         "device": "cpu",

@@ -53,6 +53,13 @@ def _say_what_is_missing(result: "StudyResult") -> None:
     for what, keys in (("failed", list(result.failed)), ("could not be run", result.missing)):
         if keys:
             _say(f"{len(keys)} of {result.cells} cells {what}, such as {keys[0]}; see {result.table}")
+    if result.at_edge and not result.waiting.get("search"):
+        at = result.at_edge[0]
+        _say(
+            f"searches whose best learning rate is at the edge of those tried: {len(result.at_edge)}, "
+            f"such as {at.learning_rate:g}, the {at.side} of {at.method} on {at.model} and {at.task}; the "
+            "best may lie beyond: give a new study more extensions, or other rates under search"
+        )
     if result.waiting:
         waiting = sum(result.waiting.values())
         stages = ", ".join(f"{count} of the stage {stage}" for stage, count in result.waiting.items())

@@ -1,63 +1,23 @@
-"""What the search of a study tries, and which setting of each method it chooses on the validation split."""
+"""Which setting of each method the search of a study chooses on the validation split."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
 from shadowpeft.compare.cell import Cell, Setting
-from shadowpeft.compare.records import Record, number
+from shadowpeft.compare.extension import searched
+from shadowpeft.compare.records import Record
 from shadowpeft.compare.study import Study
-from shadowpeft.compare.tasks import find
+from shadowpeft.compare.trials import (
+    Combination,
+    Validation,
+    is_untrained,
+    ranked,
+    second_run,
+    validations,
+)
 
-Combination = tuple[str, str, str]  # model, task, method
 NO_SETTING = Setting(0.0)  # there is nothing to search, or the search has not chosen
 _ROUNDING = 1e-9  # 0.1 + 0.7 is not quite 0.4 + 0.4
-
-
-class Validation(NamedTuple):
-    """A validation value of a trial.
-
-    Attributes:
-        penalty: the value with the sign that makes less better.
-        answers: of how many answers the value is the share; 0 if it is a loss.
-    """
-
-    penalty: float
-    answers: int
-
-
-def combinations(study: Study) -> list[Combination]:
-    """List what is compared.
-
-    Neighbours differ in task, so that runs side by side do not all need the most memory at once.
-    """
-    return [
-        (model, task, method)
-        for method in study.names("methods")
-        for model in study.names("model")
-        for task in study.names("tasks")
-    ]
-
-
-def is_untrained(combination: Combination) -> bool:
-    """Return whether nothing is trained: the base learns the head of a classifier, and nothing else."""
-    return combination[2] == "base" and find(combination[1]).kind != "classification"
-
-
-def trials(study: Study, combination: Combination) -> list[Cell]:
-    """List the trials of a combination, in the order in which its settings are listed."""
-    if is_untrained(combination):
-        return []
-    return [
-        Cell("search", *combination, rank=study.budgets[0], seed=study.search_seed, **setting._asdict())
-        for setting in study.candidates(combination[2])
-    ]
-
-
-def second_run(trial: Cell) -> Cell:
-    """Return a trial's run from the second seed."""
-    return replace(trial, seed=trial.seed + 1)
 
 
 def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Setting | None]:
@@ -75,17 +35,14 @@ def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Settin
         there is nothing to search (the base of a task that is answered without training), a learning rate of
         0.
     """
-    values = validations(records)
-    return {combination: _chosen(study, combination, values) for combination in combinations(study)}
-
-
-def _chosen(study: Study, combination: Combination, values: Mapping[str, Validation]) -> Setting | None:
-    if is_untrained(combination):
-        return NO_SETTING
-    best = _best(study, trials(study, combination), values)
-    if best is None:
-        return None
-    return best.setting
+    records = list(records)
+    values, chosen = validations(records), {}
+    for combination, cells in searched(study, records).items():
+        best = _best(study, cells, values)
+        chosen[combination] = best.setting if best else None
+        if is_untrained(combination):
+            chosen[combination] = NO_SETTING
+    return chosen
 
 
 def _best(study: Study, cells: Sequence[Cell], values: Mapping[str, Validation]) -> Cell | None:
@@ -130,27 +87,3 @@ def _caution(cell: Cell) -> tuple[float, float, float, float]:
         cell.backbone_learning_rate or cell.learning_rate,
         cell.head_learning_rate or cell.learning_rate,
     )
-
-
-def ranked(cells: Sequence[Cell], values: Mapping[str, Validation]) -> list[Cell]:
-    """Return the trials that have a value, the best first, and equals in their order."""
-    return sorted((cell for cell in cells if cell.key in values), key=lambda cell: values[cell.key].penalty)
-
-
-def validations(records: Iterable[Record]) -> dict[str, Validation]:
-    """Return the validation value of every run of the search that has a finite one, by its key."""
-    return {
-        record["key"]: _validation(record)
-        for record in records
-        if record["stage"] == "search"
-        and record["status"] == "ok"
-        and record["mode"] == "attached"
-        and record["task"] == record["trained_on"]
-        and number(record, "value") is not None
-    }
-
-
-def _validation(record: Record) -> Validation:
-    if record["metric"] == "loss":
-        return Validation(record["value"], 0)
-    return Validation(-record["value"], record.get("items") or 0)

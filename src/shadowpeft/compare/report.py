@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.cell_section import cell_section
+from shadowpeft.compare.extension import edges
 from shadowpeft.compare.model_names import short
 from shadowpeft.compare.records import Record
 from shadowpeft.compare.results import Average, Results
@@ -78,16 +79,36 @@ def _plots(folder: Path) -> str:
 def _head(results: Results) -> str:
     study, name = results.study, short(results.models)
     facts = [
+        _at_edge(results),
         f"Models: {', '.join(map(name, results.models))}. Tasks: {', '.join(results.tasks)}.",
         f"Every run: {study.steps:,} steps of {study.batch_size} rows; final runs from {study.seeds} "
         f"{plural(study.seeds, 'seed')}; {study.trials} {plural(study.trials, 'setting')} of each method "
-        f"tried on the validation split{_second_seed(study)}.",
+        f"tried on the validation split{_extended(study)}{_second_seed(study)}.",
         _left_out(study),
         _made_with(results.records),
     ]
     if not any(result.method == "lora" for result in results.final):
         facts.append("**There are no finished runs of LoRA, so no differences can be given.**")
     return "\n\n".join([f"# Study {study.name}", *filter(None, facts), _READING])
+
+
+def _at_edge(results: Results) -> str:
+    """Name the searches whose best rate may lie beyond those tried; nothing if there are none."""
+    found, name = edges(results.study, results.records), short(results.models)
+    if not found:
+        return ""
+    named = "; ".join(
+        f"{at.method} on {name(at.model)}, {at.task} ({at.learning_rate:g}, the {at.side})" for at in found
+    )
+    return (
+        f"**Searches whose best learning rate is at the edge of those tried, so it may lie beyond: {named}.**"
+    )
+
+
+def _extended(study: Study) -> str:
+    if not study.extensions:
+        return ""
+    return f", and up to {study.extensions} more where the best rate of one method was at the edge"
 
 
 def _second_seed(study: Study) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.checks import check_data, check_models, check_numbers
+from shadowpeft.compare.extension import Edge, edges
 from shadowpeft.compare.ledger import Ledger
 from shadowpeft.compare.records import Record, read
 from shadowpeft.compare.schedule import expected, ready
@@ -38,6 +39,7 @@ class StudyResult:
         done: how many of them were measured.
         failed: the cells that ended in an error, with that error.
         missing: the cells that could not run, since no trial of their method had a value.
+        at_edge: the searches whose best learning rate is at the edge of those tried.
         waiting: how many cells of each stage have yet to run; none once the study is over.
         seconds: how long this session took.
         results: what the table shows, as plain values.
@@ -51,6 +53,7 @@ class StudyResult:
     done: int
     failed: dict[str, str]
     missing: list[str]
+    at_edge: list[Edge]
     waiting: dict[str, int]
     seconds: float
     results: dict[str, Any]
@@ -150,6 +153,7 @@ def _finish(study: Study, records: list[Record], report: Report, began: float) -
         done=len(ran) - len(failures),
         failed=failures,
         missing=[cell.key for cell in left if is_over],
+        at_edge=edges(study, records),
         waiting=dict(Counter[str](cell.stage for cell in left if not is_over)),
         seconds=time.perf_counter() - began,
         results=results,

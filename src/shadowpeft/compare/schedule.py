@@ -5,19 +5,18 @@ from dataclasses import replace
 from itertools import product, zip_longest
 
 from shadowpeft.compare.cell import Cell, Setting
-from shadowpeft.compare.choice import (
-    NO_SETTING,
+from shadowpeft.compare.choice import NO_SETTING, choices
+from shadowpeft.compare.extension import searched
+from shadowpeft.compare.records import Record
+from shadowpeft.compare.study import Study
+from shadowpeft.compare.trials import (
     Combination,
-    choices,
     combinations,
     is_untrained,
     ranked,
     second_run,
-    trials,
     validations,
 )
-from shadowpeft.compare.records import Record
-from shadowpeft.compare.study import Study
 
 Choices = dict[Combination, Setting | None]
 
@@ -29,7 +28,7 @@ def ready(study: Study, records: Sequence[Record]) -> list[Cell]:
     split is read when nothing is left to be chosen on it. The list is empty when the study is complete.
     """
     done = {record["key"] for record in records}
-    for search in (search_cells(study), finalist_cells(study, records)):
+    for search in (search_cells(study, records), finalist_cells(study, records)):
         cells = [cell for cell in search if cell.key not in done]
         if cells:
             return cells
@@ -46,20 +45,23 @@ def ready(study: Study, records: Sequence[Record]) -> list[Cell]:
 def expected(study: Study, records: Sequence[Record]) -> list[Cell]:
     """List all cells of the study; a cell whose setting the search has not chosen has a learning rate of 0.
 
-    The finalists are those of `finalist_cells`, which may change until all trials have run.
+    The trials and the finalists may become others until all trials have run.
     """
     chosen = choices(study, records)
     return [
-        *search_cells(study),
+        *search_cells(study, records),
         *finalist_cells(study, records),
         *final_cells(study, chosen),
         *cost_cells(study, chosen),
     ]
 
 
-def search_cells(study: Study) -> list[Cell]:
-    """List the trials: one seed, the first rank, every method equally many; first trials come first."""
-    return _in_turn([trials(study, combination) for combination in combinations(study)])
+def search_cells(study: Study, records: Sequence[Record]) -> list[Cell]:
+    """List the trials: one seed, the first rank, every method equally many; first trials come first.
+
+    There may be more once these have run: see `extension.searched`.
+    """
+    return _in_turn(list(searched(study, records).values()))
 
 
 def finalist_cells(study: Study, records: Sequence[Record]) -> list[Cell]:
@@ -72,8 +74,7 @@ def finalist_cells(study: Study, records: Sequence[Record]) -> list[Cell]:
         return []
     values, done = validations(records), {record["key"] for record in records}
     finalists = []
-    for combination in combinations(study):
-        cells = trials(study, combination)
+    for cells in searched(study, records).values():
         waiting = [cell for cell in cells if cell.key not in done]
         finalists.append([*ranked(cells, values), *waiting][: study.finalists])
     return [second_run(cell) for cell in _in_turn(finalists)]

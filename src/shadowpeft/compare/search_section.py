@@ -78,6 +78,12 @@ def _note(study: Study) -> str:
         "On the validation split; `loss` is per answer token, lower is better. "
         "Final runs use what is chosen, by the attached model."
     )
+    if study.extensions:
+        note += (
+            " Where the best rate of one method was at the edge of those tried, every method got one more "
+            "trial there: at the edge one step beyond, else between the best rate and the better of its "
+            "neighbours."
+        )
     if study.finalists > 1:
         note += (
             f" The best {study.finalists} of each method ran from a second seed, too; "

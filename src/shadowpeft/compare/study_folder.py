@@ -13,7 +13,7 @@ STUDY = "study.yaml"
 # Settings that may change on a resume; any other change would make it another study.
 _FREE_ON_RESUME = ("output", "device", "workers", "eval_batch_size")
 # Values that hold for a file from before these settings existed.
-_BEFORE_THE_SETTING = {"finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
+_BEFORE_THE_SETTING = {"extensions": 0, "finalists": 1, "test_skip": 0, "tie_standard_errors": 0}
 
 
 def records_path(study: Study) -> Path:

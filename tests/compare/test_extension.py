@@ -1,0 +1,146 @@
+"""Trials beyond a grid."""
+
+from dataclasses import replace
+
+import pytest
+from helpers.noted_cells import go, measured, ok, written
+
+from shadowpeft.compare import choice, schedule
+from shadowpeft.compare.extension import Edge, edges, searched
+
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+def grid(small, lora, shadow=RATES, **changes):
+    """A study of two methods on one task, with these learning rates."""
+    search = {
+        "lora": [{"learning_rate": rate} for rate in lora],
+        "shadow": [{"learning_rate": rate, "alpha": 0.3} for rate in shadow],
+    }
+    settings = {"methods": "lora,shadow", "tasks": "clinc150", "trials": len(lora), "search": search}
+    return replace(small, **settings, **{"extensions": 1, **changes})
+
+
+def scored(study, best: dict[str, float], rows=(), failed=()) -> list[dict]:
+    """Records of all trials that are known: the nearer a rate is to the best one, the better."""
+    known = {row["key"] for row in rows}
+    return [
+        *rows,
+        *(
+            ok(cell, -abs(cell.learning_rate - best[cell.method]), status="crashed" if at in failed else "ok")
+            for at, cell in enumerate(schedule.search_cells(study, rows))
+            if cell.key not in known
+        ),
+    ]
+
+
+def added(study, rows) -> dict[str, list[float]]:
+    return {
+        method: [cell.learning_rate for cell in cells[study.trials :]]
+        for (*_, method), cells in searched(study, rows).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("lora", "best", "more"),
+    [
+        (RATES, {"lora": 2e-3, "shadow": 2e-3}, {"lora": [], "shadow": []}),
+        # Beyond the edge by the grid's last step; beside it, nearer to the better neighbour.
+        (RATES, {"lora": 4e-3, "shadow": 2.1e-3}, {"lora": [8e-3], "shadow": [1.41e-3]}),
+        (RATES, {"lora": 1e-3, "shadow": 2.9e-3}, {"lora": [5e-4], "shadow": [2.83e-3]}),
+        ((1e-4, 3e-4, 1e-3), {"lora": 1e-2, "shadow": 1e-2}, {"lora": [3.33e-3], "shadow": [8e-3]}),
+        # A grid of one rate.
+        ((2e-3,), {"lora": 2e-3, "shadow": 2e-3}, {"lora": [], "shadow": []}),
+    ],
+)
+def test_where_one_is_at_the_edge_every_method_gets_one_more(small, lora, best, more):
+    """Catches a search of unequal length, a step the wrong way, and a grid that is extended for nothing."""
+    shadow = RATES[: len(lora)]
+    study = grid(small, lora, shadow)
+    rows = scored(study, best)
+    assert added(study, rows) == more
+    assert added(replace(study, extensions=0), rows) == {"lora": [], "shadow": []}
+
+
+def test_the_settings_beside_the_rate_are_the_best_ones(small):
+    search = {
+        "lora": [{"learning_rate": 1e-3, "head_learning_rate": 3e-3}, {"learning_rate": 2e-3}],
+        "shadow": [{"learning_rate": 1e-3, "alpha": alpha} for alpha in (0.3, 0.6)],
+    }
+    study = replace(grid(small, RATES[:2], RATES[:2]), search=search)
+    rows = [
+        ok(cell, 0.9 if (cell.alpha == 0.6 or cell.head_learning_rate) else 0.1)
+        for cell in schedule.search_cells(study, [])
+    ]
+    lora, shadow = (cells[-1].setting for cells in searched(study, rows).values())
+    assert (lora.learning_rate, lora.head_learning_rate) == (5e-4, 3e-3)
+    # One rate alone has no edge; it gets its trial all the same.
+    assert (shadow.learning_rate, shadow.alpha) == (5e-4, 0.6)
+
+
+def test_nothing_is_added_before_all_trials_of_the_place_have_run(small):
+    """Catches a trial that depends on which of two processes was faster."""
+    study = grid(small, RATES)
+    rows = scored(study, {"lora": 4e-3, "shadow": 2e-3})
+    for left_out in range(len(rows)):
+        assert added(study, [*rows[:left_out], *rows[left_out + 1 :]]) == {"lora": [], "shadow": []}
+
+
+def test_as_many_steps_as_the_study_allows(small):
+    """Catches a search without end, and one whose second step goes from where the first began."""
+    study = grid(small, RATES, extensions=3)
+    best = {"lora": 1.5e-2, "shadow": 2e-3}
+    rows: list[dict] = []
+    while len(more := scored(study, best, rows)) > len(rows):
+        rows = more
+    # 8e-3 is the best and the highest, then 16e-3; 32e-3 is worse.
+    assert added(study, rows)["lora"] == [8e-3, 1.6e-2, 3.2e-2]
+    assert len(added(study, rows)["shadow"]) == 3
+    assert edges(study, rows) == []
+    assert choice.choices(study, rows)[study.model, "clinc150", "lora"].learning_rate == 1.6e-2
+
+
+def test_a_rate_at_which_a_run_failed_is_no_edge_to_go_beyond(small):
+    """Catches a step up from the rates at which runs diverge."""
+    study = grid(small, RATES)
+    highest = [cell.learning_rate for cell in schedule.search_cells(study, [])].index(4e-3)
+    rows = scored(study, {"lora": 2.9e-3, "shadow": 2e-3}, failed=(highest,))
+    assert added(study, rows) == {"lora": [], "shadow": []}
+
+
+def test_where_all_failed_the_next_rate_is_lower(small):
+    study = grid(small, RATES)
+    cells = schedule.search_cells(study, [])
+    failed = [at for at, cell in enumerate(cells) if cell.method == "lora"]
+    rows = scored(study, {"lora": 0, "shadow": 9e-3}, failed=failed)
+    assert added(study, rows) == {"lora": [5e-4], "shadow": [8e-3]}
+
+
+def test_a_best_rate_still_at_the_edge_is_told(small):
+    """Catches a table whose first line is silent on a grid that was too narrow."""
+    study = grid(small, RATES)
+    best = {"lora": 1.0, "shadow": 2e-3}
+    rows = scored(study, best)
+    assert edges(study, rows) == [], "a step is left"
+    rows = scored(study, best, rows)
+    assert edges(study, rows) == [Edge(study.model, "clinc150", "lora", "highest", 8e-3)]
+
+
+def test_a_study_runs_the_trials_that_extend_it(small):
+    """Catches final runs of a setting that the extension has beaten, and an extension that is never run."""
+    study = replace(small, extensions=1, methods="lora,shadow", tie_standard_errors=0)
+    result = go(study, measured)
+    rows = written(study)
+    trials = [row for row in rows if row["stage"] == "search" and row["mode"] == "attached"]
+    assert len(trials) == 2 * 2 * 3
+    # The higher the rate, the better the stand-in; LoRA's rates were 1e-3 and 3e-4, and gsm8k is a loss.
+    finals = {(row["task"], row["method"], row["learning_rate"]) for row in rows if row["stage"] == "final"}
+    assert finals == {
+        ("clinc150", "lora", 3.33e-3), ("gsm8k", "lora", 9e-5),
+        ("clinc150", "shadow", 2e-3), ("gsm8k", "shadow", 1e-3),
+    }  # fmt: skip
+    assert (result.done, result.waiting, result.missing) == (result.cells, {}, [])
+    assert {(at.task, at.method, at.side) for at in result.at_edge} == {
+        ("clinc150", "lora", "highest"), ("gsm8k", "lora", "lowest"),
+        ("clinc150", "shadow", "highest"), ("gsm8k", "shadow", "lowest"),
+    }  # fmt: skip
