@@ -1,10 +1,13 @@
 """Fixtures that several files share, and the switch that skips GPU tests where there is no GPU."""
 
 import gc
+import random
+import zlib
 from collections.abc import Iterator
 
 import helpers.asleep
 import helpers.interpreter  # noqa: F401 - before anything imports Triton
+import numpy as np
 import pytest
 import torch
 from helpers.families import LIKE_ANOTHER, perturb
@@ -36,6 +39,25 @@ def _few_objects_to_collect() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+def _seeded(name: str) -> None:
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    """Draw what a fixture draws from a seed of its own, whatever tests ran before."""
+    _seeded(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Draw what a test draws from a seed of its own, whatever tests ran before."""
+    _seeded(item.nodeid)
 
 
 # Before pytest leaves out what `-m` deselects.

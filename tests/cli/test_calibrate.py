@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,7 +77,7 @@ def test_the_shadow_alone_is_the_edge_and_the_attached_model_the_cloud(
     shadowed, tokenizer = load(ModelChoice(str(base_folder), str(adapter_folder), device="cpu"))
     given = {"max_new_tokens": 2, "progress": False}
     alone = scored_answers(shadowed.detached(), tokenizer, read_rows(str(rows_file)), **given)
-    wanted = sorted(each.answer for each in alone)[20]
+    ((wanted, _),) = Counter(each.answer for each in alone).most_common(1)
     rows_file = questions(tmp_path, right=wanted)
     rows = read_rows(str(rows_file))
     words = ["calibrate", "--data", rows_file, "--output", tmp_path / "out", "--defer", "0.3"]
