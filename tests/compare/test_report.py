@@ -248,3 +248,27 @@ def test_a_grid_that_was_too_narrow_is_told_first(tmp_path):
         "lora on gemma-270m, clinc150 (0.001, the highest).**"
     )
     assert lines(extensions=1)[2].startswith("Models: ")
+
+
+def test_one_task_that_makes_the_average_is_seen(tmp_path):
+    """Catches a lead of one task that passes for a lead in general, and the wrong task left out."""
+    tasks = ("clinc150", "mawps", "squad_v2")
+    rows = study_records(methods=("lora", "shadow"), tasks=tasks)
+    for each in rows:
+        if each["method"] == "shadow" and each["task"] == "mawps":
+            each["correct"] = "1" * each["items"]
+            each["value"] = each["metrics"]["accuracy"] = 1.0
+    settings = study(tmp_path, tasks=",".join(tasks), methods="lora,shadow")
+    text = report(settings, rows, tmp_path).read_text(encoding="utf-8")
+    lines = {(line[0], line[2]): line for line in table_of(text, "Differences without one task")[2:]}
+    assert {mode: [task for task, other in lines if other == mode] for _, mode in lines} == {
+        "attached": list(tasks), "detached": list(tasks),
+    }  # fmt: skip
+    assert {line[1] for line in lines.values()} == {"shadow"}
+    assert {line[3] for line in lines.values()} == {"4"}
+    left = {task: float(lines[task, "attached"][4]) for task in tasks}
+    assert left["mawps"] < 10 < min(left["clinc150"], left["squad_v2"])
+    kept = [each for each in Results(settings, rows).averages(without="mawps") if each.difference]
+    assert left["mawps"] == pytest.approx(100 * kept[0].difference.value, abs=0.006)
+    two = report(study(tmp_path), study_records(), tmp_path).read_text(encoding="utf-8")
+    assert "without one task" not in two

@@ -36,6 +36,7 @@ _AVERAGES = (
     "method", "mode", "cells", "score", "LoRA there", "to LoRA", "95 % items", "95 % items and seeds",
     "parameters / LoRA's", "forgetting", "to LoRA's",
 )  # fmt: skip
+_WITHOUT = ("without", "method", "mode", "cells", "to LoRA", "95 % items", "95 % items and seeds")
 _SCALING = (
     "model", "task", "method", "mode", "rank", "trainable", "seeds", "score", "to LoRA", "95 % items",
     "95 % items and seeds", "forgetting",
@@ -61,7 +62,7 @@ def report(
         CheckpointError: the file cannot be written.
     """
     results, folder = Results(study, records, expected), Path(folder)
-    parts = [_head(results), _summary(results), _missing(results)]
+    parts = [_head(results), _summary(results), _without_a_task(results), _missing(results)]
     parts += [cell_section(results, model, task) for model in results.models for task in results.tasks]
     parts += [_scaling(results), search_section(results), _plots(folder)]
     content = "\n\n".join(part for part in parts if part) + "\n"
@@ -173,6 +174,21 @@ def _summary(results: Results) -> str:
         )
     averaged = table(_AVERAGES, [_average(average, planned) for average in averages])
     return f"## Averages over tasks and models\n\n{note}\n\n{averaged}"
+
+
+def _without_a_task(results: Results) -> str:
+    """Say what is left of each difference without one task, which may have made it."""
+    if len(results.tasks) < 3:
+        return ""
+    rows = [
+        [task, average.method, average.mode, str(len(average.results)), *points(average.difference)]
+        for task in results.tasks
+        for average in results.averages(without=task)
+        if average.difference
+    ]
+    if not rows:
+        return ""
+    return f"## Differences without one task\n\n{table(_WITHOUT, rows)}"
 
 
 def _average(average: Average, planned: int) -> list[str]:

@@ -164,9 +164,13 @@ class Results:
         """Return a result's difference to LoRA; `None` if there is nothing to compare with."""
         return self._differences.get(result)
 
-    def averages(self) -> list[Average]:
-        """Average every method over the tasks and models at the main rank."""
-        results = self.select(rank=self.rank)
+    def averages(self, without: str | None = None) -> list[Average]:
+        """Average every method over the tasks and models at the main rank.
+
+        Args:
+            without: a task to leave out.
+        """
+        results = [result for result in self.select(rank=self.rank) if result.task != without]
         in_order = sorted(results, key=lambda result: (result.mode, self._methods.index(result.method)))
         names = _order(result.name for result in in_order)
         return [self._average([result for result in results if result.name == name]) for name in names]

@@ -9,7 +9,19 @@ from shadowpeft.reporting.stats import Difference, Estimate, Interval
 
 UNKNOWN = "-"
 # Columns of words, which are aligned left; all others hold numbers.
-_LEFT = ("method", "mode", "way", "model", "task", "metric", "tested on", "timed", "what it is", "")
+_LEFT = (
+    "method",
+    "mode",
+    "way",
+    "model",
+    "task",
+    "metric",
+    "tested on",
+    "without",
+    "timed",
+    "what it is",
+    "",
+)
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish, each with its own marker.
 STYLES = {
