@@ -24,7 +24,7 @@ import torch
 from boundary import REPEATS, draw, forward, in_float32, turns, worst_error
 
 from shadowpeft.ops import Rule, reference
-from shadowpeft.ops.triton import launch, op, parts
+from shadowpeft.ops.triton import launch, launch_few, op, parts
 
 RULE = Rule("normed", 0.1)
 ONE = [(1, cols, warps, 1) for cols in (512, 1024) for warps in (8, 16)]
@@ -49,15 +49,15 @@ class Way(NamedTuple):
 def ways() -> Iterator[Way]:
     """Yield each way with each tile."""
     for tile in ONE:
-        yield Way("one kernel", tile, ("cross",), {(launch, "is_captured"): lambda device: False})
+        yield Way("one kernel", tile, ("cross",), {(launch_few, "is_captured"): lambda device: False})
     for early in (True, False):
-        changed = {(launch, "is_captured"): lambda device: True}
+        changed = {(launch_few, "is_captured"): lambda device: True}
         if not early:
-            changed[launch, "begins_early"] = lambda device: False
+            changed[launch_few, "begins_early"] = lambda device: False
         for tile in STRIPS:
             yield Way("strips, early" if early else "strips", tile, ("strips",), changed)
     for tile in BATCH:
-        yield Way("batch", tile, BATCHED, {(op, "ROWS_ALONE"): 0, (launch, "ROWS_ALONE"): 0})
+        yield Way("batch", tile, BATCHED, {(op, "ROWS_ALONE"): 0, (launch_few, "ROWS_ALONE"): 0})
 
 
 def graphed(sets: list[dict[str, Any]]) -> Callable[[], float]:

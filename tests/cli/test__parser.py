@@ -35,7 +35,8 @@ FLAGS = {
     demo_verb: "report json seed",
     compare_verb: "model tasks output methods name seeds trials extensions finalists tie_standard_errors "
     "steps batch_size ranks search overrides shadow_model data_dir train_rows validation_rows test_rows "
-    "test_skip max_length eval_batch_size ood forgetting_rows search_seed bf16 device workers json retry report_only",
+    "test_skip max_length eval_batch_size ood forgetting_rows search_seed bf16 device workers json retry "
+    "report_only",
     generate_verb: "model adapter prompt detached draft draft_tokens raw max_new_tokens temperature top_p "
     "top_k seed dtype device speed json",
     eval_verb: "model data lm_eval adapter split detached base batch_size max_length max_new_tokens "

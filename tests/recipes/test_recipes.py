@@ -251,8 +251,8 @@ def test_recipe_of_a_few_rows(monkeypatch):
         monkeypatch.setattr(module, name, lambda *given: ran.append(name) or run(*given))
 
     monkeypatch.setattr(recipe.op.few, "cross", lambda *given: None)  # the long way is watched
-    watched(recipe.launch, "_run_cross")
-    watched(recipe.launch, "_run_strips")
+    watched(recipe.launch_few, "_run_cross")
+    watched(recipe.launch_few, "_run_strips")
     watched(recipe.op._Boundary, "apply")
     monkeypatch.setattr(recipe, "graphed", graphed)
     for tiles in ("ONE", "STRIPS", "BATCH"):

@@ -17,7 +17,7 @@ from shadowpeft.ops.reference import InjectionWeights, UpdateWeights
 
 pytest.importorskip("triton")
 
-from shadowpeft.ops.triton import call, few, launch, op
+from shadowpeft.ops.triton import call, few, launch_few, op
 
 pytestmark = ignore_overflow
 ROW = Kind(shape=(1, 1), D=24)
@@ -200,9 +200,9 @@ class Compiled:
 @torch.no_grad()
 def test_a_compiled_kernel_is_given_places_as_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches the place of a weight that has moved, and places in another order than the kernel's."""
-    kernel = Compiled(launch.alone.cross.arg_names)
-    monkeypatch.setattr(launch.alone, "cross", kernel)
-    launch.forget_plans()
+    kernel = Compiled(launch_few.alone.cross.arg_names)
+    monkeypatch.setattr(launch_few.alone, "cross", kernel)
+    launch_few.forget_plans()
     try:
         drawn = of_parameters(draw(ROW))
         assert drawn.inject is not None
@@ -220,7 +220,7 @@ def test_a_compiled_kernel_is_given_places_as_they_are_now(monkeypatch: pytest.M
             assert len(kernel.given[-1]) == len(kernel.arg_names), "constants follow"
             drawn.inject.up_DR.data = drawn.inject.up_DR.data.clone()
     finally:
-        launch.forget_plans()
+        launch_few.forget_plans()
 
 
 def test_places_are_given_once_there_is_a_compiled_kernel() -> None:
@@ -238,5 +238,5 @@ def test_a_graph_is_left_to_its_own_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     """Catches the one launch, which is cheap for the host, where the host launches nothing."""
     drawn = draw(Kind("normed", "rms", (2,), D=40))
     assert short(drawn) is not None
-    monkeypatch.setattr(launch, "is_captured", lambda device: True)
+    monkeypatch.setattr(launch_few, "is_captured", lambda device: True)
     assert short(drawn) is None

@@ -14,7 +14,7 @@ from shadowpeft.ops import reference
 
 pytest.importorskip("triton")
 
-from shadowpeft.ops.triton import few, launch, op
+from shadowpeft.ops.triton import few, launch_few, op
 
 pytestmark = ignore_overflow
 
@@ -30,10 +30,10 @@ TYPES = [
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run as outside of a graph, or as where one is captured; no test of the one runs the other."""
     is_in_graph = request.param == "three kernels"
-    monkeypatch.setattr(launch, "is_captured", lambda device: is_in_graph)
+    monkeypatch.setattr(launch_few, "is_captured", lambda device: is_in_graph)
     if DEVICE == "cpu":
         for name in ("_run_cross", "plan_few") if is_in_graph else ("_run_strips",):
-            monkeypatch.setattr(launch, name, None)
+            monkeypatch.setattr(launch_few, name, None)
     return str(request.param)
 
 
@@ -41,7 +41,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the calls of this kernel, so that no test runs another by mistake."""
     calls: list[int] = []
-    run, short = launch.run_rows, few.cross
+    run, short = launch_few.run_rows, few.cross
     monkeypatch.setattr(op, "run_rows", lambda *given: calls.append(1) or run(*given))
 
     def cross(*given: Any) -> Any:

@@ -4,14 +4,12 @@ import pytest
 import torch
 from helpers.boundary_cases import Kind, draw
 from helpers.interpreter import ignore_overflow, rounding  # noqa: F401 - a fixture
-from helpers.kernel_arguments import arguments_of
 from helpers.poison import poisoned  # noqa: F401 - a fixture
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from shadowpeft.ops.triton import launch, op
-from shadowpeft.ops.triton.case import case_of
+from shadowpeft.ops.triton import launch_few, op
 from shadowpeft.ops.triton.parts import TILES, Tile
 
 pytestmark = ignore_overflow
@@ -23,31 +21,17 @@ def test_strips_may_be_of_any_width(halves: str, monkeypatch: pytest.MonkeyPatch
     """Catches a strip that is left out, or counted twice."""
     drawn = draw(Kind("normed", "rms", shape=(2,), D=200, halves=halves))
     want = op.boundary(drawn.h, drawn.s, drawn.crossing)
-    monkeypatch.setattr(launch, "is_captured", lambda device: True)
-    ran, run = [], launch._run_strips
-    monkeypatch.setattr(launch, "_run_strips", lambda *given: ran.append(1) or run(*given))
+    monkeypatch.setattr(launch_few, "is_captured", lambda device: True)
+    ran, run = [], launch_few._run_strips
+    monkeypatch.setattr(launch_few, "_run_strips", lambda *given: ran.append(1) or run(*given))
     for cols in (16, 64, 256):
         monkeypatch.setitem(TILES, "strips", (Tile(1, cols, 1, 1),) * 3)
-        launch.forget_plans()
+        launch_few.forget_plans()
         got = op.boundary(drawn.h, drawn.s, drawn.crossing)
         for result, wanted in zip(got, want, strict=True):
             torch.testing.assert_close(result, wanted)
-    launch.forget_plans()
+    launch_few.forget_plans()
     assert len(ran) == 3
-
-
-def test_the_first_kernel_never_begins_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches weights that are read before what computed or copied them has ended."""
-    drawn = draw(Kind("normed", "rms", shape=(2,), D=200))
-    for early in (True, False):
-        monkeypatch.setattr(launch, "begins_early", lambda device, early=early: early)
-        launch.forget_plans()
-        case = case_of(arguments_of(drawn))
-        plan = launch._strips_plan(case, 2, drawn.h.dtype, drawn.h.device, ("kind",))
-        calls = (plan.read, plan.move, plan.correct)
-        assert [call._options.get("launch_pdl", False) for call in calls] == [False, early, early]
-        assert [call._constants["EARLY"] for call in calls] == [early] * 3
-    launch.forget_plans()
 
 
 @pytest.mark.gpu
@@ -71,13 +55,13 @@ def test_a_graph_waits_for_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.cuda.graph(graph):
         got = cross(apart=False)
     # What is compared with is launched one behind the other.
-    monkeypatch.setattr(launch, "is_captured", lambda device: True)
-    monkeypatch.setattr(launch, "begins_early", lambda device: False)
-    launch.forget_plans()
+    monkeypatch.setattr(launch_few, "is_captured", lambda device: True)
+    monkeypatch.setattr(launch_few, "begins_early", lambda device: False)
+    launch_few.forget_plans()
     for _ in range(100):
         h.normal_()
         s.normal_()
         graph.replay()
         for result, wanted in zip(got, cross(apart=True), strict=True):
             assert torch.equal(result, wanted)
-    launch.forget_plans()
+    launch_few.forget_plans()

@@ -1,12 +1,17 @@
 """Hand a compiled kernel its arguments, without Triton's launcher looking at each of them again."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # What a pointer has to be a multiple of for Triton to compile wide loads.
 ALIGNED = 16
+# Plans kept at once, of some kilobytes each. There is one for each number of rows (batches are padded to many
+# lengths), and forward and backward passes have their own.
+PLANS = 1024
 
 
 class Call:
@@ -72,3 +77,15 @@ def kinds_of(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
     return tuple(
         None if tensor is None else (tensor.dtype, tensor.data_ptr() % ALIGNED == 0) for tensor in tensors
     )
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Launch on the device that holds the tensors, whichever is the current one."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+def result(like: Tensor, written: bool) -> Tensor:
+    """Allocate a result, empty where no kernel writes it."""
+    return torch.empty_like(like) if written else like.new_empty(0)

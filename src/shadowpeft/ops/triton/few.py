@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shadowpeft import arch
 from shadowpeft.ops.reference import Crossing, UpdateWeights
-from shadowpeft.ops.triton import launch
+from shadowpeft.ops.triton import launch_few
 from shadowpeft.ops.triton.call import ALIGNED
 from shadowpeft.ops.triton.parts import INTERPRETED
 
@@ -44,7 +44,7 @@ def cross(
         return None
     places, types = found
     sizes = None if update_w is None else w[0].shape, None if down_RD is None else down_RD.shape
-    call = launch.plan_few(
+    call = launch_few.plan_few(
         h_BTD.shape, *sizes, rule.variant, kind, w.activation, offset, h_BTD.device, *types
     )
     # The first time goes the long way, which also loads the kernels that a graph will need.
@@ -85,7 +85,7 @@ def _is_current(h_BTD: Tensor) -> bool:
 
     A captured graph is replayed without the host, so its launches are chosen for the device alone.
     """
-    if launch.is_captured(h_BTD.device):
+    if launch_few.is_captured(h_BTD.device):
         return False
     if h_BTD.is_cuda:
         return h_BTD.get_device() == torch.cuda.current_device()

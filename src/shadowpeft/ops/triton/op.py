@@ -30,7 +30,8 @@ from shadowpeft.ops.triton.case import (
     case_of,
     kept_widths,
 )
-from shadowpeft.ops.triton.launch import run_backward, run_forward, run_rows
+from shadowpeft.ops.triton.launch import run_backward, run_forward
+from shadowpeft.ops.triton.launch_few import run_rows
 from shadowpeft.ops.triton.parts import DTYPES, INTERPRETED, ROWS_ALONE, WIDEST
 
 
