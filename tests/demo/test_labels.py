@@ -51,7 +51,8 @@ def names():
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_the_likeliest_label_is_that_of_all_scores(tokenizer, names, shadowed, calibrated):
     """Catches a label that is given up though it would win: undecided models leave many a chance."""
-    model = perturb(attach(load_base(), ShadowConfig(alpha=0.3))) if shadowed else load_base()
+    torch.manual_seed(0)  # some drawn shadows have one answer to all prompts
+    model = perturb(attach(load_base(), ShadowConfig(alpha=1.0))) if shadowed else load_base()
     prompts = [row.fields["prompt"] for row in read_rows(str(CLINC150 / "validation.jsonl"))[:3]]
     worth_L = label_scores(model, tokenizer, [EMPTY], names)[0] * calibrated
     want = (label_scores(model, tokenizer, prompts, names) - worth_L).argmax(1).tolist()
