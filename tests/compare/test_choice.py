@@ -25,7 +25,7 @@ def test_the_best_validation_value_is_chosen(small):
     lora = [
         cell for cell in schedule.search_cells(small, []) if (cell.task, cell.method) == ("clinc150", "lora")
     ]
-    assert [cell.learning_rate for cell in lora] == [1e-3, 3e-4]
+    assert [cell.learning_rate for cell in lora] == [3e-4, 5e-4]
     place = (str(MODEL), "clinc150", "lora")
 
     def chosen(*rows: dict) -> tuple | None:
@@ -33,12 +33,12 @@ def test_the_best_validation_value_is_chosen(small):
         return None if setting is None else (setting.learning_rate, setting.alpha)
 
     first, second = lora
-    assert chosen(ok(first, 0.5), ok(second, 0.7)) == (3e-4, None)
-    assert chosen(ok(first, 0.5, metric="loss"), ok(second, 0.7, metric="loss")) == (1e-3, None)
-    assert chosen(ok(second, 0.5), ok(first, 0.5)) == (1e-3, None)
-    assert chosen(ok(first, 0.5), ok(second, 0.7), ok(first, 0.9, mode="detached")) == (3e-4, None)
-    assert chosen(ok(first, float("nan")), ok(second, 0.1)) == (3e-4, None)
-    assert chosen(*records.failed(first, "crashed", ""), ok(second, 0.1)) == (3e-4, None)
+    assert chosen(ok(first, 0.5), ok(second, 0.7)) == (5e-4, None)
+    assert chosen(ok(first, 0.5, metric="loss"), ok(second, 0.7, metric="loss")) == (3e-4, None)
+    assert chosen(ok(second, 0.5), ok(first, 0.5)) == (3e-4, None)
+    assert chosen(ok(first, 0.5), ok(second, 0.7), ok(first, 0.9, mode="detached")) == (5e-4, None)
+    assert chosen(ok(first, float("nan")), ok(second, 0.1)) == (5e-4, None)
+    assert chosen(*records.failed(first, "crashed", ""), ok(second, 0.1)) == (5e-4, None)
     assert chosen(*records.failed(first, "crashed", ""), ok(second, None)) is None
 
 
@@ -108,7 +108,7 @@ def choose(study: Study, firsts: list[dict], seconds: dict[int, dict] | None = N
     rows = [ok(cell, **run) for cell, run in zip(trials, firsts, strict=True)]
     rows += [ok(second_run(trials[number]), **run) for number, run in (seconds or {}).items()]
     (chosen,) = choice.choices(study, rows[::-1]).values()
-    return study.candidates(study.methods).index(chosen)
+    return study.candidates(study.methods, study.tasks).index(chosen)
 
 
 @pytest.fixture

@@ -133,11 +133,11 @@ def test_a_study_runs_the_trials_that_extend_it(small):
     rows = written(study)
     trials = [row for row in rows if row["stage"] == "search" and row["mode"] == "attached"]
     assert len(trials) == 2 * 2 * 3
-    # The higher the rate, the better the stand-in; LoRA's rates were 1e-3 and 3e-4, and gsm8k is a loss.
+    # The higher the rate, the better the stand-in; LoRA's rates were 3e-4 and 5e-4, and gsm8k is a loss.
     finals = {(row["task"], row["method"], row["learning_rate"]) for row in rows if row["stage"] == "final"}
     assert finals == {
-        ("clinc150", "lora", 3.33e-3), ("gsm8k", "lora", 9e-5),
-        ("clinc150", "shadow", 2e-3), ("gsm8k", "shadow", 1e-3),
+        ("clinc150", "lora", 8.33e-4), ("gsm8k", "lora", 1.8e-4),
+        ("clinc150", "shadow", 4e-3), ("gsm8k", "shadow", 5e-4),
     }  # fmt: skip
     assert (result.done, result.waiting, result.missing) == (result.cells, {}, [])
     assert {(at.task, at.method, at.side) for at in result.at_edge} == {

@@ -17,6 +17,7 @@ from helpers.noted_cells import (
     go,
     measured,
     no_report,
+    record_file,
     written,
 )
 
@@ -24,6 +25,7 @@ from shadowpeft.compare import choice, run
 from shadowpeft.compare.cell import Cell, Setting
 from shadowpeft.compare.study import Study
 from shadowpeft.embedded import MODEL
+from shadowpeft.errors import ConfigError
 
 
 def test_a_study_runs_every_cell_once(small):
@@ -32,7 +34,7 @@ def test_a_study_runs_every_cell_once(small):
     assert (result.cells, result.done, result.failed, result.missing) == (27, 27, {}, [])
     assert len(keys) == len(set(keys)) == 27
     chosen = choice.choices(small, written(small))
-    assert chosen[str(MODEL), "clinc150", "lora"] == Setting(1e-3)
+    assert chosen[str(MODEL), "clinc150", "lora"] == Setting(5e-4, head_learning_rate=3e-3)
     assert chosen[str(MODEL), "gsm8k", "lora"] == Setting(3e-4), "of losses the lower"
     row = written(small)[-1]
     assert (row["study"], row["device"], row["workers"]) == ("out", "cpu", 1)
@@ -42,6 +44,18 @@ def test_a_study_runs_every_cell_once(small):
     assert yaml.safe_load((Path(small.output) / "study.yaml").read_text(encoding="utf-8"))["seeds"] == 2
     go(small)
     assert called(small) == keys, "a complete study has nothing left to run"
+
+
+def test_a_study_that_has_read_its_test_split_searches_nothing_more(small):
+    """Catches settings that are chosen anew once test rows are known, where a later version tries others."""
+    go(small)
+    kept = record_file(small).read_text(encoding="utf-8").splitlines(keepends=True)
+    lost = next(line for line in kept if '"stage": "search"' in line)
+    record_file(small).write_text("".join(line for line in kept if line != lost), encoding="utf-8")
+    before = called(small)
+    with pytest.raises(ConfigError, match=r"has read its test split, and a trial .* has no record: search "):
+        go(small)
+    assert called(small) == before
 
 
 def test_resume_after_a_kill(small, tmp_path):

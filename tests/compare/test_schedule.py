@@ -68,8 +68,9 @@ def test_every_place_has_its_first_run_before_any_has_its_second(small):
     ]
     trials = schedule.search_cells(settings, [])
     assert [(cell.task, cell.method) for cell in trials] == 3 * places
-    for number, setting in enumerate(settings.candidates("shadow")):
-        assert [cell.setting for cell in trials[6 * number + 2 : 6 * number + 4]] == 2 * [setting]
+    tried = [settings.candidates("shadow", task) for task in ("clinc150", "gsm8k")]
+    for number, both in enumerate(zip(*tried, strict=True)):
+        assert [cell.setting for cell in trials[6 * number + 2 : 6 * number + 4]] == [*both]
     finals = schedule.final_cells(settings, choice.choices(settings, []))
     runs = [(cell.rank, cell.seed, cell.task, cell.method) for cell in finals]
     first, second = ([(seed, *place) for seed in (0, 1) for place in places[:count]] for count in (6, 4))
@@ -122,7 +123,7 @@ def test_a_search_of_one_seed_has_no_second_runs(small):
     assert [key for key in called(small) if key.startswith("search")] == trials
     assert all("seed=1000 " in key for key in trials)
     rows = written(small)
-    last = {method: small.candidates(method)[-1] for method in small.names("methods")}
+    last = {method: small.candidates(method, "clinc150")[-1] for method in small.names("methods")}
     strays = [
         ok(second_run(cell), 9.0)
         for cell in schedule.search_cells(small, [])
@@ -156,7 +157,7 @@ def test_the_backbones_rate_goes_from_the_search_to_the_end(small, tmp_path):
     )
     (tmp_path / "study.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     plan = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])["settings"]
-    assert plan.candidates("shadow") == [
+    assert plan.candidates("shadow", "clinc150") == [
         Setting(1e-3, 0.3),
         Setting(1e-3, 0.3, 1e-4),
         Setting(1e-3, 0.3, 1e-5),

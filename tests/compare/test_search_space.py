@@ -2,7 +2,15 @@
 
 import pytest
 
-from shadowpeft.compare.search_space import METHODS, OURS, SEARCH, SHADOWS, check_trials, refuse_unknown
+from shadowpeft.compare.search_space import (
+    METHODS,
+    OURS,
+    SEARCH,
+    SHADOWS,
+    built_in,
+    check_trials,
+    refuse_unknown,
+)
 from shadowpeft.errors import ConfigError
 
 RATE = {"learning_rate": 1e-3}
@@ -16,6 +24,16 @@ def test_every_method_has_as_many_built_in_settings():
     assert {name for name in METHODS if SEARCH[name][0].alpha is not None} == set(SHADOWS)
     backbones = {name for name in METHODS if SEARCH[name][0].backbone_learning_rate is not None}
     assert backbones == {"shadow-explicit"}
+
+
+def test_new_heads_have_a_rate_of_their_own():
+    """Catches LoRA's heads trained at the rate of its body, which is far too low for them."""
+    for method in METHODS:
+        plain, classified = (built_in(method, has_new_head) for has_new_head in (False, True))
+        assert plain == list(SEARCH[method])
+        head = None if method == "base" else 3e-3
+        assert [each.head_learning_rate for each in classified] == [head] * 8
+        assert [each._replace(head_learning_rate=None) for each in classified] == plain
 
 
 def test_a_search_within_the_rules_is_taken():

@@ -261,7 +261,7 @@ def test_every_method_gets_as_many_trials():
     for trials in (1, 4, 8):
         settings = Study("m", "clinc150", "o", methods=",".join(METHODS), trials=trials, shadow_model="s")
         for method in METHODS:
-            tried = settings.candidates(method)
+            tried = settings.candidates(method, "clinc150")
             assert len(set(tried)) == trials, method
             assert all((setting.alpha is None) == (method not in SHADOWS) for setting in tried)
             assert all(
@@ -285,7 +285,7 @@ def test_study_file_repeats_the_study(small, tmp_path):
     values = _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
     assert values["settings"] == listed
     assert listed.name == "out"
-    assert listed.candidates("lora") == [Setting(1e-3), Setting(0.5)]
+    assert listed.candidates("lora", "clinc150") == [Setting(1e-3), Setting(0.5)]
     (tmp_path / "study.yaml").write_text("model: m\nsedes: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"unknown setting 'sedes' \(did you mean 'seeds'\?\)"):
         _parser.parse("compare", verb.run, ["--config", str(tmp_path / "study.yaml")])
@@ -360,7 +360,10 @@ def test_a_device_that_is_none_is_refused_in_plain_words():
 def test_every_recipe_is_a_study(path):
     """Catches a recipe that the program refuses once the GPUs are rented."""
     settings = _parser.parse("compare", verb.run, ["--config", str(path)])["settings"]
-    assert all(len(settings.candidates(method)) == settings.trials for method in settings.names("methods"))
+    assert all(
+        len(settings.candidates(method, "clinc150")) == settings.trials
+        for method in settings.names("methods")
+    )
 
 
 def test_the_third_study_skips_what_was_read():

@@ -58,7 +58,7 @@ def killed_once(cell: Cell, study: Study) -> list[dict]:
 
 
 def deadly(cell: Cell, study: Study) -> list[dict]:
-    if cell.method != "base" and cell.setting == study.candidates(cell.method)[0]:
+    if cell.method != "base" and cell.setting == study.candidates(cell.method, cell.task)[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     return measured(cell, study)
 

@@ -125,7 +125,7 @@ def check(study: Study) -> None:
     for method in study.overrides:
         refuse_unknown(method, study.overrides[method])
     for model, method, rank in product(study.names("model"), study.names("methods"), study.budgets):
-        setting = study.candidates(method)[0]
+        setting = study.candidates(method, study.names("tasks")[0])[0]
         try:
             _settings(Cell("search", model, "", method, rank=rank, seed=0, **setting._asdict()), study)
         except ConfigError as error:

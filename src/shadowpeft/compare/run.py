@@ -14,7 +14,7 @@ from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.checks import check_data, check_models, check_numbers
 from shadowpeft.compare.extension import Edge, edges
 from shadowpeft.compare.ledger import Ledger
-from shadowpeft.compare.records import Record, read
+from shadowpeft.compare.records import Record, has_read_test, read
 from shadowpeft.compare.schedule import expected, ready
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.study_folder import STUDY, check_folder, records_path
@@ -86,7 +86,8 @@ def compare(
     with ledger:
         if retry:
             ledger.forget_failures()
-        if not is_new and ready(study, ledger.records):
+        if not is_new and (cells := ready(study, ledger.records)):
+            _refuse_new_trials(cells, ledger.records)
             _check(study)
         run_cell, report = run_cell or _run_cell(), report or _report()
         with _stopping_as_ctrl_c(), _progress(study, ledger) as show:
@@ -117,6 +118,15 @@ def report_again(study: Study, report: Report | None = None) -> StudyResult:
 def _check(study: Study) -> None:
     check_models(study)
     check_numbers(study, check_data(study))
+
+
+def _refuse_new_trials(cells: Sequence[Cell], found: Sequence[Record]) -> None:
+    """Refuse to search once the test split has been read: a later version may have other built-in trials."""
+    if cells[0].stage == "search" and has_read_test(found):
+        raise ConfigError(
+            f"this study has read its test split, and a trial that it would choose among has no record: "
+            f"{cells[0].key}; it was searched by another version: start a new study in a new folder"
+        )
 
 
 def _run_stages(

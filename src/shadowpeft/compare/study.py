@@ -7,7 +7,7 @@ from typing import Any
 
 from shadowpeft.checked_fields import SEVERAL, as_yaml, check, nearest, within
 from shadowpeft.compare.cell import Setting
-from shadowpeft.compare.search_space import EXPLICIT, METHODS, SEARCH, check_trials, refuse_unknown
+from shadowpeft.compare.search_space import EXPLICIT, METHODS, built_in, check_trials, refuse_unknown
 from shadowpeft.config import LARGEST
 from shadowpeft.errors import ConfigError
 
@@ -198,10 +198,12 @@ class Study:
             return tuple(skip)
         return (skip,) if skip else ()
 
-    def candidates(self, method: str) -> list[Setting]:
-        """List what the search tries for a method, as many settings for every method."""
+    def candidates(self, method: str, task: str) -> list[Setting]:
+        """List what the search tries for a method on a task, as many settings for every method."""
+        from shadowpeft.compare.tasks import find
+
         if method not in self.search:
-            return list(SEARCH[method][: self.trials])
+            return built_in(method, find(task).kind == "classification")[: self.trials]
         return [
             Setting(
                 float(given["learning_rate"]),

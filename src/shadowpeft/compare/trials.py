@@ -46,9 +46,10 @@ def trials(study: Study, combination: Combination) -> list[Cell]:
     """List the trials of a combination, in the order in which its settings are listed."""
     if is_untrained(combination):
         return []
+    _, task, method = combination
     return [
         Cell("search", *combination, rank=study.budgets[0], seed=study.search_seed, **setting._asdict())
-        for setting in study.candidates(combination[2])
+        for setting in study.candidates(method, task)
     ]
 
 
