@@ -78,6 +78,29 @@ def test_the_settings_beside_the_rate_are_the_best_ones(small):
     assert (shadow.learning_rate, shadow.alpha) == (5e-4, 0.6)
 
 
+def test_a_tie_is_at_no_edge(small):
+    """Catches a step to one side where the other is as good, and a neighbour beyond the end of the grid."""
+    study = grid(small, RATES)
+    values = {("lora", 1e-3): 0.5, ("lora", 2e-3): 0.4, ("lora", 4e-3): 0.5}
+    cells = schedule.search_cells(study, [])
+    rows = [ok(cell, values.get((cell.method, cell.learning_rate), cell.learning_rate)) for cell in cells]
+    assert added(study, rows) == {"lora": [1.41e-3], "shadow": [8e-3]}
+    rows = [row if row["method"] == "lora" else {**row, "value": 0.1} for row in rows]
+    assert added(study, rows) == {"lora": [], "shadow": []}
+
+
+@pytest.mark.parametrize(("value", "chosen"), [(0.59, 1e-3), (0.61, 5e-4)])
+def test_below_the_grid_only_the_best_value_wins(small, value, chosen):
+    """Catches the lowest rate that wins every tie once the grid goes down to it."""
+    study = grid(small, RATES, tie_standard_errors=1.0)
+    rows = [
+        ok(cell, 0.6 if cell.learning_rate == 1e-3 else 0.2, items=100)
+        for cell in schedule.search_cells(study, [])
+    ]
+    rows += [ok(cell, value, items=100) for cell in schedule.search_cells(study, rows)[len(rows) :]]
+    assert {setting.learning_rate for setting in choice.choices(study, rows).values()} == {chosen}
+
+
 def test_nothing_is_added_before_all_trials_of_the_place_have_run(small):
     """Catches a trial that depends on which of two processes was faster."""
     study = grid(small, RATES)

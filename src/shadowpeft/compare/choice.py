@@ -25,7 +25,9 @@ def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Settin
 
     Settings within `tie_standard_errors` of the best validation value count as equal. Of equals the lowest
     learning rate is chosen, then the lowest alpha, then the lowest rate of the backbone, then of the head,
-    then the earlier trial. With 0 the best value is chosen, and of equal values that of the earlier trial.
+    then the earlier trial. A trial that extends the grid is chosen only if its value is the best: below the
+    grid a rate could always win a tie. With 0 the best value is chosen, and of equal values that of the
+    earlier trial.
 
     Among several finalists the mean of both seeds counts. A trial without two values loses to any trial that
     has them; if no trial has them, the first seed decides.
@@ -53,9 +55,12 @@ def _best(study: Study, cells: Sequence[Cell], values: Mapping[str, Validation])
     best = min(means.values())
     most = best.penalty + study.tie_standard_errors * _standard_error(best) + _ROUNDING
     equals = [cell for cell in cells if cell in means and means[cell].penalty <= most]
-    if study.tie_standard_errors:
-        return min(equals, key=_caution)
-    return equals[0]
+    if not study.tie_standard_errors:
+        return equals[0]
+    listed = cells[: study.trials]
+    return min(
+        (cell for cell in equals if cell in listed or means[cell].penalty == best.penalty), key=_caution
+    )
 
 
 def _means(study: Study, cells: Sequence[Cell], values: Mapping[str, Validation]) -> dict[Cell, Validation]:

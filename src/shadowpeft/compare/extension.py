@@ -56,13 +56,16 @@ def searched(study: Study, records: Iterable[Record]) -> dict[Combination, list[
 
 
 def edge(cells: Sequence[Cell], values: Mapping[str, Validation]) -> Literal["lowest", "highest"] | None:
-    """Say at which edge of the rates tried the best trial is; `None` if at neither, or if one was tried."""
-    rates, best = _rates(cells), ranked(cells, values)[:1]
-    if len(rates) < 2 or not best:
-        return None
-    if best[0].learning_rate == rates[0]:
+    """Say at which edge of the rates tried the best trials are.
+
+    It is `None` if they are at neither, or at both, if there are none, or if one rate alone was tried.
+    """
+    rates, order = _rates(cells), ranked(cells, values)
+    least = values[order[0].key].penalty if order else math.inf
+    best = {cell.learning_rate for cell in order if values[cell.key].penalty == least}
+    if len(rates) > 1 and best == {rates[0]}:
         return "lowest"
-    if best[0].learning_rate == rates[-1]:
+    if len(rates) > 1 and best == {rates[-1]}:
         return "highest"
     return None
 
@@ -89,7 +92,7 @@ def _further_rate(cells: Sequence[Cell], values: Mapping[str, Validation]) -> fl
         return rates[-1] * rates[-1] / rates[-2]
     best = order[0].learning_rate
     at = rates.index(best)
-    beside = (rates[at - 1], rates[at + 1])
+    beside = [*rates[max(0, at - 1) : at], *rates[at + 1 : at + 2]]
     neighbour = next((cell.learning_rate for cell in order if cell.learning_rate in beside), beside[0])
     return math.sqrt(best * neighbour)
 
