@@ -24,6 +24,7 @@ import functools
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from row_draws import rows_drawn
 
 from shadowpeft.compare import run_cell
 from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.checks import check_data
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.workers import _tidy, attempt, silence
 
@@ -48,6 +50,7 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     study = Study(
         tasks=job["task"], methods=method, output="-", overrides={method: job.get("config", {})}, **given
     )
+    refuse_wrong_tokens(study.model, study.tasks, study.data_dir)
     cell = Cell(
         stage="final" if job.get("final") else "search",
         model=study.model,
@@ -76,6 +79,22 @@ def run(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         rows = attempt(cell, study, work)
     also = [{name: row[name] for name in ("mode", "metrics", "correct")} for row in rows[1:]]
     return {"job": job, **rows[0], "rates_used": used, "drawn": drawn, "also": also}
+
+
+@functools.cache
+def refuse_wrong_tokens(model: str, task: str, data_dir: str | None) -> None:
+    """Stop where a tokenizer was converted wrongly: losses on its ids look like losses.
+
+    Raises:
+        SystemExit: it makes about as many tokens as there are characters.
+    """
+    study = Study(model, task, "-", methods="base", data_dir=data_dir, ood=False, forgetting_rows=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(?s).*converted wrongly")
+        try:
+            check_data(study)
+        except UserWarning as error:
+            raise SystemExit(str(error)) from error
 
 
 @contextmanager

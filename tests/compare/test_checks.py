@@ -12,6 +12,7 @@ from helpers.noted_cells import (
     go,
     write,
 )
+from helpers.tiny import save_broken_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowpeft.compare import checks, run
@@ -102,13 +103,7 @@ def test_leaving_out_all_test_rows_is_refused_before_any_work(small, data, skip,
 def test_a_tokenizer_of_single_signs_is_told(small, tmp_path):
     """Catches hours of training on the ids of a tokenizer that was converted wrongly, on which nothing can be
     learned."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    broken = Tokenizer(models.WordLevel({chr(code): code - 32 for code in range(32, 127)}, unk_token="?"))
-    broken.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=broken, eos_token="~").save_pretrained(tmp_path / "broken")
-    (tmp_path / "broken" / "config.json").write_bytes((MODEL / "config.json").read_bytes())
+    save_broken_tokenizer(tmp_path / "broken")
     checks.check_data(small)  # the embedded model's own raises no warning
     message = r"the tokenizer of \S+broken makes (\d+) tokens of the \1 characters of 4 prompts of clinc150"
     with pytest.warns(UserWarning, match=message):

@@ -1,6 +1,11 @@
-"""The tiny Qwen3 that most tests run on."""
+"""The tiny Qwen3 that most tests run on, and a tokenizer that is no use."""
 
-from transformers import Qwen3Config
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from shadowpeft.embedded import MODEL
 
 
 def qwen3_config(**changes) -> Qwen3Config:
@@ -19,3 +24,11 @@ def qwen3_config(**changes) -> Qwen3Config:
         "initializer_range": 0.2,
     }
     return Qwen3Config(**{**sizes, **changes})
+
+
+def save_broken_tokenizer(folder: Path) -> None:
+    """Save a tokenizer of single signs, as a wrong conversion makes it, beside a configuration."""
+    broken = Tokenizer(models.WordLevel({chr(code): code - 32 for code in range(32, 127)}, unk_token="?"))
+    broken.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=broken, eos_token="~").save_pretrained(folder)
+    (folder / "config.json").write_bytes((MODEL / "config.json").read_bytes())

@@ -24,6 +24,7 @@ from helpers.method_search import (
     steps_report,
 )
 from helpers.recipes import ROOT, run
+from helpers.tiny import save_broken_tokenizer
 from transformers import AutoModelForSequenceClassification, Gemma3TextConfig, Qwen2Config
 
 from shadowpeft import ShadowConfig, attach
@@ -218,6 +219,15 @@ def test_a_study_for_a_gpu_is_not_run_on_the_processor(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         search.main()
     assert "torch finds none" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_was_converted_wrongly_ends_a_search(tmp_path):
+    """Catches runs that read single signs: their losses look like losses."""
+    run("compare/smoke_data.py", tmp_path / "data")
+    save_broken_tokenizer(tmp_path / "broken")
+    search.refuse_wrong_tokens(str(MODEL), "clinc150", str(tmp_path / "data"))
+    with pytest.raises(SystemExit, match=r"the tokenizer of .*broken makes .* it was converted wrongly"):
+        search.refuse_wrong_tokens(str(tmp_path / "broken"), "clinc150", str(tmp_path / "data"))
 
 
 def test_a_job_is_run_once_and_none_after_the_time(tmp_path):
