@@ -10,6 +10,7 @@ from helpers.noted_cells import (
     failing,
     go,
     interrupted,
+    measured,
     no_report,
     written,
 )
@@ -82,3 +83,23 @@ def test_nothing_measured_is_a_failure(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "_run_cell", lambda: lambda cell, settings: 1 / 0)
     assert cli.main(words(replace(small, methods="lora"), tmp_path)) == 1
     assert "4 of 10 cells failed" in capsys.readouterr().err
+
+
+def test_grids_that_were_too_narrow_are_told(small, tmp_path, monkeypatch, capsys):
+    """Catches a study that ends in silence though better rates may lie beyond, or speaks too early."""
+    monkeypatch.setattr(run, "_report", lambda: no_report)
+    monkeypatch.setattr(run, "_run_cell", lambda: interrupted)
+    command = words(replace(small, methods="lora"), tmp_path)
+    assert cli.main(command) == 130
+    assert "at the edge" not in capsys.readouterr().err
+    monkeypatch.setattr(run, "_run_cell", lambda: measured)
+    assert cli.main(command) == 0
+    assert (
+        "shadowpeft compare: searches whose best learning rate is at the edge of those tried: 2, such as "
+        f"0.0005, the highest of lora on {small.model} and clinc150; the best may lie beyond: give a new study "
+        "more extensions, or other rates under search" in capsys.readouterr().err.splitlines()
+    )
+    assert cli.main([*command, "--report-only", "--json"]) == 0
+    at = json.loads(capsys.readouterr().out)["at_edge"][0]
+    place = {"model": small.model, "task": "clinc150", "method": "lora"}
+    assert at == {**place, "side": "highest", "learning_rate": 0.0005}

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from helpers.noted_cells import go, measured, ok, written
 
-from shadowpeft.compare import choice, schedule
-from shadowpeft.compare.extension import Edge, edges, searched
+from shadowpeft.compare import choice, records, schedule
+from shadowpeft.compare.choice import Edge, edges
+from shadowpeft.compare.extension import searched
+from shadowpeft.compare.ledger import Ledger
 
 RATES = (1e-3, 2e-3, 4e-3)
 
@@ -51,11 +53,18 @@ def added(study, rows) -> dict[str, list[float]]:
         ((1e-4, 3e-4, 1e-3), {"lora": 1e-2, "shadow": 1e-2}, {"lora": [3.33e-3], "shadow": [8e-3]}),
         # A grid of one rate.
         ((2e-3,), {"lora": 2e-3, "shadow": 2e-3}, {"lora": [], "shadow": []}),
+        # The last step at either end of an uneven grid, and the neighbours alone in a long one.
+        ((1e-4, 5e-4, 1e-3), {"lora": 0, "shadow": 2e-3}, {"lora": [2e-5], "shadow": [1.41e-3]}),
+        (
+            (1e-4, 2e-4, 3e-4, 4e-4, 5e-4),
+            {"lora": 2.1e-4, "shadow": 2e-2},
+            {"lora": [2.45e-4], "shadow": [3.2e-2]},
+        ),
     ],
 )
 def test_where_one_is_at_the_edge_every_method_gets_one_more(small, lora, best, more):
     """Catches a search of unequal length, a step the wrong way, and a grid that is extended for nothing."""
-    shadow = RATES[: len(lora)]
+    shadow = (*RATES, 8e-3, 1.6e-2)[: len(lora)]
     study = grid(small, lora, shadow)
     rows = scored(study, best)
     assert added(study, rows) == more
@@ -139,12 +148,83 @@ def test_where_all_failed_the_next_rate_is_lower(small):
     assert added(study, rows) == {"lora": [5e-4], "shadow": [8e-3]}
 
 
+def test_beside_neighbours_that_failed(small):
+    """Catches a step that needs a neighbour's value."""
+    study = grid(small, RATES)
+    cells = schedule.search_cells(study, [])
+    rows = [
+        ok(cell, cell.learning_rate)
+        if cell.method == "shadow" or cell.learning_rate == 2e-3
+        else records.failed(cell, "crashed", "")[0]
+        for cell in cells
+    ]
+    assert added(study, rows) == {"lora": [1.41e-3], "shadow": [8e-3]}
+
+
+def test_a_rate_that_rounds_to_one_that_was_tried(small):
+    """Catches a trial that is taken for another one and never runs."""
+    study = grid(small, (1e-3, 1.001e-3, 2e-3))
+    rows = scored(study, {"lora": 1.001e-3, "shadow": 9e-3})
+    ((rate,), _) = added(study, rows).values()
+    assert 1e-3 < rate < 1.001e-3
+    assert len({cell.key for cells in searched(study, rows).values() for cell in cells}) == 8
+
+
+def test_what_is_not_trained_is_not_searched_further(small):
+    """Catches a base that is answered untrained among the methods of an extended task."""
+    study = replace(small, extensions=1, tasks="gsm8k", methods="base,lora")
+    rows = [ok(cell, cell.learning_rate, metric="loss") for cell in schedule.search_cells(study, [])]
+    found = searched(study, rows)
+    assert [len(cells) for cells in found.values()] == [0, 3]
+
+
+def test_finalists_are_chosen_among_all_that_was_tried(small):
+    """Catches second runs before the grid is extended, and an extension that cannot be a finalist."""
+    study = grid(small, RATES, finalists=2, tie_standard_errors=0)
+    best = {"lora": 1.0, "shadow": 2e-3}
+    rows = scored(study, best)
+    assert {cell.seed for cell in schedule.ready(study, rows)} == {1000}
+    rows = scored(study, best, rows)
+    finalists = schedule.finalist_cells(study, rows)
+    assert [cell.learning_rate for cell in finalists if cell.method == "lora"] == [8e-3, 4e-3]
+    assert {cell.seed for cell in schedule.ready(study, rows)} == {1001}
+    # Told is the edge of what both seeds say is best.
+    second = {8e-3: -2.0, 4e-3: 0.0}
+    rows += [ok(cell, second.get(cell.learning_rate, 0.0)) for cell in finalists]
+    assert edges(study, rows) == []
+
+
+def test_a_failed_trial_stays_once_others_followed_from_it(small):
+    """Catches trials that ran and count no more, since one before them got another value."""
+    study = grid(small, RATES)
+    with Ledger(study) as kept:
+        for cell in schedule.ready(study, []):
+            fails = cell.method == "lora" and cell.learning_rate == 4e-3
+            failed = records.failed(cell, "crashed", "")
+            kept.write(cell, failed if fails else [ok(cell, cell.learning_rate)], "cpu")
+        count = len(kept.records)
+        kept.forget_failures()
+        assert len(kept.records) == count - 1, "nothing has followed yet"
+        (again,) = schedule.ready(study, kept.records)
+        kept.write(again, records.failed(again, "crashed", ""), "cpu")
+        further = schedule.ready(study, kept.records)
+        assert {cell.stage for cell in further} == {"search"}
+        for cell in further:
+            kept.write(cell, [ok(cell, 0.5)], "cpu")
+        count = len(kept.records)
+        kept.forget_failures()
+        assert len(kept.records) == count
+        assert {cell.stage for cell in schedule.ready(study, kept.records)} == {"final"}
+
+
 def test_a_best_rate_still_at_the_edge_is_told(small):
     """Catches a table whose first line is silent on a grid that was too narrow."""
     study = grid(small, RATES)
     best = {"lora": 1.0, "shadow": 2e-3}
     rows = scored(study, best)
     assert edges(study, rows) == [], "a step is left"
+    waiting = next(row for row in rows if row["method"] == "shadow")
+    assert edges(study, [row for row in rows if row is not waiting]) == [], "and while another method waits"
     rows = scored(study, best, rows)
     assert edges(study, rows) == [Edge(study.model, "clinc150", "lora", "highest", 8e-3)]
 

@@ -51,6 +51,22 @@ def test_the_rule_of_the_choice_is_told(tmp_path):
     assert "standard error" not in said(tie_standard_errors=0)
 
 
+def test_how_a_grid_is_extended_is_told(tmp_path):
+    rows = [record(MODELS[0], "clinc150", "lora", stage="search", seed=1000, value=0.6, split="validation")]
+
+    def said(**changes) -> str:
+        return report(study(tmp_path, **changes), rows, tmp_path).read_text(encoding="utf-8")
+
+    note, head = (
+        "every method got one more trial there",
+        ", and up to 2 more where the best rate of one method",
+    )
+    assert note in said(extensions=2)
+    assert head in said(extensions=2)
+    assert note not in said(extensions=0)
+    assert ", and up to" not in said(extensions=0)
+
+
 def test_rates_of_the_backbone_are_told(tmp_path):
     """Catches trials that differ in nothing else shown as one, and a table of old rows that is not what it
     was."""

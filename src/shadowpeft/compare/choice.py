@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from shadowpeft.compare.cell import Cell, Setting
-from shadowpeft.compare.extension import searched
+from shadowpeft.compare.extension import edge, searched
 from shadowpeft.compare.records import Record
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.trials import (
@@ -18,6 +20,25 @@ from shadowpeft.compare.trials import (
 
 NO_SETTING = Setting(0.0)  # there is nothing to search, or the search has not chosen
 _ROUNDING = 1e-9  # 0.1 + 0.7 is not quite 0.4 + 0.4
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A search whose best trial is at the edge of the rates tried.
+
+    Attributes:
+        model: folder or hub id of the base.
+        task: name of the task.
+        method: name of the method.
+        side: `lowest` or `highest`.
+        learning_rate: the best one.
+    """
+
+    model: str
+    task: str
+    method: str
+    side: Literal["lowest", "highest"]
+    learning_rate: float
 
 
 def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Setting | None]:
@@ -45,6 +66,20 @@ def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Settin
         if is_untrained(combination):
             chosen[combination] = NO_SETTING
     return chosen
+
+
+def edges(study: Study, records: Iterable[Record]) -> list[Edge]:
+    """List the searches whose best trial is at the edge of the rates tried, where no more will be tried."""
+    records = list(records)
+    values, done, found = validations(records), {record["key"] for record in records}, []
+    every = searched(study, records)
+    waiting = {cell[:2] for cell, cells in every.items() if any(trial.key not in done for trial in cells)}
+    for combination, cells in every.items():
+        means = {cell.key: mean for cell, mean in _means(study, cells, values).items()}
+        side = edge(cells, means)
+        if side and combination[:2] not in waiting:
+            found.append(Edge(*combination, side, ranked(cells, means)[0].learning_rate))
+    return found
 
 
 def _best(study: Study, cells: Sequence[Cell], values: Mapping[str, Validation]) -> Cell | None:

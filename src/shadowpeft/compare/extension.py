@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from shadowpeft.compare.cell import Cell
@@ -14,32 +14,13 @@ from shadowpeft.compare.trials import Combination, Validation, combinations, ran
 _STEP = 2.0
 
 
-@dataclass(frozen=True)
-class Edge:
-    """A search whose best trial is at the edge of the rates tried.
-
-    Attributes:
-        model: folder or hub id of the base.
-        task: name of the task.
-        method: name of the method.
-        side: `lowest` or `highest`.
-        learning_rate: the best one.
-    """
-
-    model: str
-    task: str
-    method: str
-    side: Literal["lowest", "highest"]
-    learning_rate: float
-
-
 def searched(study: Study, records: Iterable[Record]) -> dict[Combination, list[Cell]]:
     """List all trials of every combination: those of its grid, then those that extend it, as far as known.
 
     Once all trials of a model and task have run, and the best of any method has the lowest or the highest
     rate of those tried, each method gets one more: at the edge one step beyond, else between the best rate
     and the better of its neighbours. So every method has as many trials. This is repeated `extensions` times
-    at most.
+    at most. The first seed decides: finalists are chosen among what was tried.
     """
     records = list(records)
     values, done = validations(records), {record["key"] for record in records}
@@ -53,6 +34,16 @@ def searched(study: Study, records: Iterable[Record]) -> dict[Combination, list[
             for cells in grids:
                 cells.append(_further(cells, values))
     return found
+
+
+def extended_places(study: Study, records: Iterable[Record]) -> set[tuple[str, str]]:
+    """Return the models and tasks of which a trial beyond the grid has run."""
+    grid = {cell.key for combination in combinations(study) for cell in trials(study, combination)}
+    return {
+        (record["model"], record["trained_on"])
+        for record in records
+        if record["stage"] == "search" and record["seed"] == study.search_seed and record["key"] not in grid
+    }
 
 
 def edge(cells: Sequence[Cell], values: Mapping[str, Validation]) -> Literal["lowest", "highest"] | None:
@@ -95,15 +86,3 @@ def _further_rate(cells: Sequence[Cell], values: Mapping[str, Validation]) -> fl
     beside = [*rates[max(0, at - 1) : at], *rates[at + 1 : at + 2]]
     neighbour = next((cell.learning_rate for cell in order if cell.learning_rate in beside), beside[0])
     return math.sqrt(best * neighbour)
-
-
-def edges(study: Study, records: Iterable[Record]) -> list[Edge]:
-    """List the searches that have run and whose best trial still is at the edge of the rates tried."""
-    records = list(records)
-    values, done = validations(records), {record["key"] for record in records}
-    found = []
-    for combination, cells in searched(study, records).items():
-        side = edge(cells, values)
-        if side and all(cell.key in done for cell in cells):
-            found.append(Edge(*combination, side, ranked(cells, values)[0].learning_rate))
-    return found

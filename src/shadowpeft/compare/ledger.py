@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shadowpeft.compare.cell import Cell
+from shadowpeft.compare.extension import extended_places
 from shadowpeft.compare.records import Record, current, has_read_test, read
 from shadowpeft.compare.study import Study
 from shadowpeft.compare.study_folder import STUDY, check_folder, has_records, records_path
@@ -76,13 +77,18 @@ class Ledger:
         """Count failed cells as not run, except those that could make the test split count twice.
 
         A final cell with a measurement stays as it is. So does the whole search once the test split has been
-        read: a trial that succeeds only then could change what is measured on it.
+        read: a trial that succeeds only then could change what is measured on it. And so does the search of a
+        model and task that has been extended: from another value of its trials another one would follow.
         """
-        closed = has_read_test(self.records)
+        closed, extended = has_read_test(self.records), extended_places(self.study, self.records)
         self.records = [
             record
             for record in self.records
-            if record["status"] == "ok" or (closed and record["stage"] == "search")
+            if record["status"] == "ok"
+            or (
+                record["stage"] == "search"
+                and (closed or (record["model"], record["trained_on"]) in extended)
+            )
         ]
 
     def write(self, cell: Cell, records: Sequence[Record], device: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.cell_section import cell_section
-from shadowpeft.compare.extension import edges
+from shadowpeft.compare.choice import edges
 from shadowpeft.compare.model_names import short
 from shadowpeft.compare.records import Record
 from shadowpeft.compare.results import Average, Results

@@ -12,7 +12,7 @@ from typing import Any
 
 from shadowpeft.compare.cell import Cell
 from shadowpeft.compare.checks import check_data, check_models, check_numbers
-from shadowpeft.compare.extension import Edge, edges
+from shadowpeft.compare.choice import Edge, edges
 from shadowpeft.compare.ledger import Ledger
 from shadowpeft.compare.records import Record, has_read_test, read
 from shadowpeft.compare.schedule import expected, ready

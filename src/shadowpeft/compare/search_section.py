@@ -82,7 +82,7 @@ def _note(study: Study) -> str:
         note += (
             " Where the best rate of one method was at the edge of those tried, every method got one more "
             "trial there: at the edge one step beyond, else between the best rate and the better of its "
-            "neighbours."
+            "neighbours, of one rate half, and where all failed a step lower."
         )
     if study.finalists > 1:
         note += (

@@ -35,7 +35,7 @@ class Study:
     """How many seeds each final cell is trained from (0, 1, ...)."""
     trials: int = within(4, least=1)
     """How many settings of each method are tried on the validation split."""
-    extensions: int = within(1, least=0)
+    extensions: int = within(1, least=0, most=8)
     """How often the search of a model and task is extended: if the best trial of a method has the lowest or
     the highest learning rate tried, every method gets one more trial. With 0 no grid is extended."""
     finalists: int = within(1, least=1)
