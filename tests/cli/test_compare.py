@@ -96,8 +96,8 @@ def test_grids_that_were_too_narrow_are_told(small, tmp_path, monkeypatch, capsy
     assert cli.main(command) == 0
     assert (
         "shadowpeft compare: searches whose best learning rate is at the edge of those tried: 2, such as "
-        f"0.0005, the highest of lora on {small.model} and clinc150; the best may lie beyond: give a new study "
-        "more extensions, or other rates under search" in capsys.readouterr().err.splitlines()
+        f"0.0005, the highest of lora on {small.model} and clinc150; the best may lie beyond: give a new "
+        "study more extensions, or other rates under search" in capsys.readouterr().err.splitlines()
     )
     assert cli.main([*command, "--report-only", "--json"]) == 0
     at = json.loads(capsys.readouterr().out)["at_edge"][0]
