@@ -96,11 +96,14 @@ def test_the_shadow_alone_is_the_edge_and_the_attached_model_the_cloud(
     # The same from the answers that were kept, and with the cloud's answers in a column.
     again = ["calibrate", "--data", tmp_path / "out" / "answers.jsonl", "--output", tmp_path / "more"]
     assert result([*again, "--defer", "0.3"], capsys)["threshold"] == found["threshold"]
+    before = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    assert "holds the answers of an earlier run" in mistake(words, capsys)
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
+    words[words.index(tmp_path / "out")] = tmp_path / "column"
+    assert "the column 'nope' must hold" in mistake([*words, "--cloud-answers", "nope"], capsys)
+    assert not (tmp_path / "column").exists()
     result([*words, "--cloud-answers", "big"], capsys)
-    kept = [
-        json.loads(line)
-        for line in (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    kept = lines_of(tmp_path / "column" / "answers.jsonl")
     assert all(row["cloud_right"] for row in kept)
 
 

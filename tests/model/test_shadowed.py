@@ -4,12 +4,14 @@ import copy
 import gc
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.families import attached, perturb, tiny_config, tiny_model, token_ids
 from helpers.family_cases import CASES, CHANGES, gradients, loss_and_gradients
+from torch import nn
 
 from shadowpeft import ConfigError, ShadowConfig, ShadowedModel, UnsupportedModelError, UserError, attach
 from shadowpeft.decoder.loan import Loan
@@ -149,6 +151,23 @@ def test_everything_says_that_it_was_unloaded(model, call):
     model.unload()
     with pytest.raises(UserError, match="unloaded"):
         getattr(model, call)("default")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["org/model", Path("folder"), nn.Linear(2, 2)], ids=lambda wrong: type(wrong).__name__
+)
+def test_an_adapter_is_loaded_beside_a_loaded_model(wrong, tmp_path):
+    """Catches an id in place of the model, which ended in a trace."""
+    with pytest.raises(UnsupportedModelError, match="expected a loaded transformers model, got "):
+        ShadowedModel.from_pretrained(wrong, tmp_path)
+
+
+def test_a_shadowed_model_is_no_base(base, tmp_path):
+    model = attach(base)
+    for again in (attach, lambda given: ShadowedModel.from_pretrained(given, tmp_path)):
+        with pytest.raises(UserError, match="this model has a shadow already: add_adapter"):
+            again(model)
+    assert model.base is base
 
 
 def test_an_unloaded_model_says_so(model, base, ids):

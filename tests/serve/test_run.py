@@ -83,6 +83,17 @@ def test_the_policy_of_another_adapter_is_refused(here, adapter_folder, tmp_path
         built(Serve(**here, **roles, policy=str(there)))
 
 
+def test_an_edge_without_the_adapter_of_the_policy(here, base_folder, adapter_folder, tmp_path):
+    """Catches the base kept to a promise about its shadow, and a folder of anything taken without a word."""
+    adapter_hash = identity_of("m", str(adapter_folder)).adapter_hash
+    policy(adapter="x", adapter_hash=adapter_hash).save(tmp_path / "own.json")
+    given = {**here, "cloud": "attached", "policy": str(tmp_path / "own.json")}
+    with pytest.raises(ConfigError, match="for the adapter x, and the edge is base, which has none"):
+        built(Serve(**given, edge="base"))
+    with pytest.warns(UserWarning, match=f"nothing in {base_folder} tells whether it was exported from it"):
+        built(Serve(**given, edge=str(base_folder)))
+
+
 def test_a_role_that_is_nothing_is_refused(here, routing):
     with pytest.raises(ConfigError, match="the models above are: attached, detached, base"):
         built(Serve(**here, edge="detatched", cloud="attached", policy=routing))

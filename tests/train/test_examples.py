@@ -6,7 +6,7 @@ import pytest
 from helpers.families import (
     tiny_config,
 )
-from helpers.runs import save_base
+from helpers.runs import save_base, write_rows
 from transformers import AutoConfig, AutoModelForCausalLM, MptConfig
 
 from shadowpeft import ShadowConfig, UserError, arch, attach
@@ -110,3 +110,14 @@ def test_packing_is_refused_for_families_that_cannot(
         match=f"{arch.FAMILIES[model_type].name} cannot be trained on packed rows.*leave out packing",
     ):
         train(TrainConfig(**changed, packing=True, max_length=32))
+
+
+@pytest.mark.parametrize("row", [{"foo": 1}, {"prompt": "a", "completion": 3}])
+def test_what_is_wrong_with_the_only_row_is_told_first(row, tmp_path):
+    """Catches a hint to add rows like one that cannot be used."""
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: "):
+        examples._rows(TrainConfig(model="m", data=str(path), output="o"))
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(DataError, match="needs at least 2 rows"):
+        examples._rows(TrainConfig(model="m", data=str(path), output="o"))

@@ -13,7 +13,14 @@ from shadowpeft.cli._choice import ModelChoice
 from shadowpeft.data.rows import Row
 from shadowpeft.errors import ConfigError, DataError
 from shadowpeft.evaluation.endpoint import Endpoint
-from shadowpeft.evaluation.roles import LocalRole, Role, ServerRole, answered_rows, identity_of
+from shadowpeft.evaluation.roles import (
+    LocalRole,
+    Role,
+    ServerRole,
+    answered_rows,
+    column_rights,
+    identity_of,
+)
 from shadowpeft.model import ShadowedModel
 from shadowpeft.route import answered as files
 from shadowpeft.route.answered import Answered
@@ -37,6 +44,11 @@ def answered(rows: Mapping[str, Sequence[Row]], flags: Answering, output: Path) 
                     f"{each.where} is not answered yet; give --model or --endpoint to have the rows answered"
                 )
         return {name: files.read([(row.fields, row.where) for row in some]) for name, some in rows.items()}
+    for set_name, some in rows.items():
+        # Before anything is answered: answers are what takes the time.
+        _refuse_to_overwrite(output / _file_of(set_name))
+        if flags.cloud_answers is not None:
+            column_rights(some, flags.cloud_answers)
     edge, cloud = _roles(flags)
     name = edge.endpoint.model if isinstance(edge, ServerRole) else flags.model
     by = identity_of(str(name), flags.adapter, flags.endpoint)
@@ -44,9 +56,17 @@ def answered(rows: Mapping[str, Sequence[Row]], flags: Answering, output: Path) 
     for name, some in rows.items():
         print(f"answering {len(some):,} rows: {name}", file=sys.stderr)
         found[name] = answered_rows(some, edge, by, cloud, flags.cloud_answers, flags.timed)
-        # Kept before anything can be refused: answers are what takes the time.
+        # Kept before anything else can be refused.
         files.write(found[name], output / _file_of(name))
     return found
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(
+            f"{path} holds the answers of an earlier run; read them in place of the rows, without --model "
+            "and --endpoint, or choose another output"
+        )
 
 
 def _file_of(name: str) -> str:

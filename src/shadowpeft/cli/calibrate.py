@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shadowpeft.cli._answering import Answering
 from shadowpeft.cli._choice import Dtype
 from shadowpeft.cli._libraries import require
-from shadowpeft.errors import ConfigError
+from shadowpeft.errors import ConfigError, UserError
 from shadowpeft.route.goals import Goal, Risk, Share, parse_prices
 
 if TYPE_CHECKING:
@@ -121,7 +121,13 @@ def run(
     refuse_early(len(rows["data"]), goal, score, deferral)
     _warn_of_shared(rows)
     answered = _calibration.answered(rows, flags, Path(output))
-    policy, summary = _calibrated(rows["data"], answered, goal, score, deferral, data, seed, Path(output))
+    try:
+        policy, summary = _calibrated(rows["data"], answered, goal, score, deferral, data, seed, Path(output))
+    except UserError as error:
+        if flags.reads_answers:
+            raise
+        kept = Path(output) / "answers.jsonl"
+        raise type(error)(f"{error}; the answers are kept, and --data {kept} reads them") from error
     _print(policy, summary, Path(output), json)
 
 

@@ -105,6 +105,7 @@ class ShadowedModel(  # type: ignore[misc]
 
     def __init__(self, base: PreTrainedModel) -> None:
         versions.warn_if_untested()
+        _refuse_shadowed(base)
         # In a tuple, or torch would count the parts of a multimodal model beside its language model as ours.
         self._lent: tuple[PreTrainedModel, ...] = (base,)
         base = arch.text_model_of(base)
@@ -534,6 +535,8 @@ class ShadowedModel(  # type: ignore[misc]
                 adapter; the base is left as it was.
         """
         check_type(dtype)
+        _refuse_shadowed(base)
+        arch.family_of(arch.text_model_of(base))
         folder = hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
         saved = adapter_folder.load(arch.text_model_of(base), folder)
         model = cls(base)
@@ -590,6 +593,14 @@ class ShadowedModel(  # type: ignore[misc]
         if self.base is None:
             raise UserError("this model was unloaded; attach again to the base that unload() returned")
         return self.base
+
+
+def _refuse_shadowed(base: PreTrainedModel) -> None:
+    if isinstance(base, ShadowedModel):
+        raise UserError(
+            "this model has a shadow already: add_adapter() puts another one beside it, load_adapter() reads "
+            "a saved one, and unload() gives the base back"
+        )
 
 
 def _given(inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:

@@ -351,7 +351,9 @@ def _route_of(scope: Scope, served: Served) -> protocol.Route:
             f"{_ROUTE} must be one of {', '.join(protocol.ROUTES)}, got {given[:32]!r}", param=_ROUTE
         )
     if route in ("edge", "cloud") and not served.has_roles:
-        raise RequestError(f"{_ROUTE}: {route} needs a model with edge and cloud behind it", param=_ROUTE)
+        raise RequestError(
+            f"{_ROUTE}: {route} needs a model with edge and cloud behind it, such as routed", param=_ROUTE
+        )
     if route == "local-only" and served.leaves:
         raise RequestError(f"{_ROUTE}: local-only, and this model is answered elsewhere", param=_ROUTE)
     return route

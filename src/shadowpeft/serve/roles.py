@@ -153,7 +153,10 @@ class Roles:
 
     def _refuse_other_edge(self, edge: str) -> None:
         """Refuse an edge that the policy was not made for, or say that this cannot be known."""
-        self.policy.refuse_other(adapter_hash_of(self._settings, edge))
+        adapter_hash = adapter_hash_of(self._settings, edge)
+        self.policy.refuse_other(adapter_hash)
+        if self.policy.adapter_hash and adapter_hash is None and not is_address(edge):
+            self._refuse_without_adapter(edge)
         calibrated_on = self.policy.endpoint
         if is_address(edge) == (calibrated_on is not None):
             return
@@ -162,6 +165,19 @@ class Roles:
             f"{edge}: servers differ in the tokens that they tell of, so its promise may not hold; calibrate "
             "on what answers here (shadowpeft calibrate)",
             stacklevel=2,
+        )
+
+    def _refuse_without_adapter(self, edge: str) -> None:
+        """Refuse the base in the place of an adapter's shadow, and say that a folder may hold anything."""
+        if edge in self._local:
+            raise ConfigError(
+                f"the policy was calibrated for the adapter {self.policy.adapter}, and the edge is {edge}, "
+                "which has none; name the detached model, or calibrate on this one (shadowpeft calibrate)"
+            )
+        warnings.warn(
+            f"the policy was calibrated for the adapter {self.policy.adapter}, and nothing in {edge} tells "
+            "whether it was exported from it: if not, the promise does not hold",
+            stacklevel=3,
         )
 
 

@@ -113,12 +113,14 @@ def _prompt(example: "Example") -> list[int]:
 
 def _rows(config: TrainConfig) -> "tuple[Sequence[Row], Sequence[Row]]":
     """Return the rows to train on and the rows to evaluate on."""
-    from shadowpeft.data.rows import read_rows, split_rows
+    from shadowpeft.data.rows import parse_form, read_rows, split_rows
 
     rows = read_rows(config.data)
     if config.eval_data is not None:
         return rows, read_rows(config.eval_data, split="test")
     if config.eval_fraction:
+        for row in rows[:2]:  # one that is wrong is told before there are too few
+            parse_form(row)
         return split_rows(rows, config.eval_fraction, config.seed)
     return rows, []
 
