@@ -1,5 +1,6 @@
 """From functions and files to flags: names frozen, files before flags, and mistakes in a file."""
 
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from shadowpeft.cli import eval as eval_verb
 from shadowpeft.cli import export as export_verb
 from shadowpeft.cli import generate as generate_verb
 from shadowpeft.cli import train as train_verb
+from shadowpeft.errors import ConfigError
 
 SHADOW = (
     "variant r update_width alpha dropout shadow_loss_weight inject_from shadow_layers "
@@ -134,3 +136,19 @@ def test_the_flag_shadow_is_renamed_and_no_value_that_holds_its_text():
         "--shadow_model",
         "--shadow.r",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--draft.batch-size", "0"], "draft.batch_size must be a whole number, 1 or more, got 0"),
+        (["--draft.learning-rate", "-1"], "draft.learning_rate must be above 0, got -1.0"),
+        (["--shadow.r", "0"], "shadow.r must be a whole number, at least 1"),
+        (["--batch-size", "0"], "batch_size must be a whole number, 1 or more, got 0"),
+    ],
+)
+def test_a_setting_of_a_group_is_named_with_its_group(words, message):
+    """Catches a run's own setting blamed for that of the shadow or of the drafts."""
+    given = ["--model", "m", "--data", "d", "--output", "o", *words]
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        _parser.parse("train", train_verb.run, given)

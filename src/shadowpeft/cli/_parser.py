@@ -9,7 +9,7 @@ import os
 import re
 import typing
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,9 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     try:
         words = parser.texts.from_words(_as_fields(words, known), every)
         _refuse_unknown(words, known, verb)
-        found = parser.parse_args(words)
-        values = dict(vars(parser.instantiate(parser.texts.put_back(found))))
+        found = parser.texts.put_back(parser.parse_args(words))
+        _check_groups(vars(found), _hints(run))
+        values = dict(vars(parser.instantiate(found)))
     except ArgumentError as error:
         raise ConfigError(_plain(str(error))) from error
     except SystemExit:  # --help was printed
@@ -102,6 +103,24 @@ def parse(verb: str, run: Callable[..., Any], words: Sequence[str]) -> dict[str,
     names = {entry.name for entry in dataclasses.fields(settings)}
     own = {name: value for name, value in values.items() if name not in names}
     return {"settings": settings(**{name: values[name] for name in names}), **own}
+
+
+def _check_groups(found: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Name a setting of a group as its flag does: the run may have one of the same name.
+
+    Raises:
+        ConfigError: a setting of a group is refused.
+    """
+    for group, values in found.items():
+        kind = hints.get(group)
+        if not dataclasses.is_dataclass(kind) or not isinstance(values, Namespace):
+            continue
+        try:
+            kind(**vars(values))  # type: ignore[operator]
+        except ConfigError as error:
+            names = {entry.name for entry in dataclasses.fields(kind)}
+            first = str(error).partition(" ")[0]
+            raise ConfigError(f"{group}.{error}" if first in names else str(error)) from error
 
 
 def flags(parser: ArgumentParser) -> list[str]:
