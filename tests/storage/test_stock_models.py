@@ -134,3 +134,14 @@ def test_of_a_multimodal_folder_the_language_model_is_read(tmp_path):
     assert load_classifier(str(tmp_path / "gemma3"), LABELS).score.weight.shape[0] == LABELS
     with pytest.raises(UserError, match="no sequence classifier of Mistral 3 checkpoints, which are multi"):
         load_classifier(str(tmp_path / "mistral3"), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("shadow_config.json", r"\(--adapter\)$"), ("pretrained_shadow.json", r"\(--shadow\)$")],
+)
+def test_a_folder_of_ours_that_is_no_model_is_named(tmp_path, name, said):
+    """Catches a user who is sent to look for a model_type in the config.json of an adapter."""
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        load_config(str(tmp_path))

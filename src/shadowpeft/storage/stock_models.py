@@ -167,7 +167,7 @@ def _reading(what: str, source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError, *_WRONG_VALUES) as error:
-        said, where, remedy = " ".join(str(error).split()), "folder", ""
+        said, where, remedy = " ".join(str(error).split()), "folder", _what_it_is(Path(source))
         if not Path(source).is_dir():
             where = "hub id"
             if isinstance(error, OSError):
@@ -175,6 +175,17 @@ def _reading(what: str, source: str) -> Iterator[None]:
                 said = str(error).strip().partition("\n")[0].rstrip(". ")
                 remedy = _HUB_REMEDY
         raise UserError(f"the {what} of the {where} {source} cannot be loaded: {said}{remedy}") from error
+
+
+def _what_it_is(folder: Path) -> str:
+    """Say what a folder is that is no model, if it is one of ours."""
+    from shadowpeft.storage import adapter_folder, shadow_folder
+
+    if (folder / adapter_folder.CONFIG).is_file():
+        return "; it is the folder of an adapter, which belongs beside its base (--adapter)"
+    if (folder / shadow_folder.CONFIG).is_file():
+        return "; it is a pretrained shadow, which belongs beside its base (--shadow)"
+    return ""
 
 
 def _models_beside(missing: Path) -> str:
