@@ -124,6 +124,9 @@ def test_what_cannot_draft_is_refused() -> None:
     classifier = attached(tiny_model("llama", "sequence-classification"))
     with pytest.raises(UserError, match="a classifier drafts nothing"):
         teach(classifier, TOKENIZER, prompts(4, 0), DraftConfig(steps=1))
+    for wrong, got in ((["one", "two"], "texts"), ([[1, 2]], "1")):
+        with pytest.raises(UserError, match=f"prompts must be two lists of token ids .*, got {got}$"):
+            teach(attached(tiny_model("llama")), TOKENIZER, wrong, DraftConfig(steps=1))
 
 
 # Settings and prompts

@@ -79,9 +79,14 @@ def teach(
         progress: show progress bars, if standard error is a terminal.
 
     Raises:
-        UserError: this shadow cannot draft.
+        UserError: this shadow cannot draft, or the prompts are too few or are texts.
     """
     refuse(model)
+    if len(prompts) < 2 or any(isinstance(prompt, str) for prompt in prompts):
+        got = "texts" if len(prompts) > 1 else f"{len(prompts)}"
+        raise UserError(
+            f"prompts must be two lists of token ids or more, such as tokenizer(text).input_ids, got {got}"
+        )
     model.eval()
     torch.manual_seed(seed)
     configs = (model.config, model.adapter.shadow.backbone.config)
