@@ -88,8 +88,9 @@ def test_an_edge_without_the_adapter_of_the_policy(here, base_folder, adapter_fo
     adapter_hash = identity_of("m", str(adapter_folder)).adapter_hash
     policy(adapter="x", adapter_hash=adapter_hash).save(tmp_path / "own.json")
     given = {**here, "cloud": "attached", "policy": str(tmp_path / "own.json")}
-    with pytest.raises(ConfigError, match="for the adapter x, and the edge is base, which has none"):
-        built(Serve(**given, edge="base"))
+    for other, cloud in (("base", "attached"), ("attached", "base")):
+        with pytest.raises(ConfigError, match=f"of the adapter x, and the edge {other} is another model"):
+            built(Serve(**{**given, "cloud": cloud}, edge=other))
     with pytest.warns(UserWarning, match=f"nothing in {base_folder} tells whether it was exported from it"):
         built(Serve(**given, edge=str(base_folder)))
 

@@ -45,8 +45,8 @@ def answered(rows: Mapping[str, Sequence[Row]], flags: Answering, output: Path) 
                 )
         return {name: files.read([(row.fields, row.where) for row in some]) for name, some in rows.items()}
     for set_name, some in rows.items():
-        # Before anything is answered: answers are what takes the time.
-        _refuse_to_overwrite(output / _file_of(set_name))
+        # Refused before anything is answered, which is what takes the time.
+        _refuse_to_overwrite(output / file_of(set_name))
         if flags.cloud_answers is not None:
             column_rights(some, flags.cloud_answers)
     edge, cloud = _roles(flags)
@@ -57,7 +57,7 @@ def answered(rows: Mapping[str, Sequence[Row]], flags: Answering, output: Path) 
         print(f"answering {len(some):,} rows: {name}", file=sys.stderr)
         found[name] = answered_rows(some, edge, by, cloud, flags.cloud_answers, flags.timed)
         # Kept before anything else can be refused.
-        files.write(found[name], output / _file_of(name))
+        files.write(found[name], output / file_of(name))
     return found
 
 
@@ -69,7 +69,8 @@ def _refuse_to_overwrite(path: Path) -> None:
         )
 
 
-def _file_of(name: str) -> str:
+def file_of(name: str) -> str:
+    """Return the name of the file with the answers to a set of rows."""
     return "answers.jsonl" if name == "data" else f"{name}_answers.jsonl"
 
 

@@ -126,8 +126,10 @@ def run(
     except UserError as error:
         if flags.reads_answers:
             raise
-        kept = Path(output) / "answers.jsonl"
-        raise type(error)(f"{error}; the answers are kept, and --data {kept} reads them") from error
+        kept = Path(output) / _calibration.file_of("data")
+        raise type(error)(
+            f"{error}; the answers are kept: give --data {kept}, without --model and --endpoint, to use them"
+        ) from error
     _print(policy, summary, Path(output), json)
 
 

@@ -59,21 +59,33 @@ def choices(study: Study, records: Iterable[Record]) -> dict[Combination, Settin
         0.
     """
     records = list(records)
-    values, chosen = validations(records), {}
-    for combination, cells in searched(study, records).items():
-        best = _best(study, cells, values)
-        chosen[combination] = best.setting if best else None
-        if is_untrained(combination):
-            chosen[combination] = NO_SETTING
-    return chosen
+    values = validations(records)
+    return {
+        combination: _chosen(study, combination, cells, values)
+        for combination, cells in searched(study, records).items()
+    }
+
+
+def _chosen(
+    study: Study, combination: Combination, cells: Sequence[Cell], values: Mapping[str, Validation]
+) -> Setting | None:
+    if is_untrained(combination):
+        return NO_SETTING
+    best = _best(study, cells, values)
+    if best is None:
+        return None
+    return best.setting
 
 
 def edges(study: Study, records: Iterable[Record]) -> list[Edge]:
     """List the searches whose best trial is at the edge of the rates tried, where no more will be tried."""
     records = list(records)
-    values, done, found = validations(records), {record["key"] for record in records}, []
+    values, done = validations(records), {record["key"] for record in records}
     every = searched(study, records)
-    waiting = {cell[:2] for cell, cells in every.items() if any(trial.key not in done for trial in cells)}
+    waiting = {
+        combination[:2] for combination, cells in every.items() if any(cell.key not in done for cell in cells)
+    }
+    found = []
     for combination, cells in every.items():
         means = {cell.key: mean for cell, mean in _means(study, cells, values).items()}
         side = edge(cells, means)

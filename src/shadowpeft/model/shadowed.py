@@ -535,12 +535,10 @@ class ShadowedModel(  # type: ignore[misc]
                 adapter; the base is left as it was.
         """
         check_type(dtype)
-        _refuse_shadowed(base)
-        arch.family_of(arch.text_model_of(base))
-        folder = hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
-        saved = adapter_folder.load(arch.text_model_of(base), folder)
         model = cls(base)
         try:
+            folder = hub_folder.local(folder, adapter_folder.FILES, revision, subfolder)
+            saved = adapter_folder.load(arch.text_model_of(base), folder)
             model.set_impl(impl)
             model._own(adapter, saved, dtype, is_trainable)
         except BaseException:

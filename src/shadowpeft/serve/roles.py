@@ -156,7 +156,7 @@ class Roles:
         adapter_hash = adapter_hash_of(self._settings, edge)
         self.policy.refuse_other(adapter_hash)
         if self.policy.adapter_hash and adapter_hash is None and not is_address(edge):
-            self._refuse_without_adapter(edge)
+            self._refuse_other_model(edge)
         calibrated_on = self.policy.endpoint
         if is_address(edge) == (calibrated_on is not None):
             return
@@ -167,12 +167,12 @@ class Roles:
             stacklevel=2,
         )
 
-    def _refuse_without_adapter(self, edge: str) -> None:
-        """Refuse the base in the place of an adapter's shadow, and say that a folder may hold anything."""
+    def _refuse_other_model(self, edge: str) -> None:
+        """Refuse a model here that is not the policy's shadow, and warn of a folder: it may hold anything."""
         if edge in self._local:
             raise ConfigError(
-                f"the policy was calibrated for the adapter {self.policy.adapter}, and the edge is {edge}, "
-                "which has none; name the detached model, or calibrate on this one (shadowpeft calibrate)"
+                f"the policy was calibrated for the shadow of the adapter {self.policy.adapter}, and the "
+                f"edge {edge} is another model; name the detached one"
             )
         warnings.warn(
             f"the policy was calibrated for the adapter {self.policy.adapter}, and nothing in {edge} tells "
@@ -182,10 +182,9 @@ class Roles:
 
 
 def adapter_hash_of(settings: Serve, spec: str) -> str | None:
-    """Return the hash of the adapter whose shadow plays a role; `None` where the role is no adapter's."""
+    """Return the hash of the adapter whose shadow plays a role; `None` where the role is no shadow's."""
     for name, source in settings.adapters().items():
-        names = ("attached", "detached") if name is None else (name, f"{name}-detached")
-        if spec in names:
+        if spec == ("detached" if name is None else f"{name}-detached"):
             # Not before it is needed: it imports torch.
             from shadowpeft.evaluation.roles import identity_of
 

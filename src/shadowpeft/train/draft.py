@@ -58,6 +58,14 @@ def refuse(model: ShadowedModel) -> None:
         )
 
 
+def _refuse_prompts(prompts: Sequence[list[int]]) -> None:
+    wanted = "prompts must be two lists of token ids or more, such as tokenizer(text).input_ids"
+    if any(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f"{wanted}, got texts")
+    if len(prompts) < 2:
+        raise UserError(f"{wanted}, got {len(prompts)}")
+
+
 def teach(
     model: ShadowedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -82,11 +90,7 @@ def teach(
         UserError: this shadow cannot draft, or the prompts are too few or are texts.
     """
     refuse(model)
-    if len(prompts) < 2 or any(isinstance(prompt, str) for prompt in prompts):
-        got = "texts" if len(prompts) > 1 else f"{len(prompts)}"
-        raise UserError(
-            f"prompts must be two lists of token ids or more, such as tokenizer(text).input_ids, got {got}"
-        )
+    _refuse_prompts(prompts)
     model.eval()
     torch.manual_seed(seed)
     configs = (model.config, model.adapter.shadow.backbone.config)

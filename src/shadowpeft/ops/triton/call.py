@@ -1,4 +1,7 @@
-"""Hand a compiled kernel its arguments, without Triton's launcher looking at each of them again."""
+"""Hand a compiled kernel its arguments, without Triton's launcher looking at each of them again.
+
+Beside it stands what all launches share.
+"""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
